@@ -1,0 +1,295 @@
+"""A WireGuard interface without input or output: peers, cryptokey routing, transport data (paper, 2 and 5.4.6).
+
+```
+datagrams ──handle_datagrams──▶ ┌────────┐ ──drain_packets────▶ IP packets for the TUN
+IP packets ──handle_packets───▶ │ Device │ ──drain_transmits──▶ datagrams for the UDP socket
+time ───────handle_timeout────▶ └────────┘ ──drain_events─────▶ what the owner may want to know
+```
+"""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+from itertools import count
+
+from edgeagent.proto import ecn, icmp
+from edgeagent.proto.allowedips import AllowedIPs
+from edgeagent.proto.constants import KEY_SIZE, MTU_DEFAULT, REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME_S
+from edgeagent.proto.crypto import Crypto
+from edgeagent.proto.endpoint import Endpoint, Transmit
+from edgeagent.proto.errors import DropReason, LimitReached, LocalProtocolError
+from edgeagent.proto.events import Event
+from edgeagent.proto.keys import Entropy, clamp
+from edgeagent.proto.limits import Limits
+from edgeagent.proto.messages import TRANSPORT, TRANSPORT_HEADER, TRANSPORT_SIZE_MIN
+from edgeagent.proto.peer import Peer, Shared
+from edgeagent.proto.responder import Responder
+from edgeagent.proto.session import Keypair
+from edgeagent.proto.tai64n import Tai64nClock
+from edgeagent.proto.timers import Jitter
+
+
+class Unsent:
+    """A packet from the TUN that the device could not take: its owner asks the hub for the peer, or calls `refuse`.
+
+    `reason` is NO_PEER, NO_ENDPOINT or NOT_IP; `peer` is the one without an endpoint.
+    """
+
+    __slots__ = ("packet", "peer", "reason")
+
+    def __init__(self, packet: bytes, reason: DropReason, peer: Peer | None = None) -> None:
+        self.packet = packet
+        self.reason = reason
+        self.peer = peer
+
+
+class Device:
+    """Drive it by the handle methods, then drain transmits, packets and events, then sleep until `poll_timeout()`.
+
+    `now` is any monotonic clock in seconds, the same for all calls. `entropy(n)` gives n secret random bytes,
+    `jitter()` a float in [0, 1). `mtu` is the TUN's. `drops` counts what was thrown away, by reason.
+    """
+
+    def __init__(
+        self,
+        now: float,
+        *,
+        crypto: Crypto,
+        entropy: Entropy,
+        jitter: Jitter,
+        tai64n: Tai64nClock,
+        limits: Limits,
+        mtu: int = MTU_DEFAULT,
+    ) -> None:
+        self._shared = Shared(crypto, entropy, jitter, tai64n, limits, mtu)
+        self._responder = Responder(now, self._shared)
+        self._packets: list[bytes] = []
+        self._deadlines: list[tuple[float, int, Peer]] = []  # a heap; stale entries are skipped when they come up
+        self._tickets = count()
+        self.peers: dict[bytes, Peer] = self._responder.peers
+        self.allowed_ips: AllowedIPs[Peer] = AllowedIPs(limits.allowed_ips)
+
+    # Configuration
+
+    @property
+    def private_key(self) -> bytes | None:
+        return self._shared.static_private
+
+    @property
+    def public_key(self) -> bytes:
+        """Ours, 32 B; empty without a private key."""
+        return self._shared.static_public
+
+    def set_private_key(self, now: float, key: bytes | None) -> None:
+        """32 B, or None to fall silent. Running sessions may still receive and are renewed under the new key."""
+        shared = self._shared
+        if key is not None and len(key) != KEY_SIZE:
+            raise LocalProtocolError(f"private key: {KEY_SIZE} bytes, got {len(key)}")
+        key = clamp(key) if key is not None else None
+        if key == shared.static_private:
+            return
+        shared.static_private = key
+        shared.static_public = shared.crypto.x25519_base(key) if key is not None else b""
+        if shared.static_public in self.peers:
+            self.remove_peer(now, shared.static_public)
+        self._responder.private_key_changed()
+        for peer in self.peers.values():
+            peer.expire_keys(now)
+
+    @property
+    def mtu(self) -> int:
+        return self._shared.mtu
+
+    @mtu.setter
+    def mtu(self, mtu: int) -> None:
+        self._shared.mtu = mtu
+
+    @property
+    def drops(self) -> dict[DropReason, int]:
+        return self._shared.drops
+
+    def add_peer(self, now: float, public_key: bytes) -> Peer:
+        """The peer with this key, new or known. Raises LimitReached at `limits.peers`."""
+        if len(public_key) != KEY_SIZE:
+            raise LocalProtocolError(f"public key: {KEY_SIZE} bytes, got {len(public_key)}")
+        if public_key == self._shared.static_public:
+            raise LocalProtocolError("public key: it is this device's own")
+        peer = self.peers.get(public_key)
+        if peer is None:
+            if len(self.peers) >= self._shared.limits.peers:
+                raise LimitReached(f"limits.peers: {self._shared.limits.peers} peers are in use")
+            peer = self.peers[public_key] = Peer(self._shared, public_key)
+        return peer
+
+    def remove_peer(self, now: float, public_key: bytes) -> None:
+        """Forget a peer and its keys at once; unknown keys are no error."""
+        peer = self.peers.pop(public_key, None)
+        if peer is not None:
+            peer.stop()
+            self.allowed_ips.remove_peer(peer)
+
+    def remove_all_peers(self, now: float) -> None:
+        for public_key in list(self.peers):
+            self.remove_peer(now, public_key)
+
+    def touched(self, peer: Peer) -> None:
+        """To be called after a peer's own methods were used from outside: its timers may have moved."""
+        deadline = peer.timers.next_deadline()
+        if deadline is not None and (peer.scheduled_at is None or deadline < peer.scheduled_at):
+            peer.scheduled_at = deadline
+            heappush(self._deadlines, (deadline, next(self._tickets), peer))
+
+    # Inputs
+
+    def handle_datagrams(self, now: float, batch: list[tuple[bytes, Endpoint, int]]) -> None:
+        """Datagrams from the UDP sockets: (datagram, source, ECN field of the outer header)."""
+        heard: dict[Keypair, bool] = {}
+        for datagram, endpoint, outer_ecn in batch:
+            if len(datagram) >= TRANSPORT_SIZE_MIN and datagram[0] == TRANSPORT:
+                self._receive(now, datagram, endpoint, outer_ecn, heard)
+            else:
+                self._responder.enqueue(now, datagram, endpoint)
+        for keypair, data in heard.items():
+            keypair.peer.received(now, keypair, data=data)
+            self.touched(keypair.peer)
+        for peer in self._responder.answer(now):
+            self.touched(peer)
+
+    def handle_packets(self, now: float, packets: list[bytes]) -> list[Unsent]:
+        """IP packets from the TUN. Returns those that have nowhere to go; they are the caller's again."""
+        lookup = self.allowed_ips.lookup
+        unsent: list[Unsent] = []
+        by_peer: dict[Peer, list[bytes]] = {}
+        for packet in packets:
+            version = packet[0] >> 4 if len(packet) >= 20 else 0
+            if version == 4:
+                peer = lookup(packet[16:20])
+            elif version == 6 and len(packet) >= 40:
+                peer = lookup(packet[24:40])
+            else:
+                unsent.append(Unsent(packet, DropReason.NOT_IP))
+                continue
+            if peer is None:
+                unsent.append(Unsent(packet, DropReason.NO_PEER))
+            elif peer.endpoint is None:
+                unsent.append(Unsent(packet, DropReason.NO_ENDPOINT, peer))
+            elif peer in by_peer:
+                by_peer[peer].append(packet)
+            else:
+                by_peer[peer] = [packet]
+        for peer, mine in by_peer.items():
+            peer.send(now, mine)
+            self.touched(peer)
+        return unsent
+
+    def refuse(self, unsent: Unsent) -> None:
+        """Drop what `handle_packets` returned, count it, and answer with an ICMP unreachable where one may be sent."""
+        self._shared.drops[unsent.reason] += 1
+        if unsent.reason is not DropReason.NOT_IP:
+            answer = icmp.unreachable(unsent.packet)
+            if answer is not None:
+                self._packets.append(answer)
+
+    def handle_timeout(self, now: float) -> None:
+        """To be called at `poll_timeout()`; calling it earlier or later is harmless."""
+        while self._deadlines and self._deadlines[0][0] <= now:
+            deadline, _, peer = heappop(self._deadlines)
+            if peer.scheduled_at != deadline:
+                continue
+            peer.scheduled_at = None
+            if self.peers.get(peer.public_key) is peer:
+                peer.handle_timeout(now)
+                self.touched(peer)
+        for peer in self._responder.answer(now):
+            self.touched(peer)
+
+    def transmit_failed(self, now: float, endpoint: Endpoint) -> None:
+        """The kernel would not send from `endpoint.local` (EINVAL, ENETUNREACH, EADDRNOTAVAIL, ENODEV): let it go."""
+        for peer in self.peers.values():
+            if peer.endpoint == endpoint:
+                peer.endpoint = endpoint.unpinned()
+
+    # Outputs
+
+    def poll_timeout(self) -> float | None:
+        """When `handle_timeout` is next wanted, on the clock of `now`; None for never."""
+        if self._responder.waiting:
+            return 0.0
+        while self._deadlines and self._deadlines[0][2].scheduled_at != self._deadlines[0][0]:
+            heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else None
+
+    def drain_transmits(self) -> list[Transmit]:
+        transmits, self._shared.transmits = self._shared.transmits, []
+        return transmits
+
+    def drain_packets(self) -> list[bytes]:
+        packets, self._packets = self._packets, []
+        return packets
+
+    def drain_events(self) -> list[Event]:
+        events = list(self._shared.events)
+        self._shared.events.clear()
+        return events
+
+    # Transport data
+
+    def _receive(
+        self, now: float, datagram: bytes, endpoint: Endpoint, outer_ecn: int, heard: dict[Keypair, bool]
+    ) -> None:
+        """Paper 5.4.6, in this order: key → decrypt → replay window → roam → trim → allowed IPs → ECN → deliver."""
+        shared = self._shared
+        kind, index, counter = TRANSPORT_HEADER.unpack_from(datagram)
+        if kind != TRANSPORT:
+            shared.drops[DropReason.MALFORMED] += 1
+            return
+        keypair = shared.indices.entries.get(index)
+        if keypair is None or keypair.__class__ is not Keypair:
+            shared.drops[DropReason.UNKNOWN_INDEX] += 1
+            return
+        if now - keypair.created_at >= REJECT_AFTER_TIME_S or counter >= REJECT_AFTER_MESSAGES:
+            shared.drops[DropReason.KEY_EXPIRED] += 1
+            return
+        packet = shared.crypto.open_transport(keypair.receive_key, counter, datagram)
+        if packet is None:
+            shared.drops[DropReason.AUTHENTICATION] += 1
+            return
+        if not keypair.replay.accept(counter):
+            shared.drops[DropReason.REPLAYED] += 1
+            return
+        peer = keypair.peer
+        if peer.endpoint is not endpoint:
+            peer.roam(endpoint)
+        peer.rx_bytes += len(datagram)
+        if not packet:
+            heard.setdefault(keypair, False)
+            return
+        heard[keypair] = True
+
+        version = packet[0] >> 4
+        size = len(packet)
+        if version == 4 and size >= 20:
+            length = packet[2] << 8 | packet[3]
+            source = packet[12:16]
+            sound = 20 <= length <= size
+        elif version == 6 and size >= 40:
+            length = (packet[4] << 8 | packet[5]) + 40
+            source = packet[8:24]
+            sound = length <= size
+        else:
+            sound = False
+        if not sound:
+            shared.drops[DropReason.INNER_MALFORMED] += 1
+            return
+        if length != size:
+            packet = packet[:length]
+        if self.allowed_ips.lookup(source) is not peer:
+            shared.drops[DropReason.INNER_SOURCE] += 1
+            return
+        if outer_ecn:
+            marked = ecn.decapsulate(packet, outer_ecn)
+            if marked is None:
+                shared.drops[DropReason.INNER_ECN] += 1
+                return
+            packet = marked
+        self._packets.append(packet)

@@ -1,0 +1,64 @@
+"""Where datagrams come from and go to."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+
+class Endpoint:
+    """A UDP endpoint of a peer, with the local source address that reached it (a sticky source).
+
+    `addr` is the sockaddr of the socket module: (host, port), or (host, port, 0, scope id) for IPv6.
+    `local` is (our source address as 4 or 16 B, interface index), or None to let the kernel choose.
+    Treated as immutable; two endpoints are equal when both parts are.
+    """
+
+    __slots__ = ("addr", "local")
+
+    def __init__(
+        self, addr: tuple[str, int] | tuple[str, int, int, int], local: tuple[bytes, int] | None = None
+    ) -> None:
+        self.addr = addr
+        self.local = local
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Endpoint) and self.addr == other.addr and self.local == other.local
+
+    def __hash__(self) -> int:
+        return hash(self.addr)
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self})"
+
+    def __str__(self) -> str:
+        host, port = self.addr[0], self.addr[1]
+        if ":" not in host:
+            return f"{host}:{port}"
+        scope = self.addr[3] if len(self.addr) == 4 else 0
+        return f"[{host}%{scope}]:{port}" if scope and "%" not in host else f"[{host}]:{port}"
+
+    def ip_bytes(self) -> bytes:
+        """The remote address, 4 or 16 B."""
+        return ip_address(self.addr[0].partition("%")[0]).packed
+
+    def source_bytes(self) -> bytes:
+        """What stands for the sender in a cookie: address ‖ port, big-endian (WireGuard paper 5.4.7)."""
+        return self.ip_bytes() + self.addr[1].to_bytes(2, "big")
+
+    def unpinned(self) -> Endpoint:
+        """The same remote, with the source address left to the kernel."""
+        return Endpoint(self.addr)
+
+
+class Transmit:
+    """Datagrams to one endpoint, all with one ECN field (0–3), in order."""
+
+    __slots__ = ("datagrams", "ecn", "endpoint")
+
+    def __init__(self, endpoint: Endpoint, datagrams: list[bytes], ecn: int = 0) -> None:
+        self.endpoint = endpoint
+        self.datagrams = datagrams
+        self.ecn = ecn
+
+    def __repr__(self) -> str:
+        return f"Transmit({self.endpoint}, {len(self.datagrams)} datagrams, ecn={self.ecn})"

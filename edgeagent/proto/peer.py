@@ -1,0 +1,439 @@
+"""One WireGuard peer: its keypairs, timers, staged packets and endpoint (paper, sections 2.1, 5.4 and 6)."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from edgeagent.proto import noise
+from edgeagent.proto.constants import (
+    HANDSHAKE_ATTEMPTS_MAX,
+    INITIATION_SPACING_MIN_S,
+    KEY_SIZE,
+    PADDING_MULTIPLE,
+    PERSISTENT_KEEPALIVE_MAX_S,
+    REKEY_AFTER_MESSAGES,
+    REKEY_AFTER_TIME_S,
+    REKEY_ON_RECEIVE_AFTER_S,
+    REKEY_TIMEOUT_S,
+)
+from edgeagent.proto.cookie import CookieGenerator
+from edgeagent.proto.crypto import Crypto
+from edgeagent.proto.ecn import inner_ecn
+from edgeagent.proto.endpoint import Endpoint, Transmit
+from edgeagent.proto.errors import DropReason, LocalProtocolError
+from edgeagent.proto.events import EndpointRoamed, Event, HandshakeCompleted, HandshakeFailed
+from edgeagent.proto.indextable import IndexTable
+from edgeagent.proto.keys import Entropy, fingerprint
+from edgeagent.proto.limits import Limits
+from edgeagent.proto.messages import TRANSPORT, TRANSPORT_HEADER, Response
+from edgeagent.proto.session import Keypair, Keypairs
+from edgeagent.proto.tai64n import Tai64nClock
+from edgeagent.proto.timers import Jitter, Timer, Timers
+
+_TIMESTAMP_NONE = bytes(12)
+PSK_NONE = bytes(KEY_SIZE)
+
+
+class Shared:
+    """What all peers of a device have in common: providers, tables, our own keys, and the outputs."""
+
+    __slots__ = (
+        "crypto",
+        "drops",
+        "entropy",
+        "events",
+        "indices",
+        "jitter",
+        "limits",
+        "mtu",
+        "static_private",
+        "static_public",
+        "tai64n",
+        "transmits",
+    )
+
+    def __init__(
+        self, crypto: Crypto, entropy: Entropy, jitter: Jitter, tai64n: Tai64nClock, limits: Limits, mtu: int
+    ) -> None:
+        self.crypto = crypto
+        self.entropy = entropy
+        self.jitter = jitter
+        self.tai64n = tai64n
+        self.limits = limits
+        self.mtu = mtu
+        self.static_private: bytes | None = None
+        self.static_public = b""
+        self.indices: IndexTable[Peer | Keypair] = IndexTable(entropy)
+        self.transmits: list[Transmit] = []
+        self.events: deque[Event] = deque(maxlen=limits.events)
+        self.drops: dict[DropReason, int] = dict.fromkeys(DropReason, 0)
+
+
+class Peer:
+    """Made by `Device.add_peer`. Configuration by its setters, traffic by the device, figures as attributes.
+
+    `rx_bytes` and `tx_bytes` count whole datagrams, as `wg show` does.
+    """
+
+    __slots__ = (
+        "_cookies",
+        "_handshake",
+        "_initiated_at",
+        "_initiation_consumed_at",
+        "_lastminute_handshake",
+        "_latest_timestamp",
+        "_shared",
+        "endpoint",
+        "keypairs",
+        "last_handshake_at",
+        "last_handshake_wall_s",
+        "last_traffic_at",
+        "preshared_key",
+        "public_key",
+        "rx_bytes",
+        "scheduled_at",
+        "staged",
+        "timers",
+        "tx_bytes",
+    )
+
+    def __init__(self, shared: Shared, public_key: bytes) -> None:
+        self._shared = shared
+        self.public_key = public_key
+        self.preshared_key = PSK_NONE
+        self.endpoint: Endpoint | None = None
+        self.keypairs = Keypairs()
+        self.timers = Timers()
+        self.staged: deque[bytes] = deque()
+        self.last_handshake_at: float | None = None
+        self.last_handshake_wall_s = 0.0
+        self.last_traffic_at: float | None = None  # when a data packet last went out or came in
+        self.rx_bytes = 0
+        self.tx_bytes = 0
+        self.scheduled_at: float | None = None  # the device's own note of when it will look at the timers
+        self._cookies = CookieGenerator(shared.crypto, public_key)
+        self._handshake: noise.Handshake | None = None
+        self._initiated_at: float | None = None
+        self._initiation_consumed_at: float | None = None
+        self._latest_timestamp = _TIMESTAMP_NONE
+        self._lastminute_handshake = False
+
+    def __repr__(self) -> str:
+        return f"Peer({fingerprint(self.public_key)})"
+
+    # Configuration
+
+    def set_preshared_key(self, key: bytes) -> None:
+        """32 B; all zero for none. Takes effect at the next handshake."""
+        if len(key) != KEY_SIZE:
+            raise LocalProtocolError(f"preshared key: {KEY_SIZE} bytes, got {len(key)}")
+        self.preshared_key = key
+
+    def set_endpoint(self, endpoint: Endpoint | None) -> None:
+        self.endpoint = endpoint
+
+    def set_persistent_keepalive(self, now: float, interval_s: int) -> None:
+        """0 switches it off. Switching it on sends one at once, as `wg` users expect of it."""
+        if not 0 <= interval_s <= PERSISTENT_KEEPALIVE_MAX_S:
+            raise LocalProtocolError(f"persistent keepalive: 0 to {PERSISTENT_KEEPALIVE_MAX_S} s, got {interval_s}")
+        switched_on = interval_s and not self.timers.persistent_keepalive_s
+        self.timers.set_persistent_keepalive(now, interval_s)
+        if switched_on:
+            self.send_keepalive(now)
+
+    @property
+    def persistent_keepalive_s(self) -> int:
+        return self.timers.persistent_keepalive_s
+
+    # Packets out
+
+    def send(self, now: float, packets: list[bytes]) -> None:
+        """Seal IP packets and send them; without usable keys stage them and begin a handshake."""
+        keypair = self._sending_keypair(now, len(packets))
+        if keypair is None:
+            for packet in packets:
+                self.stage(packet)
+            self.begin_handshake(now)
+            return
+        self._seal(now, keypair, packets)
+        self.timers.data_sent(now, self._shared.jitter())
+        self.last_traffic_at = now
+        self._keep_key_fresh_on_send(now, keypair)
+
+    def stage(self, packet: bytes) -> None:
+        """Keep an IP packet until there are keys; the oldest gives way."""
+        if len(self.staged) >= self._shared.limits.staged_packets:
+            self.staged.popleft()
+            self._drop(DropReason.STAGED_FULL)
+        self.staged.append(packet)
+
+    def send_keepalive(self, now: float) -> None:
+        """Send an empty packet, or what is staged; without keys begin a handshake, which says as much."""
+        if self.endpoint is None:
+            return
+        if self.staged:
+            self.send_staged(now)
+            return
+        keypair = self._sending_keypair(now, 1)
+        if keypair is None:
+            self.begin_handshake(now)
+        else:
+            self._seal(now, keypair, [b""])
+            self._keep_key_fresh_on_send(now, keypair)
+
+    def send_staged(self, now: float) -> None:
+        packets = list(self.staged)
+        self.staged.clear()
+        if packets:
+            self.send(now, packets)
+
+    def _sending_keypair(self, now: float, packets: int) -> Keypair | None:
+        keypair = self.keypairs.current
+        return keypair if keypair is not None and keypair.can_send(now, packets) else None
+
+    def _seal(self, now: float, keypair: Keypair, packets: list[bytes]) -> None:
+        endpoint = self.endpoint
+        if endpoint is None:
+            self._drop(DropReason.NO_ENDPOINT, len(packets))
+            return
+        seal = self._shared.crypto.seal_transport
+        pack = TRANSPORT_HEADER.pack
+        mtu = self._shared.mtu
+        key, index, counter = keypair.send_key, keypair.remote_index, keypair.send_counter
+        by_ecn: dict[int, list[bytes]] = {}
+        size_total = 0
+        for packet in packets:
+            ecn = 0
+            size = len(packet)
+            if size:
+                ecn = inner_ecn(packet)
+                padding = -size % PADDING_MULTIPLE
+                if padding and size + padding > mtu:  # never past the MTU (paper 5.4.6)
+                    padding = max(0, mtu - size)
+                if padding:
+                    packet += bytes(padding)
+            datagram = seal(key, pack(TRANSPORT, index, counter), counter, packet)
+            counter += 1
+            size_total += len(datagram)
+            try:
+                by_ecn[ecn].append(datagram)
+            except KeyError:
+                by_ecn[ecn] = [datagram]
+        keypair.send_counter = counter
+        self.tx_bytes += size_total
+        for ecn, datagrams in by_ecn.items():
+            self._shared.transmits.append(Transmit(endpoint, datagrams, ecn))
+        self.timers.authenticated_sent(now)
+
+    def _keep_key_fresh_on_send(self, now: float, keypair: Keypair) -> None:
+        # Paper 6.2: only the initiator renews by age, or both would at once
+        too_old = keypair.is_initiator and now - keypair.created_at >= REKEY_AFTER_TIME_S
+        if too_old or keypair.send_counter > REKEY_AFTER_MESSAGES:
+            self.begin_handshake(now)
+
+    # Packets in: the device has authenticated what it reports here
+
+    def roam(self, endpoint: Endpoint) -> None:
+        """An authenticated datagram came from `endpoint`: answer there (paper, section 2.1)."""
+        before = self.endpoint
+        if before is endpoint or before == endpoint:
+            return
+        self.endpoint = endpoint
+        if before is None or before.addr != endpoint.addr:
+            self._shared.events.append(EndpointRoamed(self, endpoint))
+
+    def received(self, now: float, keypair: Keypair, *, data: bool) -> None:
+        """One batch of transport messages was authenticated under `keypair`; `data`: not only keepalives."""
+        if keypair is self.keypairs.next:
+            self._forget(self.keypairs.confirm_next())
+            self._handshake_completed(now)
+            self.send_staged(now)
+        self.timers.authenticated_received(now)
+        if data:
+            self.timers.data_received(now)
+            self.last_traffic_at = now
+        current = self.keypairs.current
+        if (
+            current is not None
+            and current.is_initiator
+            and not self._lastminute_handshake
+            and now - current.created_at >= REKEY_ON_RECEIVE_AFTER_S
+        ):
+            self._lastminute_handshake = True
+            self.begin_handshake(now)
+
+    # Handshakes
+
+    def begin_handshake(self, now: float, *, again: bool = False, anew: bool = False) -> bool:
+        """Send an initiation, unless one went out less than Rekey-Timeout ago (paper 6.1). True if it was sent.
+
+        `again` continues a row of attempts; `anew` is for an endpoint that only now became known: the spacing of 5 s
+        protects a peer that was asked, and this one was not.
+        """
+        shared = self._shared
+        if not again:
+            self.timers.attempts = 0
+        if self.endpoint is None or shared.static_private is None:
+            return False
+        spacing = INITIATION_SPACING_MIN_S if anew else REKEY_TIMEOUT_S
+        if self._initiated_at is not None and now - self._initiated_at < spacing:
+            return False
+        self._abandon_handshake()
+        index = shared.indices.insert(self)
+        created = noise.create_initiation(
+            shared.crypto,
+            shared.entropy,
+            shared.static_private,
+            shared.static_public,
+            self.public_key,
+            shared.tai64n.stamp(now),
+            index,
+        )
+        if created is None:
+            shared.indices.remove(index)
+            return False
+        self._handshake, initiation = created
+        self._initiated_at = now
+        self._transmit(self._cookies.add_macs(now, initiation.body()))
+        self.timers.initiated(now, shared.jitter())
+        return True
+
+    def consume_initiation(self, now: float, opened: noise.OpenedInitiation, size: int, endpoint: Endpoint) -> bool:
+        """Answer an initiation of this peer (`size` in bytes, from `endpoint`). False where it was dropped."""
+        shared = self._shared
+        if opened.timestamp <= self._latest_timestamp:
+            self._drop(DropReason.INITIATION_REPLAYED)
+            return False
+        last = self._initiation_consumed_at
+        if last is not None and now - last < INITIATION_SPACING_MIN_S:
+            self._drop(DropReason.INITIATION_FLOOD)
+            return False
+        self._latest_timestamp = opened.timestamp
+        self._initiation_consumed_at = now
+        index = shared.indices.insert(self)
+        created = noise.create_response(
+            shared.crypto, shared.entropy, opened.handshake, self.public_key, self.preshared_key, index
+        )
+        noise.wipe(shared.crypto, opened.handshake)
+        if created is None:
+            shared.indices.remove(index)
+            self._drop(DropReason.INITIATION_INVALID)
+            return False
+        response, keys = created
+        self.rx_bytes += size
+        self.roam(endpoint)
+        self.timers.authenticated_received(now)
+        self._add_keypair(now, Keypair(now, self, keys, is_initiator=False))
+        self._transmit(self._cookies.add_macs(now, response.body()))
+        self.timers.authenticated_sent(now)
+        return True
+
+    def consume_response(self, now: float, message: Response, size: int, endpoint: Endpoint) -> bool:
+        """The answer to our initiation. False where it was dropped; a forged one does not end the handshake."""
+        shared = self._shared
+        handshake = self._handshake
+        if handshake is None or handshake.local_index != message.receiver_index or shared.static_private is None:
+            self._drop(DropReason.RESPONSE_UNEXPECTED)
+            return False
+        keys = noise.open_response(shared.crypto, shared.static_private, self.preshared_key, handshake, message)
+        if keys is None:
+            self._drop(DropReason.RESPONSE_INVALID)
+            return False
+        noise.wipe(shared.crypto, handshake)
+        self._handshake = None
+        self.rx_bytes += size
+        self.roam(endpoint)
+        self._add_keypair(now, Keypair(now, self, keys, is_initiator=True))
+        self.timers.authenticated_received(now)
+        self._handshake_completed(now)
+        if self.staged:
+            self.send_staged(now)
+        else:
+            self.send_keepalive(now)  # confirms the keys to the responder (paper 5.4.6)
+        return True
+
+    @property
+    def cookies(self) -> CookieGenerator:
+        return self._cookies
+
+    # Timers and ends
+
+    def handle_timeout(self, now: float) -> None:
+        kept_alive = False
+        for timer in self.timers.due(now):
+            if timer is Timer.RETRANSMIT:
+                self._retransmit(now)
+            elif timer is Timer.NEW_HANDSHAKE:
+                self._unpin_source()
+                self.begin_handshake(now)
+            elif timer is Timer.ZERO_KEYS:
+                self.wipe()
+            elif not kept_alive:
+                self.send_keepalive(now)
+                kept_alive = True
+
+    def expire_keys(self, now: float) -> None:
+        """Our own key changed: what runs may still come in, but nothing more goes out under it."""
+        self._abandon_handshake()
+        self._initiated_at = None
+        for keypair in (self.keypairs.current, self.keypairs.next):
+            if keypair is not None:
+                keypair.may_send = False
+
+    def wipe(self) -> None:
+        """Forget all key material (paper 6.3: after 3 x Reject-After-Time; also on removal)."""
+        self._abandon_handshake()
+        self._forget(self.keypairs.clear())
+
+    def stop(self) -> None:
+        """The peer is being removed."""
+        self.wipe()
+        self.timers.stop()
+        self.staged.clear()
+
+    def _retransmit(self, now: float) -> None:
+        if self.timers.attempts >= HANDSHAKE_ATTEMPTS_MAX:
+            self._drop(DropReason.STAGED_EXPIRED, len(self.staged))
+            self.staged.clear()
+            self.timers.gave_up(now)
+            self._shared.events.append(HandshakeFailed(self))
+            return
+        self.timers.attempts += 1
+        self._unpin_source()
+        self.begin_handshake(now, again=True)
+
+    def _unpin_source(self) -> None:
+        # The source address that worked once may be why nothing comes back now
+        if self.endpoint is not None and self.endpoint.local is not None:
+            self.endpoint = self.endpoint.unpinned()
+
+    def _handshake_completed(self, now: float) -> None:
+        self.timers.handshake_completed()
+        self._lastminute_handshake = False
+        self.last_handshake_at = now
+        self.last_handshake_wall_s = self._shared.tai64n.wall(now)
+        self._shared.events.append(HandshakeCompleted(self))
+
+    def _add_keypair(self, now: float, keypair: Keypair) -> None:
+        self._shared.indices.replace(keypair.local_index, keypair)
+        self._forget(self.keypairs.add(keypair))
+        self.timers.session_derived(now)
+
+    def _forget(self, keypairs: list[Keypair]) -> None:
+        for keypair in keypairs:
+            self._shared.indices.remove(keypair.local_index)
+            keypair.wipe(self._shared.crypto)
+
+    def _abandon_handshake(self) -> None:
+        if self._handshake is not None:
+            self._shared.indices.remove(self._handshake.local_index)
+            noise.wipe(self._shared.crypto, self._handshake)
+            self._handshake = None
+
+    def _transmit(self, datagram: bytes) -> None:
+        if self.endpoint is not None:
+            self.tx_bytes += len(datagram)
+            self._shared.transmits.append(Transmit(self.endpoint, [datagram]))
+
+    def _drop(self, reason: DropReason, count: int = 1) -> None:
+        self._shared.drops[reason] += count
