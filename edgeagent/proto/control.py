@@ -1,0 +1,206 @@
+"""The table of bodies: what every control message and every signed object holds (docs/protocol.md)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgeagent.proto.names import (
+    DOMAIN_BYTES_MAX,
+    is_capability,
+    is_claim_id,
+    is_device_id,
+    is_domain,
+    is_host_name,
+    is_host_port,
+    is_network_id,
+    is_subject,
+    is_tag,
+)
+from edgeagent.proto.refusals import ControlDrop, ControlError
+from edgeagent.proto.schema import (
+    Anything,
+    Blob,
+    Choice,
+    Fields,
+    Flag,
+    List,
+    Nullable,
+    Prefix,
+    Raw,
+    Row,
+    Schema,
+    Table,
+    Text,
+    Uint,
+    Word,
+    describe,
+)
+
+HAVE_MAX = 64  # records that one `ask` names
+FEED_ENDPOINTS_MAX = 8
+NODE_KEYS_MAX = 4  # one in use, one coming; more only while a renewal was cut off
+ROUTES_MAX = 64
+TAGS_MAX = 32
+HOSTS_MAX = 8
+EPOCH_MAX = 1 << 48  # what the hub may raise a device to, so that there is always a next one
+RECORD_BYTES_MAX = 4_096
+MAP_BYTES_MAX = 16_384
+CA_BYTES_MAX = 8_192
+
+KEY = Raw(32)
+BOOT = Raw(16)
+STAMP = Uint()
+NETWORK = Text(16, "network id", is_network_id)
+DEVICE = Text(24, "device id", is_device_id)
+CLAIM = Text(18, "claim id", is_claim_id)
+HOST = Text(63, "host name (one DNS label, lower case)", is_host_name)
+HOSTS = List(Text(DOMAIN_BYTES_MAX + 6, "host:port", is_host_port), HOSTS_MAX, 1)
+TAGS = List(Text(67, "tag:name", is_tag), TAGS_MAX)
+DOMAIN = Text(DOMAIN_BYTES_MAX, "domain name", is_domain)
+NODE_KEYS = List(Row(KEY, Uint()), NODE_KEYS_MAX, 1)
+FACTS = Table(Text(128), 16)
+RELAYS = List(Text(63, "relay id or region (one DNS label, lower case)", is_host_name), 8)
+
+# The head of every signed object. `b` is checked against the body of its kind.
+HEAD = Fields(
+    {
+        "t": Text(16),
+        "n": NETWORK,
+        "s": Text(24, "device id or hub", is_subject),
+        "e": STAMP,
+        "q": STAMP,
+        "w": Uint(),
+        "b": Anything(),
+    },
+    {"nb": Uint(), "na": Uint()},
+)
+
+BODIES: dict[str, Schema] = {
+    # device → hub
+    "join": Fields(
+        {
+            "claim": CLAIM,
+            "secret": Raw(16),
+            "dk": KEY,
+            "nk": KEY,
+            "bk": KEY,
+            "pw": Text(128),
+            "host": HOST,
+            "boot": BOOT,
+            "facts": FACTS,
+        }
+    ),
+    "birth": Fields({"boot": BOOT, "ver": Text(64), "map": Row(STAMP, STAMP), "nk": KEY, "facts": FACTS}, grows=True),
+    "state": Fields({"up": Flag()}),
+    "ask": Choice(
+        {
+            "a": Fields({"id": Uint(), "a": Raw(4, 16)}),
+            "h": Fields({"id": Uint(), "h": HOST}),
+            "k": Fields({"id": Uint(), "k": KEY}),
+            "have": Fields({"id": Uint(), "have": List(Row(DEVICE, STAMP, STAMP, Uint()), HAVE_MAX)}),
+        }
+    ),
+    "report": Fields({"nk": KEY}),
+    # hub → device
+    "admit": Choice(
+        {
+            "ok": Fields({"ok": Flag(True), "map": Blob(MAP_BYTES_MAX), "ca": Blob(CA_BYTES_MAX)}, grows=True),
+            "wait": Fields({"wait": Flag(True)}, grows=True),
+            "no": Fields(
+                {
+                    "no": Word("used-up", "expired", "revoked", "unknown", "denied", "name-taken", "bad-request"),
+                    "name": Text(63),
+                },
+                grows=True,
+            ),
+        }
+    ),
+    "map": Fields(
+        {
+            "id": DEVICE,
+            "name": HOST,
+            "addrs": Row(Raw(4), Raw(16)),
+            "tags": TAGS,
+            "domain": DOMAIN,
+            "v4": Prefix(4),
+            "v6": Prefix(16),
+            "fk": KEY,
+            "fg": Uint(),
+            "bx": KEY,
+            "h": HOSTS,
+            "nk": NODE_KEYS,
+            "na": Uint(),
+            "set": Table(Uint(-(1 << 31), (1 << 31) - 1), 64),
+        },
+        grows=True,
+    ),
+    "rec": Choice(
+        {
+            "rec": Fields({"rec": Blob(RECORD_BYTES_MAX), "fk": KEY, "fg": Uint()}, {"id": Uint()}, grows=True),
+            "no": Fields({"no": Word("unknown", "forbidden"), "ttl": Uint(0, 86_400), "id": Uint()}, grows=True),
+            "gone": Fields({"gone": Blob(1_024)}, grows=True),
+        }
+    ),
+    "time": Fields({}, {"e": Uint(0, EPOCH_MAX)}, grows=True),
+    "hub": Fields({"up": Flag(), "bx": KEY}, grows=True),
+    # signed by the hub, read by any device
+    "record": Fields(
+        {
+            "name": HOST,
+            "addrs": List(Raw(4, 16), 4, 1),
+            "dk": KEY,
+            "nk": NODE_KEYS,
+            "tags": TAGS,
+            "user": Text(128),
+            "routes": List(Prefix(4, 16), ROUTES_MAX),
+        },
+        grows=True,
+    ),
+    "gone": Fields({}, grows=True),
+    # signed by the hub, read by relays
+    "pass": Fields({"nk": KEY, "rl": RELAYS, "rg": RELAYS, "rc": Uint(0, 7)}, grows=True),
+    # device → devices
+    "feed": Fields(
+        {
+            "boot": BOOT,
+            "nk": KEY,
+            "ep": List(Row(Raw(4, 16), Uint(1, 65_535)), FEED_ENDPOINTS_MAX),
+            "dk": Nullable(KEY),
+            "hr": Nullable(Text(64)),
+            "nat": Nullable(Text(32)),
+            "aw": Flag(),
+            "cap": Nullable(Text(43, "capability", is_capability)),
+        },
+        grows=True,
+    ),
+}
+
+VALIDITY_REQUIRED = ("record", "pass")
+VALIDITY_ALLOWED = ("record", "pass", "gone", "map", "hub")
+
+
+def check_body(kind: str, body: Any) -> dict[str, Any]:
+    """`body` as the reader of `kind` should see it. Raises ControlError: WRONG_KIND, or BAD_FIELD naming the field."""
+    schema = BODIES.get(kind)
+    if schema is None:
+        raise ControlError(ControlDrop.WRONG_KIND, "t: no kind of this version")
+    checked: dict[str, Any] = schema.check(body, kind)
+    return checked
+
+
+def check_validity_fields(kind: str, not_before: int | None, not_after: int | None) -> None:
+    """`nb` and `na` come together, where they must and nowhere else."""
+    if (not_before is None) != (not_after is None):
+        raise ControlError(ControlDrop.BAD_FIELD, f"{kind}.{'nb' if not_before is None else 'na'}: missing")
+    if not_before is None and kind in VALIDITY_REQUIRED:
+        raise ControlError(ControlDrop.BAD_FIELD, f"{kind}.nb: missing")
+    if not_before is not None and kind not in VALIDITY_ALLOWED:
+        raise ControlError(ControlDrop.BAD_FIELD, f"{kind}.nb: none in this kind")
+
+
+def print_table() -> str:
+    """The whole table as text, for people and for the documentation."""
+    lines = describe(HEAD, "(head)")
+    for kind, schema in BODIES.items():
+        lines += describe(schema, kind)
+    return "\n".join(lines)

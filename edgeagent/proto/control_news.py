@@ -1,0 +1,64 @@
+"""What the control plane of a device has learned, for the node to act on."""
+
+from __future__ import annotations
+
+from edgeagent.proto.records import Entry, Query
+
+
+class RecordCame:
+    """A record is new, or another than before."""
+
+    __slots__ = ("entry",)
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+
+
+class RecordLost:
+    """A record was removed by the hub (`gone`) or gave way to others."""
+
+    __slots__ = ("entry", "gone")
+
+    def __init__(self, entry: Entry, *, gone: bool) -> None:
+        self.entry = entry
+        self.gone = gone
+
+
+class FeedCame:
+    """A peer said something new about itself."""
+
+    __slots__ = ("entry",)
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+
+
+class Answered:
+    """The end of a question; `entry` is None for no."""
+
+    __slots__ = ("entry", "query")
+
+    def __init__(self, query: Query, entry: Entry | None) -> None:
+        self.query = query
+        self.entry = entry
+
+
+class MapCame:
+    """The map in use is another."""
+
+    __slots__ = ()
+
+
+class EpochBehind:
+    """The hub has seen later epochs of ours: the connection must be made anew."""
+
+    __slots__ = ()
+
+
+class CutOff:
+    """The hub has removed this device."""
+
+    __slots__ = ()
+
+
+News = RecordCame | RecordLost | FeedCame | Answered | MapCame | EpochBehind | CutOff

@@ -1,0 +1,80 @@
+"""What the hub has told a device about itself: its map (docs/protocol.md, map)."""
+
+from __future__ import annotations
+
+from edgeagent.proto.control import MAP_BYTES_MAX
+from edgeagent.proto.crypto import Crypto
+from edgeagent.proto.refusals import ControlDrop, ControlError
+from edgeagent.proto.signed import Signed, open_signed
+
+
+class DeviceMap:
+    """A verified map. `v4` and `v6` are the network's prefixes, `addresses` the device's own (4 B, 16 B).
+
+    `node_keys` are (key, not_after), the one in use first; `not_after` ends the admission. Wall seconds, 0 for never.
+    """
+
+    __slots__ = (
+        "addresses",
+        "device",
+        "domain",
+        "feed_generation",
+        "feed_key",
+        "hosts",
+        "hub_box_key",
+        "name",
+        "node_keys",
+        "not_after",
+        "raw",
+        "settings",
+        "stamp",
+        "tags",
+        "v4",
+        "v6",
+        "wall_s",
+    )
+
+    def __init__(self, signed: Signed) -> None:
+        body = signed.body
+        self.raw = signed.raw
+        self.stamp = signed.stamp
+        self.wall_s = signed.wall_s
+        self.device: str = body["id"]
+        self.name: str = body["name"]
+        self.addresses: tuple[bytes, bytes] = (body["addrs"][0], body["addrs"][1])
+        self.tags: list[str] = body["tags"]
+        self.domain: str = body["domain"]
+        self.v4: tuple[bytes, int] = (body["v4"][0], body["v4"][1])
+        self.v6: tuple[bytes, int] = (body["v6"][0], body["v6"][1])
+        self.feed_key: bytes = body["fk"]
+        self.feed_generation: int = body["fg"]
+        self.hub_box_key: bytes = body["bx"]
+        self.hosts: list[str] = body["h"]
+        self.node_keys: list[tuple[bytes, int]] = [(key, not_after) for key, not_after in body["nk"]]
+        self.not_after: int = body["na"]
+        self.settings: dict[str, int] = body["set"]
+        if self.device != signed.subject:
+            raise ControlError(ControlDrop.WRONG_SUBJECT, f"map.id: {signed.subject} expected, got {self.device}")
+
+    def setting(self, name: str, default: int, low: int, high: int) -> int:
+        """A setting of the hub's, held within what a device can bear."""
+        return min(max(self.settings.get(name, default), low), high)
+
+    def overlaps(self, address: bytes, length: int) -> bool:
+        """Whether a prefix shares an address with the network's own."""
+        prefix, own_length = self.v4 if len(address) == 4 else self.v6
+        shift = 8 * len(address) - min(length, own_length)
+        return int.from_bytes(address, "big") >> shift == int.from_bytes(prefix, "big") >> shift
+
+    def holds(self, address: bytes) -> bool:
+        """Whether an address (4 or 16 B) is within the network's own prefixes."""
+        prefix, length = self.v4 if len(address) == 4 else self.v6
+        shift = 8 * len(address) - length
+        return int.from_bytes(address, "big") >> shift == int.from_bytes(prefix, "big") >> shift
+
+
+def open_map(crypto: Crypto, network_key: bytes, data: bytes, *, network: str, device: str) -> DeviceMap:
+    """A signed map object of this device. Raises ControlError; whether it is newer than another is the caller's."""
+    return DeviceMap(
+        open_signed(crypto, network_key, data, kind="map", network=network, subject=device, max_bytes=MAP_BYTES_MAX)
+    )

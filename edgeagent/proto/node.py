@@ -1,0 +1,414 @@
+"""One device of the mesh without input or output: a WireGuard device, and the control plane that tells it of its peers.
+
+```
+datagrams, packets ──▶ Device ──NO_PEER, UnknownPeer──▶ Node ──lookup──▶ ControlClient ◀── MQTT messages
+                          ▲                               │
+                          └──────── Peering ◀─────────────┘  records, feeds, removals
+```
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from edgeagent.proto import node_status, snapshot
+from edgeagent.proto.constants import MTU_DEFAULT
+from edgeagent.proto.control_client import Answer, ControlClient
+from edgeagent.proto.control_news import Answered, EpochBehind, FeedCame, MapCame, News, RecordCame, RecordLost
+from edgeagent.proto.crypto import Crypto
+from edgeagent.proto.device import Device
+from edgeagent.proto.devicemap import DeviceMap
+from edgeagent.proto.endpoint import Endpoint, Transmit
+from edgeagent.proto.epochs import Epochs
+from edgeagent.proto.events import EndpointRoamed, Event, HandshakeCompleted, HandshakeFailed, UnknownPeer
+from edgeagent.proto.identity import Admission, Identity
+from edgeagent.proto.keyrenewal import KeyRenewal, Step
+from edgeagent.proto.keys import Entropy
+from edgeagent.proto.limits import Limits
+from edgeagent.proto.node_events import (
+    AdmissionChanged,
+    CacheDirty,
+    IdentityChanged,
+    MapChanged,
+    NodeEvent,
+    NodeKeyRenewed,
+    PeerGone,
+    PeerUp,
+    ReconnectWanted,
+    Removed,
+    Resolved,
+)
+from edgeagent.proto.outbox import Outbox
+from edgeagent.proto.peering import Link, Peering
+from edgeagent.proto.publishing import Publish
+from edgeagent.proto.records import Entry, Query, Record, UdpAddress
+from edgeagent.proto.refusals import ControlDrop, ControlError
+from edgeagent.proto.resolver import Resolver
+from edgeagent.proto.tai64n import Tai64nClock
+from edgeagent.proto.walltime import WallFloor
+
+SWEEP_S = 30.0
+ROUNDS_MAX = 8  # of events that cause events; handshakes that are fed again cause at most one more
+
+
+class Node:
+    """Drive it by the handle methods; after each, in this order: drain events and save what they ask for, then drain
+    transmits, packets, publishes and subscriptions, then sleep until `poll_timeout()` or `next_connect_at`.
+
+    To connect: `begin_session(now)`, drain events, then MQTT CONNECT as `client_id` / `username` / `password` with
+    `last_will(now)` and a persistent session; then `handle_connected`. `wall` is shared with nobody; `saved` is an
+    earlier `snapshot()`; `boot` is the boot id (16 B); `facts` at most 16 texts about the device. Raises ControlError
+    when the admission's map is not this device's.
+    """
+
+    def __init__(
+        self,
+        now: float,
+        *,
+        crypto: Crypto,
+        entropy: Entropy,
+        jitter: Callable[[], float],
+        tai64n: Tai64nClock,
+        limits: Limits,
+        identity: Identity,
+        admission: Admission,
+        wall: WallFloor,
+        boot: bytes,
+        version: str,
+        facts: dict[str, str],
+        saved: bytes | None,
+        mtu: int = MTU_DEFAULT,
+    ) -> None:
+        self._crypto = crypto
+        self._entropy = entropy
+        self._tai64n = tai64n
+        self._dirty = False
+        self._transmits: list[Transmit] = []
+        self._events: deque[NodeEvent] = deque(maxlen=limits.events)
+        self._sweep_at: float | None = None
+        self.limits = limits
+        self.identity = identity
+        self.admission = admission
+        self.wall = wall
+        self.removed = False
+        fields, bad_cache = self._read_cache(saved)
+        self._epochs = Epochs(fields["e"] if fields is not None else 0)
+        self._outbox = Outbox(
+            crypto=crypto,
+            entropy=entropy,
+            identity=identity,
+            network=admission.network,
+            wall=wall,
+            epochs=self._epochs,
+        )
+        self.client = ControlClient(
+            now,
+            crypto=crypto,
+            jitter=jitter,
+            limits=limits,
+            identity=identity,
+            admission=admission,
+            wall=wall,
+            outbox=self._outbox,
+            boot=boot,
+            version=version,
+            facts=facts,
+        )
+        if fields is not None:
+            snapshot.restore(now, fields, admission.network, self.client, wall)
+        if bad_cache:
+            self.client.count(ControlDrop.BAD_CACHE)
+        self.device = Device(now, crypto=crypto, entropy=entropy, jitter=jitter, tai64n=tai64n, limits=limits, mtu=mtu)
+        self.device.set_private_key(now, identity.node_private)
+        self.peering = Peering(self.device, self.client, limits.peers)
+        self.resolver = Resolver(client=self.client, peering=self.peering, device=self.device, limits=limits)
+        self.renewal = KeyRenewal(identity, jitter)
+        self._set_wall(now)
+        self._renew_key(now)
+        self._settle(now)
+
+    # Who we are
+
+    @property
+    def map(self) -> DeviceMap:
+        return self.client.map
+
+    @property
+    def client_id(self) -> str:
+        return self.identity.device_id
+
+    @property
+    def username(self) -> str:
+        return self.identity.device_id
+
+    @property
+    def password(self) -> str:
+        return self.identity.password
+
+    @property
+    def hosts(self) -> list[str]:
+        """Brokers, "host:port"."""
+        return self.admission.hosts
+
+    @property
+    def ca_der(self) -> bytes:
+        return self.admission.ca_der
+
+    @property
+    def mqtt_keepalive_s(self) -> int:
+        return self.client.keepalive_s
+
+    @property
+    def next_connect_at(self) -> float | None:
+        """When to connect to a broker; None while connected."""
+        return self.client.next_connect_at
+
+    # Inputs: the broker
+
+    def begin_session(self, now: float) -> None:
+        """Before each connection: a new epoch."""
+        if self._epochs.begin():
+            self._mark_dirty(urgent=True)
+
+    def last_will(self, now: float) -> Publish:
+        """To be given to the broker with the connection."""
+        return self._outbox.last_will(now)
+
+    def handle_connected(self, now: float, session_present: bool) -> None:
+        self.client.handle_connected(now, session_present)
+        self._renew_key(now)
+        self._settle(now)
+
+    def handle_disconnected(self, now: float) -> None:
+        """The connection ended, or could not be made."""
+        self.client.handle_disconnected(now)
+        self._settle(now)
+
+    def handle_message(self, now: float, topic: str, payload: bytes) -> None:
+        self.client.handle_message(now, topic, payload)
+        self._set_wall(now)
+        self._renew_key(now)
+        self._settle(now)
+
+    def farewell(self, now: float) -> None:
+        """Before the connection is closed on purpose: publish what this leaves, then close."""
+        self.client.farewell(now)
+
+    # Inputs: the tunnel
+
+    def handle_datagrams(self, now: float, batch: list[tuple[bytes, Endpoint, int]]) -> None:
+        """Datagrams from the UDP sockets: (datagram, source, ECN field of the outer header)."""
+        self.device.handle_datagrams(now, batch)
+        self.peering.complete_moves(now)
+        self._settle(now)
+
+    def handle_packets(self, now: float, packets: list[bytes]) -> None:
+        """IP packets from the TUN."""
+        for unsent in self.device.handle_packets(now, packets):
+            if self.removed:
+                self.device.refuse(unsent)
+            else:
+                self.resolver.unsent(now, unsent)
+        self._settle(now)
+
+    def handle_addresses(self, now: float, endpoints: list[UdpAddress]) -> None:
+        """Where this device may be reached: its own (address of 4 or 16 B, UDP port), the best first."""
+        if self.client.own_feed.set_endpoints(endpoints, self.map):
+            self.client.own_feed.changed(now, self.map)
+            self.peering.own_address_changed(now)
+        self._settle(now)
+
+    def transmit_failed(self, now: float, endpoint: Endpoint) -> None:
+        """The kernel would not send from `endpoint.local`: let go of it."""
+        self.device.transmit_failed(now, endpoint)
+
+    # Time
+
+    def handle_timeout(self, now: float) -> None:
+        self.device.handle_timeout(now)
+        self.client.handle_timeout(now)
+        self.resolver.handle_timeout(now)
+        if self._sweep_at is not None and self._sweep_at <= now:
+            self._sweep_at = None
+            for link, reason in self.peering.sweep(now, self.wall.at(now)):
+                self._tell_gone(link, reason)
+        self._renew_key(now)
+        self._settle(now)
+
+    def poll_timeout(self) -> float | None:
+        """When `handle_timeout` is next wanted; None for never. Connecting has its own time, `next_connect_at`."""
+        times = [
+            self.device.poll_timeout(),
+            self.client.poll_timeout(),
+            self.resolver.poll_timeout(),
+            self.renewal.poll_timeout(),
+            self._sweep_at,
+        ]
+        return min((at for at in times if at is not None), default=None)
+
+    # Outputs
+
+    def drain_transmits(self) -> list[Transmit]:
+        transmits, self._transmits = self._transmits, []
+        return transmits
+
+    def drain_packets(self) -> list[bytes]:
+        return self.device.drain_packets() + self.resolver.drain_packets()
+
+    def drain_publishes(self) -> list[Publish]:
+        return self.client.drain_publishes()
+
+    def drain_subscriptions(self) -> list[tuple[str, bool]]:
+        """(topic filter, whether to subscribe, else unsubscribe); to be sent before what is published."""
+        return self.client.drain_subscriptions()
+
+    def drain_events(self) -> list[NodeEvent]:
+        events = list(self._events)
+        self._events.clear()
+        return events
+
+    # Questions from people and programs
+
+    def lookup(self, now: float, query: Query) -> Record | Answer:
+        """("a", address) | ("h", host name) | ("k", node key). The end of a PENDING one is a Resolved event."""
+        found = self.client.lookup(now, query)
+        self._settle(now)
+        return found.record if isinstance(found, Entry) else found
+
+    def status(self, now: float) -> dict[str, object]:
+        """Everything a person may want to know, as JSON could say it."""
+        return node_status.status(now, self)
+
+    def peers(self, now: float) -> list[dict[str, object]]:
+        return node_status.peers(now, self)
+
+    def snapshot(self, now: float) -> bytes:
+        """What `saved` wants at the next start. Secret: it holds feed keys."""
+        self._dirty = False
+        return snapshot.write(
+            now,
+            self._crypto,
+            self.identity,
+            self.admission.network,
+            epochs=self._epochs,
+            wall=self.wall,
+            client=self.client,
+        )
+
+    # What the parts tell each other
+
+    def _settle(self, now: float) -> None:
+        """Carry news between the control plane and the tunnel until there is no more."""
+        for _ in range(ROUNDS_MAX):
+            news = self.client.drain_news()
+            events = self.device.drain_events()
+            for item in news:
+                self._take_news(now, item)
+            for event in events:
+                self._take_event(now, event)
+            if not news and not events:
+                break
+        for link in self.peering.take_evicted():
+            self._tell_gone(link, "gave way")
+        self._transmits += self.peering.fan_out(now, self.device.drain_transmits())
+        if self.peering.links and self._sweep_at is None:
+            self._sweep_at = now + SWEEP_S
+
+    def _take_news(self, now: float, news: News) -> None:
+        if isinstance(news, RecordCame):
+            self.peering.record_came(now, news.entry)
+            self._mark_dirty(urgent=False)
+        elif isinstance(news, FeedCame):
+            self.peering.feed_came(now, news.entry)
+            self.resolver.ready(now, news.entry)
+            self._mark_dirty(urgent=False)
+        elif isinstance(news, Answered):
+            self.resolver.answered(now, news.query, news.entry)
+            self._events.append(Resolved(news.query, None if news.entry is None else news.entry.record))
+        elif isinstance(news, RecordLost):
+            link = self.peering.remove(now, news.entry.record.device)
+            if link is not None:
+                self._tell_gone(link, "removed" if news.gone else "gave way")
+            self._mark_dirty(urgent=news.gone)
+        elif isinstance(news, MapCame):
+            self._events.append(AdmissionChanged())
+            self._events.append(MapChanged(self.map))
+        elif isinstance(news, EpochBehind):
+            self._events.append(ReconnectWanted())
+        else:
+            self._cut_off(now)
+
+    def _take_event(self, now: float, event: Event) -> None:
+        if isinstance(event, HandshakeCompleted):
+            link = self.peering.handshake_completed(now, event.peer)
+            if link is not None:
+                self._events.append(PeerUp(link.device, link.name, link.peer.endpoint))
+                self._mark_dirty(urgent=False)
+        elif isinstance(event, EndpointRoamed):
+            link = self.peering.link_of(event.peer)
+            if link is not None and event.peer is link.peer:
+                self.peering.heard(link)
+        elif isinstance(event, HandshakeFailed):
+            link = self.peering.handshake_failed(now, event.peer)
+            if link is not None:
+                self._tell_gone(link, "silent")
+        elif isinstance(event, UnknownPeer) and not self.removed:
+            self.resolver.stranger(now, event)
+
+    def _cut_off(self, now: float) -> None:
+        self.removed = True
+        for link in self.peering:
+            self.peering.remove(now, link.device)
+            self._tell_gone(link, "removed")
+        self.device.remove_all_peers(now)
+        self.resolver.refuse_all()
+        self._events.append(Removed())
+
+    def _renew_key(self, now: float) -> None:
+        """Each step of a renewal leads to at most one more: made, then reported."""
+        for _ in range(2):
+            step = self.renewal.step(now, self.wall.at(now), self.map, reachable=self.client.connected)
+            if step is Step.MAKE:
+                self.identity.make_next(self._entropy)
+                self._events.append(IdentityChanged())
+            elif step is Step.REPORT_NEXT or step is Step.REPORT_CURRENT:
+                key = self.identity.next_key if step is Step.REPORT_NEXT else None
+                self._outbox.write(now, "report", {"nk": key or self.identity.node_key})
+            elif step is Step.SWITCH:
+                self._switch_key(now)
+            if step is None:
+                break
+
+    def _switch_key(self, now: float) -> None:
+        self.identity.switch()
+        self.device.set_private_key(now, self.identity.node_private)
+        self._events.append(IdentityChanged())
+        self._events.append(NodeKeyRenewed())
+        self.client.own_feed.changed(now, self.map)
+        if self.client.connected:
+            self.client.write_birth(now)
+        self.peering.own_key_changed(now)
+
+    def _set_wall(self, now: float) -> None:
+        if self.wall.at(now) > self._tai64n.wall(now):
+            self._tai64n.set_wall(now, self.wall.at(now))
+
+    def _tell_gone(self, link: Link, reason: str) -> None:
+        self._events.append(PeerGone(link.device, link.name, reason))
+
+    def _mark_dirty(self, *, urgent: bool) -> None:
+        """One CacheDirty until the next snapshot, and one more if it becomes urgent."""
+        if urgent or not self._dirty:
+            self._events.append(CacheDirty(urgent=urgent))
+        self._dirty = True
+
+    def _read_cache(self, saved: bytes | None) -> tuple[dict[str, Any] | None, bool]:
+        """(what an earlier life saved, whether it was there and bad)."""
+        if saved is None:
+            return None, False
+        try:
+            return snapshot.read(self._crypto, self.identity, self.admission.network, saved), False
+        except ControlError:
+            return None, True

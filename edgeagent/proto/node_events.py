@@ -1,0 +1,91 @@
+"""What a node tells its shell, besides packets, datagrams and messages."""
+
+from __future__ import annotations
+
+from edgeagent.proto.devicemap import DeviceMap
+from edgeagent.proto.endpoint import Endpoint
+from edgeagent.proto.records import Query, Record
+
+
+class NodeEvent:
+    __slots__ = ()
+
+
+class CacheDirty(NodeEvent):
+    """`snapshot()` is worth saving; `urgent`: before anything is published and before a connection is made."""
+
+    __slots__ = ("urgent",)
+
+    def __init__(self, *, urgent: bool) -> None:
+        self.urgent = urgent
+
+
+class IdentityChanged(NodeEvent):
+    """Save `identity.encode()` before anything is published or sent."""
+
+    __slots__ = ()
+
+
+class AdmissionChanged(NodeEvent):
+    """Save `admission.encode()`: it holds a newer map, and with it perhaps other brokers."""
+
+    __slots__ = ()
+
+
+class MapChanged(NodeEvent):
+    """The device's addresses, name or the network's prefixes may be others."""
+
+    __slots__ = ("map",)
+
+    def __init__(self, device_map: DeviceMap) -> None:
+        self.map = device_map
+
+
+class Resolved(NodeEvent):
+    """The end of a lookup that was pending; `record` is None for no."""
+
+    __slots__ = ("query", "record")
+
+    def __init__(self, query: Query, record: Record | None) -> None:
+        self.query = query
+        self.record = record
+
+
+class PeerUp(NodeEvent):
+    """A session with a peer began."""
+
+    __slots__ = ("device", "endpoint", "name")
+
+    def __init__(self, device: str, name: str, endpoint: Endpoint | None) -> None:
+        self.device = device
+        self.name = name
+        self.endpoint = endpoint
+
+
+class PeerGone(NodeEvent):
+    """A peer was let go: idle, silent, given way to another, or removed."""
+
+    __slots__ = ("device", "name", "reason")
+
+    def __init__(self, device: str, name: str, reason: str) -> None:
+        self.device = device
+        self.name = name
+        self.reason = reason
+
+
+class NodeKeyRenewed(NodeEvent):
+    """Another node key is in use."""
+
+    __slots__ = ()
+
+
+class ReconnectWanted(NodeEvent):
+    """Drop the MQTT connection and connect again at `next_connect_at`."""
+
+    __slots__ = ()
+
+
+class Removed(NodeEvent):
+    """The hub has cut this device off; all peers are gone."""
+
+    __slots__ = ()

@@ -1,0 +1,87 @@
+"""What a node says about itself: everything a person may want to know, as JSON could say it."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any
+
+from edgeagent.proto.outbox import PUBLISHES_MAX
+
+if TYPE_CHECKING:
+    from edgeagent.proto.node import Node
+
+
+def status(now: float, node: Node) -> dict[str, Any]:
+    """Self, hub, tables (used and ceiling), what was dropped and why. Times in seconds."""
+    client, device_map = node.client, node.map
+    return {
+        "self": {
+            "device": node.identity.device_id,
+            "name": device_map.name,
+            "network": node.admission.network,
+            "domain": device_map.domain,
+            "addresses": [str(ip_address(address)) for address in device_map.addresses],
+            "tags": device_map.tags,
+            "endpoints": [_udp_text(*endpoint) for endpoint in client.own_feed.endpoints],
+            "node_key_renewal": node.renewal.state.value,
+            "admitted_until": device_map.not_after,
+            "removed": node.removed,
+        },
+        "hub": {
+            "connected": client.connected,
+            "hub_up": client.hub_up,
+            "reconnect_in_s": None if node.next_connect_at is None else max(0.0, node.next_connect_at - now),
+            "map": list(device_map.stamp),
+            "feed_generation": device_map.feed_generation,
+            "wall_s": int(node.wall.at(now)),
+            "wall_known": node.wall.known,
+        },
+        "tables": {
+            "peers": _table(len(node.device.peers), node.limits.peers, node.peering.gave_way),
+            "allowed_ips": _table(len(node.device.allowed_ips), node.limits.allowed_ips),
+            "records": _table(len(client.records), node.limits.records, client.records.gave_way),
+            "feeds": _table(len(client.feeds), node.limits.feeds),
+            "asks": _table(len(client.questions), node.limits.asks),
+            "negatives": _table(client.questions.negatives, node.limits.negatives),
+            "tombstones": _table(len(client.records.tombstones), node.limits.tombstones),
+            "unresolved_destinations": _table(len(node.resolver.unresolved), node.limits.unresolved_destinations),
+            "publishes": _table(client.publishes, PUBLISHES_MAX),
+            "unknown_initiations": _table(len(node.resolver.strangers), node.limits.unknown_initiations),
+        },
+        "drops": {
+            **{reason.value: count for reason, count in node.device.drops.items() if count},
+            **{reason.value: count for reason, count in client.all_drops().items() if count},
+        },
+    }
+
+
+def peers(now: float, node: Node) -> list[dict[str, Any]]:
+    """One row a link, by name."""
+    rows = []
+    for link in sorted(node.peering.links.values(), key=lambda link: (link.name, link.device)):
+        entry = node.client.records.get(link.device)
+        addresses = [] if entry is None else entry.record.addresses
+        at = link.peer.last_handshake_at
+        rows.append(
+            {
+                "device": link.device,
+                "name": link.name,
+                "addresses": [str(ip_address(address)) for address in addresses],
+                "path": "direct" if link.is_live(now) else "none",
+                "endpoint": None if link.peer.endpoint is None else str(link.peer.endpoint),
+                "handshake_age_s": None if at is None else now - at,
+                "rx_bytes": link.peer.rx_bytes,
+                "tx_bytes": link.peer.tx_bytes,
+            }
+        )
+    return rows
+
+
+def _table(used: int, ceiling: int, gave_way: int | None = None) -> dict[str, int]:
+    table = {"used": used, "ceiling": ceiling}
+    return table if gave_way is None else {**table, "gave_way": gave_way}
+
+
+def _udp_text(address: bytes, port: int) -> str:
+    host = str(ip_address(address))
+    return f"{host}:{port}" if len(address) == 4 else f"[{host}]:{port}"

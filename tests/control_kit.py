@@ -1,0 +1,117 @@
+"""What the tests of the control plane share: a provider, seeded entropy, one valid body of every kind."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from edgeagent import crypto as providers
+from edgeagent.proto.crypto import Crypto
+from edgeagent.proto.identity import Identity
+from edgeagent.proto.names import network_id
+
+CRYPTO: Crypto = providers.load("pynacl")
+WALL_S = 1_800_000_000
+
+
+def entropy_of(seed: int) -> Callable[[int], bytes]:
+    """Bytes that are the same in every run."""
+    return random.Random(seed).randbytes
+
+
+NETWORK_SEED = bytes(range(32))
+NETWORK_KEY = CRYPTO.ed25519_public(NETWORK_SEED)
+NETWORK = network_id(CRYPTO, NETWORK_KEY)
+HUB_BOX_PRIVATE = bytes(range(1, 33))
+HUB_BOX_KEY = CRYPTO.x25519_base(HUB_BOX_PRIVATE)
+DEVICE = Identity.create(CRYPTO, entropy_of(1))
+OTHER = Identity.create(CRYPTO, entropy_of(2))
+BOOT = bytes(16)
+CLAIM = "c-abcdefghijklmnop"
+ADDRESSES = [bytes((100, 64, 0, 1)), bytes.fromhex("fd00" + "00" * 13 + "01")]
+V4: list[Any] = [bytes((100, 64, 0, 0)), 10]
+V6: list[Any] = [bytes.fromhex("fd00" + "00" * 14), 48]
+
+MAP_BODY: dict[str, Any] = {
+    "id": DEVICE.device_id,
+    "name": "gate",
+    "addrs": ADDRESSES,
+    "tags": ["tag:edge"],
+    "domain": "fleet.example",
+    "v4": V4,
+    "v6": V6,
+    "fk": bytes(32),
+    "fg": 1,
+    "bx": HUB_BOX_KEY,
+    "h": ["hub.example:8883"],
+    "nk": [[DEVICE.node_key, 0]],
+    "na": 0,
+    "set": {"mqtt_keepalive_s": 300},
+}
+RECORD_BODY: dict[str, Any] = {
+    "name": "gate",
+    "addrs": ADDRESSES,
+    "dk": DEVICE.device_key,
+    "nk": [[DEVICE.node_key, 0]],
+    "tags": ["tag:edge"],
+    "user": "ada@example.org",
+    "routes": [[bytes((192, 168, 7, 0)), 24]],
+}
+FEED_BODY: dict[str, Any] = {
+    "boot": BOOT,
+    "nk": DEVICE.node_key,
+    "ep": [[bytes((192, 0, 2, 1)), 51820], [bytes(15) + b"\x01", 51820]],
+    "dk": None,
+    "hr": None,
+    "nat": None,
+    "aw": True,
+    "cap": None,
+}
+BODIES: dict[str, list[dict[str, Any]]] = {
+    "join": [
+        {
+            "claim": CLAIM,
+            "secret": bytes(16),
+            "dk": DEVICE.device_key,
+            "nk": DEVICE.node_key,
+            "bk": DEVICE.box_key,
+            "pw": DEVICE.password,
+            "host": "gate",
+            "boot": BOOT,
+            "facts": {"model": "board", "os": "linux"},
+        }
+    ],
+    "birth": [{"boot": BOOT, "ver": "0.1.0", "map": [1, 2], "nk": DEVICE.node_key, "facts": {}}],
+    "state": [{"up": True}, {"up": False}],
+    "ask": [
+        {"id": 1, "a": ADDRESSES[0]},
+        {"id": 2, "h": "gate"},
+        {"id": 3, "k": bytes(32)},
+        {"id": 4, "have": [[DEVICE.device_id, 1, 2, 3]]},
+    ],
+    "report": [{"nk": bytes(32)}],
+    "admit": [
+        {"ok": True, "map": b"m", "ca": b"c"},
+        {"wait": True},
+        {"no": "name-taken", "name": "gate"},
+    ],
+    "map": [MAP_BODY],
+    "rec": [
+        {"id": 1, "rec": b"r", "fk": bytes(32), "fg": 1},
+        {"rec": b"r", "fk": bytes(32), "fg": 1},
+        {"id": 1, "no": "unknown", "ttl": 30},
+        {"gone": b"g"},
+    ],
+    "time": [{}, {"e": 7}],
+    "hub": [{"up": True, "bx": HUB_BOX_KEY}],
+    "record": [RECORD_BODY],
+    "gone": [{}],
+    "pass": [{"nk": DEVICE.node_key, "rl": ["fra-1"], "rg": ["fra"], "rc": 0}],
+    "feed": [FEED_BODY],
+}
+
+
+def dates_of(kind: str) -> dict[str, int]:
+    """The keywords `sign_object` needs for a kind that outlives its message."""
+    return {"not_before": WALL_S - 10, "not_after": WALL_S + 10} if kind in ("record", "pass") else {}
