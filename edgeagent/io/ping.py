@@ -1,0 +1,131 @@
+"""ICMP echo through the tunnel, for `edgeagent ping` (RFC 792, RFC 4443)."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_ECHO = struct.Struct(">BBHHH")  # type, code, checksum, identifier, sequence
+_PAYLOAD_SIZE = 48
+_REQUEST, _REPLY = (8, 128), (0, 129)  # ICMP, ICMPv6
+
+
+def ping(
+    whois: Callable[[], dict[str, Any]], interface: str, count: int, interval_s: float, timeout_s: float, as_json: bool
+) -> bool:
+    """Send echo requests to whom `whois` names; True when at least one was answered. OSError when none can go out."""
+    record = whois()
+    address, name = str(record["addresses"][0]), str(record["name"])
+    answered = 0
+    with _Echo(address, interface) as echo:
+        for sequence in range(1, count + 1):
+            sent_at = time.monotonic()
+            outcome = echo.round_trip(sequence, timeout_s)
+            if isinstance(outcome, float):
+                answered += 1
+                # Asked after the answer, so that it is the path which the answer took.
+                path = (whois() if answered == 1 or sequence % 10 == 0 else record).get("path")
+                record["path"] = path
+                _show(as_json, sequence, name, address, path, outcome)
+            else:
+                _show(as_json, sequence, name, address, None, outcome)
+            if sequence < count:
+                time.sleep(max(0.0, sent_at + interval_s - time.monotonic()))
+    return answered > 0
+
+
+def _show(as_json: bool, sequence: int, name: str, address: str, path: str | None, outcome: float | str) -> None:
+    if as_json:
+        row: dict[str, Any] = {"seq": sequence, "name": name, "address": address, "path": path}
+        row["ms" if isinstance(outcome, float) else "error"] = (
+            outcome if isinstance(outcome, str) else round(outcome, 3)
+        )
+        print(json.dumps(row), flush=True)
+    elif isinstance(outcome, float):
+        print(f"pong from {name} ({address}) via {path or 'a path unknown'} in {outcome:.1f} ms", flush=True)
+    else:
+        print(f"edgeagent: ping {name} ({address}): {outcome}", file=sys.stderr, flush=True)
+
+
+class _Echo:
+    """A socket bound to the tunnel: an answer by any other way does not count."""
+
+    def __init__(self, address: str, interface: str) -> None:
+        self._v6 = ":" in address
+        family = socket.AF_INET6 if self._v6 else socket.AF_INET
+        protocol = socket.IPPROTO_ICMPV6 if self._v6 else socket.IPPROTO_ICMP
+        self._id = os.getpid() & 0xFFFF
+        self._raw = True
+        try:
+            self._sock = socket.socket(family, socket.SOCK_RAW, protocol)
+        except PermissionError:
+            self._raw = False  # the kernel's ping socket, where net.ipv4.ping_group_range allows
+            self._sock = socket.socket(family, socket.SOCK_DGRAM, protocol)
+        try:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
+            self._sock.connect((address, 0))
+        except OSError:
+            self._sock.close()
+            raise
+
+    def __enter__(self) -> _Echo:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sock.close()
+
+    def round_trip(self, sequence: int, timeout_s: float) -> float | str:
+        """Milliseconds, or why there is no answer."""
+        sequence &= 0xFFFF
+        nonce = os.urandom(_PAYLOAD_SIZE)
+        sent_at = time.monotonic()
+        try:
+            self._sock.send(self._request(sequence, nonce))
+            while (left := sent_at + timeout_s - time.monotonic()) > 0:
+                self._sock.settimeout(left)
+                packet = self._sock.recv(2048)
+                took = (time.monotonic() - sent_at) * 1000
+                if self._is_reply(packet, sequence, nonce):
+                    return took
+        except TimeoutError:
+            pass
+        except OSError as error:
+            return error.strerror or str(error)
+        return f"no answer within {timeout_s:g} s"
+
+    def _request(self, sequence: int, nonce: bytes) -> bytes:
+        kind = _REQUEST[self._v6]
+        packet = _ECHO.pack(kind, 0, 0, self._id, sequence) + nonce
+        # The kernel sums ICMPv6, whose checksum covers addresses that only it knows yet.
+        return packet if self._v6 else _ECHO.pack(kind, 0, checksum(packet), self._id, sequence) + nonce
+
+    def _is_reply(self, packet: bytes, sequence: int, nonce: bytes) -> bool:
+        if self._raw and not self._v6 and packet:
+            packet = packet[(packet[0] & 15) * 4 :]
+        if len(packet) < _ECHO.size:
+            return False
+        kind, _, _, identifier, number = _ECHO.unpack_from(packet)
+        return (
+            kind == _REPLY[self._v6]
+            and number == sequence
+            and (identifier == self._id or not self._raw)
+            and packet[_ECHO.size :] == nonce
+        )
+
+
+def checksum(data: bytes) -> int:
+    """The Internet checksum, RFC 1071."""
+    if len(data) % 2:
+        data += b"\0"
+    total: int = sum(struct.unpack(f">{len(data) // 2}H", data))
+    while total > 0xFFFF:
+        total = (total >> 16) + (total & 0xFFFF)
+    return ~total & 0xFFFF

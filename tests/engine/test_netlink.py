@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import errno
+import json
+import socket
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeagent.io import rtnetlink as rt
+from edgeagent.io.netlink import (
+    AddressChanged,
+    Change,
+    EventsLost,
+    LinkChanged,
+    Netlink,
+    NetlinkMonitor,
+    RouteChanged,
+    read_changes,
+)
+from tests.engine.conftest import Inside
+from tests.netlab import Host, Lab, until
+
+
+@pytest.fixture
+def host(lab: Lab) -> Host:
+    lab.net("192.0.2.0/24", "2001:db8::/64")
+    return lab.host("a", *lab.nets)
+
+
+@pytest.fixture
+def netlink(host: Host, inside: Inside) -> Iterator[Netlink]:
+    with inside(host):
+        made = Netlink()
+        yield made
+        made.close()
+
+
+def shown(host: Host, *command: str) -> list[dict[str, object]]:
+    """iproute2 as the oracle."""
+    found: list[dict[str, object]] = json.loads(host.run("ip", "-j", "-details", *command).stdout or "[]")
+    return found
+
+
+def packed(text: str) -> bytes:
+    return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+
+
+def test_links(host: Host, netlink: Netlink) -> None:
+    link = netlink.link("eth0")
+    assert (link.name, link.mtu, link.is_up) == ("eth0", 1500, True)
+    assert link.index == shown(host, "link", "show", "eth0")[0]["ifindex"]
+    netlink.set_link(link.index, mtu=1400, queue_length=77)
+    (seen,) = shown(host, "link", "show", "eth0")
+    assert (seen["mtu"], seen["txqlen"]) == (1400, 77)
+    assert "UP" in str(seen["flags"])
+    netlink.set_link(link.index, up=False)
+    assert not netlink.link("eth0").is_up
+    netlink.set_link(link.index, up=True)
+    assert netlink.link("eth0").is_up
+    with pytest.raises(OSError) as caught:
+        netlink.link("nosuch0")
+    assert caught.value.errno == errno.ENODEV
+    with pytest.raises(OSError):
+        netlink.set_link(9999, up=True)
+
+
+def test_addresses(host: Host, netlink: Netlink) -> None:
+    index = netlink.link("eth0").index
+    for text, cidr in (("100.64.0.1", 32), ("fd00::1", 128)):
+        netlink.add_address(index, packed(text), cidr)
+        netlink.add_address(index, packed(text), cidr)  # again is no error
+    ours = {(a.index, a.address, a.cidr) for a in netlink.addresses()}
+    oracle = {
+        (link["ifindex"], packed(info["local"]), info["prefixlen"])
+        for link in shown(host, "addr")
+        for info in link["addr_info"]  # type: ignore[attr-defined]
+    }
+    assert ours == oracle
+    assert (index, packed("fd00::1"), 128) in ours
+    for text, cidr in (("100.64.0.1", 32), ("fd00::1", 128)):
+        netlink.delete_address(index, packed(text), cidr)
+        with pytest.raises(OSError) as caught:
+            netlink.delete_address(index, packed(text), cidr)
+        assert caught.value.errno == errno.EADDRNOTAVAIL
+
+
+def test_what_an_address_is_like(host: Host, netlink: Netlink) -> None:
+    host.ip("addr add fd00::5/64 dev eth0 nodad preferred_lft 0")
+    (found,) = [a for a in netlink.addresses() if a.address == packed("fd00::5")]
+    assert found.flags & rt.IFA_F_DEPRECATED
+    assert not found.flags & rt.IFA_F_TENTATIVE
+
+
+@pytest.mark.parametrize(
+    ("family", "prefix", "cidr", "gateway"),
+    [
+        ("-4", "10.8.0.0", 16, "192.0.2.9"),
+        ("-6", "fd08::", 32, "2001:db8::9"),
+    ],
+)
+def test_routes(host: Host, netlink: Netlink, family: str, prefix: str, cidr: int, gateway: str) -> None:
+    index = netlink.link("eth0").index
+    route = rt.Route(packed(prefix), cidr, index, metric=50)
+
+    def seen() -> list[dict[str, object]]:
+        return [r for r in shown(host, family, "route", "show", "table", "all") if r["dst"] == f"{prefix}/{cidr}"]
+
+    netlink.add_route(route)
+    assert [(r["dev"], r["metric"], r["protocol"]) for r in seen()] == [("eth0", 50, "static")]
+    with pytest.raises(OSError) as caught:
+        netlink.add_route(route)
+    assert caught.value.errno == errno.EEXIST
+    netlink.replace_route(rt.Route(packed(prefix), cidr, index, metric=50, gateway=packed(gateway)))
+    assert [r["gateway"] for r in seen()] == [gateway]
+    netlink.delete_route(route)
+    assert seen() == []
+    with pytest.raises(OSError) as caught:
+        netlink.delete_route(route)
+    assert caught.value.errno == errno.ESRCH
+    source = host.address if family == "-4" else host.address6
+    netlink.add_route(rt.Route(packed(prefix), cidr, index, source=packed(source), table=51820))
+    (with_source,) = seen()
+    assert (str(with_source["table"]), with_source["prefsrc"]) == ("51820", source)
+
+
+def test_which_way_a_packet_goes(host: Host, netlink: Netlink) -> None:
+    index = netlink.link("eth0").index
+    host.ip("rule add fwmark 7 unreachable")
+    for there, source in (("192.0.2.200", host.address), ("2001:db8::200", host.address6)):
+        route = netlink.route_to(packed(there))
+        assert route.index == index
+        assert route.source == packed(source)
+        assert netlink.route_to(packed(there), packed(source)).index == index
+    for there, source, mark in (("198.51.100.1", "", 0), ("192.0.2.200", "", 7), ("192.0.2.200", "10.0.0.1", 0)):
+        with pytest.raises(OSError):
+            netlink.route_to(packed(there), packed(source) if source else b"", mark)
+
+
+def test_the_same_as_pyroute2(host: Host, netlink: Netlink, inside: Inside) -> None:
+    pyroute2 = pytest.importorskip("pyroute2")
+    index = netlink.link("eth0").index
+    netlink.add_address(index, packed("100.64.0.1"), 32)
+    netlink.add_route(rt.Route(packed("100.64.0.0"), 10, index, source=packed("100.64.0.1"), metric=7))
+    with inside(host), pyroute2.IPRoute() as oracle:
+        (link,) = oracle.link("get", index=index)
+        mine = netlink.link("eth0")
+        assert (mine.name, mine.mtu) == (link.get("ifname"), link.get("mtu"))
+        assert mine.flags == link["flags"]
+        theirs = {
+            (a["index"], packed(a.get("local") or a.get("address")), a["prefixlen"], a["scope"])
+            for a in oracle.get_addr()
+        }
+        assert {(a.index, a.address, a.cidr, a.scope) for a in netlink.addresses()} == theirs
+        (route,) = [r for r in oracle.get_routes(family=socket.AF_INET, table=254) if r.get("dst") == "100.64.0.0"]
+        assert (route["dst_len"], route.get("oif"), route.get("prefsrc"), route.get("priority")) == (
+            10,
+            index,
+            "100.64.0.1",
+            7,
+        )
+
+
+def test_changes_are_told(host: Host, inside: Inside) -> None:
+    with inside(host):
+        monitor = NetlinkMonitor()
+    try:
+        seen: list[Change] = []
+
+        def happens(wanted: Callable[[Change], bool], what: str) -> None:
+            def look() -> bool:
+                seen.extend(monitor.drain())
+                return any(wanted(change) for change in seen)
+
+            until(look, 5, what)
+
+        host.ip("link set eth0 mtu 1300")
+        happens(lambda c: isinstance(c, LinkChanged) and c.link.mtu == 1300 and not c.removed, "the MTU's change")
+        host.ip("addr add 10.1.2.3/24 dev eth0")
+        ours = packed("10.1.2.3")
+        happens(lambda c: isinstance(c, AddressChanged) and c.address.address == ours and not c.removed, "the address")
+        host.ip("route add 10.9.0.0/16 via 10.1.2.4")
+        there = packed("10.9.0.0")
+        happens(lambda c: isinstance(c, RouteChanged) and c.route.destination == there and not c.removed, "the route")
+        host.ip("route del 10.9.0.0/16", "addr del 10.1.2.3/24 dev eth0")
+        happens(lambda c: isinstance(c, RouteChanged) and c.route.destination == there and c.removed, "the route's end")
+        happens(lambda c: isinstance(c, AddressChanged) and c.address.address == ours and c.removed, "the address' end")
+        host.ip("link del eth0")
+        happens(lambda c: isinstance(c, LinkChanged) and c.removed, "the link's end")
+    finally:
+        monitor.close()
+
+
+def test_lost_events_are_told(host: Host, inside: Inside) -> None:
+    with inside(host):
+        monitor = NetlinkMonitor()
+    try:
+        host.sh("for i in $(seq 4000); do echo link set eth0 mtu $((1300 + i % 2)); done | ip -batch -")
+        until(lambda: any(isinstance(change, EventsLost) for change in monitor.drain()), 5, "lost events")
+    finally:
+        monitor.close()
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_read(data: bytes) -> None:
+    for _, _, _, body in rt.messages(data):
+        rt.error_number(body)
+    list(read_changes(data))
+    for read in (rt.read_link, rt.read_address, rt.read_route):
+        read(data)
+
+
+@given(st.data())
+def test_any_damage_is_survived(data: st.DataObject) -> None:
+    whole = rt.request(
+        rt.RTM_NEWROUTE, 0, 1, rt.route_change(rt.Route(bytes(4), 8, 3, gateway=bytes(4), source=bytes(4), metric=9))
+    ) + rt.request(rt.RTM_NEWADDR, 0, 2, rt.address_change(3, bytes(16), 64))
+    damaged = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 6))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    assert len(list(read_changes(bytes(damaged)))) <= 2
+    assert len(list(read_changes(whole))) == 2
