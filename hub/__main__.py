@@ -1,0 +1,5 @@
+"""`python -m hub` is `edgehub`."""
+
+from hub.cli import main
+
+main()

@@ -1,0 +1,80 @@
+"""What a change leaves behind: jobs, one small step each, and the hub's own dates."""
+
+from __future__ import annotations
+
+from hub.core.model import CLAIM_GRACE_S, Device, DeviceState, Job, JobKind, Op, Outgoing
+from hub.core.scribe import Scribe
+from hub.core.store import Tx
+
+_TOLD = (DeviceState.ACTIVE, DeviceState.EXPIRED)
+
+
+def work(scribe: Scribe, tx: Tx, wall_s: int, limit: int = 64) -> int:
+    """Do up to `limit` jobs, the oldest first; how many were done. A job that has lost its point is dropped."""
+    jobs = tx.jobs(limit)
+    for job in jobs:
+        tx.drop_job(job.id)
+        _do(scribe, tx, job, wall_s)
+    return len(jobs)
+
+
+def look_at_dates(scribe: Scribe, tx: Tx, wall_s: int, limit: int = 64) -> bool:
+    """Admissions, tokens, node keys and records whose time has come; a few of each. True: there may be more."""
+    done = _look_at_devices(scribe, tx, wall_s, limit)
+    for token in tx.tokens_to_finish(wall_s, limit):
+        token.finished_s = token.not_after
+        tx.save_token(token)
+        done += 1
+    for token in tx.tokens_to_close(wall_s - CLAIM_GRACE_S, limit):
+        token.account = False
+        tx.save_token(token)
+        tx.put_out(Outgoing(Op.REVOKE, token.claim))
+        done += 1
+    return done >= limit
+
+
+def _look_at_devices(scribe: Scribe, tx: Tx, wall_s: int, limit: int) -> int:
+    done = 0
+    for device in tx.devices_to_expire(wall_s, limit):
+        device.state = DeviceState.EXPIRED
+        tx.save_device(device)
+        done += 1
+    for key in tx.node_keys_expired(wall_s, limit):
+        tx.drop_node_key(key.key)
+        owner = tx.device(key.device)
+        if owner is not None and owner.state is DeviceState.ACTIVE:
+            scribe.push(tx, owner)
+        done += 1
+    for device in tx.records_to_renew(wall_s, limit):
+        device.record = b""
+        device.record_renew_s = 0
+        tx.save_device(device)
+        tx.add_jobs_for_acquaintances(JobKind.REC, device.id)
+        done += 1
+    return done
+
+
+def _do(scribe: Scribe, tx: Tx, job: Job, wall_s: int) -> None:
+    subject = tx.device(job.subject)
+    if job.kind is JobKind.GONE:
+        reader = _told(tx, job.reader)
+        if reader is not None and (subject is None or subject.state not in _TOLD):
+            scribe.gone(tx, reader, job.subject, wall_s)
+    elif subject is None or subject.state not in _TOLD:
+        return
+    elif job.kind is JobKind.REC:
+        reader = _told(tx, job.reader)
+        if reader is not None and reader.state is DeviceState.ACTIVE:
+            scribe.rec(tx, reader, subject, wall_s)
+    elif job.kind is JobKind.MAP:
+        scribe.map(tx, subject, wall_s)
+    else:
+        subject.feed_key = scribe.entropy(32)
+        subject.feed_generation += 1
+        scribe.map(tx, subject, wall_s)
+        tx.add_jobs_for_acquaintances(JobKind.REC, subject.id)
+
+
+def _told(tx: Tx, device_id: str) -> Device | None:
+    device = tx.device(device_id)
+    return device if device is not None and device.state in _TOLD else None

@@ -1,0 +1,30 @@
+"""Host names: one DNS label a device, the wish where it is free, else the wish with a number."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from hub.core.model import HubError
+
+LABEL_MAX = 63
+RESERVED = ("hub", "localhost")
+PROBES_MAX = 1_000
+
+
+def choose_name(wish: str, taken: Callable[[str], bool], next_suffix: Callable[[str], int]) -> str:
+    """`wish`, or `wish-1`, `wish-2` … `taken` looks one up; `next_suffix` counts up for each wish, so that the ten
+    thousandth `raspberrypi` costs no more than the second."""
+    if wish not in RESERVED and not taken(wish):
+        return wish
+    for _ in range(PROBES_MAX):
+        suffix = f"-{next_suffix(wish)}"
+        name = wish[: LABEL_MAX - len(suffix)].rstrip("-") + suffix
+        if not taken(name):
+            return name
+    raise HubError(f"no free host name like {wish}: give the device another")
+
+
+def normalize(text: str) -> str:
+    """The host name closest to what a person wrote; "" when nothing of it can be used."""
+    return re.sub("[^a-z0-9]+", "-", text.lower())[:LABEL_MAX].strip("-")

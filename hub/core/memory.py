@@ -1,0 +1,268 @@
+"""A store in memory: the slow twin of `hub.store`, and what the simulator runs the coordinator on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from hub.core.model import Device, DeviceState, Job, JobKind, Network, NodeKey, Op, Outgoing, Token
+
+Row = TypeVar("Row", Token, Device)
+_MISSING: Any = object()
+
+
+class MemoryStore:
+    """Plain dictionaries; a transaction that fails is undone step by step."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._tables: dict[str, dict[Any, Any]] = {
+            name: {} for name in ("counter", "token", "device", "node_key", "pair", "stamp", "job", "out")
+        }
+
+    @contextmanager
+    def write(self) -> Iterator[MemoryTx]:
+        tx = MemoryTx(self._network, self._tables)
+        try:
+            yield tx
+        except BaseException:
+            tx.undo()
+            raise
+
+    @contextmanager
+    def read(self) -> Iterator[MemoryTx]:
+        yield MemoryTx(self._network, self._tables)
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+class MemoryTx:
+    """See `hub.core.store.Tx`."""
+
+    def __init__(self, network: Network, tables: dict[str, dict[Any, Any]]) -> None:
+        self._network = network
+        self._tables = tables
+        self._undo: list[Callable[[], None]] = []
+
+    def undo(self) -> None:
+        for step in reversed(self._undo):
+            step()
+
+    def network(self) -> Network:
+        return self._network
+
+    def next_seq(self) -> int:
+        return self._count("seq")
+
+    # tokens
+
+    def add_token(self, token: Token) -> None:
+        self._put("token", token.claim, replace(token))
+
+    def save_token(self, token: Token) -> None:
+        self._put("token", token.claim, replace(token))
+
+    def token(self, claim: str) -> Token | None:
+        return _copy(self._tables["token"].get(claim))
+
+    def tokens(self, *, after: str = "", limit: int = 100) -> list[Token]:
+        return self._some("token", lambda token: token.claim > after, limit)
+
+    def tokens_to_finish(self, wall_s: int, limit: int) -> list[Token]:
+        return self._some("token", lambda t: not t.finished_s and 0 < t.not_after <= wall_s, limit)
+
+    def tokens_to_close(self, finished_before_s: int, limit: int) -> list[Token]:
+        return self._some("token", lambda t: t.account and 0 < t.finished_s < finished_before_s, limit)
+
+    def token_count(self) -> int:
+        return len(self._tables["token"])
+
+    # devices
+
+    def add_device(self, device: Device) -> None:
+        self._put("device", device.id, replace(device))
+
+    def save_device(self, device: Device) -> None:
+        self._put("device", device.id, replace(device))
+
+    def save_seen(self, device_id: str, wall_s: int) -> None:
+        self._put("device", device_id, replace(self._tables["device"][device_id], last_seen_s=wall_s))
+
+    def device(self, device_id: str) -> Device | None:
+        return _copy(self._tables["device"].get(device_id))
+
+    def device_by_name(self, name: str) -> Device | None:
+        return self._first(lambda device: device.name == name)
+
+    def device_by_v4(self, address: int) -> Device | None:
+        return self._first(lambda device: device.v4 == address)
+
+    def device_by_v6(self, address: bytes) -> Device | None:
+        return self._first(lambda device: device.v6 == address)
+
+    def device_by_node_key(self, key: bytes) -> Device | None:
+        known = self._tables["node_key"].get(key)
+        return None if known is None else self.device(known.device)
+
+    def devices(self, *, after: str = "", limit: int = 100, state: DeviceState | None = None) -> list[Device]:
+        return self._some("device", lambda d: d.id > after and state in (None, d.state), limit)
+
+    def devices_to_expire(self, wall_s: int, limit: int) -> list[Device]:
+        return self._some("device", lambda d: d.state is DeviceState.ACTIVE and 0 < d.not_after <= wall_s, limit)
+
+    def records_to_renew(self, wall_s: int, limit: int) -> list[Device]:
+        return self._some("device", lambda d: d.state is DeviceState.ACTIVE and 0 < d.record_renew_s <= wall_s, limit)
+
+    def device_counts(self) -> dict[DeviceState, int]:
+        counts = {state: self.state_count(state) for state in DeviceState}
+        return {state: count for state, count in counts.items() if count}
+
+    def state_count(self, state: DeviceState) -> int:
+        return sum(device.state is state for device in self._tables["device"].values())
+
+    def online_count(self) -> int:
+        return sum(device.online for device in self._tables["device"].values())
+
+    def row_count(self) -> int:
+        return len(self._tables["device"])
+
+    def next_suffix(self, base: str) -> int:
+        return self._count(f"name {base}")
+
+    # node keys
+
+    def node_keys(self, device_id: str) -> list[NodeKey]:
+        keys = [known for known in self._tables["node_key"].values() if known.device == device_id]
+        return sorted(keys, key=lambda known: (-known.not_after, known.key))
+
+    def node_key(self, key: bytes) -> NodeKey | None:
+        known: NodeKey | None = self._tables["node_key"].get(key)
+        return known
+
+    def save_node_key(self, key: NodeKey) -> None:
+        self._put("node_key", key.key, key)
+
+    def drop_node_key(self, key: bytes) -> None:
+        self._put("node_key", key, _MISSING)
+
+    def node_keys_expired(self, wall_s: int, limit: int) -> list[NodeKey]:
+        keys: list[NodeKey] = [key for key in self._tables["node_key"].values() if key.not_after <= wall_s]
+        return [key for key in keys if self._tables["device"][key.device].node_key != key.key][:limit]
+
+    # who knows whom
+
+    def introduce(self, a: str, b: str) -> None:
+        self._put("pair", (a, b), True)
+        self._put("pair", (b, a), True)
+
+    def acquaintances(self, device_id: str, *, after: str = "", limit: int = 100) -> list[str]:
+        return sorted(b for a, b in self._tables["pair"] if a == device_id and b > after)[:limit]
+
+    def forget_acquaintances(self, device_id: str) -> None:
+        for pair in [pair for pair in self._tables["pair"] if device_id in pair]:
+            self._put("pair", pair, _MISSING)
+
+    # what devices wrote last
+
+    def stamp(self, device_id: str, kind: str) -> tuple[int, int]:
+        stamp: tuple[int, int] = self._tables["stamp"].get((device_id, kind), (-1, 0))
+        return stamp
+
+    def save_stamp(self, device_id: str, kind: str, epoch: int, seq: int) -> None:
+        self._put("stamp", (device_id, kind), (epoch, seq))
+
+    def highest_epoch(self, device_id: str) -> int:
+        return max((stamp[0] for (owner, _), stamp in self._tables["stamp"].items() if owner == device_id), default=-1)
+
+    # jobs and outgoing rows
+
+    def add_job(self, kind: JobKind, reader: str, subject: str) -> None:
+        if not any((j.kind, j.reader, j.subject) == (kind, reader, subject) for j in self._tables["job"].values()):
+            job = Job(self._count("job"), kind, reader, subject)
+            self._put("job", job.id, job)
+
+    def add_jobs_for_acquaintances(self, kind: JobKind, device_id: str) -> None:
+        for other in self.acquaintances(device_id, limit=len(self._tables["pair"])):
+            if kind is JobKind.ROTATE:
+                self.add_job(kind, "", other)
+            else:
+                self.add_job(kind, other, device_id)
+
+    def jobs(self, limit: int) -> list[Job]:
+        return _head(self._tables["job"], limit)
+
+    def drop_job(self, job_id: int) -> None:
+        self._put("job", job_id, _MISSING)
+
+    def job_count(self) -> int:
+        return len(self._tables["job"])
+
+    def put_out(self, item: Outgoing) -> None:
+        if item.key is not None:
+            self.drop_outgoing([row.id for row in self._tables["out"].values() if row.key == item.key])
+        row = replace(item, id=self._count("out"))
+        self._put("out", row.id, row)
+
+    def outgoing(self, *, after: int = 0, limit: int = 100) -> list[Outgoing]:
+        return _head({number: row for number, row in self._tables["out"].items() if number > after}, limit)
+
+    def drop_outgoing(self, ids: list[int]) -> None:
+        for number in ids:
+            self._put("out", number, _MISSING)
+
+    def outgoing_depth(self) -> int:
+        return len(self._tables["out"])
+
+    # broker accounts
+
+    def accounts(self, *, after: str = "", limit: int = 1000) -> list[tuple[str, str]]:
+        known = [(token.claim, token.credential) for token in self._tables["token"].values() if token.account]
+        for device in self._tables["device"].values():
+            if device.state in (DeviceState.ACTIVE, DeviceState.EXPIRED):
+                known.append((device.id, device.credential))
+        return sorted(account for account in known if account[0] > after)[:limit]
+
+    def accounts_in_flight(self) -> set[str]:
+        return {row.target for row in self._tables["out"].values() if row.op is not Op.PUBLISH}
+
+    # the tables
+
+    def _put(self, table: str, key: Any, value: Any) -> None:
+        rows = self._tables[table]
+        old = rows.get(key, _MISSING)
+
+        def restore() -> None:
+            if old is _MISSING:
+                rows.pop(key, None)
+            else:
+                rows[key] = old
+
+        self._undo.append(restore)
+        if value is _MISSING:
+            rows.pop(key, None)
+        else:
+            rows[key] = value
+
+    def _count(self, name: str) -> int:
+        value: int = self._tables["counter"].get(name, 0) + 1
+        self._put("counter", name, value)
+        return value
+
+    def _some(self, table: str, wanted: Callable[[Any], bool], limit: int) -> list[Any]:
+        rows = self._tables[table]
+        return [replace(rows[key]) for key in sorted(rows) if wanted(rows[key])][:limit]
+
+    def _first(self, wanted: Callable[[Device], bool]) -> Device | None:
+        return next((replace(device) for device in self._tables["device"].values() if wanted(device)), None)
+
+
+def _copy(row: Row | None) -> Row | None:
+    return None if row is None else replace(row)
+
+
+def _head(rows: dict[int, Any], limit: int) -> list[Any]:
+    ordered: Iterable[int] = sorted(rows)
+    return [rows[number] for number in ordered][:limit]

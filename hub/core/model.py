@@ -1,0 +1,187 @@
+"""What the hub knows: the network, join tokens, devices, who knows whom, and what is still to be said.
+
+Times are whole seconds since 1970; 0 stands for "never" where a field says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+NODE_KEY_LIFE_S = 180 * 86_400
+NODE_KEY_GRACE_S = 7 * 86_400  # the old key beside the new one
+RECORD_LIFE_S = 90 * 86_400  # how long a cached record counts when the hub is not heard from
+RECORD_RENEW_S = 30 * 86_400  # a record is signed again when it is this old
+CLAIM_GRACE_S = 30 * 86_400  # a finished token can still ask why; then its broker account goes
+DEVICES_MAX = 200_000  # rows, removed devices included
+PENDING_MAX = 1_000  # devices that wait for a person
+TOKENS_MAX = 10_000
+OUTBOX_MAX = 50_000  # rows; above it devices are not answered, so that they ask again later
+
+
+class HubError(Exception):
+    """An operator's action cannot be done; the text says what, why and what next."""
+
+
+class HubDrop(Enum):
+    """Why the hub did not answer a message; the value is its name in `status`."""
+
+    UNKNOWN_DEVICE = "unknown-device"  # no device of that id
+    UNKNOWN_CLAIM = "unknown-claim"  # a join under a claim that this hub never made, or removed long ago
+    NOT_ADMITTED = "not-admitted"  # the device waits for approval, or was removed
+    RATE_LIMITED = "rate-limited"  # more messages of this kind than a device needs
+    OUTBOX_FULL = "outbox-full"  # too much is waiting for the broker: the device asks again
+    RESERVED_KIND = "reserved-kind"  # a verb that this version gives no meaning
+    UNKNOWN_NODE_KEY = "unknown-node-key"  # a birth under a node key that was never reported
+    NODE_KEY_TAKEN = "node-key-taken"  # a node key that is another device's
+    WEAK_KEY = "weak-key"  # an X25519 key of small order (RFC 7748, section 6.1)
+    WEAK_PASSWORD = "weak-password"  # an MQTT password shorter than 16 characters, or not ASCII
+
+
+class DeviceState(Enum):
+    PENDING = "pending"  # joined with a token that needs a person's approval
+    ACTIVE = "active"
+    EXPIRED = "expired"  # admission over; it may still listen, and join again
+    REMOVED = "removed"  # only a tombstone: refuses old messages and old tokens
+
+
+class Role(Enum):
+    """What an MQTT account may do."""
+
+    DEVICE = "device"
+    CLAIM = "claim"
+
+
+@dataclass(slots=True, frozen=True)
+class Network:
+    """The hub's identity and secrets."""
+
+    id: str
+    domain: str
+    seed: bytes  # Ed25519, 32 B
+    key: bytes  # its public key
+    box_private: bytes  # X25519, 32 B
+    box_key: bytes  # its public key
+    epoch: int  # of everything that this hub signs; only `restore` raises it
+    ca_der: bytes
+    hosts: tuple[str, ...]  # "host:port" of the broker, as devices reach it
+
+
+@dataclass(slots=True)
+class Token:
+    """A join token without its secret. `used` counts different devices."""
+
+    claim: str
+    secret_hash: bytes  # BLAKE2s-256
+    credential: str  # of the claim's MQTT user, see hub.core.credential
+    created_s: int
+    created_seq: int  # the hub's counter then: tells what came before what within a second
+    not_after: int  # 0 = never
+    uses: int  # 0 = no limit
+    used: int = 0
+    tags: tuple[str, ...] = ()
+    needs_approval: bool = False
+    revoked_s: int = 0  # 0 = not revoked
+    finished_s: int = 0  # when it was used up, expired or revoked; 0 = it still works
+    account: bool = True  # the broker still knows the claim's user
+
+    def refusal(self, wall_s: int) -> str | None:
+        """Why nobody new may join with it, as `admit` says it; None when it is good."""
+        if self.revoked_s:
+            return "revoked"
+        if self.not_after and wall_s >= self.not_after:
+            return "expired"
+        if self.uses and self.used >= self.uses:
+            return "used-up"
+        return None
+
+
+@dataclass(slots=True)
+class Device:
+    """One device. A tombstone (REMOVED) has no name, addresses or keys but its device key."""
+
+    id: str
+    state: DeviceState
+    claim: str  # that it joined with
+    device_key: bytes
+    box_key: bytes
+    node_key: bytes  # in use, as far as the hub knows
+    created_s: int
+    name: str | None = None
+    v4: int | None = None
+    v6: bytes | None = None
+    tags: tuple[str, ...] = ()
+    user: str = ""
+    credential: str = ""
+    pending_password: str = ""  # only while PENDING: the broker hears it at approval
+    feed_key: bytes = b""
+    feed_generation: int = 0
+    not_after: int = 0  # when the admission ends; 0 = never
+    boot: bytes = b""
+    boot_before: bytes = b""
+    cloned_s: int = 0  # two boots of this device were seen to alternate: a copied card
+    version: str = ""
+    facts: dict[str, str] = field(default_factory=dict)
+    map_epoch: int = 0
+    map_seq: int = 0
+    record: bytes = b""  # signed, as others get it; empty = to be signed
+    record_epoch: int = 0
+    record_seq: int = 0
+    record_renew_s: int = 0
+    online: bool = False
+    presence_epoch: int = 0
+    presence_seq: int = 0
+    state_digest: bytes = b""  # of the last state as it came: the broker says retained ones again and again
+    last_seen_s: int = 0
+    removed_s: int = 0
+    removed_seq: int = 0
+
+
+@dataclass(slots=True, frozen=True)
+class NodeKey:
+    """A WireGuard public key of a device."""
+
+    key: bytes
+    device: str
+    not_after: int
+
+
+class JobKind(Enum):
+    """Work that a change left behind, done in small steps after it."""
+
+    GONE = "gone"  # tell reader that subject is cut off
+    ROTATE = "rotate"  # give subject a new feed key
+    MAP = "map"  # publish subject's map
+    REC = "rec"  # tell reader what subject's record is now
+
+
+@dataclass(slots=True, frozen=True)
+class Job:
+    id: int
+    kind: JobKind
+    reader: str  # "" for ROTATE and MAP
+    subject: str
+
+
+class Op(Enum):
+    PUBLISH = "publish"
+    ADMIT = "admit"  # make an MQTT account
+    REPASS = "repass"  # give an account a new password
+    REVOKE = "revoke"  # delete an account and end its session
+
+
+@dataclass(slots=True, frozen=True)
+class Outgoing:
+    """One thing to tell the broker, kept until the broker has confirmed it.
+
+    `target` is a topic or an MQTT user, `payload` a message or a password. A later row with the same `key` takes the
+    place of an earlier one. `id` is 0 until it is stored, and then gives the order.
+    """
+
+    op: Op
+    target: str
+    payload: bytes = b""
+    retain: bool = False
+    role: Role = Role.DEVICE
+    key: str | None = None
+    id: int = 0

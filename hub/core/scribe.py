@@ -1,0 +1,220 @@
+"""What the hub signs and seals, and where it goes: every message to a device is made here and put into the outbox."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgeagent.proto import topics
+from edgeagent.proto.crypto import Crypto
+from edgeagent.proto.envelope import write_down, write_hub_state
+from edgeagent.proto.keys import Entropy
+from edgeagent.proto.seal import seal_box
+from edgeagent.proto.signed import sign_object
+from hub.core import ipam
+from hub.core.model import (
+    NODE_KEY_GRACE_S,
+    NODE_KEY_LIFE_S,
+    RECORD_LIFE_S,
+    RECORD_RENEW_S,
+    Device,
+    JobKind,
+    Network,
+    Op,
+    Outgoing,
+)
+from hub.core.store import Tx
+
+UNKNOWN_TTL_S = 60
+FORBIDDEN_TTL_S = 300
+NODE_KEYS_SHOWN_MAX = 4
+_DATES_SLACK_S = 3_600
+_EMPTY = b""
+
+
+class Scribe:
+    """Stateless but for the network's keys. Each method writes rows of the transaction it is given, and no more."""
+
+    def __init__(self, crypto: Crypto, entropy: Entropy, network: Network) -> None:
+        self.crypto = crypto
+        self.entropy = entropy
+        self.network = network
+
+    def record(self, tx: Tx, device: Device, wall_s: int) -> bytes:
+        """The device's signed record; signed anew, and the device saved, when there is none that holds."""
+        if device.record:
+            return device.record
+        end = wall_s + RECORD_LIFE_S
+        if device.not_after:
+            end = min(end, device.not_after)
+        device.record_epoch, device.record_seq = self.network.epoch, tx.next_seq()
+        device.record = sign_object(
+            self.crypto,
+            self.network.seed,
+            kind="record",
+            network=self.network.id,
+            subject=device.id,
+            epoch=device.record_epoch,
+            seq=device.record_seq,
+            wall_s=wall_s,
+            not_before=min(wall_s, end) - _DATES_SLACK_S,
+            not_after=end,
+            body={
+                "name": device.name,
+                "addrs": addresses(device),
+                "dk": device.device_key,
+                "nk": self._node_keys(tx, device),
+                "tags": list(device.tags),
+                "user": device.user,
+                "routes": [],
+            },
+        )
+        device.record_renew_s = wall_s + RECORD_RENEW_S
+        tx.save_device(device)
+        return device.record
+
+    def map(self, tx: Tx, device: Device, wall_s: int) -> bytes:
+        """A new signed map, published retained; the device is saved. Returns the signed object."""
+        network = self.network
+        device.map_epoch, device.map_seq = network.epoch, tx.next_seq()
+        signed = sign_object(
+            self.crypto,
+            network.seed,
+            kind="map",
+            network=network.id,
+            subject=device.id,
+            epoch=device.map_epoch,
+            seq=device.map_seq,
+            wall_s=wall_s,
+            body={
+                "id": device.id,
+                "name": device.name,
+                "addrs": addresses(device),
+                "tags": list(device.tags),
+                "domain": network.domain,
+                "v4": [ipam.V4_NETWORK.to_bytes(4, "big"), ipam.V4_PREFIX],
+                "v6": [ipam.ula_network(network.id), ipam.V6_PREFIX],
+                "fk": device.feed_key,
+                "fg": device.feed_generation,
+                "bx": network.box_key,
+                "h": list(network.hosts),
+                "nk": self._node_keys(tx, device),
+                "na": device.not_after,
+                "set": {"node_key_life_s": NODE_KEY_LIFE_S, "node_key_grace_s": NODE_KEY_GRACE_S},
+            },
+        )
+        tx.save_device(device)
+        topic = topics.down(network.id, device.id, "map")
+        sealed = seal_box(self.crypto, self.entropy, device.box_key, topic, signed)
+        tx.put_out(Outgoing(Op.PUBLISH, topic, sealed, retain=True, key=topic))
+        return signed
+
+    def rec(self, tx: Tx, reader: Device, subject: Device, wall_s: int, ask: int | None = None) -> None:
+        """Tell `reader` the record and the feed key of `subject`; `ask` is the id of the question, if one was asked."""
+        body: dict[str, Any] = {
+            "rec": self.record(tx, subject, wall_s),
+            "fk": subject.feed_key,
+            "fg": subject.feed_generation,
+        }
+        if ask is not None:
+            body["id"] = ask
+        self._down(tx, reader, "rec", body, wall_s, key=None if ask is not None else f"rec/{reader.id}/{subject.id}")
+
+    def no(self, tx: Tx, reader: Device, ask: int, why: str, wall_s: int) -> None:
+        """`unknown` or `forbidden`."""
+        ttl = UNKNOWN_TTL_S if why == "unknown" else FORBIDDEN_TTL_S
+        self._down(tx, reader, "rec", {"id": ask, "no": why, "ttl": ttl}, wall_s)
+
+    def gone(self, tx: Tx, reader: Device, subject: str, wall_s: int) -> None:
+        """Tell `reader` that `subject` is cut off."""
+        signed = sign_object(
+            self.crypto,
+            self.network.seed,
+            kind="gone",
+            network=self.network.id,
+            subject=subject,
+            epoch=self.network.epoch,
+            seq=tx.next_seq(),
+            wall_s=wall_s,
+            body={},
+        )
+        self._down(tx, reader, "rec", {"gone": signed}, wall_s, key=f"rec/{reader.id}/{subject}")
+
+    def time(self, tx: Tx, device: Device, wall_s: int, highest_epoch: int | None = None) -> None:
+        """The hub's time; with the highest epoch seen of the device when its own is not newer."""
+        body = {} if highest_epoch is None else {"e": highest_epoch}
+        self._down(tx, device, "time", body, wall_s, key=topics.down(self.network.id, device.id, "time"))
+
+    def admit(self, tx: Tx, claim: str, device_id: str, box_key: bytes, body: dict[str, Any], wall_s: int) -> None:
+        """The answer to a join."""
+        topic = topics.admit(self.network.id, claim, device_id)
+        tx.put_out(Outgoing(Op.PUBLISH, topic, self._write(tx, topic, "admit", device_id, box_key, body, wall_s)))
+
+    def clear(self, tx: Tx, device_id: str) -> None:
+        """Take back what the broker retains of a device that is gone."""
+        net = self.network.id
+        for topic in (
+            topics.down(net, device_id, "map"),
+            topics.up(net, device_id, "state"),
+            topics.feed(net, device_id),
+        ):
+            tx.put_out(Outgoing(Op.PUBLISH, topic, _EMPTY, retain=True, key=topic))
+
+    def hub_states(self, tx: Tx, wall_s: int) -> tuple[bytes, bytes]:
+        """(presence, Last Will) for one connection to the broker; each is newer than all of earlier connections."""
+        up, down = (
+            write_hub_state(
+                self.crypto,
+                self.network.seed,
+                network=self.network.id,
+                epoch=self.network.epoch,
+                seq=tx.next_seq(),
+                wall_s=wall_s,
+                up=is_up,
+                hub_box_key=self.network.box_key,
+            )
+            for is_up in (True, False)
+        )
+        return up, down
+
+    def push(self, tx: Tx, device: Device) -> None:
+        """Something that others see has changed: a new map, and a new record for all who know the device."""
+        device.record = b""
+        tx.save_device(device)
+        tx.add_job(JobKind.MAP, "", device.id)
+        tx.add_jobs_for_acquaintances(JobKind.REC, device.id)
+
+    def _down(
+        self, tx: Tx, reader: Device, kind: str, body: dict[str, Any], wall_s: int, *, key: str | None = None
+    ) -> None:
+        topic = topics.down(self.network.id, reader.id, kind)
+        data = self._write(tx, topic, kind, reader.id, reader.box_key, body, wall_s)
+        tx.put_out(Outgoing(Op.PUBLISH, topic, data, key=key))
+
+    def _write(
+        self, tx: Tx, topic: str, kind: str, device_id: str, box_key: bytes, body: dict[str, Any], wall_s: int
+    ) -> bytes:
+        return write_down(
+            self.crypto,
+            self.entropy,
+            self.network.seed,
+            box_key,
+            topic,
+            kind=kind,
+            network=self.network.id,
+            device=device_id,
+            epoch=self.network.epoch,
+            seq=tx.next_seq(),
+            wall_s=wall_s,
+            body=body,
+        )
+
+    def _node_keys(self, tx: Tx, device: Device) -> list[list[Any]]:
+        """The one in use first."""
+        keys = sorted(tx.node_keys(device.id), key=lambda known: known.key != device.node_key)
+        return [[known.key, known.not_after] for known in keys[:NODE_KEYS_SHOWN_MAX]]
+
+
+def addresses(device: Device) -> list[bytes]:
+    """[IPv4, IPv6] of an admitted device."""
+    assert device.v4 is not None and device.v6 is not None
+    return [device.v4.to_bytes(4, "big"), device.v6]

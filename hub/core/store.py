@@ -1,0 +1,141 @@
+"""What the coordinator asks of a store. `hub.core.memory` is the slow twin, `hub.store` the one that lasts.
+
+A write transaction sees all that was committed before it and no other runs beside it; it is kept whole or not at all,
+also through a power cut.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from hub.core.model import Device, DeviceState, Job, JobKind, Network, NodeKey, Outgoing, Token
+
+
+class Tx(Protocol):
+    """One transaction. What it hands out are copies: a change counts when it is saved."""
+
+    def network(self) -> Network: ...
+
+    def next_seq(self) -> int:
+        """One counter for all that the hub signs: never the same twice, never lower, within an epoch."""
+
+    def add_token(self, token: Token) -> None: ...
+
+    def save_token(self, token: Token) -> None: ...
+
+    def token(self, claim: str) -> Token | None: ...
+
+    def tokens(self, *, after: str = "", limit: int = 100) -> list[Token]:
+        """In the order of their claims, those after `after`."""
+
+    def tokens_to_finish(self, wall_s: int, limit: int) -> list[Token]:
+        """Expired ones that nobody has marked as finished."""
+
+    def tokens_to_close(self, finished_before_s: int, limit: int) -> list[Token]:
+        """Finished ones whose broker account is still there."""
+
+    def token_count(self) -> int: ...
+
+    def add_device(self, device: Device) -> None: ...
+
+    def save_device(self, device: Device) -> None: ...
+
+    def save_seen(self, device_id: str, wall_s: int) -> None: ...
+
+    def device(self, device_id: str) -> Device | None: ...
+
+    def device_by_name(self, name: str) -> Device | None: ...
+
+    def device_by_v4(self, address: int) -> Device | None: ...
+
+    def device_by_v6(self, address: bytes) -> Device | None: ...
+
+    def device_by_node_key(self, key: bytes) -> Device | None: ...
+
+    def devices(self, *, after: str = "", limit: int = 100, state: DeviceState | None = None) -> list[Device]:
+        """In the order of their ids, those after `after`."""
+
+    def devices_to_expire(self, wall_s: int, limit: int) -> list[Device]:
+        """Active ones whose admission is over."""
+
+    def records_to_renew(self, wall_s: int, limit: int) -> list[Device]:
+        """Active ones whose record is old."""
+
+    def device_counts(self) -> dict[DeviceState, int]: ...
+
+    def state_count(self, state: DeviceState) -> int: ...
+
+    def online_count(self) -> int: ...
+
+    def row_count(self) -> int:
+        """An upper bound of the device rows, tombstones included; in constant time."""
+
+    def next_suffix(self, base: str) -> int:
+        """1, 2, 3 … for a host name that many devices wish for; a number is given once."""
+
+    def node_keys(self, device_id: str) -> list[NodeKey]:
+        """The one that lasts longest first."""
+
+    def node_key(self, key: bytes) -> NodeKey | None: ...
+
+    def save_node_key(self, key: NodeKey) -> None: ...
+
+    def drop_node_key(self, key: bytes) -> None: ...
+
+    def node_keys_expired(self, wall_s: int, limit: int) -> list[NodeKey]:
+        """Those past their end that are not the one in use."""
+
+    def introduce(self, a: str, b: str) -> None:
+        """From now on the two know each other."""
+
+    def acquaintances(self, device_id: str, *, after: str = "", limit: int = 100) -> list[str]:
+        """Ids, in order."""
+
+    def forget_acquaintances(self, device_id: str) -> None: ...
+
+    def stamp(self, device_id: str, kind: str) -> tuple[int, int]:
+        """The last (epoch, seq) that the device wrote in messages of this kind; (-1, 0) for none."""
+
+    def save_stamp(self, device_id: str, kind: str, epoch: int, seq: int) -> None: ...
+
+    def highest_epoch(self, device_id: str) -> int:
+        """Of all kinds; -1 for none."""
+
+    def add_job(self, kind: JobKind, reader: str, subject: str) -> None:
+        """Nothing when the same job is waiting already."""
+
+    def add_jobs_for_acquaintances(self, kind: JobKind, device_id: str) -> None:
+        """REC and GONE: one for every device that knows this one, as the reader. ROTATE: for each, as the subject."""
+
+    def jobs(self, limit: int) -> list[Job]:
+        """The oldest first."""
+
+    def drop_job(self, job_id: int) -> None: ...
+
+    def job_count(self) -> int: ...
+
+    def put_out(self, item: Outgoing) -> None: ...
+
+    def outgoing(self, *, after: int = 0, limit: int = 100) -> list[Outgoing]:
+        """In the order they were put out."""
+
+    def drop_outgoing(self, ids: list[int]) -> None: ...
+
+    def outgoing_depth(self) -> int:
+        """An upper bound of the rows; in constant time."""
+
+    def accounts(self, *, after: str = "", limit: int = 1000) -> list[tuple[str, str]]:
+        """(MQTT user, credential) of every device and claim that may connect, in the order of the users."""
+
+    def accounts_in_flight(self) -> set[str]:
+        """Users that an outgoing row is about."""
+
+
+class Store(Protocol):
+    def write(self) -> AbstractContextManager[Tx]:
+        """Begins with the write lock; raises HubError when another process holds it for too long."""
+
+    def read(self) -> AbstractContextManager[Tx]: ...
+
+    def close(self) -> None: ...

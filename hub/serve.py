@@ -1,0 +1,218 @@
+"""The running hub: one thread, one poll loop between the database, the broker's connection and the broker's process.
+
+What must be said is in the database first, and leaves it when the broker has confirmed it; what comes in is confirmed
+to the broker when its effects are in the database. So the hub may be killed between any two instructions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import resource
+import select
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from edgeagent import crypto as providers
+from hub.core import chores
+from hub.core.coordinator import Coordinator
+from hub.core.model import HubError
+from hub.io.mqtt import IN_FLIGHT_MAX
+from hub.io.poke import Receiver
+from hub.session import Session
+from hub.state import State
+from hub.store.meta import load_site
+from hub.store.migrate import migrate
+from hub.store.sqlite import SqliteStore
+
+TICK_S = 1.0
+DATES_S = 30.0
+STATUS_S = 2.0  # at most so often, and only what has changed
+BATCH_MAX = 128  # messages a transaction
+JOBS_MAX = 64
+
+log = logging.getLogger("edgehub")
+
+
+def serve(state: State) -> None:
+    """Run until SIGTERM or SIGINT. Raises HubError."""
+    if not state.database.is_file():
+        raise HubError(f"{state.database}: there is no hub here. `edgehub init` makes one")
+    with state.running():
+        migrate(state.database)
+        with contextlib.closing(SqliteStore(state.database)) as store, _signals() as signals:
+            server = Server(state, store, signals)
+            try:
+                server.run()
+            except BaseException:
+                server.detach()
+                raise
+            server.close()
+
+
+class Server:
+    """All that runs. `signals` is readable when the hub shall stop."""
+
+    def __init__(self, state: State, store: SqliteStore, signals: socket.socket) -> None:
+        self._state = state
+        self._store = store
+        self._signals = signals
+        with store.read() as tx:
+            network = tx.network()
+            site = load_site(tx.connection)
+        self._coordinator = Coordinator(providers.load(), os.urandom, network)
+        self._scribe = self._coordinator.scribe
+        self._session = Session(state, store, self._scribe, site, changed=self._note_change)
+        self._poke = Receiver(state.poke)
+        self._look = True  # there may be rows or jobs that were not looked at
+        self._changes = -1
+        self._tick_at = self._dates_at = self._status_at = 0.0
+        self._started_s = int(time.time())
+        self._status: dict[str, Any] = {}
+        self._stopping = False
+
+    def run(self) -> None:
+        network = self._scribe.network
+        log.info("hub: network %s (%s), process %d", network.id, network.domain, os.getpid())
+        _raise_file_limit()
+        self._session.start(time.monotonic())
+        while not self._stopping:
+            self._session.connect_if_due(time.monotonic())
+            self._poll()
+            now = time.monotonic()
+            if now >= self._tick_at:
+                self._tick(now)
+            self._receive(now)
+            self._work()
+            self._session.send(now)
+
+    def close(self) -> None:
+        """A clean end, the broker's too."""
+        self._session.close()
+        if self._session.child is not None:
+            self._session.child.stop()
+        self._poke.close()
+        self._write_status(running=False)
+        log.info("hub: stopped")
+
+    def detach(self) -> None:
+        """An end by an error: the broker goes on, and the next hub adopts it."""
+        if self._session.child is not None:
+            self._session.child.detach()
+        self._poke.close()
+
+    def _poll(self) -> None:
+        poll = select.poll()
+        poll.register(self._signals, select.POLLIN)
+        poll.register(self._poke, select.POLLIN)
+        session, child = self._session, self._session.child
+        if child is not None and child.fileno() >= 0:
+            poll.register(child.fileno(), select.POLLIN)
+        if session.fileno() >= 0:
+            poll.register(session.fileno(), select.POLLIN | (select.POLLOUT if session.wants_write() else 0))
+        for descriptor, events in poll.poll(self._wait_ms(time.monotonic())):
+            if descriptor == self._signals.fileno():
+                self._stopping = True
+            elif descriptor == self._poke.fileno():
+                self._poke.take()
+                self._look = True
+            elif child is not None and descriptor == child.fileno():
+                child.handle_end(time.monotonic())
+            elif descriptor == session.fileno():
+                if events & select.POLLOUT:
+                    session.write()
+                if events & ~select.POLLOUT:
+                    session.read()
+
+    def _wait_ms(self, now: float) -> int:
+        if self._look or self._session.has_done():
+            return 0
+        child = self._session.child
+        dues = (self._tick_at, self._session.next_at(), child.next_at if child is not None else None)
+        return max(0, int((min(due for due in dues if due is not None) - now) * 1000) + 1)
+
+    def _tick(self, now: float) -> None:
+        self._tick_at = now + TICK_S
+        self._session.tick(now)
+        if self._session.child is not None:
+            self._session.child.tick(now)
+        if (changes := self._store.changes()) != self._changes:
+            self._changes = changes
+            self._look = True
+        if now >= self._dates_at:
+            with self._store.write() as tx:
+                more = chores.look_at_dates(self._scribe, tx, int(time.time()))
+            self._dates_at = now + (TICK_S if more else DATES_S)
+            self._look = True
+        if now >= self._status_at:
+            self._status_at = now + STATUS_S
+            self._write_status(running=True)
+
+    def _receive(self, now: float) -> None:
+        messages = self._session.take_messages(now)
+        while messages or self._session.has_done():
+            batch, messages = messages[:BATCH_MAX], messages[BATCH_MAX:]
+            with self._store.write() as tx:
+                for message in batch:
+                    self._coordinator.handle_message(now, int(time.time()), tx, message.topic, message.payload)
+                tx.drop_outgoing(self._session.take_done())
+            self._session.acknowledge(batch)
+            self._look = True
+
+    def _work(self) -> None:
+        """Jobs become rows, but no more than can be sent soon."""
+        if not self._look:
+            return
+        with self._store.read() as tx:
+            waiting = tx.outgoing_depth() < IN_FLIGHT_MAX and bool(tx.jobs(1))
+        self._look = False
+        if waiting:
+            with self._store.write() as tx:
+                self._look = chores.work(self._scribe, tx, int(time.time()), JOBS_MAX) == JOBS_MAX
+
+    def _note_change(self) -> None:
+        self._status_at = 0.0
+        self._tick_at = 0.0
+
+    def _write_status(self, *, running: bool) -> None:
+        drops = {reason.value: count for reason, count in self._coordinator.drops.items()}
+        endpoint, child = self._session.endpoint, self._session.child
+        status: dict[str, Any] = {
+            "running": running,
+            "pid": os.getpid(),
+            "since": self._started_s,
+            "connected": self._session.connected,
+            "broker": f"{endpoint.host}:{endpoint.port}",
+            "broker_pid": child.pid if child is not None else None,
+            "broker_restarts": child.restarts if child is not None else None,
+            "drops": dict(sorted(drops.items())),
+        }
+        if status != self._status:
+            self._status = status
+            self._state.write_status(status)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[socket.socket]:
+    """A socket that is readable when SIGTERM or SIGINT came."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.setblocking(False)
+        previous = signal.set_wakeup_fd(theirs.fileno())
+        handlers = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield ours
+        finally:
+            signal.set_wakeup_fd(previous)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+
+def _raise_file_limit() -> None:
+    """A connection is a file to the broker, which inherits the limit."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

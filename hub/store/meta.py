@@ -1,0 +1,75 @@
+"""The network's identity and this hub's settings, in the `meta` table."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from sqlalchemy import Connection, select
+from sqlalchemy.dialects.sqlite import insert
+
+from hub.core.model import Network
+from hub.store.schema import meta
+
+
+@dataclass(slots=True, frozen=True)
+class Site:
+    """How this hub reaches its broker and proves itself to it; nothing here is told to devices."""
+
+    listen_host: str  # where this hub's own broker listens; "" = all addresses
+    listen_port: int
+    names: tuple[str, ...]  # host names and addresses in the broker's certificate
+    user: str  # the hub's account at the broker
+    password: str
+    client_id: str  # its MQTT client id: random, because whoever knows it could end its session
+    ca_key_pem: str  # "" with an external broker
+    server_key_pem: str
+    server_cert_pem: str
+    external: str = ""  # "host:port" of a broker that somebody else runs
+
+
+def save_network(connection: Connection, network: Network) -> None:
+    _save(
+        connection,
+        {
+            "network_id": network.id.encode(),
+            "domain": network.domain.encode(),
+            "network_seed": network.seed,
+            "network_key": network.key,
+            "box_private": network.box_private,
+            "box_key": network.box_key,
+            "epoch": str(network.epoch).encode(),
+            "ca_der": network.ca_der,
+            "hosts": json.dumps(network.hosts).encode(),
+        },
+    )
+
+
+def load_network(connection: Connection) -> Network:
+    values = {row.name: row.value for row in connection.execute(select(meta.c.name, meta.c.value))}
+    return Network(
+        id=values["network_id"].decode(),
+        domain=values["domain"].decode(),
+        seed=values["network_seed"],
+        key=values["network_key"],
+        box_private=values["box_private"],
+        box_key=values["box_key"],
+        epoch=int(values["epoch"]),
+        ca_der=values["ca_der"],
+        hosts=tuple(json.loads(values["hosts"])),
+    )
+
+
+def save_site(connection: Connection, site: Site) -> None:
+    _save(connection, {"site": json.dumps(asdict(site)).encode()})
+
+
+def load_site(connection: Connection) -> Site:
+    values = json.loads(connection.execute(select(meta.c.value).where(meta.c.name == "site")).scalar_one())
+    return Site(**{**values, "names": tuple(values["names"])})
+
+
+def _save(connection: Connection, values: dict[str, bytes]) -> None:
+    statement = insert(meta)
+    statement = statement.on_conflict_do_update(index_elements=["name"], set_={"value": statement.excluded.value})
+    connection.execute(statement, [{"name": name, "value": value} for name, value in values.items()])

@@ -1,0 +1,44 @@
+"""New databases, and old ones brought up to date: apart from `hub.store.database`, because Alembic loads slowly."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+
+from hub.store import database
+
+_MIGRATIONS = Path(__file__).with_name("migrations")
+
+
+def create_file(path: Path) -> None:
+    """An empty database with all tables. Raises FileExistsError; never opens what is there already."""
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA application_id = {database.APPLICATION_ID}")
+        connection.execute("PRAGMA journal_mode = WAL")
+    migrate(path)
+
+
+def migrate(path: Path) -> None:
+    """Bring the tables to the form that this program knows."""
+    engine = database.open_engine(path)
+    try:
+        with engine.connect() as connection:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            config = _config()
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+            connection.commit()
+    finally:
+        engine.dispose()
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    return config

@@ -1,0 +1,173 @@
+"""The tables. Any change here needs a migration beside it; a test compares the two."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BLOB,
+    Boolean,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# Conditions of partial indexes. A query that is to use one must say it in the same words, without parameters.
+TOKEN_TO_FINISH = text("finished_s = 0 AND not_after > 0")
+TOKEN_TO_CLOSE = text("account AND finished_s > 0")
+DEVICE_ONLINE = text("online")
+DEVICE_TO_EXPIRE = text("state = 'active' AND not_after > 0")
+RECORD_TO_RENEW = text("state = 'active' AND record_renew_s > 0")
+ABOUT_ACCOUNTS = text("op <> 'publish'")
+
+# The network's identity and the settings of this hub: secrets are here and nowhere else.
+meta = Table(
+    "meta",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", BLOB, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+counter = Table(
+    "counter",
+    metadata,
+    Column("name", Text, primary_key=True),  # "seq", or "name " and a wished host name
+    Column("value", Integer, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+token = Table(
+    "token",
+    metadata,
+    Column("claim", Text, primary_key=True),
+    Column("secret_hash", BLOB, nullable=False),
+    Column("credential", Text, nullable=False),
+    Column("created_s", Integer, nullable=False),
+    Column("created_seq", Integer, nullable=False),
+    Column("not_after", Integer, nullable=False),
+    Column("uses", Integer, nullable=False),
+    Column("used", Integer, nullable=False),
+    Column("tags", Text, nullable=False),  # JSON
+    Column("needs_approval", Boolean, nullable=False),
+    Column("revoked_s", Integer, nullable=False),
+    Column("finished_s", Integer, nullable=False),
+    Column("account", Boolean, nullable=False),
+    CheckConstraint("uses = 0 OR used <= uses", name="uses"),
+)
+Index("ix_token_finish", token.c.not_after, sqlite_where=TOKEN_TO_FINISH)
+Index("ix_token_close", token.c.finished_s, sqlite_where=TOKEN_TO_CLOSE)
+
+device = Table(
+    "device",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("claim", Text, nullable=False),
+    Column("device_key", BLOB, nullable=False),
+    Column("box_key", BLOB, nullable=False),
+    Column("node_key", BLOB, nullable=False),
+    Column("created_s", Integer, nullable=False),
+    Column("name", Text, unique=True),
+    Column("v4", Integer, unique=True),
+    Column("v6", BLOB, unique=True),
+    Column("tags", Text, nullable=False),  # JSON
+    Column("user", Text, nullable=False),
+    Column("credential", Text, nullable=False),
+    Column("pending_password", Text, nullable=False),
+    Column("feed_key", BLOB, nullable=False),
+    Column("feed_generation", Integer, nullable=False),
+    Column("not_after", Integer, nullable=False),
+    Column("boot", BLOB, nullable=False),
+    Column("boot_before", BLOB, nullable=False),
+    Column("cloned_s", Integer, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("facts", Text, nullable=False),  # JSON
+    Column("map_epoch", Integer, nullable=False),
+    Column("map_seq", Integer, nullable=False),
+    Column("record", BLOB, nullable=False),
+    Column("record_epoch", Integer, nullable=False),
+    Column("record_seq", Integer, nullable=False),
+    Column("record_renew_s", Integer, nullable=False),
+    Column("online", Boolean, nullable=False),
+    Column("presence_epoch", Integer, nullable=False),
+    Column("presence_seq", Integer, nullable=False),
+    Column("state_digest", BLOB, nullable=False),
+    Column("last_seen_s", Integer, nullable=False),
+    Column("removed_s", Integer, nullable=False),
+    Column("removed_seq", Integer, nullable=False),
+)
+Index("ix_device_state", device.c.state, device.c.id)
+Index("ix_device_online", device.c.online, sqlite_where=DEVICE_ONLINE)
+Index("ix_device_expire", device.c.not_after, sqlite_where=DEVICE_TO_EXPIRE)
+Index("ix_device_renew", device.c.record_renew_s, sqlite_where=RECORD_TO_RENEW)
+
+node_key = Table(
+    "node_key",
+    metadata,
+    Column("key", BLOB, primary_key=True),
+    Column("device", Text, ForeignKey("device.id"), nullable=False, index=True),
+    Column("not_after", Integer, nullable=False, index=True),
+    sqlite_with_rowid=False,
+)
+
+# Who knows whom, both ways round.
+pair = Table(
+    "pair",
+    metadata,
+    Column("device", Text, ForeignKey("device.id"), primary_key=True),
+    Column("other", Text, ForeignKey("device.id"), primary_key=True),
+    sqlite_with_rowid=False,
+)
+
+# The last (epoch, seq) that each device wrote, by kind of message.
+stamp = Table(
+    "stamp",
+    metadata,
+    Column("device", Text, ForeignKey("device.id"), primary_key=True),
+    Column("kind", Text, primary_key=True),
+    Column("epoch", Integer, nullable=False),
+    Column("seq", Integer, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+job = Table(
+    "job",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("reader", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    UniqueConstraint("kind", "reader", "subject"),
+    sqlite_autoincrement=True,
+)
+
+# What the broker has not confirmed yet. Ids go up only: the order of sending is theirs.
+outgoing = Table(
+    "outgoing",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("op", Text, nullable=False),
+    Column("target", Text, nullable=False),
+    Column("payload", BLOB, nullable=False),
+    Column("retain", Boolean, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("key", Text, unique=True),
+    sqlite_autoincrement=True,
+)
+Index("ix_outgoing_account", outgoing.c.target, sqlite_where=ABOUT_ACCOUNTS)

@@ -1,0 +1,379 @@
+"""The store that lasts: SQLAlchemy Core on SQLite. One writer at a time, across processes; readers never wait."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Row, Select, bindparam, delete, func, insert, literal, literal_column, select
+from sqlalchemy import update as update_
+from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy.exc import OperationalError
+
+from hub.core.model import Device, DeviceState, HubError, Job, JobKind, Network, NodeKey, Op, Outgoing, Role, Token
+from hub.store import database
+from hub.store.meta import load_network
+from hub.store.schema import (
+    ABOUT_ACCOUNTS,
+    DEVICE_ONLINE,
+    DEVICE_TO_EXPIRE,
+    RECORD_TO_RENEW,
+    TOKEN_TO_CLOSE,
+    TOKEN_TO_FINISH,
+    counter,
+    device,
+    job,
+    node_key,
+    outgoing,
+    pair,
+    stamp,
+    token,
+)
+
+_TOKEN_FIELDS = [field.name for field in fields(Token)]
+_DEVICE_FIELDS = [field.name for field in fields(Device)]
+_CONNECTING = (DeviceState.ACTIVE.value, DeviceState.EXPIRED.value)  # those that the broker knows
+
+# Built once: building a statement costs more than running it.
+_NEXT = (
+    upsert(counter)
+    .values(name=bindparam("name"), value=1)
+    .on_conflict_do_update(index_elements=["name"], set_={"value": counter.c.value + 1})
+    .returning(counter.c.value)
+)
+_TOKEN = select(token)
+_DEVICE = select(device)
+_ADD_TOKEN = insert(token)
+_SAVE_TOKEN = update_(token).where(token.c.claim == bindparam("b_claim"))
+_ADD_DEVICE = insert(device)
+_SAVE_DEVICE = update_(device).where(device.c.id == bindparam("b_id"))
+_DEVICE_BY_ID = _DEVICE.where(device.c.id == bindparam("value"))
+_DEVICE_BY_NAME = _DEVICE.where(device.c.name == bindparam("value"))
+_DEVICE_BY_V4 = _DEVICE.where(device.c.v4 == bindparam("value"))
+_DEVICE_BY_V6 = _DEVICE.where(device.c.v6 == bindparam("value"))
+_DEVICE_BY_NODE_KEY = _DEVICE.join(node_key, node_key.c.device == device.c.id).where(
+    node_key.c.key == bindparam("value")
+)
+_NODE_KEYS = (
+    select(node_key)
+    .where(node_key.c.device == bindparam("value"))
+    .order_by(node_key.c.not_after.desc(), node_key.c.key)
+)
+_SAVE_NODE_KEY = upsert(node_key).on_conflict_do_update(
+    index_elements=["key"], set_={"not_after": literal_column("excluded.not_after")}
+)
+_INTRODUCE = upsert(pair).on_conflict_do_nothing()
+_STAMP = select(stamp.c.epoch, stamp.c.seq).where(
+    stamp.c.device == bindparam("device"), stamp.c.kind == bindparam("kind")
+)
+_SAVE_STAMP = upsert(stamp).on_conflict_do_update(
+    index_elements=["device", "kind"],
+    set_={"epoch": literal_column("excluded.epoch"), "seq": literal_column("excluded.seq")},
+)
+_ADD_JOB = upsert(job).on_conflict_do_nothing()
+_JOBS = select(job).order_by(job.c.id).limit(bindparam("limit"))
+_PUT_OUT = insert(outgoing)
+_UNKEY = delete(outgoing).where(outgoing.c.key == bindparam("value"))
+_OUTGOING = select(outgoing).where(outgoing.c.id > bindparam("after")).order_by(outgoing.c.id).limit(bindparam("limit"))
+_DEPTH = select(
+    func.coalesce(select(func.max(outgoing.c.id)).scalar_subquery(), 0)
+    - func.coalesce(select(func.min(outgoing.c.id)).scalar_subquery(), 1)
+    + 1
+)
+
+
+class SqliteStore:
+    """One connection to the hub's database file. Raises HubError when the file is missing or of another form."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise HubError(f"{path}: there is no hub here. `edgehub init` makes one")
+        self._engine = database.open_engine(path)
+        found = database.revision(self._engine)
+        if found != database.NEWEST:
+            self._engine.dispose()
+            raise HubError(
+                f"{path}: the database has the form {found}, this program knows {database.NEWEST}. "
+                "Restart `edgehub serve`: it brings an older one up to date"
+            )
+        self._connection = self._engine.connect()
+
+    @contextmanager
+    def write(self) -> Iterator[SqliteTx]:
+        yield from self._transaction("BEGIN IMMEDIATE")
+
+    @contextmanager
+    def read(self) -> Iterator[SqliteTx]:
+        yield from self._transaction("BEGIN")
+
+    def changes(self) -> int:
+        """A number that changes when another process has written."""
+        version: int = self._connection.exec_driver_sql("PRAGMA data_version").scalar_one()
+        self._connection.rollback()
+        return version
+
+    def close(self) -> None:
+        self._connection.close()
+        self._engine.dispose()
+
+    def _transaction(self, begin: str) -> Iterator[SqliteTx]:
+        with self._connection.begin():
+            try:
+                self._connection.exec_driver_sql(begin)
+            except OperationalError as error:
+                raise HubError(
+                    f"the database is busy ({error.orig}): another `edgehub` holds it for more than "
+                    f"{database.BUSY_TIMEOUT_S:.0f} s. Try again"
+                ) from error
+            yield SqliteTx(self._connection)
+
+
+class SqliteTx:
+    """See `hub.core.store.Tx`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def network(self) -> Network:
+        return load_network(self.connection)
+
+    def next_seq(self) -> int:
+        return self._next("seq")
+
+    # tokens
+
+    def add_token(self, new: Token) -> None:
+        self.connection.execute(_ADD_TOKEN, _token_values(new))
+
+    def save_token(self, changed: Token) -> None:
+        self.connection.execute(_SAVE_TOKEN, {**_token_values(changed), "b_claim": changed.claim})
+
+    def token(self, claim: str) -> Token | None:
+        row = self.connection.execute(_TOKEN.where(token.c.claim == claim)).first()
+        return None if row is None else _to_token(row)
+
+    def tokens(self, *, after: str = "", limit: int = 100) -> list[Token]:
+        return self._tokens(_TOKEN.where(token.c.claim > after), limit)
+
+    def tokens_to_finish(self, wall_s: int, limit: int) -> list[Token]:
+        return self._tokens(_TOKEN.where(TOKEN_TO_FINISH, token.c.not_after <= wall_s), limit)
+
+    def tokens_to_close(self, finished_before_s: int, limit: int) -> list[Token]:
+        return self._tokens(_TOKEN.where(TOKEN_TO_CLOSE, token.c.finished_s < finished_before_s), limit)
+
+    def token_count(self) -> int:
+        return self._number(select(func.count()).select_from(token))
+
+    # devices
+
+    def add_device(self, new: Device) -> None:
+        self.connection.execute(_ADD_DEVICE, _device_values(new))
+
+    def save_device(self, changed: Device) -> None:
+        self.connection.execute(_SAVE_DEVICE, {**_device_values(changed), "b_id": changed.id})
+
+    def save_seen(self, device_id: str, wall_s: int) -> None:
+        self.connection.execute(update_(device).where(device.c.id == device_id).values(last_seen_s=wall_s))
+
+    def device(self, device_id: str) -> Device | None:
+        return self._device(_DEVICE_BY_ID, device_id)
+
+    def device_by_name(self, name: str) -> Device | None:
+        return self._device(_DEVICE_BY_NAME, name)
+
+    def device_by_v4(self, address: int) -> Device | None:
+        return self._device(_DEVICE_BY_V4, address)
+
+    def device_by_v6(self, address: bytes) -> Device | None:
+        return self._device(_DEVICE_BY_V6, address)
+
+    def device_by_node_key(self, key: bytes) -> Device | None:
+        return self._device(_DEVICE_BY_NODE_KEY, key)
+
+    def devices(self, *, after: str = "", limit: int = 100, state: DeviceState | None = None) -> list[Device]:
+        query = _DEVICE.where(device.c.id > after)
+        if state is not None:
+            query = query.where(device.c.state == state.value)
+        return self._devices(query, limit)
+
+    def devices_to_expire(self, wall_s: int, limit: int) -> list[Device]:
+        return self._devices(_DEVICE.where(DEVICE_TO_EXPIRE, device.c.not_after <= wall_s), limit)
+
+    def records_to_renew(self, wall_s: int, limit: int) -> list[Device]:
+        return self._devices(_DEVICE.where(RECORD_TO_RENEW, device.c.record_renew_s <= wall_s), limit)
+
+    def device_counts(self) -> dict[DeviceState, int]:
+        rows = self.connection.execute(select(device.c.state, func.count()).group_by(device.c.state))
+        return {DeviceState(state): count for state, count in rows}
+
+    def state_count(self, state: DeviceState) -> int:
+        return self._number(select(func.count()).where(device.c.state == state.value))
+
+    def online_count(self) -> int:
+        return self._number(select(func.count()).select_from(device).where(DEVICE_ONLINE))
+
+    def row_count(self) -> int:
+        return self._number(select(func.coalesce(func.max(literal_column("rowid")), 0)).select_from(device))
+
+    def next_suffix(self, base: str) -> int:
+        return self._next(f"name {base}")
+
+    # node keys
+
+    def node_keys(self, device_id: str) -> list[NodeKey]:
+        return [NodeKey(*row) for row in self.connection.execute(_NODE_KEYS, {"value": device_id})]
+
+    def node_key(self, key: bytes) -> NodeKey | None:
+        row = self.connection.execute(select(node_key).where(node_key.c.key == key)).first()
+        return None if row is None else NodeKey(*row)
+
+    def save_node_key(self, key: NodeKey) -> None:
+        self.connection.execute(_SAVE_NODE_KEY, {"key": key.key, "device": key.device, "not_after": key.not_after})
+
+    def drop_node_key(self, key: bytes) -> None:
+        self.connection.execute(delete(node_key).where(node_key.c.key == key))
+
+    def node_keys_expired(self, wall_s: int, limit: int) -> list[NodeKey]:
+        query = (
+            select(node_key)
+            .join(device, device.c.id == node_key.c.device)
+            .where(node_key.c.not_after <= wall_s, device.c.node_key != node_key.c.key)
+            .limit(limit)
+        )
+        return [NodeKey(*row) for row in self.connection.execute(query)]
+
+    # who knows whom
+
+    def introduce(self, a: str, b: str) -> None:
+        self.connection.execute(_INTRODUCE, [{"device": a, "other": b}, {"device": b, "other": a}])
+
+    def acquaintances(self, device_id: str, *, after: str = "", limit: int = 100) -> list[str]:
+        known = select(pair.c.other).where(pair.c.device == device_id, pair.c.other > after)
+        return list(self.connection.execute(known.order_by(pair.c.other).limit(limit)).scalars())
+
+    def forget_acquaintances(self, device_id: str) -> None:
+        known = select(pair.c.other).where(pair.c.device == device_id)
+        self.connection.execute(delete(pair).where(pair.c.device.in_(known), pair.c.other == device_id))
+        self.connection.execute(delete(pair).where(pair.c.device == device_id))
+
+    # what devices wrote last
+
+    def stamp(self, device_id: str, kind: str) -> tuple[int, int]:
+        row = self.connection.execute(_STAMP, {"device": device_id, "kind": kind}).first()
+        return (-1, 0) if row is None else (row.epoch, row.seq)
+
+    def save_stamp(self, device_id: str, kind: str, epoch: int, seq: int) -> None:
+        self.connection.execute(_SAVE_STAMP, {"device": device_id, "kind": kind, "epoch": epoch, "seq": seq})
+
+    def highest_epoch(self, device_id: str) -> int:
+        return self._number(select(func.coalesce(func.max(stamp.c.epoch), -1)).where(stamp.c.device == device_id))
+
+    # jobs and outgoing rows
+
+    def add_job(self, kind: JobKind, reader: str, subject: str) -> None:
+        self.connection.execute(_ADD_JOB, {"kind": kind.value, "reader": reader, "subject": subject})
+
+    def add_jobs_for_acquaintances(self, kind: JobKind, device_id: str) -> None:
+        columns: tuple[Any, Any] = (pair.c.other, literal(device_id))
+        if kind is JobKind.ROTATE:
+            columns = (literal(""), pair.c.other)
+        known = select(literal(kind.value), *columns).where(pair.c.device == device_id).order_by(pair.c.other)
+        self.connection.execute(insert(job).prefix_with("OR IGNORE").from_select(["kind", "reader", "subject"], known))
+
+    def jobs(self, limit: int) -> list[Job]:
+        rows = self.connection.execute(_JOBS, {"limit": limit})
+        return [Job(row.id, JobKind(row.kind), row.reader, row.subject) for row in rows]
+
+    def drop_job(self, job_id: int) -> None:
+        self.connection.execute(delete(job).where(job.c.id == job_id))
+
+    def job_count(self) -> int:
+        return self._number(select(func.count()).select_from(job))
+
+    def put_out(self, item: Outgoing) -> None:
+        if item.key is not None:
+            self.connection.execute(_UNKEY, {"value": item.key})
+        values = {"op": item.op.value, "target": item.target, "payload": item.payload, "retain": item.retain}
+        self.connection.execute(_PUT_OUT, {**values, "role": item.role.value, "key": item.key})
+
+    def outgoing(self, *, after: int = 0, limit: int = 100) -> list[Outgoing]:
+        return [
+            Outgoing(Op(row.op), row.target, row.payload, row.retain, Role(row.role), row.key, row.id)
+            for row in self.connection.execute(_OUTGOING, {"after": after, "limit": limit})
+        ]
+
+    def drop_outgoing(self, ids: list[int]) -> None:
+        if ids:
+            self.connection.execute(
+                delete(outgoing).where(outgoing.c.id == bindparam("b_id")), [{"b_id": number} for number in ids]
+            )
+
+    def outgoing_depth(self) -> int:
+        return self._number(_DEPTH)
+
+    # broker accounts
+
+    def accounts(self, *, after: str = "", limit: int = 1000) -> list[tuple[str, str]]:
+        devices = select(device.c.id, device.c.credential).where(device.c.id > after, device.c.state.in_(_CONNECTING))
+        claims = select(token.c.claim, token.c.credential).where(token.c.claim > after, token.c.account)
+        found = [
+            *self.connection.execute(devices.order_by(device.c.id).limit(limit)),
+            *self.connection.execute(claims.order_by(token.c.claim).limit(limit)),
+        ]
+        return sorted((user, credential) for user, credential in found)[:limit]
+
+    def accounts_in_flight(self) -> set[str]:
+        query = select(outgoing.c.target).where(ABOUT_ACCOUNTS)
+        return set(self.connection.execute(query).scalars())
+
+    # rows
+
+    def _next(self, name: str) -> int:
+        value: int = self.connection.execute(_NEXT, {"name": name}).scalar_one()
+        return value
+
+    def _number(self, query: Select[Any]) -> int:
+        number: int = self.connection.execute(query).scalar_one()
+        return number
+
+    def _tokens(self, query: Select[Any], limit: int) -> list[Token]:
+        return [_to_token(row) for row in self.connection.execute(query.order_by(token.c.claim).limit(limit))]
+
+    def _device(self, query: Select[Any], value: object) -> Device | None:
+        row = self.connection.execute(query, {"value": value}).first()
+        return None if row is None else _to_device(row)
+
+    def _devices(self, query: Select[Any], limit: int) -> list[Device]:
+        return [_to_device(row) for row in self.connection.execute(query.order_by(device.c.id).limit(limit))]
+
+
+def _token_values(item: Token) -> dict[str, Any]:
+    values = {name: getattr(item, name) for name in _TOKEN_FIELDS}
+    values["tags"] = json.dumps(item.tags)
+    return values
+
+
+def _to_token(row: Row[Any]) -> Token:
+    values: dict[str, Any] = dict(row._mapping)
+    values["tags"] = tuple(json.loads(values["tags"]))
+    return Token(**values)
+
+
+def _device_values(item: Device) -> dict[str, Any]:
+    values = {name: getattr(item, name) for name in _DEVICE_FIELDS}
+    values["state"] = item.state.value
+    values["tags"] = json.dumps(item.tags)
+    values["facts"] = json.dumps(item.facts)
+    return values
+
+
+def _to_device(row: Row[Any]) -> Device:
+    values: dict[str, Any] = dict(row._mapping)
+    values["state"] = DeviceState(values["state"])
+    values["tags"] = tuple(json.loads(values["tags"]))
+    values["facts"] = json.loads(values["facts"])
+    return Device(**values)
