@@ -1,0 +1,82 @@
+"""A whole network in the lab: a hub, and devices that know nothing but a join token. For demo, tests and benches."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tests.netlab.host import Host, Net
+from tests.netlab.lab import Lab
+from tests.netlab.process import LabError, Process, until
+
+BROKER_PORT = 8883
+HUB_READY_TIMEOUT_S = 30.0
+JOIN_TIMEOUT_S = 30.0
+
+
+class Device:
+    """A host with an agent. `up` starts and joins it as a user would; the verbs of `edgeagent` are `ask`ed as JSON."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.name = host.name
+        self.addresses: list[str] = []
+
+    @property
+    def address(self) -> str:
+        """The IPv4 address in the mesh."""
+        return next(address for address in self.addresses if ":" not in address)
+
+    def up(self, token: str | None = None, *, timeout_s: float = JOIN_TIMEOUT_S) -> None:
+        """`edgeagent up`, which returns when the device has its address. The token goes in on standard input."""
+        words = ["edgeagent", "up", "--hostname", self.name, "--timeout", f"{timeout_s:g}", "--json"]
+        if token is not None:
+            words += ["--join-file", "-"]
+        result = self.host.run(*words, input=token, timeout_s=timeout_s + 5)
+        self.addresses = json.loads(result.stdout)["addresses"]
+
+    def ask(self, *verb: str) -> Any:
+        """The answer of `edgeagent VERB --json`."""
+        return json.loads(self.host.run("edgeagent", *verb, "--json").stdout)
+
+    def pid(self) -> int:
+        """The process id of the agent that runs."""
+        return int(self.ask("status")["agent"]["pid"])
+
+
+class Mesh:
+    """Make it, `start_hub`, then `join` devices on the segments given."""
+
+    def __init__(self, lab: Lab, net: Net) -> None:
+        self.lab = lab
+        self.hub = lab.host("hub", net)
+        self.server: Process | None = None
+        self.devices: list[Device] = []
+
+    def init_hub(self) -> None:
+        """Make the hub's state: keys, certificates, database."""
+        self.hub.run("edgehub", "init", "--name", "lab", "--address", f"{self.hub.address}:{BROKER_PORT}")
+
+    def start_hub(self) -> None:
+        """Serve, until the hub is ready for devices; first make its state when there is none."""
+        if not (self.hub.directory / "edgehub").exists():
+            self.init_hub()
+        self.server = self.hub.start("edgehub", "serve")
+        until(self._is_ready, HUB_READY_TIMEOUT_S, "the hub's answer")
+
+    def token(self, *options: str) -> str:
+        """A new join token; `options` as for `edgehub token create`."""
+        return self.hub.run("edgehub", "token", "create", *options).stdout.strip()
+
+    def device(self, name: str, net: Net) -> Device:
+        """A device that has not joined yet."""
+        device = Device(self.lab.host(name, net))
+        self.devices.append(device)
+        return device
+
+    def _is_ready(self) -> bool:
+        assert self.server is not None
+        if not self.server.running:
+            raise LabError(f"the hub ended:\n{self.server.tail()}")
+        status = self.hub.run("edgehub", "status", "--json", check=False)
+        return status.returncode == 0 and bool(json.loads(status.stdout)["process"].get("connected"))

@@ -1,0 +1,88 @@
+"""What the programs of a device may load, and how large they are then: a budget, so that it is noticed when spent.
+
+What a whole running agent takes is a figure of `./dev bench agent`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+# Each costs memory or start time on a device and has a cheaper answer: ARCHITECTURE.md, "Parts".
+FORBIDDEN = (
+    "asyncio",
+    "concurrent.futures",
+    "cryptography",
+    "dataclasses",
+    "email",
+    "http",
+    "hub",
+    "inspect",
+    "multiprocessing",
+    "pydantic",
+    "pyroute2",
+    "relay",
+    "rich",
+    "scapy",
+    "sqlalchemy",
+    "structlog",
+    "tests",
+    "tools",
+    "typer",
+    "unittest",
+    "urllib.request",
+    "xml",
+)
+
+# MiB of VmRSS after the import, above the bare interpreter's (8.5 to 10, by how it was built). Of the daemon's, OpenSSL
+# takes 5 and paho-mqtt 3.
+BUDGET_MIB = {
+    "edgeagent.cli": 3.0,
+    "edgeagent.wireguard": 5.5,
+    "edgeagent.daemon": 13.5,
+}
+
+PROBE = """
+import sys
+for module in sys.argv[1:]:
+    __import__(module)
+with open("/proc/self/status") as status:
+    print(next(int(line.split()[1]) for line in status if line.startswith("VmRSS:")), *sorted(sys.modules))
+"""
+
+
+@pytest.mark.parametrize("module", sorted(BUDGET_MIB))
+def test_the_import_stays_within_its_budget(module: str) -> None:
+    loaded, rss_mib = footprint(module)
+    assert breaches(loaded) == []
+    taken_mib = rss_mib - footprint()[1]
+    assert taken_mib <= BUDGET_MIB[module], f"{module} takes {taken_mib:.1f} MiB above the bare interpreter"
+
+
+def test_a_breach_is_found() -> None:
+    loaded, _ = footprint("asyncio")
+    assert "asyncio" in breaches(loaded)
+    assert breaches(["http.client"]) == ["http"]
+    assert breaches(["https", "emails"]) == []
+
+
+def footprint(*modules: str) -> tuple[list[str], float]:
+    """The modules loaded, and MiB of resident memory, of an interpreter that has imported `modules`.
+
+    The second of two runs counts: compiling what changed since the last one takes memory that a device never spends.
+    """
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    command = [sys.executable, "-c", PROBE, *modules]
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environ)
+        assert done.returncode == 0, done.stderr
+    rss_kib, *loaded = done.stdout.split()
+    return loaded, int(rss_kib) / 1024
+
+
+def breaches(loaded: list[str]) -> list[str]:
+    """The forbidden ones among `loaded`, a package counting with what is in it."""
+    return [name for name in FORBIDDEN if any(module == name or module.startswith(name + ".") for module in loaded)]
