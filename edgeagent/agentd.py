@@ -1,0 +1,35 @@
+"""What the background process and the service managers run: the agent without the command line around it.
+
+`edgeagent up` and `edgeagent run` execute this file anew with settings that they have checked, because what argparse and
+its kin leave behind in a process is 1 MiB that an agent would carry for months.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from edgeagent.config import ConfigError, load
+from edgeagent.daemon import run
+
+
+def main(arguments: list[str]) -> int:
+    """`--SETTING=VALUE …`, and `--control-fd=N` or `--token-fd=N`."""
+    given: dict[str, str | None] = {}
+    for argument in arguments:
+        name, _, value = argument.removeprefix("--").partition("=")
+        given[name] = value
+    control_fd, token_fd = given.pop("control-fd", None), given.pop("token-fd", None)
+    try:
+        settings = load(given)
+    except ConfigError as error:
+        print(f"edgeagent: {error}.", file=sys.stderr)
+        return 2
+    token = None
+    if token_fd is not None:
+        with open(int(token_fd), "rb") as pipe:
+            token = pipe.read().decode("ascii", "replace")
+    return run(settings, token, None if control_fd is None else int(control_fd))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,75 @@
+"""Turn into the agent, or start it in the background with a connection to it.
+
+The connection brings its progress and its end: nothing is polled, and no file or argument carries the join token.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+from edgeagent.io.localclient import LocalClient
+
+if TYPE_CHECKING:
+    from edgeagent.config import Settings
+
+_CONTROL_FD = 3
+
+
+def become_agent(settings: Settings, token: str | None) -> NoReturn:
+    """Go on as the agent, in this process. OSError when that cannot be."""
+    arguments = _arguments(settings)
+    if token is not None:
+        reader, writer = os.pipe()  # holds 64 KiB; a token has 4 at most
+        os.write(writer, token.encode("ascii"))
+        os.close(writer)
+        os.set_inheritable(reader, True)
+        arguments.append(f"--token-fd={reader}")
+    _execute(arguments)
+
+
+def start(settings: Settings, timeout_s: float) -> LocalClient:
+    """A client of a new agent. The new process is a daemon: own session, root directory, no terminal.
+
+    Its standard error stays the caller's until the agent has answered, so that what goes wrong before is seen.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with theirs:
+        child = os.fork()
+        if child == 0:
+            try:
+                os.setsid()
+                if os.fork() == 0:
+                    _become_daemon(settings, theirs.fileno())
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+    return LocalClient(ours, timeout_s)
+
+
+def _become_daemon(settings: Settings, control_fd: int) -> None:
+    os.chdir("/")
+    os.umask(0o077)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    os.dup2(control_fd, _CONTROL_FD)  # dup2 makes it inheritable
+    _execute([f"--control-fd={_CONTROL_FD}", *_arguments(settings)])
+
+
+def _execute(arguments: list[str]) -> NoReturn:
+    from edgeagent import __path__ as package
+
+    environment = {name: value for name, value in os.environ.items() if name != "EDGEAGENT_TOKEN"}
+    environment["MALLOC_ARENA_MAX"] = "1"  # one thread: further arenas are only memory
+    # -P: nothing is imported from beside the file
+    os.execve(sys.executable, [sys.executable, "-P", f"{package[0]}/agentd.py", *arguments], environment)
+
+
+def _arguments(settings: Settings) -> list[str]:
+    names = ["state_dir", "socket", "interface", "mtu", "hostname", "log_level"]
+    if settings.port_fixed:
+        names.append("port")
+    return [f"--{name.replace('_', '-')}={getattr(settings, name)}" for name in names]

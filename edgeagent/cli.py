@@ -1,0 +1,350 @@
+"""The command line `edgeagent`. What a verb needs is imported when the verb runs, so that `status` stays quick."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from edgeagent.config import Settings
+
+OK, FAILED, USAGE, NOT_RUNNING, REFUSED, TIMED_OUT = range(6)
+_EXIT_OF_CODE = {"usage": USAGE, "refused": REFUSED, "timeout": TIMED_OUT}
+UP_TIMEOUT_S = 60.0
+ASK_TIMEOUT_S = 10.0
+TOKEN_CHARS_MAX = 8_192
+
+_EPILOG = """\
+examples:
+  edgeagent up --join-file token.txt    join a network and stay in it
+  edgeagent up                          start again after a stop
+  edgeagent status                      what this device is doing
+  edgeagent ping gw-2                   is it there, how far, by which path
+  edgeagent peers --json | jq .         the same as data
+
+exit status: 0 ok, 1 failed, 2 usage, 3 not running, 4 refused by the hub, 5 timed out
+"""
+
+
+class CommandError(Exception):
+    """Ends the command; `what: why. What next.`"""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except CommandError as error:
+        print(f"edgeagent: {error}", file=sys.stderr)
+        return error.status
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="edgeagent",
+        description="The device agent of an edge mesh: joins this device to a private WireGuard network.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    # The same options before and after the verb: SUPPRESS keeps the later one from blotting out the earlier.
+    group = common.add_argument_group("where the agent is")
+    group.add_argument(
+        "--config",
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="settings, lines of name = value (/etc/edgeagent.conf)",
+    )
+    group.add_argument(
+        "--state-dir",
+        metavar="DIR",
+        default=argparse.SUPPRESS,
+        help="keys and cache (/var/lib/edgeagent; EDGEAGENT_STATE)",
+    )
+    group.add_argument(
+        "--socket",
+        metavar="PATH",
+        default=argparse.SUPPRESS,
+        help="local API (/run/edgeagent/agent.sock; EDGEAGENT_SOCKET)",
+    )
+    group.add_argument("--interface", metavar="NAME", default=argparse.SUPPRESS, help="network interface (edge0)")
+    group.add_argument("--port", metavar="N", default=argparse.SUPPRESS, help="UDP port (51820; 0: any)")
+    group.add_argument(
+        "--mtu", metavar="BYTES", default=argparse.SUPPRESS, help="largest packet inside the tunnel (1280)"
+    )
+    group.add_argument(
+        "--log-level", metavar="LEVEL", default=argparse.SUPPRESS, help="debug, info, warning, error (info)"
+    )
+    for action in group._group_actions:
+        parser._add_action(action)
+    verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def verb(name: str, run: Callable[[argparse.Namespace], int], text: str, **more: Any) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=text, description=text, parents=[common], allow_abbrev=False, **more)
+        sub.set_defaults(run=run)
+        return sub
+
+    def as_json(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--json", action="store_true", help="data instead of text")
+
+    def join_options(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--join-file", metavar="FILE", help="file with the join token; - is standard input")
+        sub.add_argument("--hostname", metavar="NAME", help="host name to ask for (this system's)")
+
+    up = verb(
+        "up",
+        _up,
+        "start the agent in the background if none runs, join when a token is given, wait until the address is there",
+        epilog="EDGEAGENT_TOKEN may hold the token. A token on the command line can be read by other users of this "
+        "system while the command runs; the background process gets it through a socket, never in its arguments.",
+    )
+    up.add_argument("--join", metavar="TOKEN", help="join token (em1.…)")
+    join_options(up)
+    up.add_argument(
+        "--timeout", metavar="S", type=float, default=UP_TIMEOUT_S, help=f"seconds to wait ({UP_TIMEOUT_S:.0f})"
+    )
+    as_json(up)
+
+    verb("down", _down, "stop the agent; the device stays a member of its network")
+    status = verb("status", _status, "what this device is doing")
+    status.add_argument("--log", action="store_true", help="add the newest log lines")
+    as_json(status)
+    as_json(verb("peers", _peers, "the peers that this device knows now"))
+    ping = verb("ping", _ping, "send echo requests through the tunnel and say by which path the answers came")
+    ping.add_argument("target", metavar="NAME|IP", help="host name or address of a device of this network")
+    ping.add_argument("-c", "--count", metavar="N", type=int, default=4, help="how many (4)")
+    ping.add_argument("-i", "--interval", metavar="S", type=float, default=1.0, help="seconds between them (1)")
+    ping.add_argument(
+        "-W", "--timeout", metavar="S", type=float, default=5.0, help="seconds to wait for each answer (5)"
+    )
+    as_json(ping)
+    ip = verb("ip", _ip, "this device's addresses in the network")
+    family = ip.add_mutually_exclusive_group()
+    family.add_argument("-4", dest="family", action="store_const", const=4, help="IPv4 only")
+    family.add_argument("-6", dest="family", action="store_const", const=6, help="IPv6 only")
+    whois = verb("whois", _whois, "whose address or name it is")
+    whois.add_argument("target", metavar="IP|NAME", help="address or host name of a device of this network")
+    as_json(whois)
+    as_json(verb("version", _version, "version of this command and of the running agent"))
+    run = verb(
+        "run",
+        _run,
+        "be the agent, in the foreground, logging to standard error (for service managers)",
+        epilog="Joins when --join-file or EDGEAGENT_TOKEN gives a token and the device is no member yet.",
+    )
+    join_options(run)
+    return parser
+
+
+# The verbs
+
+
+def _up(options: argparse.Namespace) -> int:
+    from edgeagent.io.localclient import LocalError
+
+    settings = _settings(options)
+    token = _token(options, options.join)
+    if not 0 < options.timeout <= 86_400:
+        raise CommandError(USAGE, f"--timeout: {options.timeout}: want seconds, more than 0 and at most a day.")
+    request = {"do": "up", "token": token, "hostname": options.hostname and settings.hostname}
+    client = _connect(settings, options.timeout)
+    started = client is None
+    if client is None:
+        from edgeagent.background import start
+
+        client = start(settings, options.timeout)
+    try:
+        result = client.ask({key: value for key, value in request.items() if value}, _show_progress)
+    except LocalError as error:
+        text = str(error)
+        if error.code == "timeout":
+            text += " The agent goes on trying in the background: edgeagent status."
+        elif error.code == "closed" and started:
+            text = "the agent died before it was ready; why is above."
+        raise CommandError(_EXIT_OF_CODE.get(error.code, FAILED), text) from None
+    if options.json:
+        print(json.dumps(result))
+    else:
+        print(f"{result['name']} {' '.join(result['addresses'])}")
+    return OK
+
+
+def _show_progress(progress: dict[str, Any]) -> None:
+    print(f"edgeagent: {progress.get('text', '')}", file=sys.stderr, flush=True)
+
+
+def _down(options: argparse.Namespace) -> int:
+    _ask(options, {"do": "down"})
+    return OK
+
+
+def _status(options: argparse.Namespace) -> int:
+    status = _ask(options, {"do": "status", "log": options.log})
+    if options.json:
+        print(json.dumps(status))
+    else:
+        from edgeagent.status import show_status
+
+        print(show_status(status))
+    return OK
+
+
+def _peers(options: argparse.Namespace) -> int:
+    peers = _ask(options, {"do": "peers"})
+    if options.json:
+        print(json.dumps(peers))
+    else:
+        from edgeagent.status import show_peers
+
+        print(show_peers(peers))
+    return OK
+
+
+def _ip(options: argparse.Namespace) -> int:
+    addresses: list[str] = _ask(options, {"do": "ip"})["addresses"]
+    for address in addresses:
+        if options.family is None or (":" in address) == (options.family == 6):
+            print(address)
+    return OK
+
+
+def _whois(options: argparse.Namespace) -> int:
+    record = _ask(options, {"do": "whois", "target": options.target})
+    if options.json:
+        print(json.dumps(record))
+    else:
+        from edgeagent.status import show_whois
+
+        print(show_whois(record))
+    return OK
+
+
+def _ping(options: argparse.Namespace) -> int:
+    from edgeagent.io.ping import ping
+
+    if not 1 <= options.count <= 1_000_000:
+        raise CommandError(USAGE, f"-c: {options.count}: want 1 to 1000000.")
+    if not 0 <= options.interval <= 3600 or not 0 < options.timeout <= 3600:
+        raise CommandError(USAGE, "-i, -W: want seconds, at most 3600.")
+    settings = _settings(options)
+
+    def whois() -> dict[str, Any]:
+        record: dict[str, Any] = _ask(options, {"do": "whois", "target": options.target})
+        return record
+
+    try:
+        answered = ping(whois, settings.interface, options.count, options.interval, options.timeout, options.json)
+    except OSError as error:
+        raise CommandError(FAILED, f"ping {options.target}: {error.strerror or error}.") from None
+    return OK if answered else FAILED
+
+
+def _version(options: argparse.Namespace) -> int:
+    from edgeagent.io.localclient import LocalError
+    from edgeagent.version import VERSION
+
+    daemon = None
+    client = _connect(_settings(options), ASK_TIMEOUT_S)
+    if client is not None:
+        try:
+            daemon = client.ask({"do": "version"})["version"]
+        except LocalError:
+            daemon = None
+    if options.json:
+        print(json.dumps({"command": VERSION, "agent": daemon}))
+    else:
+        print(f"edgeagent {VERSION}" + ("" if daemon in (None, VERSION) else f" (the running agent: {daemon})"))
+    return OK
+
+
+def _run(options: argparse.Namespace) -> NoReturn:
+    from edgeagent.background import become_agent
+
+    become_agent(_settings(options), _token(options, None))
+
+
+# Common parts
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    from edgeagent.config import SETTINGS, ConfigError, load
+
+    given = {name: getattr(options, name.replace("-", "_"), None) for name in SETTINGS}
+    try:
+        return load(given, file=getattr(options, "config", None))
+    except ConfigError as error:
+        raise CommandError(USAGE, f"{error}.") from None
+
+
+def _connect(settings: Settings, timeout_s: float) -> Any:
+    """A connection to the running agent, None when none runs."""
+    from edgeagent.io.localclient import connect
+
+    try:
+        return connect(settings.socket, timeout_s)
+    except PermissionError:
+        raise CommandError(
+            FAILED, f"{settings.socket}: not permitted. Only root and the agent's user may: try sudo."
+        ) from None
+    except OSError as error:
+        raise CommandError(FAILED, f"{settings.socket}: {error.strerror or error}.") from None
+
+
+def _ask(options: argparse.Namespace, request: dict[str, Any]) -> Any:
+    from edgeagent.io.localclient import LocalError
+
+    settings = _settings(options)
+    client = _connect(settings, ASK_TIMEOUT_S)
+    if client is None:
+        crash = f"{settings.state_dir}/crash"
+        died = f" The last one died: {crash}." if os.path.exists(crash) else ""
+        raise CommandError(NOT_RUNNING, f"the agent is not running.{died} Start it: edgeagent up.")
+    try:
+        return client.ask(request)
+    except LocalError as error:
+        text = str(error)
+        if error.code == "timeout":
+            text += " The hub may be out of reach: edgeagent status."
+        raise CommandError(_EXIT_OF_CODE.get(error.code, FAILED), text) from None
+
+
+def _token(options: argparse.Namespace, argument: str | None) -> str | None:
+    """The join token from the argument, the file, or the environment, in this order."""
+    if argument is not None and options.join_file is not None:
+        raise CommandError(USAGE, "--join and --join-file: give one of them.")
+    token = argument
+    if options.join_file is not None:
+        token = _read_token(options.join_file)
+    elif token is None:
+        token = os.environ.get("EDGEAGENT_TOKEN")
+    if not token:
+        return None
+    token = token.strip()
+    if len(token) > TOKEN_CHARS_MAX or not token.isascii() or not token.startswith("em1."):
+        raise CommandError(USAGE, 'join token: not one. It is one line that begins with "em1.".')
+    return token
+
+
+def _read_token(path: str) -> str:
+    try:
+        with sys.stdin.buffer if path == "-" else open(path, "rb") as file:
+            return file.read(TOKEN_CHARS_MAX + 2).decode("ascii", "replace")
+    except OSError as error:
+        raise CommandError(FAILED, f"--join-file {path}: {error.strerror}.") from None

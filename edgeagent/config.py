@@ -1,0 +1,152 @@
+"""Settings of the agent: command line over environment over file over default, each value checked by name."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+CONFIG_FILE = "/etc/edgeagent.conf"
+CONFIG_BYTES_MAX = 65_536
+
+_HOST_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_INTERFACE = re.compile(r"[A-Za-z0-9_.-]{1,15}")
+
+
+class ConfigError(ValueError):
+    """A setting is wrong; the text names the setting, where it comes from, and what it must be."""
+
+
+def _path(text: str) -> str:
+    if not text.startswith("/") or "\0" in text or len(text) > 255:
+        raise ValueError("an absolute path of at most 255 characters")
+    return text
+
+
+def _socket_path(text: str) -> str:
+    if len(_path(text).encode()) > 107:  # sun_path, unix(7)
+        raise ValueError("an absolute path of at most 107 bytes")
+    return text
+
+
+def _interface(text: str) -> str:
+    if not _INTERFACE.fullmatch(text) or text in (".", ".."):
+        raise ValueError("an interface name: 1 to 15 letters, digits, '_', '.' or '-'")
+    return text
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isascii() or not text.isdecimal() or len(text) > 9 or not low <= int(text) <= high:
+            raise ValueError(f"a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def _hostname(text: str) -> str:
+    if not _HOST_LABEL.fullmatch(text):
+        raise ValueError("one DNS label: a-z, 0-9 and '-', at most 63 characters, no '-' at the ends")
+    return text
+
+
+def _log_level(text: str) -> str:
+    if text not in ("debug", "info", "warning", "error"):
+        raise ValueError("debug, info, warning or error")
+    return text
+
+
+# name -> (environment variable, default, parser, help)
+SETTINGS: dict[str, tuple[str, str, Callable[[str], str | int], str]] = {
+    "state-dir": ("EDGEAGENT_STATE", "/var/lib/edgeagent", _path, "directory for keys and cache"),
+    "socket": ("EDGEAGENT_SOCKET", "/run/edgeagent/agent.sock", _socket_path, "unix socket of the local API"),
+    "interface": ("EDGEAGENT_INTERFACE", "edge0", _interface, "name of the network interface to make"),
+    "port": ("EDGEAGENT_PORT", "51820", _integer(0, 65535), "UDP port of the tunnel; 0 lets the kernel choose"),
+    "mtu": ("EDGEAGENT_MTU", "1280", _integer(1280, 9000), "largest packet inside the tunnel, bytes"),
+    "hostname": ("EDGEAGENT_HOSTNAME", "", _hostname, "host name to ask the hub for"),
+    "log-level": ("EDGEAGENT_LOG", "info", _log_level, "debug, info, warning or error"),
+}
+
+
+class Settings:
+    """All settings, checked. `port_fixed` is True when the user named the port: then another one will not do."""
+
+    __slots__ = ("hostname", "interface", "log_level", "mtu", "port", "port_fixed", "socket", "state_dir")
+
+    state_dir: str
+    socket: str
+    interface: str
+    port: int
+    mtu: int
+    hostname: str
+    log_level: str
+    port_fixed: bool
+
+    def __init__(self, **values: str | int) -> None:
+        for name, value in values.items():
+            setattr(self, name, value)
+
+
+def load(given: Mapping[str, str | None], environ: Mapping[str, str] = os.environ, file: str | None = None) -> Settings:
+    """Settings from `given` (setting name -> text, None = not given), the environment, the file and the defaults.
+
+    `file` None means CONFIG_FILE, which need not exist; a file that was named must.
+    """
+    from_file = read_file(file or CONFIG_FILE, must_exist=file is not None)
+    values: dict[str, str | int] = {"port_fixed": False}
+    for name, (variable, default, parse, _) in SETTINGS.items():
+        if (text := given.get(name)) is not None:
+            origin = f"--{name}"
+        elif text := environ.get(variable, ""):
+            origin = variable
+        elif name in from_file:
+            text, origin = from_file[name]
+        else:
+            text, origin = default, "default"
+        if name == "hostname" and not text:
+            text = default_hostname()
+        try:
+            values[name.replace("-", "_")] = parse(text)
+        except ValueError as error:
+            raise ConfigError(f"{origin}: {text[:80]!r}: want {error}") from None
+        if name == "port" and origin != "default":
+            values["port_fixed"] = True
+    return Settings(**values)
+
+
+def read_file(path: str, *, must_exist: bool) -> dict[str, tuple[str, str]]:
+    """name -> (value, "file:line") of a file of `name = value` lines; `#` begins a comment line."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(CONFIG_BYTES_MAX + 1)
+    except FileNotFoundError:
+        if must_exist:
+            raise ConfigError(f"{path}: no such file") from None
+        return {}
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    if len(data) > CONFIG_BYTES_MAX:
+        raise ConfigError(f"{path}: longer than {CONFIG_BYTES_MAX} bytes")
+    found: dict[str, tuple[str, str]] = {}
+    for number, raw in enumerate(data.split(b"\n"), 1):
+        line = raw.decode("utf-8", "replace").strip()
+        if not line or line.startswith("#"):
+            continue
+        name, equals, value = (part.strip() for part in line.partition("="))
+        if not equals:
+            raise ConfigError(f"{path}:{number}: want name = value")
+        if name not in SETTINGS:
+            raise ConfigError(f"{path}:{number}: {name[:40]!r}: no such setting; known are {', '.join(SETTINGS)}")
+        if name in found:
+            raise ConfigError(f"{path}:{number}: {name}: given twice")
+        found[name] = (value, f"{path}:{number}")
+    return found
+
+
+def default_hostname() -> str:
+    """The system's host name made into a DNS label, other characters becoming '-'; "device" when nothing is left."""
+    label = re.sub(r"[^a-z0-9]+", "-", os.uname().nodename.split(".")[0].lower()).strip("-")[:63].strip("-")
+    return label or "device"

@@ -1,0 +1,221 @@
+"""A member at work: the node between its tunnel and its broker connection, with what it learned kept on flash."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from typing import TYPE_CHECKING, Any
+
+from edgeagent.context import jitter
+from edgeagent.io.keystore import CacheWriter, StateError, StateFile
+from edgeagent.io.mqtt import Closed, Connected, Login, Received, Trust
+from edgeagent.proto.control_client import Answer
+from edgeagent.proto.node import Node
+from edgeagent.proto.node_events import (
+    AdmissionChanged,
+    CacheDirty,
+    IdentityChanged,
+    MapChanged,
+    NodeKeyRenewed,
+    PeerGone,
+    PeerUp,
+    ReconnectWanted,
+    Removed,
+    Resolved,
+)
+from edgeagent.proto.records import Record
+from edgeagent.tunnel import Tunnel
+from edgeagent.version import VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edgeagent.context import Context
+    from edgeagent.io.mqtt import Event, MqttLink
+    from edgeagent.proto.identity import Admission
+    from edgeagent.proto.node_events import NodeEvent
+    from edgeagent.proto.records import Query
+
+    OnResolved = Callable[[Record | None], None]
+
+log = logging.getLogger("edgeagent")
+
+
+class Membership:
+    """Drive it: `handle` for every event of the link, `on_timeout` at `poll_timeout()`, `settle` after any input.
+
+    `cut_off` tells that the hub has removed the device, or that its broker refuses it: then only a new token helps.
+    Raises TunnelError when the interface cannot be made, StateError when keys cannot be kept, TunGone later on.
+    """
+
+    def __init__(self, now: float, context: Context, link: MqttLink, admission: Admission) -> None:
+        self._context = context
+        self._link = link
+        self._pin = hashlib.sha256(admission.ca_der).digest()
+        self._cache = CacheWriter()
+        self.refused = False  # the broker did not accept the device's credentials the last time
+        self._lookups: dict[Query, list[OnResolved]] = {}
+        self.node = Node(
+            now,
+            crypto=context.crypto,
+            entropy=context.entropy,
+            jitter=jitter,
+            tai64n=context.tai64n,
+            limits=context.limits,
+            identity=context.identity,
+            admission=admission,
+            wall=context.wall,
+            boot=context.boot,
+            version=VERSION,
+            facts=context.facts,
+            saved=context.load_or_none(StateFile.CACHE),
+            mtu=context.settings.mtu,
+        )
+        self.tunnel = Tunnel(now, context, self.node)
+        log.info("%s is up as %s, UDP port %d", context.settings.interface, self.node.map.name, self.tunnel.port)
+
+    @property
+    def cut_off(self) -> bool:
+        return self.node.removed or self.refused
+
+    def handle(self, now: float, event: Event) -> None:
+        if isinstance(event, Received):
+            self.node.handle_message(now, event.topic, event.payload)
+        elif isinstance(event, Connected):
+            log.info("connected to %s", event.broker)
+            self.refused = False
+            self.node.handle_connected(now, event.session_present)
+        elif isinstance(event, Closed):
+            log.warning("no connection: %s", event.reason)
+            self.refused = event.refused
+            self.node.handle_disconnected(now)
+
+    def poll_timeout(self) -> float | None:
+        times = [
+            self.node.poll_timeout(),
+            self.tunnel.poll_timeout(),
+            self._cache.poll_timeout(),
+            self.node.next_connect_at if self._link.is_idle else None,
+        ]
+        return min((at for at in times if at is not None), default=None)
+
+    def on_timeout(self, now: float) -> None:
+        node = self.node
+        due = node.poll_timeout()
+        if due is not None and due <= now:
+            node.handle_timeout(now)
+        addresses = self.tunnel.on_timeout(now)
+        if addresses is not None:
+            self._link.keep_if_local(addresses)
+        due = self._cache.poll_timeout()
+        if due is not None and due <= now:
+            self.save_cache(now)
+        if self._link.is_idle and node.next_connect_at is not None and node.next_connect_at <= now:
+            self._connect(now)
+
+    def settle(self, now: float) -> None:
+        """Save first, then let the world know (the order that Node asks for)."""
+        self._take_events(now)
+        if changes := self.node.drain_subscriptions():
+            self._link.subscribe([topic for topic, wanted in changes if wanted])
+            self._link.unsubscribe([topic for topic, wanted in changes if not wanted])
+        for publish in self.node.drain_publishes():
+            self._link.publish(publish.topic, publish.payload, qos=publish.qos, retain=publish.retain)
+        self.tunnel.flush(now)
+
+    def lookup(self, now: float, query: Query, on_resolved: OnResolved) -> None:
+        """Calls back with the record, or None for no: at once when it is known."""
+        found = self.node.lookup(now, query)
+        if found is Answer.PENDING:
+            self._lookups.setdefault(query, []).append(on_resolved)
+        else:
+            on_resolved(found if isinstance(found, Record) else None)
+
+    def farewell(self, now: float) -> None:
+        """Publish that the device goes, and keep what it knows."""
+        self.node.farewell(now)
+        self.settle(now)
+        self.save_cache(now)
+        self._context.save_clock(now)
+
+    def save_cache(self, now: float) -> None:
+        self._context.save(StateFile.CACHE, self.node.snapshot(now))
+        self._cache.written(now)
+
+    def close(self) -> None:
+        for waiting in self._lookups.values():
+            for on_resolved in waiting:
+                on_resolved(None)
+        self._lookups.clear()
+        self.tunnel.close()
+
+    def _connect(self, now: float) -> None:
+        node = self.node
+        node.begin_session(now)
+        self._take_events(now)
+        will = node.last_will(now)
+        login = Login(
+            node.client_id,
+            node.username,
+            node.password,
+            clean=False,
+            keepalive_s=node.mqtt_keepalive_s,
+            will=(will.topic, will.payload),
+        )
+        self._link.open(now, node.hosts, login, Trust(self._pin, node.ca_der, self._context.wall.known))
+
+    def _take_events(self, now: float) -> None:
+        for event in self.node.drain_events():
+            _EVENTS[type(event)](self, now, event)
+
+    def _cache_dirty(self, now: float, event: CacheDirty) -> None:
+        if event.urgent:
+            self.save_cache(now)
+        else:
+            self._cache.dirty(now)
+
+    def _identity_changed(self, now: float, event: IdentityChanged) -> None:
+        if not self._context.save(StateFile.IDENTITY, self.node.identity.encode()):
+            raise StateError("a new node key could not be kept, and one that may be lost must not be used")
+
+    def _admission_changed(self, now: float, event: AdmissionChanged) -> None:
+        self._context.save(StateFile.ADMISSION, self.node.admission.encode())
+
+    def _map_changed(self, now: float, event: MapChanged) -> None:
+        log.info("the hub's map is new: this is %s", event.map.name)
+        self.tunnel.apply(event.map)
+
+    def _resolved(self, now: float, event: Resolved) -> None:
+        for on_resolved in self._lookups.pop(event.query, ()):
+            on_resolved(event.record)
+
+    def _peer_up(self, now: float, event: PeerUp) -> None:
+        log.info("%s is up, at %s", event.name, event.endpoint)
+
+    def _peer_gone(self, now: float, event: PeerGone) -> None:
+        log.info("%s is gone: %s", event.name, event.reason)
+
+    def _key_renewed(self, now: float, event: NodeKeyRenewed) -> None:
+        log.info("the node key was renewed")
+
+    def _reconnect(self, now: float, event: ReconnectWanted) -> None:
+        log.info("the hub wants this device to connect anew")
+        self._link.close()
+        self.node.handle_disconnected(now)
+
+    def _removed(self, now: float, event: Removed) -> None:
+        log.error("the hub has removed this device from the network")
+
+
+_EVENTS: dict[type[NodeEvent], Callable[[Membership, float, Any], None]] = {
+    CacheDirty: Membership._cache_dirty,
+    IdentityChanged: Membership._identity_changed,
+    AdmissionChanged: Membership._admission_changed,
+    MapChanged: Membership._map_changed,
+    Resolved: Membership._resolved,
+    PeerUp: Membership._peer_up,
+    PeerGone: Membership._peer_gone,
+    NodeKeyRenewed: Membership._key_renewed,
+    ReconnectWanted: Membership._reconnect,
+    Removed: Membership._removed,
+}

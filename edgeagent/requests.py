@@ -1,0 +1,199 @@
+"""The verbs of the local API. What is asked here is in docs/agent.md."""
+
+from __future__ import annotations
+
+import os
+import socket
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any
+
+from edgeagent.proto.names import is_host_name
+from edgeagent.proto.token import Token, TokenError
+from edgeagent.version import VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edgeagent.daemon import Agent
+    from edgeagent.io.localapi import Client
+    from edgeagent.membership import Membership
+    from edgeagent.proto.records import Query, Record
+
+LOG_LINES_SHOWN = 40
+TARGET_CHARS_MAX = 300
+_PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
+
+
+def serve(now: float, agent: Agent, client: Client, verb: str, request: dict[str, Any]) -> None:
+    """Answer one request, now or later."""
+    handler = _VERBS.get(verb)
+    if handler is None:
+        client.refuse("usage", f"do: {verb[:40]!r}: no such request; known are {', '.join(_VERBS)}.")
+    else:
+        handler(now, agent, client, request)
+
+
+def _up(now: float, agent: Agent, client: Client, request: dict[str, Any]) -> None:
+    """`token` joins; without one the device must be a member. Answered when the interface is there."""
+    text, host = request.get("token"), request.get("hostname")
+    if host is not None and not is_host_name(host):
+        client.refuse("usage", "hostname: one DNS label expected, lower case.")
+        return
+    if text is None:
+        agent.await_up(now, client)
+        return
+    try:
+        token = Token.decode(agent.context.crypto, text if isinstance(text, str) else "")
+    except TokenError as error:
+        client.refuse("usage", f"join token: {error}.")
+        return
+    member = agent.membership
+    if member is not None and token.network_id(agent.context.crypto) != member.node.admission.network:
+        client.refuse(
+            "failed",
+            f"this device is a member of another network, {member.node.admission.network}. "
+            f"To leave it: edgeagent down, remove {agent.context.keystore.directory}, then join.",
+        )
+        return
+    if (member is None or member.cut_off) and not agent.join(now, token, str(text), host):
+        client.refuse("failed", "the join token could not be kept: the disk refuses; see edgeagent status --log.")
+        return
+    agent.await_up(now, client)
+
+
+def _status(now: float, agent: Agent, client: Client, request: dict[str, Any]) -> None:
+    """What this device is doing; `log` true adds the newest lines."""
+    context, link, member = agent.context, agent.link, agent.membership
+    status: dict[str, Any] = {
+        "agent": {
+            "state": agent.state,
+            "version": VERSION,
+            "pid": os.getpid(),
+            "uptime_s": round(now - context.started_at),
+            "rss_kib": _rss_kib(),
+            "crypto": context.crypto.name,
+            "state_dir": context.keystore.directory,
+            "flash_writes": context.keystore.flash_writes,
+            "failed_writes": context.failed_writes,
+            "damaged_files": context.damaged_files,
+            "progress": agent.progress,
+            "local_api": {"refused": agent.api.refused, "malformed": agent.api.malformed},
+        },
+        "mqtt": {
+            "stage": link.stage,
+            "broker": link.broker,
+            "rx_bytes": link.rx_bytes,
+            "tx_bytes": link.tx_bytes,
+            "oversize": link.oversize,
+        },
+    }
+    if member is not None:
+        status |= member.node.status(now)
+        tunnel = member.tunnel
+        status["interface"] = {"name": tunnel.tun.name, "mtu": context.settings.mtu, "port": tunnel.port}
+        for drops in (tunnel.engine.drops, tunnel.udp.drops):
+            status["drops"] |= {reason.value: count for reason, count in drops.items() if count}
+        status["peers"] = member.node.peers(now)
+    if request.get("log") is True:
+        status["log"] = context.ring.lines(LOG_LINES_SHOWN)
+    client.answer(status)
+
+
+def _peers(now: float, agent: Agent, client: Client, _request: dict[str, Any]) -> None:
+    if member := _member(agent, client):
+        client.answer(member.node.peers(now))
+
+
+def _ip(_now: float, agent: Agent, client: Client, _request: dict[str, Any]) -> None:
+    if member := _member(agent, client):
+        client.answer(describe(member))
+
+
+def _whois(now: float, agent: Agent, client: Client, request: dict[str, Any]) -> None:
+    """`target`: an address or a host name, with or without the network's domain."""
+    member = _member(agent, client)
+    if member is None:
+        return
+    target = request.get("target")
+    query = _query(member, target) if isinstance(target, str) and len(target) <= TARGET_CHARS_MAX else None
+    if query is None:
+        client.refuse("usage", "target: an IP address or a host name of this network expected.")
+    elif query[1] == member.node.map.name or query[1] in member.node.map.addresses:
+        client.answer(describe(member) | {"self": True})
+    else:
+        member.lookup(now, query, lambda record: _tell(agent, member, client, str(target), record))
+
+
+def _down(_now: float, agent: Agent, client: Client, _request: dict[str, Any]) -> None:
+    agent.stop(client)
+
+
+def _version(_now: float, _agent: Agent, client: Client, _request: dict[str, Any]) -> None:
+    client.answer({"version": VERSION})
+
+
+_VERBS: dict[str, Callable[[float, Agent, Client, dict[str, Any]], None]] = {
+    "up": _up,
+    "status": _status,
+    "peers": _peers,
+    "ip": _ip,
+    "whois": _whois,
+    "down": _down,
+    "version": _version,
+}
+
+
+def _member(agent: Agent, client: Client) -> Membership | None:
+    if agent.membership is None:
+        client.refuse("not-joined", "this device is a member of no network. Join one: edgeagent up --join TOKEN.")
+    return agent.membership
+
+
+def describe(member: Membership) -> dict[str, Any]:
+    """What `up` and `ip` answer."""
+    device_map = member.node.map
+    return {
+        "name": device_map.name,
+        "domain": device_map.domain,
+        "addresses": [str(ip_address(address)) for address in device_map.addresses],
+        "device": device_map.device,
+        "network": member.node.admission.network,
+        "tags": device_map.tags,
+    }
+
+
+def _query(member: Membership, target: str) -> Query | None:
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            return "a", socket.inet_pton(family, target)
+        except (OSError, ValueError):
+            continue
+    name = target.lower().removesuffix(".").removesuffix("." + member.node.map.domain)
+    return ("h", name) if is_host_name(name) else None
+
+
+def _tell(agent: Agent, member: Membership, client: Client, target: str, record: Record | None) -> None:
+    if record is None:
+        client.refuse("unknown", f"{target}: nobody in this network that this device may know of.")
+        return
+    row: dict[str, Any] = next(
+        (row for row in member.node.peers(agent.now) if row["device"] == record.device), {"endpoint": None}
+    )
+    client.answer(
+        {
+            "name": record.name,
+            "addresses": [str(ip_address(address)) for address in record.addresses],
+            "device": record.device,
+            "tags": record.tags,
+            "user": record.user,
+            "routes": [f"{ip_address(address)}/{length}" for address, length in record.routes],
+            "not_after": record.not_after,
+            "path": row["endpoint"],
+            "handshake_age_s": row.get("handshake_age_s"),
+        }
+    )
+
+
+def _rss_kib() -> int:
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[1]) * _PAGE_KIB

@@ -1,0 +1,126 @@
+"""What the local API answers, as text for people."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def show_status(status: dict[str, Any]) -> str:
+    """`edgeagent status`: who, where, since when, with whom, and what went wrong."""
+    agent, mqtt = status["agent"], status["mqtt"]
+    lines = [("agent", f"{agent['state']}, version {agent['version']}, up {duration(agent['uptime_s'])}")]
+    if agent["progress"]:
+        lines.append(("", agent["progress"]))
+    if me := status.get("self"):
+        interface = status["interface"]
+        lines += [
+            ("name", f"{me['name']}.{me['domain']}"),
+            ("addresses", " ".join(me["addresses"])),
+            ("interface", f"{interface['name']}, MTU {interface['mtu']}, UDP port {interface['port']}"),
+            ("reachable at", " ".join(me["endpoints"]) or "no address yet"),
+            ("tags", " ".join(me["tags"]) or "none"),
+        ]
+    lines.append(("broker", _broker(status, mqtt)))
+    if tables := status.get("tables"):
+        lines.append(("peers", f"{tables['peers']['used']} of {tables['peers']['ceiling']}"))
+        lines.append(("records", f"{tables['records']['used']} of {tables['records']['ceiling']}"))
+    lines.append(("memory", f"{agent['rss_kib'] / 1024:.1f} MiB, {agent['flash_writes']} flash writes"))
+    lines.append(("control", f"{size(mqtt['rx_bytes'])} received, {size(mqtt['tx_bytes'])} sent"))
+    drops = status.get("drops", {})
+    lines.append(("dropped", ", ".join(f"{reason} {count}" for reason, count in drops.items()) or "nothing"))
+    for key, text in (("failed_writes", "writes that the disk refused"), ("damaged_files", "damaged state files")):
+        if agent[key]:
+            lines.append(("warning", f"{agent[key]} {text}"))
+    text = "\n".join(f"{name:<13} {value}".rstrip() for name, value in lines)
+    if status.get("peers"):
+        text += "\n\n" + show_peers(status["peers"])
+    if "log" in status:
+        text += "\n\n" + "\n".join(status["log"])
+    return text
+
+
+def show_peers(peers: list[dict[str, Any]]) -> str:
+    """`edgeagent peers`: one line for each."""
+    if not peers:
+        return "no peers: nothing was sent to or heard from another device lately"
+    rows = [("NAME", "ADDRESS", "PATH", "ENDPOINT", "HANDSHAKE", "RECEIVED", "SENT")]
+    rows += [
+        (
+            peer["name"],
+            peer["addresses"][0] if peer["addresses"] else "-",
+            peer["path"],
+            peer["endpoint"] or "-",
+            "never" if peer["handshake_age_s"] is None else duration(peer["handshake_age_s"]) + " ago",
+            size(peer["rx_bytes"]),
+            size(peer["tx_bytes"]),
+        )
+        for peer in peers
+    ]
+    return table(rows)
+
+
+def show_whois(record: dict[str, Any]) -> str:
+    """`edgeagent whois`: what the hub signed of a device."""
+    lines = [
+        ("name", record["name"] + (" (this device)" if record.get("self") else "")),
+        ("addresses", " ".join(record["addresses"])),
+        ("device", record["device"]),
+        ("tags", " ".join(record["tags"]) or "none"),
+    ]
+    if record.get("user"):
+        lines.append(("user", record["user"]))
+    if record.get("routes"):
+        lines.append(("routes", " ".join(record["routes"])))
+    if record.get("not_after"):
+        lines.append(("valid until", time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(record["not_after"]))))
+    if "path" in record:
+        lines.append(("path", record["path"] or "none: not spoken to lately"))
+    return "\n".join(f"{name:<13} {value}" for name, value in lines)
+
+
+def duration(seconds: float) -> str:
+    """The two greatest units: "3 d 4 h", "12 min 5 s", "0 s"."""
+    rest = max(0, int(seconds))
+    parts: list[str] = []
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
+        count, rest = divmod(rest, length)
+        if count or parts:
+            parts.append(f"{count} {unit}")
+        if len(parts) == 2:
+            break
+    return " ".join(parts) or "0 s"
+
+
+def size(count: float) -> str:
+    """Bytes in the greatest binary unit that leaves at least 1."""
+    for unit in _UNITS[:-1]:
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} {_UNITS[-1]}"
+
+
+def table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Columns as wide as their widest cell, two spaces apart."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _broker(status: dict[str, Any], mqtt: dict[str, Any]) -> str:
+    hub = status.get("hub")
+    text = f"{mqtt['broker'] or 'none'}: {mqtt['stage']}"
+    if hub is None:
+        return text
+    if hub["reconnect_in_s"] is not None and mqtt["stage"] == "closed":
+        text += f", next try in {duration(hub['reconnect_in_s'])}"
+    if hub["connected"] and hub["hub_up"] is False:
+        text += ", the hub is away"
+    return text

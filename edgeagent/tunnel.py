@@ -1,0 +1,187 @@
+"""The interface of a member: TUN, UDP port and engine, with the addresses and routes that the hub's map gives."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from selectors import EVENT_READ
+from typing import TYPE_CHECKING
+
+from edgeagent.engine.pure import PureEngine
+from edgeagent.io import rtnetlink as rt
+from edgeagent.io import uapi_socket
+from edgeagent.io.netlink import AddressChanged, LinkChanged, Netlink, NetlinkMonitor, RouteChanged
+from edgeagent.io.tun import Tun
+from edgeagent.io.uapi_socket import UapiSocket
+from edgeagent.io.udp import Udp
+from edgeagent.surroundings import forwards, release_stale_sources
+
+if TYPE_CHECKING:
+    from edgeagent.context import Context
+    from edgeagent.proto.devicemap import DeviceMap
+    from edgeagent.proto.node import Node
+
+log = logging.getLogger("edgeagent")
+SETTLE_S = 0.2  # changes of addresses come in bursts
+ENDPOINTS_MAX = 8  # that a feed can hold
+
+
+class TunnelError(Exception):
+    """The interface or its port cannot be made; the text says why and what to do."""
+
+
+class Tunnel:
+    """Made for one node. Raises TunnelError. `flush` after any input to the node; `on_timeout` at `poll_timeout()`.
+
+    Its methods raise TunGone once somebody removed the interface.
+    """
+
+    def __init__(self, now: float, context: Context, node: Node) -> None:
+        settings = context.settings
+        self._node = node
+        self.device = node.device
+        self._selector = context.selector
+        self._prefixes: list[tuple[bytes, int]] = []  # addresses that are on the interface
+        self._look_at: float | None = now
+        try:
+            self.tun = Tun(settings.interface, settings.mtu)
+        except OSError as error:
+            raise TunnelError(_why_no_tun(settings.interface, error)) from None
+        self.udp = Udp()
+        self.engine = PureEngine(node, self.tun, self.udp, context.selector)
+        self._netlink = Netlink()
+        self._monitor = NetlinkMonitor()
+        context.selector.register(self._monitor.fd, EVENT_READ, self._changed)
+        self._uapi: UapiSocket | None = None
+        try:
+            self.port = self._bind(settings.port, settings.port_fixed)
+            self._netlink.set_link(self.tun.index, up=True)
+            self.apply(node.map)
+            self._show_to_wg()
+        except OSError as error:
+            self.close()
+            raise TunnelError(f"{settings.interface}: {error.strerror}") from None
+        except TunnelError:
+            self.close()
+            raise
+
+    def apply(self, device_map: DeviceMap) -> None:
+        """Put the map's addresses and routes on the interface, and take off those that it has no more."""
+        wanted = [(address, 8 * len(address)) for address in device_map.addresses]
+        index = self.tun.index
+        for address, length in self._prefixes:
+            if (address, length) not in wanted:
+                self._netlink.delete_address(index, address, length)
+        self._prefixes = []
+        for (address, length), (prefix, prefix_length) in zip(wanted, (device_map.v4, device_map.v6), strict=True):
+            try:
+                self._netlink.add_address(index, address, length)
+                self._netlink.replace_route(rt.Route(prefix, prefix_length, index, source=address))
+            except OSError as error:
+                if len(address) == 4 or error.errno not in (errno.EACCES, errno.EOPNOTSUPP, errno.EAFNOSUPPORT):
+                    raise
+                log.warning("%s: no IPv6 on it: %s", self.tun.name, error.strerror)
+            else:
+                self._prefixes.append((address, length))
+
+    def flush(self, now: float) -> None:
+        """Hand on what the node has for the interface and for the port."""
+        self.engine.flush(now)
+
+    def poll_timeout(self) -> float | None:
+        return self._look_at
+
+    def on_timeout(self, now: float) -> list[bytes] | None:
+        """Look around when that is due. Returns all addresses of this host (4 or 16 B), None when it did not look."""
+        if self._look_at is None or now < self._look_at:
+            return None
+        self._look_at = None
+        self.engine.is_router = forwards(self.tun.name)
+        release_stale_sources(now, self.device, self._netlink, self.udp.mark)
+        addresses = self._netlink.addresses()
+        self._node.handle_addresses(now, [(address, self.port) for address in self._candidates(addresses)])
+        return [address.address for address in addresses]
+
+    def close(self) -> None:
+        """Remove the interface and close the port."""
+        if self._uapi is not None:
+            self._uapi.close()
+        self._selector.unregister(self._monitor.fd)
+        self._monitor.close()
+        self._netlink.close()
+        self.engine.close()
+        self.tun.close()
+
+    def _show_to_wg(self) -> None:
+        """`wg show` works on the interface; `wg set` is refused, for the hub decides about peers."""
+        try:
+            self._uapi = UapiSocket(uapi_socket.listen(self.tun.name), _Shown(self), self._selector)
+        except OSError as error:
+            log.warning("%s: not shown to wg: %s", self.tun.name, error)
+
+    def _bind(self, port: int, fixed: bool) -> int:
+        """The port that was asked for; when only the default is taken, any."""
+        try:
+            return self.engine.bind(port)
+        except OSError as error:
+            if fixed or error.errno != errno.EADDRINUSE:
+                raise TunnelError(
+                    f"UDP port {port}: {error.strerror}. Give another with --port, or 0 for any"
+                ) from None
+        log.warning("UDP port %d is taken: the kernel chooses another", port)
+        return self.engine.bind(0)
+
+    def _candidates(self, addresses: list[rt.Address]) -> list[bytes]:
+        """Where others may reach us: what is up, global, and not of this network itself; the lasting ones first."""
+        found = []
+        for address in addresses:
+            if (
+                address.index != self.tun.index
+                and address.scope < rt.RT_SCOPE_LINK
+                and not address.flags & (rt.IFA_F_TENTATIVE | rt.IFA_F_DEPRECATED)
+                and not self._node.map.holds(address.address)
+            ):
+                found.append((bool(address.flags & rt.IFA_F_TEMPORARY), address.address))
+        return [address for _, address in sorted(found, key=lambda each: each[0])[:ENDPOINTS_MAX]]
+
+    def _changed(self, now: float, _fd: int) -> None:
+        for change in self._monitor.drain():
+            if isinstance(change, AddressChanged):
+                ours = change.address.index == self.tun.index
+            elif isinstance(change, LinkChanged):
+                ours = change.link.index == self.tun.index
+            else:
+                ours = isinstance(change, RouteChanged) and change.route.index == self.tun.index
+            if not ours and self._look_at is None:
+                self._look_at = now + SETTLE_S
+
+
+class _Shown:
+    """The tunnel as WireGuard's userspace API has it."""
+
+    read_only = True
+    is_up = True
+    fwmark = 0
+
+    def __init__(self, tunnel: Tunnel) -> None:
+        self.device = tunnel.device
+        self.listen_port = tunnel.port
+
+    def set_listen_port(self, now: float, port: int) -> int:
+        return errno.EPERM
+
+    def set_fwmark(self, now: float, mark: int) -> int:
+        return errno.EPERM
+
+    def scope_index(self, name: str) -> int:
+        return 0
+
+
+def _why_no_tun(name: str, error: OSError) -> str:
+    if error.errno == errno.EPERM:
+        return f"{name}: not permitted to make an interface. Run as root, or with CAP_NET_ADMIN"
+    if error.errno == errno.EBUSY:
+        return f"{name}: there is such an interface already. Give another name with --interface"
+    if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+        return f"{name}: no /dev/net/tun. Load the kernel module: modprobe tun"
+    return f"{name}: {error.strerror}"
