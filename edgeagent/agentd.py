@@ -1,7 +1,7 @@
 """What the background process and the service managers run: the agent without the command line around it.
 
-`edgeagent up` and `edgeagent run` execute this file anew with settings that they have checked, because what argparse and
-its kin leave behind in a process is 1 MiB that an agent would carry for months.
+`edgeagent up` and `edgeagent run` execute this file anew with settings that they have checked, because what argparse
+and its kin leave behind in a process is 1 MiB that an agent would carry for months.
 """
 
 from __future__ import annotations

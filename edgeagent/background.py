@@ -8,11 +8,14 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from contextlib import suppress
 
 from edgeagent.io.localclient import LocalClient
 
+TYPE_CHECKING = False  # what the typing module would say, and 5 ms
 if TYPE_CHECKING:
+    from typing import NoReturn
+
     from edgeagent.config import Settings
 
 _CONTROL_FD = 3
@@ -56,6 +59,10 @@ def _become_daemon(settings: Settings, control_fd: int) -> None:
     os.dup2(null, 0)
     os.dup2(null, 1)
     os.dup2(control_fd, _CONTROL_FD)  # dup2 makes it inheritable
+    for fd in os.listdir("/proc/self/fd"):  # what the caller left open: a pipe whose reader waits for its end
+        if int(fd) > _CONTROL_FD:
+            with suppress(OSError):  # the one that listed them
+                os.close(int(fd))
     _execute([f"--control-fd={_CONTROL_FD}", *_arguments(settings)])
 
 

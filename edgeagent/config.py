@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # what the typing module would say, and 5 ms
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -107,7 +107,7 @@ def load(given: Mapping[str, str | None], environ: Mapping[str, str] = os.enviro
         else:
             text, origin = default, "default"
         if name == "hostname" and not text:
-            text = default_hostname()
+            text = to_label(os.uname().nodename)
         try:
             values[name.replace("-", "_")] = parse(text)
         except ValueError as error:
@@ -146,7 +146,7 @@ def read_file(path: str, *, must_exist: bool) -> dict[str, tuple[str, str]]:
     return found
 
 
-def default_hostname() -> str:
-    """The system's host name made into a DNS label, other characters becoming '-'; "device" when nothing is left."""
-    label = re.sub(r"[^a-z0-9]+", "-", os.uname().nodename.split(".")[0].lower()).strip("-")[:63].strip("-")
+def to_label(name: str) -> str:
+    """The first part of a name made into a DNS label, other characters becoming '-'; "device" when nothing is left."""
+    label = re.sub(r"[^a-z0-9]+", "-", name.split(".")[0].lower()).strip("-")[:63].strip("-")
     return label or "device"

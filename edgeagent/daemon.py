@@ -36,13 +36,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("edgeagent")
 OK, FAILED, REFUSED = 0, 1, 4
 FAREWELL_TIMEOUT_S = 1.0  # for the broker to take the last messages
-CRASH_FILE = "crash"
 CRASH_CHARS_MAX = 16_384
 RELEASE_AFTER_S = 3.0  # by then the first connection and the first handshakes have been made
 
 
 def run(settings: Settings, token: str | None, control_fd: int | None) -> int:
-    """Be the agent until a signal or `down`; returns the exit status.
+    """Be the agent until a signal or `down`; returns the exit status. Without a network it waits to be told of one.
 
     `control_fd` is a connected socket of the command that started this process in the background: its request is
     served, it is told why when there can be no agent, and when it ends without a network to be in, so does the agent.
@@ -101,9 +100,12 @@ class Agent:
         self._enrolment: Enrolment | None = None
         self._waiting: list[Client] = []  # for the interface to be there
         self._told = ""
+        self._refusal = ""
+        self._in_background = False
         self._control: Client | None = None
         self._last_words: list[Client] = []  # who asked us to stop
         self._stopping = False
+        self._crash_path = os.path.join(context.keystore.directory, "crash")
         self._release_at: float | None = context.started_at + RELEASE_AFTER_S
         self._signals, self._wakeup = socket.socketpair()
         for end in (self._signals, self._wakeup):
@@ -122,7 +124,7 @@ class Agent:
 
     @property
     def progress(self) -> str:
-        return "" if self._enrolment is None else self._enrolment.progress
+        return self._refusal if self._enrolment is None else self._enrolment.progress
 
     # Its life
 
@@ -144,6 +146,7 @@ class Agent:
         elif control is None:
             log.info("not joined: waiting for edgeagent up --join")
         if control is not None:
+            self._in_background = True
             self._control = self.api.adopt(control.dup())
         memory.release()
 
@@ -152,6 +155,8 @@ class Agent:
         while not self._stopping:
             self._turn(self._deadline())
         self._farewell()
+        with suppress(FileNotFoundError):
+            os.unlink(self._crash_path)
 
     def close(self) -> None:
         """Undo everything in order; who asked for the end hears of it last."""
@@ -182,6 +187,7 @@ class Agent:
             self.membership.close()
             self.membership = None
             self.context.keystore.remove(StateFile.ADMISSION)
+        self._refusal = ""
         self._enrolment = Enrolment(now, self.context, self.link, token, host or self.context.settings.hostname)
         return True
 
@@ -256,8 +262,10 @@ class Agent:
             for client in self._waiting:
                 client.refuse("refused", f"{enrolment.refusal}.")
             self._waiting.clear()
-            self.exit_status = REFUSED
-            self._stopping = True
+            self._refusal = enrolment.refusal
+            if self._in_background:  # a service stays, to be joined by another token
+                self.exit_status = REFUSED
+                self._stopping = True
 
     def _follow_clients(self) -> None:
         self._tell_waiting()
@@ -269,6 +277,7 @@ class Agent:
             self._leave_terminal()
 
     def _tell_waiting(self) -> None:
+        self._waiting = [client for client in self._waiting if client.is_open]
         if self.membership is not None:
             for client in self._waiting:
                 client.answer(requests.describe(self.membership))
@@ -288,7 +297,7 @@ class Agent:
     def _keep_crash(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         """A bug ends the agent, and no terminal is there to tell: leave the traceback beside the state."""
         lines = [self.context.ring.clean(line) for line in traceback.format_exception(kind, error, trace)]
-        with suppress(OSError), open(os.path.join(self.context.keystore.directory, CRASH_FILE), "w") as file:
+        with suppress(OSError), open(self._crash_path, "w") as file:
             file.write("\n".join(lines)[-CRASH_CHARS_MAX:])
 
     def _farewell(self) -> None:

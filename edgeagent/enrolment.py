@@ -6,7 +6,9 @@ import logging
 from typing import TYPE_CHECKING
 
 from edgeagent.context import jitter
-from edgeagent.io.mqtt import CaSeen, Closed, Connected, Login, Received, Trust
+from edgeagent.io.mqtt import CaSeen, Closed, Connected, Received
+from edgeagent.io.pahoclient import Login
+from edgeagent.io.pinnedtls import Trust
 from edgeagent.proto.join import Joined, Joiner, JoinRefused, JoinWaiting
 
 if TYPE_CHECKING:

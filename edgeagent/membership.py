@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from edgeagent.context import jitter
 from edgeagent.io.keystore import CacheWriter, StateError, StateFile
-from edgeagent.io.mqtt import Closed, Connected, Login, Received, Trust
+from edgeagent.io.mqtt import Closed, Connected, Received
+from edgeagent.io.pahoclient import Login
+from edgeagent.io.pinnedtls import Trust
 from edgeagent.proto.control_client import Answer
 from edgeagent.proto.node import Node
 from edgeagent.proto.node_events import (
@@ -80,6 +82,7 @@ class Membership:
 
     def handle(self, now: float, event: Event) -> None:
         if isinstance(event, Received):
+            log.debug("received %s, %d B", event.topic, len(event.payload))
             self.node.handle_message(now, event.topic, event.payload)
         elif isinstance(event, Connected):
             log.info("connected to %s", event.broker)
@@ -120,6 +123,7 @@ class Membership:
             self._link.subscribe([topic for topic, wanted in changes if wanted])
             self._link.unsubscribe([topic for topic, wanted in changes if not wanted])
         for publish in self.node.drain_publishes():
+            log.debug("publishing %s, %d B", publish.topic, len(publish.payload))
             self._link.publish(publish.topic, publish.payload, qos=publish.qos, retain=publish.retain)
         self.tunnel.flush(now)
 

@@ -79,13 +79,7 @@ def _status(now: float, agent: Agent, client: Client, request: dict[str, Any]) -
             "progress": agent.progress,
             "local_api": {"refused": agent.api.refused, "malformed": agent.api.malformed},
         },
-        "mqtt": {
-            "stage": link.stage,
-            "broker": link.broker,
-            "rx_bytes": link.rx_bytes,
-            "tx_bytes": link.tx_bytes,
-            "oversize": link.oversize,
-        },
+        "mqtt": {"stage": link.stage, "broker": link.broker, **link.counters},
     }
     if member is not None:
         status |= member.node.status(now)

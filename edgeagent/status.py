@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # what the typing module would say, and 5 ms
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 

@@ -12,8 +12,11 @@ from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Annotated
 
-import typer
-from sqlalchemy.exc import SQLAlchemyError
+try:
+    import typer
+    from sqlalchemy.exc import SQLAlchemyError
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"edgehub: {missing.name} is not installed. Run: pip install 'edgemesh[hub]'") from None
 
 from edgeagent.crypto import CryptoUnavailable
 from hub import cli_devices, cli_tokens

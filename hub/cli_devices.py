@@ -13,7 +13,7 @@ import typer
 
 from hub.core import actions
 from hub.core.model import Device, DeviceState, HubError
-from hub.opening import change, open_store
+from hub.opening import change, open_store, wait_for_broker
 from hub.output import ago, parse_duration, print_error, print_json, print_pairs, print_table
 from hub.store.sqlite import SqliteTx
 
@@ -120,6 +120,7 @@ def approve(device: Name) -> None:
     with change() as (tx, scribe, wall_s):
         found = actions.find_device(tx, device)
         actions.approve_device(scribe, tx, found, wall_s)
+    wait_for_broker(found.id)
     print_error(f"{found.name} is in, with address {_v4(found)}")
 
 
@@ -175,6 +176,7 @@ def remove(device: Name, yes: Annotated[bool, typer.Option("--yes", "-y", help="
     with change() as (tx, scribe, wall_s):
         found = actions.find_device(tx, device)
         actions.remove_device(scribe, tx, found, wall_s)
+    wait_for_broker(found.id)
     print_error(f"{found.name or found.id} is removed. It comes back only with a new token")
 
 

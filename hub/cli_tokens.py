@@ -11,7 +11,7 @@ import typer
 from edgeagent import crypto as providers
 from hub.core import actions
 from hub.core.model import HubError, Token
-from hub.opening import change, current_state, open_store
+from hub.opening import change, open_store, wait_for_broker
 from hub.output import ago, parse_duration, print_error, print_json, print_table
 
 app = typer.Typer(
@@ -39,13 +39,12 @@ def create(
         token = actions.create_token(
             scribe, tx, wall_s, uses=uses, not_after=not_after, tags=tuple(tag or ()), needs_approval=needs_approval
         )
+    wait_for_broker(token.claim)
     text = token.encode(providers.load())
     if as_json:
         print_json({"token": text, "id": token.claim, "uses": uses, "not_after": not_after, "tags": token.tags})
     else:
         sys.stdout.write(text + "\n")
-    if not current_state().is_running():
-        print_error("the hub is not running: the token works when it is started with `edgehub serve`")
 
 
 @app.command("list")

@@ -10,8 +10,11 @@ from contextlib import closing, contextmanager
 from edgeagent import crypto as providers
 from hub.core.scribe import Scribe
 from hub.io import poke
+from hub.output import print_error
 from hub.state import DEFAULT, State
 from hub.store.sqlite import SqliteStore, SqliteTx
+
+BROKER_TIMEOUT_S = 3.0
 
 _state = State(DEFAULT)
 
@@ -40,3 +43,20 @@ def change() -> Iterator[tuple[SqliteTx, Scribe, int]]:
         with store.write() as tx:
             yield tx, Scribe(providers.load(), os.urandom, tx.network()), int(time.time())
         poke.send(_state.poke)
+
+
+def wait_for_broker(user: str) -> None:
+    """Let the running hub tell the broker about an account, so that what is printed next holds; say so if it cannot."""
+    if not _state.is_running():
+        print_error("the hub is not running: this has effect when it is started with `edgehub serve`")
+        return
+    deadline = time.monotonic() + BROKER_TIMEOUT_S
+    with open_store() as store:
+        while True:
+            with store.read() as tx:
+                if user not in tx.accounts_in_flight():
+                    return
+            if time.monotonic() >= deadline:
+                print_error("the broker was not told yet: the hub does so when it reaches it. See `edgehub status`")
+                return
+            time.sleep(0.01)

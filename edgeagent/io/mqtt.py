@@ -9,27 +9,17 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import selectors
 import socket
 import ssl
-import sys
-import threading
 from collections import deque
 from enum import Enum
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-# paho imports these for proxies from the environment and for random client ids, neither of which is used here; they
-# cost 2.8 MiB. Empty modules stand in while it is imported.
-_STUBS = [name for name in ("urllib.request", "urllib.parse", "uuid") if name not in sys.modules]
-sys.modules.update((name, ModuleType(name)) for name in _STUBS)
-from paho.mqtt.client import Client  # noqa: E402
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion  # noqa: E402
-
-from edgeagent.proto.names import split_host_port  # noqa: E402
-
-for _name in _STUBS:
-    del sys.modules[_name]
+from edgeagent.io.pahoclient import SUCCESS, Login, PahoClient
+from edgeagent.io.pinnedtls import Resolver, Trust, literal_family, presented_chain, wrap
+from edgeagent.proto.names import split_host_port
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,50 +30,8 @@ HANDSHAKE_TIMEOUT_S = 10.0  # TLS; 2.5 s of CPU on the slowest board
 CONNACK_TIMEOUT_S = 10.0
 ADDRESSES_PER_HOST_MAX = 8
 HOSTS_MAX = 8
-INFLIGHT_MAX = 20  # QoS 1 messages that the broker has not acknowledged
-QUEUED_MAX = 128  # with those that wait for their turn
-PACKET_BYTES_MAX = 65_536 + 256  # a control message and its topic
 EVENTS_PER_TURN_MAX = 32  # then they are drained and the data path has its turn
 READS_PER_TURN_MAX = 32
-_NO_CHECK_TIME = 0x20_0000  # X509_V_FLAG_NO_CHECK_TIME; the ssl module has no name for it
-
-
-class Trust:
-    """What a broker has to prove: that its certificate comes from the network's CA.
-
-    `pin` is the SHA-256 of the CA certificate (DER) from the join token. `ca` is the certificate itself once it has
-    been seen. `check_time` is False while the device does not know the time: then dates of certificates are ignored.
-    """
-
-    __slots__ = ("ca", "check_time", "pin")
-
-    def __init__(self, pin: bytes, ca: bytes | None, check_time: bool) -> None:
-        self.pin = pin
-        self.ca = ca if ca is not None and hashlib.sha256(ca).digest() == pin else None
-        self.check_time = check_time
-
-
-class Login:
-    """What one MQTT session presents. `will` is (topic, payload), published retained with QoS 1."""
-
-    __slots__ = ("clean", "client_id", "keepalive_s", "password", "username", "will")
-
-    def __init__(
-        self,
-        client_id: str,
-        username: str,
-        password: str,
-        *,
-        clean: bool,
-        keepalive_s: int = 60,
-        will: tuple[str, bytes] | None = None,
-    ) -> None:
-        self.client_id = client_id
-        self.username = username
-        self.password = password
-        self.clean = clean
-        self.keepalive_s = keepalive_s
-        self.will = will
 
 
 class Connected:
@@ -152,9 +100,7 @@ class MqttLink:
         self._registered: tuple[int, int] | None = None  # (descriptor, mask)
         self.events: deque[Event] = deque()
         self.unacknowledged = 0  # published on this connection and not yet known to be with the broker
-        self.rx_bytes = 0
-        self.tx_bytes = 0
-        self.oversize = 0
+        self._rx_bytes = self._tx_bytes = self._oversize = 0  # of connections that ended
         self._stage = _Stage.CLOSED
         self._deadline: float | None = None
         self._hosts: list[tuple[str, int]] = []
@@ -163,12 +109,22 @@ class MqttLink:
         self._addresses: list[Any] = []
         self._sock: socket.socket | None = None
         self._mask = 0
-        self._client: _Client | None = None
+        self._client: PahoClient | None = None
         self._login: Login | None = None
         self._trust: Trust | None = None
         self._reason = ""
         self._backlog = False
-        self._resolver: _Resolver | None = None
+        self._resolver: Resolver | None = None
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Bytes of MQTT both ways, without TLS, and packets that were too long, since the start."""
+        client = self._client
+        return {
+            "rx_bytes": self._rx_bytes + (0 if client is None else client.rx_bytes),
+            "tx_bytes": self._tx_bytes + (0 if client is None else client.tx_bytes),
+            "oversize": self._oversize + (0 if client is None else client.oversize),
+        }
 
     @property
     def is_idle(self) -> bool:
@@ -237,7 +193,7 @@ class MqttLink:
             return False
         info = client.publish(topic, payload, qos=qos, retain=retain)
         self._watch()
-        taken = bool(info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS)
+        taken = bool(info.rc == SUCCESS)
         self.unacknowledged += taken
         return taken
 
@@ -249,7 +205,7 @@ class MqttLink:
             return False
         rc, _ = self._client.subscribe([(topic, qos) for topic in topics])
         self._watch()
-        return rc == MQTTErrorCode.MQTT_ERR_SUCCESS
+        return rc == SUCCESS
 
     def unsubscribe(self, topics: Sequence[str]) -> bool:
         """False when there is no connection."""
@@ -259,7 +215,7 @@ class MqttLink:
             return False
         rc, _ = self._client.unsubscribe(list(topics))
         self._watch()
-        return rc == MQTTErrorCode.MQTT_ERR_SUCCESS
+        return rc == SUCCESS
 
     def ready(self, now: float, _fd: int) -> None:
         """The descriptor can be read or written."""
@@ -319,7 +275,7 @@ class MqttLink:
             return
         self._tries_left -= 1
         host, port = self._hosts[self._next_host]
-        family = _literal_family(host)
+        family = literal_family(host)
         if family is not None:
             self._addresses = [(family, (host, port))]
             self._try_address(now)
@@ -330,7 +286,7 @@ class MqttLink:
         self._stage, self._deadline = _Stage.RESOLVING, now + CONNECT_TIMEOUT_S
         if self._resolver is not None:
             self._resolver.close()
-        self._resolver = _Resolver(host, port)
+        self._resolver = Resolver(host, port)
 
     def _resolved(self, now: float) -> None:
         if self._resolver is None or not self._resolver.done:
@@ -353,7 +309,7 @@ class MqttLink:
         self._sock = sock
         code = sock.connect_ex(address)
         if code not in (0, errno.EINPROGRESS):
-            self._failed(now, f"{self.broker}: {errno.errorcode.get(code, str(code))}")
+            self._failed(now, f"{self.broker}: {os.strerror(code)}")
             return
         self._stage, self._mask = _Stage.CONNECTING, selectors.EVENT_WRITE
         self._deadline = now + CONNECT_TIMEOUT_S
@@ -362,12 +318,11 @@ class MqttLink:
         assert self._sock is not None and self._trust is not None
         code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code != 0:
-            self._failed(now, f"{self.broker}: {errno.errorcode.get(code, str(code))}")
+            self._failed(now, f"{self.broker}: {os.strerror(code)}")
             return
         host, _ = self._hosts[self._next_host]
-        context = _context(self._trust)
         try:
-            self._sock = context.wrap_socket(self._sock, do_handshake_on_connect=False, server_hostname=_sni(host))
+            self._sock = wrap(self._sock, host, self._trust)
         except (OSError, ValueError) as error:  # reset meanwhile, or a host that is no DNS name
             self._failed(now, f"{self.broker}: {error}")
             return
@@ -410,7 +365,7 @@ class MqttLink:
     def _log_in(self, now: float, tls: ssl.SSLSocket) -> None:
         login = self._login
         assert login is not None
-        client = _Client(tls, login, self)
+        client = PahoClient(tls, login, lambda: len(self.events) < EVENTS_PER_TURN_MAX)
         client.on_connect = self._on_connack
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
@@ -423,7 +378,7 @@ class MqttLink:
     def _read(self) -> None:
         for _ in range(READS_PER_TURN_MAX):
             client = self._client
-            if client is None or client.want_write() or client.loop_read() != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            if client is None or client.want_write() or client.loop_read() != SUCCESS:
                 self._backlog = False
                 return
             # What OpenSSL has decrypted already, no selector reports.
@@ -431,7 +386,7 @@ class MqttLink:
             if not self._backlog or len(self.events) >= EVENTS_PER_TURN_MAX:
                 return
 
-    def _on_connack(self, _client: Client, _data: Any, flags: Any, reason: Any, _properties: Any) -> None:
+    def _on_connack(self, _client: Any, _data: Any, flags: Any, reason: Any, _properties: Any) -> None:
         if reason.is_failure:
             refused = reason.value in (0x86, 0x87)  # MQTT 3.1.1 return codes 4 and 5, as paho translates them
             self._closed(f"{self.broker}: {reason}", refused=refused)
@@ -439,17 +394,17 @@ class MqttLink:
         self._stage = _Stage.UP
         self.events.append(Connected(flags.session_present, self.broker))
 
-    def _on_message(self, _client: Client, _data: Any, message: Any) -> None:
+    def _on_message(self, _client: Any, _data: Any, message: Any) -> None:
         try:
             topic = message.topic
         except UnicodeDecodeError:
             return
         self.events.append(Received(topic, bytes(message.payload), bool(message.retain)))
 
-    def _on_publish(self, _client: Client, _data: Any, _mid: int, _reason: Any, _properties: Any) -> None:
+    def _on_publish(self, _client: Any, _data: Any, _mid: int, _reason: Any, _properties: Any) -> None:
         self.unacknowledged -= 1
 
-    def _on_disconnect(self, _client: Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+    def _on_disconnect(self, _client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         if self._client is not None:
             why = "" if reason.value == 0x80 else f" ({reason})"  # 0x80: paho knows no more than that
             self._closed(f"{self.broker}: connection lost{why}", refused=False)
@@ -486,110 +441,9 @@ class MqttLink:
         client, self._client = self._client, None
         if client is not None:
             client.on_disconnect = None
+            self._rx_bytes += client.rx_bytes
+            self._tx_bytes += client.tx_bytes
+            self._oversize += client.oversize
         sock, self._sock = self._sock, None
         if sock is not None:
             sock.close()
-
-
-class _Client(Client):
-    """paho with the socket made outside, and with a ceiling on what a broker can make it hold."""
-
-    def __init__(self, ready: ssl.SSLSocket, login: Login, link: MqttLink) -> None:
-        super().__init__(
-            CallbackAPIVersion.VERSION2,
-            client_id=login.client_id,
-            clean_session=login.clean,
-            protocol=MQTTProtocolVersion.MQTTv311,
-            reconnect_on_failure=False,
-        )
-        self._ready = ready
-        self._link = link
-        self.username_pw_set(login.username, login.password)
-        self.max_inflight_messages_set(INFLIGHT_MAX)
-        self.max_queued_messages_set(QUEUED_MAX)
-        if login.will is not None:
-            self.will_set(login.will[0], login.will[1], qos=1, retain=True)
-
-    def _create_socket(self) -> ssl.SSLSocket:
-        return self._ready
-
-    def _sock_recv(self, bufsize: int) -> bytes:
-        # The first read of a packet's rest asks for all of it: the length that the broker claims.
-        if bufsize > PACKET_BYTES_MAX:
-            self._link.oversize += 1
-            raise ConnectionAbortedError(errno.EMSGSIZE, "the broker sent a packet over the limit")
-        command = self._in_packet["command"]
-        if command == 0 and len(self._link.events) >= EVENTS_PER_TURN_MAX:
-            raise BlockingIOError  # a new packet waits until what came before has been drained
-        if command & 0xF6 == 0x34:  # PUBLISH at QoS 2: never subscribed to, and paho holds it
-            raise ConnectionAbortedError(errno.EPROTO, "the broker sent a QoS 2 message")
-        data = super()._sock_recv(bufsize)
-        self._link.rx_bytes += len(data)
-        return data
-
-    def _sock_send(self, buf: bytes | bytearray) -> int:
-        sent = super()._sock_send(buf)
-        self._link.tx_bytes += sent
-        return sent
-
-
-class _Resolver:
-    """getaddrinfo in a thread; `wake` becomes readable when `done`."""
-
-    def __init__(self, host: str, port: int) -> None:
-        self.addresses: list[Any] = []
-        self.error = ""
-        self.done = False
-        self.wake, self._signal = socket.socketpair()
-        threading.Thread(target=self._run, args=(host, port), daemon=True).start()
-
-    def _run(self, host: str, port: int) -> None:
-        try:
-            # Bytes: for text the idna codec and its tables would be loaded, 0.4 MiB
-            found = socket.getaddrinfo(host.encode("ascii"), port, type=socket.SOCK_STREAM)
-            self.addresses = [(family, address) for family, _, _, _, address in found]
-            self.error = "" if found else f"{host}: no address"
-        except (OSError, UnicodeError) as error:
-            self.error = f"{host}: {getattr(error, 'strerror', None) or error}"
-        self.done = True
-        self._signal.close()
-
-    def close(self) -> None:
-        self.wake.close()
-
-
-def presented_chain(tls: ssl.SSLSocket) -> list[bytes]:
-    """The certificates (DER) that the other side sent, unverified. Public only from Python 3.13 on."""
-    if sys.version_info >= (3, 13):
-        return list(tls.get_unverified_chain())
-    inner: Any = tls._sslobj  # type: ignore[attr-defined]
-    return [certificate.public_bytes(ssl._ssl.ENCODING_DER) for certificate in inner.get_unverified_chain() or ()]  # type: ignore[attr-defined]
-
-
-def _context(trust: Trust) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    # Host names prove nothing here: the CA is the network's own, and it is pinned.
-    context.check_hostname = False
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if trust.ca is None:
-        context.verify_mode = ssl.CERT_NONE
-        return context
-    context.load_verify_locations(cadata=trust.ca)
-    if not trust.check_time:
-        context.verify_flags |= _NO_CHECK_TIME
-    return context
-
-
-def _sni(host: str) -> Any:
-    """For proxies that choose by name; none for an address (RFC 6066, section 3). Bytes, as for getaddrinfo."""
-    return host.encode("ascii") if _literal_family(host) is None else None
-
-
-def _literal_family(host: str) -> socket.AddressFamily | None:
-    for family in (socket.AF_INET, socket.AF_INET6):
-        try:
-            socket.inet_pton(family, host)
-        except OSError:
-            continue
-        return family
-    return None

@@ -11,8 +11,8 @@ from hub.core import hostnames, ipam
 from hub.core.credential import check_credential, make_credential
 from hub.core.model import (
     DEVICES_MAX,
-    NODE_KEY_GRACE_S,
     NODE_KEY_LIFE_S,
+    NODE_KEY_UNUSED_S,
     PENDING_MAX,
     Device,
     DeviceState,
@@ -92,15 +92,20 @@ def refuse(scribe: Scribe, tx: Tx, join: Join, why: str, wall_s: int) -> None:
 
 
 def add_node_key(tx: Tx, device: Device, key: bytes, wall_s: int) -> None:
-    """A new node key beside the old ones, which end after a time of grace."""
-    known = [old for old in tx.node_keys(device.id) if old.key != key]
-    for old in known:
-        if old.not_after > wall_s + NODE_KEY_GRACE_S:
-            tx.save_node_key(NodeKey(old.key, device.id, wall_s + NODE_KEY_GRACE_S))
-    spare = [old for old in known if old.key != device.node_key]
-    for old in spare[NODE_KEYS_SHOWN_MAX - 2 :]:  # room for the one in use and the new one
-        tx.drop_node_key(old.key)
+    """A new node key beside the one in use, which stays until a birth names another."""
+    unused = [known for known in tx.node_keys(device.id) if known.key not in (key, device.node_key)]
+    for known in unused[: NODE_KEYS_SHOWN_MAX - 2]:
+        end = min(known.not_after, wall_s + NODE_KEY_UNUSED_S)
+        tx.save_node_key(NodeKey(known.key, device.id, end))
+    for known in unused[NODE_KEYS_SHOWN_MAX - 2 :]:  # room for the one in use and the new one
+        tx.drop_node_key(known.key)
     tx.save_node_key(NodeKey(key, device.id, wall_s + NODE_KEY_LIFE_S))
+
+
+def use_node_key(tx: Tx, device: Device, key: bytes) -> None:
+    """The device has gone over to a key of its own: the one before is dropped. The caller saves the device."""
+    tx.drop_node_key(device.node_key)
+    device.node_key = key
 
 
 def _refusal(tx: Tx, token: Token, device: Device | None) -> str | None:
@@ -181,8 +186,8 @@ def _refresh(scribe: Scribe, tx: Tx, join: Join, device: Device, wall_s: int) ->
     device.facts = join.facts
     device.last_seen_s = wall_s
     if device.node_key != join.node_key:
-        device.node_key = join.node_key
         add_node_key(tx, device, join.node_key, wall_s)
+        use_node_key(tx, device, join.node_key)
         scribe.push(tx, device)
     tx.save_device(device)
 

@@ -167,7 +167,7 @@ class Coordinator:
             if known is None or known.device != device.id:
                 self.drops[HubDrop.UNKNOWN_NODE_KEY] += 1
             else:
-                device.node_key = body["nk"]
+                admission.use_node_key(tx, device, body["nk"])
                 self.scribe.push(tx, device)
         tx.save_device(device)
         self.scribe.time(tx, device, wall_s)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 from hub.core.model import HubError
@@ -23,8 +22,3 @@ def choose_name(wish: str, taken: Callable[[str], bool], next_suffix: Callable[[
         if not taken(name):
             return name
     raise HubError(f"no free host name like {wish}: give the device another")
-
-
-def normalize(text: str) -> str:
-    """The host name closest to what a person wrote; "" when nothing of it can be used."""
-    return re.sub("[^a-z0-9]+", "-", text.lower())[:LABEL_MAX].strip("-")

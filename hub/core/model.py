@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 NODE_KEY_LIFE_S = 180 * 86_400
-NODE_KEY_GRACE_S = 7 * 86_400  # the old key beside the new one
+NODE_KEY_GRACE_S = 3_600  # how long a device waits with a new key that the hub has spread
+NODE_KEY_UNUSED_S = 7 * 86_400  # a reported key that no birth names, when a newer one is reported
 RECORD_LIFE_S = 90 * 86_400  # how long a cached record counts when the hub is not heard from
 RECORD_RENEW_S = 30 * 86_400  # a record is signed again when it is this old
 CLAIM_GRACE_S = 30 * 86_400  # a finished token can still ask why; then its broker account goes

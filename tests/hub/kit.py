@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 
 from edgeagent import crypto as providers
 from edgeagent.proto import topics
@@ -100,10 +100,17 @@ class Hub:
         self.wall_s += int(seconds)
 
 
+class Home(Protocol):
+    """Where a device is at home."""
+
+    crypto: Crypto
+    network: Network
+
+
 class Dev:
     """One device's side of the conversation: no machine, only its keys and counters."""
 
-    def __init__(self, hub: Hub, seed: int, token: JoinToken | None = None, name: str = "box") -> None:
+    def __init__(self, hub: Home, seed: int, token: JoinToken | None = None, name: str = "box") -> None:
         self.hub = hub
         self.crypto = hub.crypto
         self.entropy = seeded(10_000 + seed)

@@ -13,7 +13,8 @@ from hub.core import actions, chores
 from hub.core.memory import MemoryStore
 from hub.core.model import (
     CLAIM_GRACE_S,
-    NODE_KEY_GRACE_S,
+    NODE_KEY_LIFE_S,
+    NODE_KEY_UNUSED_S,
     RECORD_RENEW_S,
     DeviceState,
     HubDrop,
@@ -379,20 +380,37 @@ def test_a_new_node_key_stands_beside_the_old_one(hub: Hub) -> None:
     assert a.map is not None
     assert [key for key, _ in a.map.body["nk"]] == [old, new]
     assert [key for key, _ in b.recs[a.id]["record"].body["nk"]] == [old, new]
-    assert a.map.body["nk"][0][1] == hub.wall_s + NODE_KEY_GRACE_S
+    assert [end for _, end in a.map.body["nk"]] == 2 * [WALL_S + NODE_KEY_LIFE_S]
+    hub.hear(b.ask(k=new), b.ask(k=old))
+    assert ["rec" in body for _, body in b.read(hub.sent())] == [True, True]
     a.identity.switch()
     hub.hear(a.birth())  # says which one is in use
     rows = hub.sent()
     a.read(rows)
     b.read(rows)
-    assert [key for key, _ in b.recs[a.id]["record"].body["nk"]] == [new, old]
+    assert [key for key, _ in a.map.body["nk"]] == [new]
+    assert [key for key, _ in b.recs[a.id]["record"].body["nk"]] == [new]
     hub.hear(b.ask(k=old))
-    assert [body["id"] for _, body in b.read(hub.sent())] == [b.seq]
-    hub.later(NODE_KEY_GRACE_S)
+    assert [body["no"] for _, body in b.read(hub.sent())] == ["unknown"]
+
+
+def test_a_key_that_is_never_used_ends_and_the_one_in_use_stays(hub: Hub) -> None:
+    [a] = admitted(hub, 1)
+    keys = [load_crypto().x25519_base(bytes([number]) * 32) for number in (1, 2)]
+    for key in keys:
+        hub.later(700)
+        hub.hear(a.write("report", {"nk": key}))
+    hub.later(NODE_KEY_UNUSED_S)
     with hub.store.write() as tx:
         chores.look_at_dates(hub.scribe, tx, hub.wall_s)
-    b.read(hub.sent())
-    assert [key for key, _ in b.recs[a.id]["record"].body["nk"]] == [new]
+    a.read(hub.sent())
+    assert a.map is not None
+    assert [key for key, _ in a.map.body["nk"]] == [a.identity.node_key, keys[1]]
+    hub.later(2 * NODE_KEY_LIFE_S)
+    with hub.store.write() as tx:
+        chores.look_at_dates(hub.scribe, tx, hub.wall_s)
+    a.read(hub.sent())
+    assert [key for key, _ in a.map.body["nk"]] == [a.identity.node_key]  # it can still report a new one
 
 
 def test_node_keys_of_others_and_small_ones_are_refused(hub: Hub) -> None:

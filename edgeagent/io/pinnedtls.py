@@ -1,0 +1,94 @@
+"""TLS to a broker whose CA is pinned by its hash, and the way to its address. Nothing here waits but a thread."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import ssl
+import sys
+import threading
+from typing import Any
+
+_NO_CHECK_TIME = 0x20_0000  # X509_V_FLAG_NO_CHECK_TIME; the ssl module has no name for it
+
+
+class Trust:
+    """What a broker has to prove: that its certificate comes from the network's CA.
+
+    `pin` is the SHA-256 of the CA certificate (DER) from the join token. `ca` is the certificate itself once it has
+    been seen. `check_time` is False while the device does not know the time: then dates of certificates are ignored.
+    """
+
+    __slots__ = ("ca", "check_time", "pin")
+
+    def __init__(self, pin: bytes, ca: bytes | None, check_time: bool) -> None:
+        self.pin = pin
+        self.ca = ca if ca is not None and hashlib.sha256(ca).digest() == pin else None
+        self.check_time = check_time
+
+
+def presented_chain(tls: ssl.SSLSocket) -> list[bytes]:
+    """The certificates (DER) that the other side sent, unverified. Public only from Python 3.13 on."""
+    if sys.version_info >= (3, 13):
+        return list(tls.get_unverified_chain())
+    inner: Any = tls._sslobj  # type: ignore[attr-defined]
+    return [certificate.public_bytes(ssl._ssl.ENCODING_DER) for certificate in inner.get_unverified_chain() or ()]  # type: ignore[attr-defined]
+
+
+def wrap(sock: socket.socket, host: str, trust: Trust) -> ssl.SSLSocket:
+    """`sock` with TLS before its handshake: unverified while the CA is not known. Raises OSError, ValueError."""
+    return _context(trust).wrap_socket(sock, do_handshake_on_connect=False, server_hostname=_sni(host))
+
+
+def _context(trust: Trust) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    # Host names prove nothing here: the CA is the network's own, and it is pinned.
+    context.check_hostname = False
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if trust.ca is None:
+        context.verify_mode = ssl.CERT_NONE
+        return context
+    context.load_verify_locations(cadata=trust.ca)
+    if not trust.check_time:
+        context.verify_flags |= _NO_CHECK_TIME
+    return context
+
+
+def _sni(host: str) -> Any:
+    """For proxies that choose by name; none for an address (RFC 6066, section 3). Bytes, as for getaddrinfo."""
+    return host.encode("ascii") if literal_family(host) is None else None
+
+
+def literal_family(host: str) -> socket.AddressFamily | None:
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, host)
+        except OSError:
+            continue
+        return family
+    return None
+
+
+class Resolver:
+    """getaddrinfo in a thread; `wake` becomes readable when `done`."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.addresses: list[Any] = []
+        self.error = ""
+        self.done = False
+        self.wake, self._signal = socket.socketpair()
+        threading.Thread(target=self._run, args=(host, port), daemon=True).start()
+
+    def _run(self, host: str, port: int) -> None:
+        try:
+            # Bytes: for text the idna codec and its tables would be loaded, 0.4 MiB
+            found = socket.getaddrinfo(host.encode("ascii"), port, type=socket.SOCK_STREAM)
+            self.addresses = [(family, address) for family, _, _, _, address in found]
+            self.error = "" if found else f"{host}: no address"
+        except (OSError, UnicodeError) as error:
+            self.error = f"{host}: {getattr(error, 'strerror', None) or error}"
+        self.done = True
+        self._signal.close()
+
+    def close(self) -> None:
+        self.wake.close()

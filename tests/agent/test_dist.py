@@ -1,0 +1,49 @@
+"""The service files: that they are well-formed, and call what there is."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+DIST = Path(__file__).parents[2] / "edgeagent" / "dist"
+UNIT = DIST / "edgeagent.service"
+INIT = DIST / "edgeagent.init"
+
+
+def unit() -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(strict=True, interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read(UNIT)
+    return parser
+
+
+def test_both_run_the_foreground_agent() -> None:
+    assert unit()["Service"]["ExecStart"] == "/usr/bin/edgeagent run"
+    assert "procd_set_param command /usr/bin/edgeagent run" in INIT.read_text()
+
+
+def test_the_unit_does_not_repeat_what_cannot_succeed() -> None:
+    assert unit()["Service"]["RestartPreventExitStatus"].split() == ["2"]
+    assert unit()["Service"]["StateDirectoryMode"] == "0700"
+
+
+def test_the_capabilities_are_the_few_it_needs() -> None:
+    bounding = unit()["Service"]["CapabilityBoundingSet"].split()
+    assert bounding == ["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_NET_BIND_SERVICE"]
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+    copy = tmp_path / UNIT.name
+    copy.write_text(re.sub("ExecStart=.*", "ExecStart=/bin/true", UNIT.read_text()))
+    result = subprocess.run(["systemd-analyze", "verify", copy], capture_output=True, text=True, check=False)
+    assert UNIT.name not in result.stderr, result.stderr
+
+
+def test_the_init_script_is_shell() -> None:
+    subprocess.run(["sh", "-n", INIT], check=True)
