@@ -126,6 +126,16 @@ def test_reconnecting_starts_over_after_a_good_connection(world: World) -> None:
     assert wait_s() <= 3
 
 
+def test_a_new_address_of_our_own_ends_a_long_pause(world: World) -> None:
+    a = world.add(1, "a")
+    while a.node.next_connect_at is None or a.node.next_connect_at - world.now < 30:
+        world.disconnect(a)
+    a.node.handle_addresses(world.now, a.endpoints)
+    assert a.node.next_connect_at - world.now >= 30, "nothing is new"
+    a.node.handle_addresses(world.now, [(bytes((198, 51, 100, 77)), 4000)])
+    assert a.node.next_connect_at - world.now <= 3
+
+
 def test_the_hub_may_slow_the_fleet_down(world: World) -> None:
     a = world.add(1, "a")
     a.settings = {"reconnect_min_s": 60, "mqtt_keepalive_s": 99_999, "unheard_of": -1}

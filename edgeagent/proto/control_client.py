@@ -15,7 +15,7 @@ from collections.abc import Callable
 from enum import Enum
 
 from edgeagent.proto import topics
-from edgeagent.proto.backoff import Backoff
+from edgeagent.proto.backoff import GROWTH, Backoff
 from edgeagent.proto.control import HAVE_MAX
 from edgeagent.proto.control_news import (
     Answered,
@@ -160,6 +160,13 @@ class ControlClient:
             self._refreshed_all_at = None
         self.questions.disconnected()
         self.next_connect_at = now + self._backoff.wait_s()
+
+    def network_changed(self, now: float) -> None:
+        """This host's addresses are others: what failed before may work now, so a long pause is cut short."""
+        soon = now + GROWTH * self._backoff.base_s  # the longest of all first waits
+        if self.next_connect_at is not None and self.next_connect_at > soon:
+            self._backoff.reset()
+            self.next_connect_at = now + self._backoff.wait_s()
 
     def write_birth(self, now: float) -> None:
         """Tell the hub who is here, with which map and which node key."""
@@ -346,7 +353,7 @@ class ControlClient:
                 raise ControlError(ControlDrop.BAD_FIELD, "rec.rec: not what was asked for")
             self._check(record, body["fg"])
             self._newer(now, signed)
-            self._take_record(record, body["fk"], body["fg"])
+            self._take_record(record, body["fk"], body["fg"], asked="id" in body)
 
     def keep(self, record: Record, feed_key: bytes, feed_generation: int) -> tuple[Entry, list[Entry]]:
         """Put a verified record into the table. Returns its entry and those that gave way. Raises ControlError."""
@@ -363,16 +370,18 @@ class ControlClient:
             raise ControlError(ControlDrop.BAD_FIELD, "record.nk: this device's own key")
         self.records.check(record, feed_generation)
 
-    def _take_record(self, record: Record, feed_key: bytes, feed_generation: int) -> None:
+    def _take_record(self, record: Record, feed_key: bytes, feed_generation: int, *, asked: bool) -> None:
         known = self.records.get(record.device)
         before = None if known is None else known.feed_key
+        # What the hub says unasked is news about a device that we know, or that one asks for us
+        introduced = not asked and (known is None or known.record.stamp == record.stamp)
         entry, evicted = self.keep(record, feed_key, feed_generation)
         for lost in evicted:
             self.feeds.leave(lost.record.device)
             self._news.append(RecordLost(lost, gone=False))
         if before is not None and before != feed_key:
             self.feeds.again(record.device)  # the retained feed did not open, or will be another
-        self._news.append(RecordCame(entry))
+        self._news.append(RecordCame(entry, introduced=introduced))
         for query in self.questions.open_queries():
             if record.answers(query):
                 self._news.append(Answered(query, entry))

@@ -217,6 +217,7 @@ class Node:
         """Where this device may be reached: its own (address of 4 or 16 B, UDP port), the best first."""
         if self.client.own_feed.set_endpoints(endpoints, self.map):
             self.client.own_feed.changed(now, self.map)
+            self.client.network_changed(now)
             self.peering.own_address_changed(now)
         self._settle(now)
 

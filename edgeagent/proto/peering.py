@@ -94,6 +94,8 @@ class Peering:
             link = self._make(now, entry, static_public)
             link.candidates = self._candidates(entry)
             return link
+        if static_public == link.peer.public_key:
+            return link  # another initiation under it came at the same time, and brought the peer
         if link.is_live(now) and entry.record.key_end(static_public) < entry.record.key_end(link.peer.public_key):
             return None  # a replay: with the old key's peer, its last TAI64N was forgotten
         self._bring(now, link, entry, static_public)
@@ -181,7 +183,7 @@ class Peering:
         if entry.node_key() != link.peer.public_key:
             self._begin_move(now, link, entry)
         elif restarted or (link.peer.staged and not link.is_live(now)):
-            link.peer.begin_handshake(now, anew=not restarted)
+            link.peer.begin_handshake(now, anew=True)
             self._device.touched(link.peer)
 
     def _begin_move(self, now: float, link: Link, entry: Entry) -> None:

@@ -97,13 +97,17 @@ class Entry:
     """A record and what belongs to it: the key of its feed, and what the feed said last."""
 
     __slots__ = (
+        "disco_key",
         "endpoints",
         "feed_boot",
         "feed_generation",
         "feed_key",
         "feed_node_key",
         "feed_stamp",
+        "home_relay",
+        "inbox",
         "last_endpoint",
+        "nat",
         "record",
         "refreshed_at",
     )
@@ -116,6 +120,10 @@ class Entry:
         self.feed_boot = b""
         self.feed_node_key: bytes | None = None
         self.endpoints: list[UdpAddress] = []
+        self.disco_key: bytes | None = None  # of its present life, so it is not saved
+        self.home_relay: str | None = None
+        self.nat: str | None = None
+        self.inbox: str | None = None  # the capability of its signal inbox
         self.last_endpoint: UdpAddress | None = None  # where it was last heard
         self.refreshed_at: float | None = None  # when the hub was last asked whether the record is still right
 
@@ -137,6 +145,10 @@ class Entry:
         self.feed_boot = feed.body["boot"]
         self.feed_node_key = feed.body["nk"]
         self.endpoints = [(address, port) for address, port in feed.body["ep"]]
+        self.disco_key = feed.body["dk"]
+        self.home_relay = feed.body["hr"]
+        self.nat = feed.body["nat"]
+        self.inbox = feed.body["cap"]
 
 
 class RecordTable:

@@ -41,14 +41,15 @@ _PLUGIN_PLACES = (
     "/usr/lib64/mosquitto_dynamic_security.so",
     "/usr/local/lib/mosquitto_dynamic_security.so",
 )
-_LIMITS = """\
+SESSIONS_FILE = "sessions.db"
+_LIMITS = f"""\
 allow_anonymous false
 allow_zero_length_clientid false
 set_tcp_nodelay true
 sys_interval 0
 persistence true
-persistence_file sessions.db
-autosave_interval 60
+persistence_file {SESSIONS_FILE}
+autosave_interval 0
 persistent_client_expiration 90d
 max_keepalive 3600
 max_packet_size 98304
@@ -149,6 +150,8 @@ class MosquittoChild:
             poll = select.poll()
             poll.register(self._pidfd, select.POLLIN)
             if poll.poll(STOP_TIMEOUT_S * 1000):
+                if how == signal.SIGTERM:
+                    self._saved_mark.touch()
                 break
         self._forget()
 
@@ -165,11 +168,21 @@ class MosquittoChild:
     def _log_path(self) -> Path:
         return self._directory.with_name("broker.log")  # not in a directory that the broker may change
 
+    @property
+    def _saved_mark(self) -> Path:
+        """There while the sessions on disk are those that the broker ended with."""
+        return self._directory / "sessions.saved"
+
     def _plan(self) -> _Plan:
         return _Plan(self._directory, self._host, self._port, self._files)
 
     def _spawn(self, plan: _Plan, now: float) -> None:
         plan.write()
+        if not self._saved_mark.exists():
+            # After a crash the file is up to a minute old: a device would be told that its session is there, while what
+            # was said to it in that minute (a removal, say) is not. Without sessions every device asks anew.
+            (self._directory / SESSIONS_FILE).unlink(missing_ok=True)
+        self._saved_mark.unlink(missing_ok=True)
         descriptor = os.open(self._log_path, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             self._child = subprocess.Popen(
@@ -314,8 +327,16 @@ def _run_as(directory: Path) -> str:
     reachable = all(parent.stat().st_mode & 0o001 for parent in directory.parents)
     for name in ("mosquitto", "nobody") if reachable else ():
         with contextlib.suppress(KeyError):
-            return pwd.getpwnam(name).pw_name
+            user = pwd.getpwnam(name)
+            if _is_mapped("uid", user.pw_uid) and _is_mapped("gid", user.pw_gid):
+                return user.pw_name
     return "root"
+
+
+def _is_mapped(kind: str, number: int) -> bool:
+    """Whether a user or group exists in this user namespace; a rootless one often has root alone."""
+    ranges = [line.split() for line in Path(f"/proc/self/{kind}_map").read_text().splitlines()]
+    return any(int(first) <= number < int(first) + int(count) for first, _, count in ranges)
 
 
 def _connections_max() -> int:

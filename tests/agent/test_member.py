@@ -64,7 +64,12 @@ def test_the_verbs(site: Site) -> None:
     assert pong[0].startswith(f"pong from b ({b.address}) via {b.host.address}:51820 in ")
     for target in b.addresses:
         row = json.loads(a.host.run("edgeagent", "ping", target, "-c", "1", "--json").stdout)
-        assert row["name"] == "b" and row["path"] == f"{b.host.address}:51820" and row["ms"] > 0
+        assert (
+            row["name"] == "b"
+            and row["address"] == target
+            and row["path"] == f"{b.host.address}:51820"
+            and row["ms"] > 0
+        )
     assert a.host.run("edgeagent", "ip", "-4").stdout == f"{a.address}\n"
     assert a.host.run("edgeagent", "ip", "-6").stdout.count(":") > 2
     for target in ("b", f"b.{site.a.ask('status')['self']['domain']}", *b.addresses):
@@ -74,6 +79,7 @@ def test_the_verbs(site: Site) -> None:
     shown = a.host.run("edgeagent", "status", "--log").stdout
     assert all(word in shown for word in ("member", a.address, "UDP port 51820", b.host.address))
     assert a.host.run("edgeagent", "up").stdout.split() == ["a", *a.addresses]
+    assert "is this device" in a.host.run("edgeagent", "ping", "a", check=False).stderr
     nobody = a.host.run("edgeagent", "ping", "nobody", "-c", "1", check=False)
     assert nobody.returncode == 1 and "nobody in this network" in nobody.stderr
 

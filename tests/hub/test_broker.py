@@ -212,6 +212,26 @@ def test_the_broker_is_killed_and_comes_back(rig: Rig, members: list[Member]) ->
     assert rig.join(rig.token(), 80).is_in
 
 
+def test_sessions_outlive_a_clean_end_of_the_broker_and_no_other(rig: Rig, members: list[Member]) -> None:
+    """What a crash leaves on disk is old: a device must not be told that its session is there."""
+    member = members[0]
+
+    def session_present() -> bool:
+        with rig.client(member.id, member.identity.password, clean=False) as client:
+            return client.session_present
+
+    session_present()
+    assert rig.stop() == 0
+    rig.start()
+    assert session_present()
+    before = rig.broker_pid()
+    os.kill(before, signal.SIGKILL)
+    wait_until(lambda: rig.broker_pid() not in (0, before), "another broker")
+    wait_until(lambda: bool(rig.state.read_status().get("connected")), "a hub that is connected again")
+    assert not session_present()
+    assert session_present(), "and from then on it is kept"
+
+
 def test_the_hub_is_killed_and_adopts_the_broker(rig: Rig, members: list[Member]) -> None:
     net, broker = rig.network.id, rig.broker_pid()
     device = connected(rig, members[0])
