@@ -12,7 +12,7 @@ _TRIES_MAX = 64
 
 
 class IndexTable(Generic[E]):
-    """Random indices and what they stand for. Its users bound it: a peer has at most one handshake and three keypairs."""
+    """Random indices and what they stand for. Users bound it: a peer has one handshake and three keypairs at most."""
 
     def __init__(self, entropy: Entropy) -> None:
         self._entropy = entropy
