@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import sys
 
-from edgeagent.config import ConfigError, load
-from edgeagent.daemon import run
+from edgeagent import diet
 
 
 def main(arguments: list[str]) -> int:
     """`--SETTING=VALUE …`, and `--control-fd=N` or `--token-fd=N`."""
+    diet.begin()
+    from edgeagent.config import ConfigError, load
+    from edgeagent.daemon import run
+
     given: dict[str, str | None] = {}
     for argument in arguments:
         name, _, value = argument.removeprefix("--").partition("=")

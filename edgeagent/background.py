@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from edgeagent.config import Settings
 
 _CONTROL_FD = 3
+# One thread: further arenas are only memory. No locale: nothing that the agent writes depends on one.
+_LEAN = {"MALLOC_ARENA_MAX": "1", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
 
 
 def become_agent(settings: Settings, token: str | None) -> NoReturn:
@@ -70,9 +72,10 @@ def _execute(arguments: list[str]) -> NoReturn:
     from edgeagent import __path__ as package
 
     environment = {name: value for name, value in os.environ.items() if name != "EDGEAGENT_TOKEN"}
-    environment["MALLOC_ARENA_MAX"] = "1"  # one thread: further arenas are only memory
-    # -P: nothing is imported from beside the file
-    os.execve(sys.executable, [sys.executable, "-P", f"{package[0]}/agentd.py", *arguments], environment)
+    environment |= _LEAN
+    # -P: nothing is imported from beside the file. no_debug_ranges: tracebacks have lines, not columns.
+    words = [sys.executable, "-P", "-X", "utf8", "-X", "no_debug_ranges", f"{package[0]}/agentd.py"]
+    os.execve(sys.executable, words + arguments, environment)
 
 
 def _arguments(settings: Settings) -> list[str]:

@@ -238,7 +238,7 @@ def _whois(options: argparse.Namespace) -> int:
 
 
 def _ping(options: argparse.Namespace) -> int:
-    from edgeagent.io.ping import ping
+    from edgeagent.io.ping import Rhythm, ping
 
     if not 1 <= options.count <= 1_000_000:
         raise CommandError(USAGE, f"-c: {options.count}: want 1 to 1000000.")
@@ -250,8 +250,12 @@ def _ping(options: argparse.Namespace) -> int:
         record: dict[str, Any] = _ask(options, {"do": "whois", "target": options.target})
         return record
 
+    record = whois()
+    if record.get("self"):
+        raise CommandError(FAILED, f"{options.target} is this device.")
+    rhythm = Rhythm(options.count, options.interval, options.timeout)
     try:
-        answered = ping(whois, settings.interface, options.count, options.interval, options.timeout, options.json)
+        answered = ping(record, whois, options.target, settings.interface, rhythm, options.json)
     except OSError as error:
         raise CommandError(FAILED, f"ping {options.target}: {error.strerror or error}.") from None
     return OK if answered else FAILED

@@ -8,7 +8,6 @@ import selectors
 import signal
 import socket
 import sys
-import traceback
 from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -37,7 +36,7 @@ log = logging.getLogger("edgeagent")
 OK, FAILED, REFUSED = 0, 1, 4
 FAREWELL_TIMEOUT_S = 1.0  # for the broker to take the last messages
 CRASH_CHARS_MAX = 16_384
-RELEASE_AFTER_S = 3.0  # by then the first connection and the first handshakes have been made
+RELEASE_AFTER_S = 1.0  # by then the device has joined, or at least connected
 
 
 def run(settings: Settings, token: str | None, control_fd: int | None) -> int:
@@ -148,7 +147,6 @@ class Agent:
         if control is not None:
             self._in_background = True
             self._control = self.api.adopt(control.dup())
-        memory.release()
 
     def loop(self) -> None:
         """Until `stop`, a signal, or a refusal that nothing can mend."""
@@ -296,6 +294,8 @@ class Agent:
 
     def _keep_crash(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         """A bug ends the agent, and no terminal is there to tell: leave the traceback beside the state."""
+        import traceback  # diet.py has kept it out until now
+
         lines = [self.context.ring.clean(line) for line in traceback.format_exception(kind, error, trace)]
         with suppress(OSError), open(self._crash_path, "w") as file:
             file.write("\n".join(lines)[-CRASH_CHARS_MAX:])

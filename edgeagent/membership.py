@@ -170,7 +170,11 @@ class Membership:
 
     def _take_events(self, now: float) -> None:
         for event in self.node.drain_events():
-            _EVENTS[type(event)](self, now, event)
+            take = _EVENTS.get(type(event))
+            if take is not None:
+                take(self, now, event)
+            else:  # news that asks for nothing
+                log.debug("%s", type(event).__name__)
 
     def _cache_dirty(self, now: float, event: CacheDirty) -> None:
         if event.urgent:

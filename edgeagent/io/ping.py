@@ -19,27 +19,46 @@ _PAYLOAD_SIZE = 48
 _REQUEST, _REPLY = (8, 128), (0, 129)  # ICMP, ICMPv6
 
 
+class Rhythm:
+    """How many requests, how far apart, and how long to wait for each answer; seconds."""
+
+    __slots__ = ("count", "interval_s", "timeout_s")
+
+    def __init__(self, count: int, interval_s: float, timeout_s: float) -> None:
+        self.count = count
+        self.interval_s = interval_s
+        self.timeout_s = timeout_s
+
+
 def ping(
-    whois: Callable[[], dict[str, Any]], interface: str, count: int, interval_s: float, timeout_s: float, as_json: bool
+    record: dict[str, Any],
+    whois: Callable[[], dict[str, Any]],
+    target: str,
+    interface: str,
+    rhythm: Rhythm,
+    as_json: bool,
 ) -> bool:
-    """Send echo requests to whom `whois` names; True when at least one was answered. OSError when none can go out."""
-    record = whois()
-    address, name = str(record["addresses"][0]), str(record["name"])
+    """Send echo requests to `target`, which `record` describes; True when at least one was answered.
+
+    `whois` gives the record as it is later. A name is pinged at its first address. Raises OSError when nothing can be
+    sent.
+    """
+    name = str(record["name"])
+    address = target if _is_address(target) else str(record["addresses"][0])
     answered = 0
     with _Echo(address, interface) as echo:
-        for sequence in range(1, count + 1):
+        for sequence in range(1, rhythm.count + 1):
             sent_at = time.monotonic()
-            outcome = echo.round_trip(sequence, timeout_s)
+            outcome = echo.round_trip(sequence, rhythm.timeout_s)
             if isinstance(outcome, float):
                 answered += 1
                 # Asked after the answer, so that it is the path which the answer took.
-                path = (whois() if answered == 1 or sequence % 10 == 0 else record).get("path")
-                record["path"] = path
+                path = whois().get("path")
                 _show(as_json, sequence, name, address, path, outcome)
             else:
                 _show(as_json, sequence, name, address, None, outcome)
-            if sequence < count:
-                time.sleep(max(0.0, sent_at + interval_s - time.monotonic()))
+            if sequence < rhythm.count:
+                time.sleep(max(0.0, sent_at + rhythm.interval_s - time.monotonic()))
     return answered > 0
 
 
@@ -54,6 +73,16 @@ def _show(as_json: bool, sequence: int, name: str, address: str, path: str | Non
         print(f"pong from {name} ({address}) via {path or 'a path unknown'} in {outcome:.1f} ms", flush=True)
     else:
         print(f"edgeagent: ping {name} ({address}): {outcome}", file=sys.stderr, flush=True)
+
+
+def _is_address(text: str) -> bool:
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, text)
+        except OSError:
+            continue
+        return True
+    return False
 
 
 class _Echo:

@@ -64,7 +64,6 @@ class Broker:
 
     def __init__(self, directory: Path, authority: Authority, users: dict[str, str], *, chain: bool = True) -> None:
         self.port = free_port()
-        self.host = f"127.0.0.1:{self.port}"
         self._directory = directory
         certificate, key = authority.server()
         (directory / "server.pem").write_bytes(certificate + (authority.pem if chain else b""))
@@ -73,23 +72,37 @@ class Broker:
         passwords.write_text("".join(f"{name}:{password}\n" for name, password in users.items()))
         passwords.chmod(0o600)
         subprocess.run(["mosquitto_passwd", "-U", passwords], check=True, capture_output=True)
-        (directory / "mosquitto.conf").write_text(
-            f"listener {self.port} 127.0.0.1\nallow_anonymous false\npassword_file {passwords}\n"
-            f"certfile {directory / 'server.pem'}\nkeyfile {directory / 'server.key'}\n"
-            f"user root\nlog_dest file {directory / 'log'}\n"
-        )
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        """Until it listens. The first time on another port when somebody was quicker to take the one that was free."""
+        for _ in range(10):
+            if self._try_start():
+                return
+            self.port = free_port()
+        raise AssertionError("mosquitto does not start: " + (self._directory / "log").read_text())
+
+    @property
+    def host(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def _try_start(self) -> bool:
         assert MOSQUITTO is not None
-        self._process = subprocess.Popen([MOSQUITTO, "-c", str(self._directory / "mosquitto.conf")])
-        deadline = time.monotonic() + 10
-        while True:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            assert self._process.poll() is None and time.monotonic() < deadline, "mosquitto does not start"
+        directory, log = self._directory, self._directory / "log"
+        log.unlink(missing_ok=True)
+        (directory / "mosquitto.conf").write_text(
+            f"listener {self.port} 127.0.0.1\nallow_anonymous false\npassword_file {directory / 'passwords'}\n"
+            f"certfile {directory / 'server.pem'}\nkeyfile {directory / 'server.key'}\n"
+            f"user root\nlog_dest file {log}\n"
+        )
+        self._process = subprocess.Popen([MOSQUITTO, "-c", str(directory / "mosquitto.conf")])
+        deadline = time.monotonic() + 30
+        while not (log.exists() and b" running" in log.read_bytes()):
+            if self._process.poll() is not None:
+                return False
+            assert time.monotonic() < deadline, "mosquitto says nothing"
             select_nothing(0.01)
+        return True
 
     def stop(self) -> None:
         if self._process is not None:

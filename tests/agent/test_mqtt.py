@@ -246,14 +246,29 @@ def test_persistent_session_keeps_what_came_meanwhile(
     other.close()
 
 
-def test_no_call_holds_the_data_path(
+def test_a_name_is_looked_up_without_waiting_for_it(
     links: Links, link: MqttLink, make_broker: Callable[..., Broker], authority: Authority
 ) -> None:
-    """Connecting, with resolution, TCP and two TLS handshakes, never stays long in one call."""
     broker = make_broker(authority)
     link.open(time.monotonic(), [f"localhost:{broker.port}"], login(), pinned(authority))
-    longest = links.drive(lambda: link.is_up)
-    assert longest < 0.5
+    links.drive(lambda: link.is_up)
+    assert link.broker == f"localhost:{broker.port}"
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_broker_that_says_nothing_holds_no_call_and_is_given_up(
+    links: Links, link: MqttLink, authority: Authority, known: bool
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        host = f"127.0.0.1:{silent.getsockname()[1]}"
+        link.open(time.monotonic(), [host], login(), pinned(authority, authority.der if known else None))
+        longest = links.drive(lambda: link.stage == ("TLS handshake" if known else "looking for the pinned CA"))
+        assert longest < 5.0  # a blocking handshake would take its whole timeout
+        due = link.poll_timeout()
+        assert due is not None and due <= time.monotonic() + mqtt.HANDSHAKE_TIMEOUT_S
+        link.on_timeout(due)
+        (event,) = take(link, Closed)
+        assert isinstance(event, Closed) and "no answer from" in event.reason and not event.refused
 
 
 class LyingBroker:
