@@ -132,7 +132,7 @@ def connected(tun: Tun, version: int) -> Iterator[Connection]:
     with socket.create_server((ADDRESS[version], 6000), family=family) as listener:
         listener.settimeout(5)
         first = Segment(b"", seq=0xFFFFF000, ack=0, flags=SYN, version=version, window=0xFFFF)
-        answer = until(lambda: tun.write([PLAIN, first.packet()]) and packets_of(tun, 6), 5, "SYN ACK")[0]
+        answer = until(lambda: packets_of(tun, 6) if tun.write([PLAIN, first.packet()]) else [], 5, "SYN ACK")[0]
         packets_of(tun, 6)  # what a repeated SYN was answered with
         following = replace(first, seq=0xFFFFF001, ack=(parse(answer).seq + 1) & 0xFFFFFFFF, flags=ACK)
         tun.write([PLAIN, following.packet()])
