@@ -37,9 +37,10 @@ def lab() -> Iterator[Lab]:
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """A failing test in a lab shows the end of each program's log."""
     report = yield
-    made = getattr(item, "funcargs", {}).get("lab")
-    if report.failed and isinstance(made, Lab):
-        for process in made.processes():
-            if process.log.exists():
-                report.sections.append((f"log of {process.name}", process.tail()))
+    for argument in getattr(item, "funcargs", {}).values() if report.failed else ():
+        used = argument if isinstance(argument, Lab) else getattr(argument, "lab", None)
+        if isinstance(used, Lab):
+            for process in used.processes():
+                if process.log.exists():
+                    report.sections.append((f"log of {process.name}", process.tail()))
     return report

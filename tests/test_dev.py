@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,3 +40,23 @@ def test_the_scripts_are_plain_sh() -> None:
         assert script.stat().st_mode & 0o111
         # dash is Debian's sh and knows none of bash's extensions.
         assert subprocess.run(["dash", "-n", script], capture_output=True, check=False).stderr == b""
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists() or not shutil.which("git"), reason="no git, or no clone")
+def test_no_source_is_ignored_by_git() -> None:
+    """What is ignored here is missing in every clone."""
+    command = [
+        "git",
+        "ls-files",
+        "--others",
+        "--ignored",
+        "--exclude-standard",
+        "--",
+        "edgeagent",
+        "hub",
+        "docs",
+        "tests",
+    ]
+    ignored = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+    made = ("__pycache__", "node_modules", ".hypothesis")
+    assert [path for path in ignored if not any(part in made for part in Path(path).parts)] == []

@@ -6,12 +6,13 @@ from edgeagent.proto.records import Entry, Query
 
 
 class RecordCame:
-    """A record is new, or another than before."""
+    """A record is new, or another than before; `introduced`: the hub tells of it because its device asked for us."""
 
-    __slots__ = ("entry",)
+    __slots__ = ("entry", "introduced")
 
-    def __init__(self, entry: Entry) -> None:
+    def __init__(self, entry: Entry, *, introduced: bool = False) -> None:
         self.entry = entry
+        self.introduced = introduced
 
 
 class RecordLost:

@@ -51,14 +51,18 @@ class Endpoint:
 
 
 class Transmit:
-    """Datagrams to one endpoint, all with one ECN field (0–3), in order."""
+    """Datagrams to one endpoint, all with one ECN field (0–3), in order.
 
-    __slots__ = ("datagrams", "ecn", "endpoint")
+    `ttl` is the hop limit they leave with, None for the system's own: a first probe opens our NAT and dies on the way.
+    """
 
-    def __init__(self, endpoint: Endpoint, datagrams: list[bytes], ecn: int = 0) -> None:
+    __slots__ = ("datagrams", "ecn", "endpoint", "ttl")
+
+    def __init__(self, endpoint: Endpoint, datagrams: list[bytes], ecn: int = 0, ttl: int | None = None) -> None:
         self.endpoint = endpoint
         self.datagrams = datagrams
         self.ecn = ecn
+        self.ttl = ttl
 
     def __repr__(self) -> str:
         return f"Transmit({self.endpoint}, {len(self.datagrams)} datagrams, ecn={self.ecn})"

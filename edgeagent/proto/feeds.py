@@ -23,6 +23,10 @@ class FeedSubscriptions:
     def __contains__(self, device: str) -> bool:
         return device in self._wanted
 
+    @property
+    def is_full(self) -> bool:
+        return len(self._wanted) >= self._feeds_max
+
     def use(self, device: str) -> None:
         """A peer came into use; the least recently used feed gives way."""
         self._wanted[device] = None

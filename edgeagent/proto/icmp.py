@@ -17,10 +17,10 @@ def unreachable(packet: bytes, *, prohibited: bool = False) -> bytes | None:
     """
     if len(packet) >= 20 and packet[0] >> 4 == 4:
         code = _V4_PROHIBITED if prohibited else _V4_HOST_UNREACHABLE
-        return _error_v4(packet, _V4_DESTINATION_UNREACHABLE, code)
+        return error_v4(packet, _V4_DESTINATION_UNREACHABLE, code)
     if len(packet) >= 40 and packet[0] >> 4 == 6:
         code = _V6_PROHIBITED if prohibited else _V6_ADDRESS_UNREACHABLE
-        return _error_v6(packet, _V6_DESTINATION_UNREACHABLE, code)
+        return error_v6(packet, _V6_DESTINATION_UNREACHABLE, code)
     return None
 
 
@@ -37,7 +37,8 @@ def checksum(data: bytes) -> int:
     return ~rest & 0xFFFF
 
 
-def _error_v4(packet: bytes, kind: int, code: int) -> bytes | None:
+def error_v4(packet: bytes, kind: int, code: int, rest: bytes = bytes(4)) -> bytes | None:
+    """An error of any type about a packet of at least 20 bytes, or None where none may be sent; `rest` is its own."""
     header_size = (packet[0] & 15) * 4
     source, destination = packet[12:16], packet[16:20]
     first_fragment = not int.from_bytes(packet[6:8], "big") & 0x1FFF
@@ -46,20 +47,21 @@ def _error_v4(packet: bytes, kind: int, code: int) -> bytes | None:
         return None
     if packet[9] == _ICMP and (len(packet) <= header_size or packet[header_size] not in (0, 8, 13, 14)):
         return None
-    body = bytes((kind, code, 0, 0, 0, 0, 0, 0)) + packet[:_V4_QUOTE_MAX]
+    body = bytes((kind, code, 0, 0)) + rest + packet[:_V4_QUOTE_MAX]
     body = body[:2] + checksum(body).to_bytes(2, "big") + body[4:]
     header = bytes((0x45, 0xC0)) + (20 + len(body)).to_bytes(2, "big") + bytes((0, 0, 0, 0, 64, _ICMP, 0, 0))
     header += destination + source
     return header[:10] + checksum(header).to_bytes(2, "big") + header[12:] + body
 
 
-def _error_v6(packet: bytes, kind: int, code: int) -> bytes | None:
+def error_v6(packet: bytes, kind: int, code: int, rest: bytes = bytes(4)) -> bytes | None:
+    """The same for IPv6 and 40 bytes."""
     source, destination = packet[8:24], packet[24:40]
     if destination[0] == 0xFF or source[0] == 0xFF or not any(source):
         return None
     if packet[6] == _ICMPV6 and (len(packet) <= 40 or packet[40] < 128):
         return None
-    body = bytes((kind, code, 0, 0, 0, 0, 0, 0)) + packet[:_V6_QUOTE_MAX]
+    body = bytes((kind, code, 0, 0)) + rest + packet[:_V6_QUOTE_MAX]
     pseudo = destination + source + len(body).to_bytes(4, "big") + bytes((0, 0, 0, _ICMPV6))
     body = body[:2] + checksum(pseudo + body).to_bytes(2, "big") + body[4:]
     return bytes((0x60, 0, 0, 0)) + len(body).to_bytes(2, "big") + bytes((_ICMPV6, 64)) + destination + source + body

@@ -15,23 +15,28 @@ from typing import Any
 
 from edgeagent.proto import node_status, snapshot
 from edgeagent.proto.constants import MTU_DEFAULT
+from edgeagent.proto.control import FEED_ENDPOINTS_MAX
 from edgeagent.proto.control_client import Answer, ControlClient
 from edgeagent.proto.control_news import Answered, EpochBehind, FeedCame, MapCame, News, RecordCame, RecordLost
 from edgeagent.proto.crypto import Crypto
 from edgeagent.proto.device import Device
 from edgeagent.proto.devicemap import DeviceMap
+from edgeagent.proto.disco import DiscoDrop
 from edgeagent.proto.endpoint import Endpoint, Transmit
 from edgeagent.proto.epochs import Epochs
 from edgeagent.proto.events import EndpointRoamed, Event, HandshakeCompleted, HandshakeFailed, UnknownPeer
 from edgeagent.proto.identity import Admission, Identity
+from edgeagent.proto.inbox import Inbox
 from edgeagent.proto.keyrenewal import KeyRenewal, Step
 from edgeagent.proto.keys import Entropy
 from edgeagent.proto.limits import Limits
+from edgeagent.proto.linkpaths import LinkPaths
 from edgeagent.proto.node_events import (
     AdmissionChanged,
     CacheDirty,
     IdentityChanged,
     MapChanged,
+    MappingDoubted,
     NodeEvent,
     NodeKeyRenewed,
     PeerGone,
@@ -41,6 +46,8 @@ from edgeagent.proto.node_events import (
     Resolved,
 )
 from edgeagent.proto.outbox import Outbox
+from edgeagent.proto.pathfinder import Pathfinder
+from edgeagent.proto.paths import is_usable
 from edgeagent.proto.peering import Link, Peering
 from edgeagent.proto.publishing import Publish
 from edgeagent.proto.records import Entry, Query, Record, UdpAddress
@@ -50,6 +57,7 @@ from edgeagent.proto.tai64n import Tai64nClock
 from edgeagent.proto.walltime import WallFloor
 
 SWEEP_S = 30.0
+MAPPED_TOLD_MAX = 3  # of what servers saw of us, in the feed
 ROUNDS_MAX = 8  # of events that cause events; handshakes that are fed again cause at most one more
 
 
@@ -122,7 +130,16 @@ class Node:
             self.client.count(ControlDrop.BAD_CACHE)
         self.device = Device(now, crypto=crypto, entropy=entropy, jitter=jitter, tai64n=tai64n, limits=limits, mtu=mtu)
         self.device.set_private_key(now, identity.node_private)
-        self.peering = Peering(self.device, self.client, limits.peers)
+        self.finder = Pathfinder(
+            now, crypto=crypto, entropy=entropy, device_map=self.map, node_key=identity.node_key, mtu=mtu
+        )
+        self.inbox = Inbox(now, admission.network, identity.device_id, entropy)
+        self.peering = Peering(self.device, self.client, self.finder, limits.peers)
+        self._paths = LinkPaths(self.device, self.client, self.peering, self.finder)
+        self._own: list[UdpAddress] = []
+        self._feed_generation = self.map.feed_generation
+        self.client.own_feed.disco_key = self.finder.public_key
+        self.client.own_feed.inbox = self.inbox.capability
         self.resolver = Resolver(client=self.client, peering=self.peering, device=self.device, limits=limits)
         self.renewal = KeyRenewal(identity, jitter)
         self._set_wall(now)
@@ -177,6 +194,8 @@ class Node:
         return self._outbox.last_will(now)
 
     def handle_connected(self, now: float, session_present: bool) -> None:
+        self.inbox.connected(now)
+        self.client.own_feed.inbox = self.inbox.capability
         self.client.handle_connected(now, session_present)
         self._renew_key(now)
         self._settle(now)
@@ -187,7 +206,13 @@ class Node:
         self._settle(now)
 
     def handle_message(self, now: float, topic: str, payload: bytes) -> None:
-        self.client.handle_message(now, topic, payload)
+        signal = self.inbox.take(topic)
+        if signal:
+            self.finder.handle_frame(now, payload, None)
+        elif signal is None:
+            self.client.handle_message(now, topic, payload)
+        else:
+            self.finder.drops[DiscoDrop.STALE_INBOX] += 1
         self._set_wall(now)
         self._renew_key(now)
         self._settle(now)
@@ -200,8 +225,11 @@ class Node:
 
     def handle_datagrams(self, now: float, batch: list[tuple[bytes, Endpoint, int]]) -> None:
         """Datagrams from the UDP sockets: (datagram, source, ECN field of the outer header)."""
-        self.device.handle_datagrams(now, batch)
-        self.peering.complete_moves(now)
+        batch = self._paths.split(now, batch)
+        if batch:
+            self.device.handle_datagrams(now, batch)
+            self._paths.received(now, batch)
+            self.peering.complete_moves(now)
         self._settle(now)
 
     def handle_packets(self, now: float, packets: list[bytes]) -> None:
@@ -215,15 +243,35 @@ class Node:
 
     def handle_addresses(self, now: float, endpoints: list[UdpAddress]) -> None:
         """Where this device may be reached: its own (address of 4 or 16 B, UDP port), the best first."""
-        if self.client.own_feed.set_endpoints(endpoints, self.map):
-            self.client.own_feed.changed(now, self.map)
+        self._own = endpoints
+        if self._tell_endpoints(now):
             self.client.network_changed(now)
             self.peering.own_address_changed(now)
+        self._settle(now)
+
+    def handle_mappings(self, now: float, mapped: list[UdpAddress]) -> None:
+        """Where servers see our UDP port, in the order they were asked; all that are known at present."""
+        self.finder.handle_own(now, self.finder.shared.own, mapped)
+        self.client.own_feed.nat = self.finder.shared.nat
+        self._tell_endpoints(now)
+        self.client.own_feed.changed(now, self.map)
+        self._settle(now)
+
+    def handle_home_relay(self, now: float, relay: str | None) -> None:
+        """The id of the relay that we are at, which peers may send to; None while there is none."""
+        self.finder.handle_home_relay(now, relay)
+        self.client.own_feed.home_relay = relay
+        self.client.own_feed.changed(now, self.map)
+        for link in self.peering:
+            entry = self.client.records.get(link.device)
+            if entry is not None:
+                self.finder.know(now, entry)
         self._settle(now)
 
     def transmit_failed(self, now: float, endpoint: Endpoint) -> None:
         """The kernel would not send from `endpoint.local`: let go of it."""
         self.device.transmit_failed(now, endpoint)
+        self.finder.unpin(endpoint)
 
     # Time
 
@@ -231,8 +279,10 @@ class Node:
         self.device.handle_timeout(now)
         self.client.handle_timeout(now)
         self.resolver.handle_timeout(now)
+        self.finder.handle_timeout(now)
         if self._sweep_at is not None and self._sweep_at <= now:
             self._sweep_at = None
+            self._paths.sweep(now)
             for link, reason in self.peering.sweep(now, self.wall.at(now)):
                 self._tell_gone(link, reason)
         self._renew_key(now)
@@ -245,6 +295,7 @@ class Node:
             self.client.poll_timeout(),
             self.resolver.poll_timeout(),
             self.renewal.poll_timeout(),
+            self.finder.poll_timeout(),
             self._sweep_at,
         ]
         return min((at for at in times if at is not None), default=None)
@@ -263,7 +314,8 @@ class Node:
 
     def drain_subscriptions(self) -> list[tuple[str, bool]]:
         """(topic filter, whether to subscribe, else unsubscribe); to be sent before what is published."""
-        return self.client.drain_subscriptions()
+        changes = self.client.drain_subscriptions()
+        return changes + self.inbox.drain() if self.client.connected else changes
 
     def drain_events(self) -> list[NodeEvent]:
         events = list(self._events)
@@ -313,33 +365,70 @@ class Node:
                 break
         for link in self.peering.take_evicted():
             self._tell_gone(link, "gave way")
-        self._transmits += self.peering.fan_out(now, self.device.drain_transmits())
-        if self.peering.links and self._sweep_at is None:
+        self._events.extend(self._paths.apply(now))
+        if self.finder.shared.mapping_doubted:
+            self.finder.shared.mapping_doubted = False
+            self._events.append(MappingDoubted())
+        self._transmits += self._paths.carry(now, self.device.drain_transmits())
+        self._transmits += self.finder.drain_transmits()
+        for device, frame in self.finder.drain_signals():
+            self._signal(device, frame)
+        if (self.peering.links or self._paths.waiting) and self._sweep_at is None:
             self._sweep_at = now + SWEEP_S
+
+    def _signal(self, device: str, frame: bytes) -> None:
+        entry = self.client.records.get(device)
+        if self.client.connected and entry is not None and entry.inbox is not None:
+            self._outbox.write_signal(device, entry.inbox, frame)
+
+    def _tell_endpoints(self, now: float) -> bool:
+        """Put our own addresses, and where servers see us, into the feed. False when nothing changed."""
+        mapped = self.finder.shared.mapped
+        room = FEED_ENDPOINTS_MAX - min(len(mapped), MAPPED_TOLD_MAX)
+        told = list(dict.fromkeys([*self._own[:room], *mapped[::-1][:MAPPED_TOLD_MAX]]))
+        own = [endpoint for endpoint in self._own if is_usable(endpoint[0], self.map)]
+        self.finder.handle_own(now, own, mapped)
+        if not self.client.own_feed.set_endpoints(told, self.map):
+            return False
+        self.client.own_feed.changed(now, self.map)
+        return True
 
     def _take_news(self, now: float, news: News) -> None:
         if isinstance(news, RecordCame):
             self.peering.record_came(now, news.entry)
+            if news.introduced:
+                self._paths.introduced(now, news.entry)
             self._mark_dirty(urgent=False)
         elif isinstance(news, FeedCame):
             self.peering.feed_came(now, news.entry)
+            self._paths.feed_came(now, news.entry)
             self.resolver.ready(now, news.entry)
             self._mark_dirty(urgent=False)
         elif isinstance(news, Answered):
             self.resolver.answered(now, news.query, news.entry)
             self._events.append(Resolved(news.query, None if news.entry is None else news.entry.record))
         elif isinstance(news, RecordLost):
+            self._paths.forget(news.entry.record.device)
             link = self.peering.remove(now, news.entry.record.device)
             if link is not None:
                 self._tell_gone(link, "removed" if news.gone else "gave way")
             self._mark_dirty(urgent=news.gone)
         elif isinstance(news, MapCame):
+            self._take_map(now)
             self._events.append(AdmissionChanged())
             self._events.append(MapChanged(self.map))
         elif isinstance(news, EpochBehind):
             self._events.append(ReconnectWanted())
         else:
             self._cut_off(now)
+
+    def _take_map(self, now: float) -> None:
+        self.finder.shared.device_map = self.map
+        if self.map.feed_generation != self._feed_generation:  # somebody was removed who knew our inbox
+            self._feed_generation = self.map.feed_generation
+            self.inbox.rotate(now)
+            self.client.own_feed.inbox = self.inbox.capability
+            self.client.own_feed.changed(now, self.map)
 
     def _take_event(self, now: float, event: Event) -> None:
         if isinstance(event, HandshakeCompleted):
@@ -351,6 +440,8 @@ class Node:
             link = self.peering.link_of(event.peer)
             if link is not None and event.peer is link.peer:
                 self.peering.heard(link)
+            if link is not None:
+                self._paths.roamed(now, link, event.peer, event.endpoint)
         elif isinstance(event, HandshakeFailed):
             link = self.peering.handshake_failed(now, event.peer)
             if link is not None:
@@ -385,6 +476,7 @@ class Node:
     def _switch_key(self, now: float) -> None:
         self.identity.switch()
         self.device.set_private_key(now, self.identity.node_private)
+        self.finder.shared.node_key = self.identity.node_key
         self._events.append(IdentityChanged())
         self._events.append(NodeKeyRenewed())
         self.client.own_feed.changed(now, self.map)

@@ -73,6 +73,25 @@ class PeerGone(NodeEvent):
         self.reason = reason
 
 
+class PathChanged(NodeEvent):
+    """Traffic for a peer goes another way: `kind` as in PathKind, `latency_ms` as far as it is known."""
+
+    __slots__ = ("device", "endpoint", "kind", "latency_ms", "name")
+
+    def __init__(self, device: str, name: str, kind: str, endpoint: Endpoint, latency_ms: float | None) -> None:
+        self.device = device
+        self.name = name
+        self.kind = kind
+        self.endpoint = endpoint
+        self.latency_ms = latency_ms
+
+
+class MappingDoubted(NodeEvent):
+    """A direct path died that had worked: ask at once where servers see us, and `handle_mappings`."""
+
+    __slots__ = ()
+
+
 class NodeKeyRenewed(NodeEvent):
     """Another node key is in use."""
 

@@ -6,6 +6,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from edgeagent.proto.outbox import PUBLISHES_MAX
+from edgeagent.proto.prober import TRANSPORT_OVERHEAD
 
 if TYPE_CHECKING:
     from edgeagent.proto.node import Node
@@ -23,6 +24,8 @@ def status(now: float, node: Node) -> dict[str, Any]:
             "addresses": [str(ip_address(address)) for address in device_map.addresses],
             "tags": device_map.tags,
             "endpoints": [_udp_text(*endpoint) for endpoint in client.own_feed.endpoints],
+            "home_relay": node.finder.home_relay,
+            "nat_mapping": node.finder.shared.nat,
             "node_key_renewal": node.renewal.state.value,
             "admitted_until": device_map.not_after,
             "removed": node.removed,
@@ -51,6 +54,7 @@ def status(now: float, node: Node) -> dict[str, Any]:
         "drops": {
             **{reason.value: count for reason, count in node.device.drops.items() if count},
             **{reason.value: count for reason, count in client.all_drops().items() if count},
+            **{reason.value: count for reason, count in node.finder.drops.items() if count},
         },
     }
 
@@ -62,12 +66,17 @@ def peers(now: float, node: Node) -> list[dict[str, Any]]:
         entry = node.client.records.get(link.device)
         addresses = [] if entry is None else entry.record.addresses
         at = link.peer.last_handshake_at
+        path = node.finder.current(link.device)
         rows.append(
             {
                 "device": link.device,
                 "name": link.name,
                 "addresses": [str(ip_address(address)) for address in addresses],
-                "path": "direct" if link.is_live(now) else "none",
+                "path": ("relay" if path is not None and path.is_relay else "direct") if link.is_live(now) else "none",
+                "path_kind": None if path is None else path.kind.value,
+                "path_state": None if path is None else path.state.value,
+                "latency_ms": None if path is None else path.latency_ms,
+                "path_mtu": None if path is None or not path.frame_bytes else path.frame_bytes - TRANSPORT_OVERHEAD,
                 "endpoint": None if link.peer.endpoint is None else str(link.peer.endpoint),
                 "handshake_age_s": None if at is None else now - at,
                 "rx_bytes": link.peer.rx_bytes,

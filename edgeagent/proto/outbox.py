@@ -72,6 +72,10 @@ class Outbox:
         )
         self._put(Publish(topic, data, retain=True))
 
+    def write_signal(self, device: str, capability: str, frame: bytes) -> None:
+        """A sealed frame for another device's inbox; nobody keeps it."""
+        self._put(Publish(topics.signal(self._network, device, capability), frame, qos=0))
+
     def clear(self) -> None:
         """The connection is gone, and with it what nobody took; what matters is written again after the next one."""
         self._publishes.clear()

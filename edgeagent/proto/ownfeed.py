@@ -17,7 +17,18 @@ COALESCE_S = 1.0  # addresses come and go in bursts
 class OwnFeed:
     """Drive it: `changed` whenever addresses, keys or the connection may differ; `publish` at `due_at`."""
 
-    __slots__ = ("_boot", "_identity", "_published", "_published_at", "due_at", "endpoints")
+    __slots__ = (
+        "_boot",
+        "_identity",
+        "_published",
+        "_published_at",
+        "disco_key",
+        "due_at",
+        "endpoints",
+        "home_relay",
+        "inbox",
+        "nat",
+    )
 
     def __init__(self, identity: Identity, boot: bytes) -> None:
         self._identity = identity
@@ -26,6 +37,10 @@ class OwnFeed:
         self._published_at = 0.0
         self.due_at: float | None = None
         self.endpoints: list[UdpAddress] = []
+        self.disco_key: bytes | None = None
+        self.home_relay: str | None = None
+        self.nat: str | None = None
+        self.inbox: str | None = None  # the capability of our signal inbox
 
     def set_endpoints(self, endpoints: list[UdpAddress], device_map: DeviceMap) -> bool:
         """Our own candidates; at most eight that others can use are told. False when they are the same as before."""
@@ -59,13 +74,14 @@ class OwnFeed:
             "boot": self._boot,
             "nk": self._identity.node_key,
             "ep": [list(endpoint) for endpoint in self.endpoints],
-            "dk": None,
-            "hr": None,
-            "nat": None,
+            "dk": self.disco_key,
+            "hr": self.home_relay,
+            "nat": self.nat,
             "aw": True,
-            "cap": None,
+            "cap": self.inbox,
         }
         outbox.write_feed(now, device_map.feed_key, body)
 
     def _content(self, device_map: DeviceMap) -> tuple[Any, ...]:
-        return self._identity.node_key, list(self.endpoints), device_map.feed_key, device_map.feed_generation
+        ours = self._identity.node_key, self.disco_key, self.home_relay, self.nat, self.inbox
+        return *ours, list(self.endpoints), device_map.feed_key, device_map.feed_generation

@@ -11,15 +11,17 @@ from collections.abc import Iterator
 from edgeagent.proto.constants import REJECT_AFTER_TIME_S
 from edgeagent.proto.control_client import ControlClient
 from edgeagent.proto.device import Device
-from edgeagent.proto.endpoint import Endpoint, Transmit
+from edgeagent.proto.endpoint import Endpoint
 from edgeagent.proto.errors import LimitReached
-from edgeagent.proto.messages import INITIATION
+from edgeagent.proto.pathfinder import Pathfinder
 from edgeagent.proto.paths import candidates, from_endpoint, to_endpoint
 from edgeagent.proto.peer import Peer
 from edgeagent.proto.records import Entry, UdpAddress
 from edgeagent.proto.refusals import ControlDrop
+from edgeagent.proto.relay_endpoint import RelayEndpoint
 
 IDLE_S = 15 * 60.0  # without a packet either way
+SEARCH_S = 30.0  # a link used less long ago is worth a search for a path when its feed comes
 
 
 class Link:
@@ -51,9 +53,10 @@ class Link:
 class Peering:
     """`links` by device id. After any method the device's outputs are the caller's to drain."""
 
-    def __init__(self, device: Device, client: ControlClient, peers_max: int) -> None:
+    def __init__(self, device: Device, client: ControlClient, finder: Pathfinder, peers_max: int) -> None:
         self._device = device
         self._client = client
+        self._finder = finder
         self._peers_max = peers_max
         self.links: dict[str, Link] = {}
         self._evicted: list[Link] = []
@@ -109,6 +112,8 @@ class Peering:
         self.links[link.device] = link
         self._give_addresses(link.peer, entry)
         self._client.feeds.use(link.device)
+        self._finder.know(now, entry)
+        self._finder.introduce(now, link.device)
         return link
 
     def _bring(self, now: float, link: Link, entry: Entry, key: bytes) -> None:
@@ -179,6 +184,9 @@ class Peering:
             return
         restarted = link.boot not in (b"", entry.feed_boot)
         link.boot = entry.feed_boot
+        self._finder.know(now, entry)
+        if not link.is_live(now) and now - link.used_at() < SEARCH_S:
+            self._finder.introduce(now, link.device)
         self._choose_endpoint(link, entry)
         if entry.node_key() != link.peer.public_key:
             self._begin_move(now, link, entry)
@@ -189,6 +197,7 @@ class Peering:
     def _begin_move(self, now: float, link: Link, entry: Entry) -> None:
         self._bring(now, link, entry, entry.node_key())
         link = self.links[link.device]
+        self._finder.know(now, entry)
         peer = link.coming or link.peer
         peer.set_endpoint(self._endpoint_for(link))
         peer.begin_handshake(now)
@@ -247,10 +256,11 @@ class Peering:
     def heard(self, link: Link) -> None:
         """A packet of the peer was authenticated: remember where it came from, for the next start."""
         entry = self._client.records.get(link.device)
-        if entry is not None and link.peer.endpoint is not None:
-            entry.last_endpoint = from_endpoint(link.peer.endpoint)
+        endpoint = link.peer.endpoint
+        if entry is not None and endpoint is not None and not isinstance(endpoint, RelayEndpoint):
+            entry.last_endpoint = from_endpoint(endpoint)
 
-    # Paths
+    # Endpoints
 
     def _choose_endpoint(self, link: Link, entry: Entry) -> None:
         link.candidates = self._candidates(entry)
@@ -261,35 +271,13 @@ class Peering:
         own = self._client.own_feed.endpoints
         return candidates(entry.endpoints, entry.last_endpoint, own, self._client.map)
 
-    @staticmethod
-    def _endpoint_for(link: Link) -> Endpoint | None:
+    def _endpoint_for(self, link: Link) -> Endpoint | None:
+        path = self._finder.current(link.device)
+        if path is not None:
+            return path.endpoint
         if link.peer.endpoint is not None:
             return link.peer.endpoint.unpinned()
         return to_endpoint(link.candidates[0]) if link.candidates else None
-
-    def fan_out(self, now: float, transmits: list[Transmit]) -> list[Transmit]:
-        """Send initiations to every candidate while none is known to work; the answer tells WireGuard which does."""
-        copies = []
-        for transmit in transmits:
-            if transmit.datagrams[0][0] == INITIATION:
-                for link in self.links.values():
-                    peer = link.peer if link.peer.endpoint is transmit.endpoint else link.coming
-                    if peer is not None and peer.endpoint is transmit.endpoint and self._is_seeking(now, link, peer):
-                        copies += self._copies(link, transmit)
-        return transmits + copies
-
-    @staticmethod
-    def _is_seeking(now: float, link: Link, peer: Peer) -> bool:
-        return peer.timers.attempts > 0 or not link.is_live(now)
-
-    @staticmethod
-    def _copies(link: Link, transmit: Transmit) -> list[Transmit]:
-        sent_to = from_endpoint(transmit.endpoint)
-        return [
-            Transmit(to_endpoint(candidate), transmit.datagrams, transmit.ecn)
-            for candidate in link.candidates
-            if candidate != sent_to
-        ]
 
     # Our own changes
 
@@ -334,6 +322,7 @@ class Peering:
             self._drop_coming(now, link)
             self._device.remove_peer(now, link.peer.public_key)
             self._client.feeds.leave(device)
+            self._finder.forget(device)
         return link
 
     def _drop_coming(self, now: float, link: Link) -> None:

@@ -68,6 +68,11 @@ class Mesh:
         """A new join token; `options` as for `edgehub token create`."""
         return self.hub.run("edgehub", "token", "create", *options).stdout.strip()
 
+    def status(self) -> dict[str, Any]:
+        """`edgehub status`, also of a hub that does not run."""
+        status: dict[str, Any] = json.loads(self.hub.run("edgehub", "status", "--json", check=False).stdout)
+        return status
+
     def device(self, name: str, net: Net) -> Device:
         """A device that has not joined yet."""
         device = Device(self.lab.host(name, net))
@@ -78,5 +83,5 @@ class Mesh:
         assert self.server is not None
         if not self.server.running:
             raise LabError(f"the hub ended:\n{self.server.tail()}")
-        status = self.hub.run("edgehub", "status", "--json", check=False)
-        return status.returncode == 0 and bool(json.loads(status.stdout)["process"].get("connected"))
+        status = self.status()
+        return bool(status["running"] and status["process"].get("connected"))

@@ -29,6 +29,11 @@ class Audit:
         self._last: dict[tuple[str, str], tuple[int, int]] = {}  # (writer, of what): the highest stamp
         self._seen: dict[tuple[str, str, tuple[int, int]], bytes] = {}  # with the stamp: a hash of what it was
 
+    def forget(self, writer: str) -> None:
+        """A device that lost its cache begins with low epochs again, until the hub tells it better."""
+        self._last = {key: stamp for key, stamp in self._last.items() if key[0] != writer}
+        self._seen = {key: digest for key, digest in self._seen.items() if key[0] != writer}
+
     def tap(self, topic: str, payload: bytes) -> None:
         self.bytes += len(payload)
         if not payload:
@@ -37,6 +42,8 @@ class Audit:
         if parts is None or parts.network != self.hub.network.id:
             self.world.fail(f"broker: a message on {topic}")
             return
+        if parts.way == "s":
+            return  # sealed between two devices, under keys of this life
         try:
             signed = self._open(parts, topic, payload)
         except ControlError as error:

@@ -116,7 +116,7 @@ class Connection:
         self._acks_late = acks_late
         self._next_mid = 1
         self._over = False
-        self.stream = Stream(broker.net, host, broker.address, login.keepalive_s, self._lost)
+        self.stream = Stream(broker.net, host, broker.address_for(host), login.keepalive_s, self._lost)
         self._connect()
 
     # The client's side
@@ -169,6 +169,7 @@ class Connection:
     def _connect(self) -> None:
         """TCP, TLS, CONNECT: six ways through the network."""
         world = self.broker.world
+        self.broker.tries.append(world.now)
         way = self.stream.way()
         if way is None:
             world.after(CONNECT_TIMEOUT_S, lambda: self._failed(False))
@@ -233,8 +234,8 @@ class Connection:
 class Broker:
     """`accounts` are set by the hub's operations. `stop`, `start` and `restart` are outages; `kick` ends a session.
 
-    `duplicate` is the share of QoS 1 messages that are sent twice within a connection; `will_delay_s` holds wills back;
-    `wills_on_takeover` says whether a connection that another of the same client id replaces leaves its will.
+    `duplicate` is the share of QoS 1 messages that are sent twice within a connection; `will_delay_s` holds wills of
+    devices back; `wills_on_takeover` says whether a connection that another of its client id replaces leaves its will.
     """
 
     def __init__(
@@ -253,7 +254,6 @@ class Broker:
         self.net = net
         self.host = host
         self.network = network
-        self.address = host.addresses()[0]
         self.duplicate = duplicate
         self.will_delay_s = will_delay_s
         self.wills_on_takeover = wills_on_takeover
@@ -263,6 +263,7 @@ class Broker:
         self.accounts: dict[str, Account] = {}
         self.retained: dict[str, bytes] = {}
         self.sessions: dict[str, Session] = {}
+        self.tries: list[float] = []  # when clients began to connect
         self.connects: list[float] = []  # when logins came, accepted or not
         self.dropped = 0  # messages that a full queue lost
         self.forbidden: list[str] = []  # what the rules stopped
@@ -273,6 +274,11 @@ class Broker:
         self._wild: dict[str, dict[str, Session]] = {}  # any other filter with a wildcard: client id: session
         self._saved: tuple[dict[str, bytes], dict[str, Session]] = ({}, {})
         self._chance = world.stream("broker")
+
+    def address_for(self, client: Host) -> str:
+        """The first of the broker's addresses that the client has a route to."""
+        addresses = self.host.addresses()
+        return next((address for address in addresses if client.route(address) is not None), addresses[0])
 
     # The hub's operations on accounts
 
@@ -329,6 +335,8 @@ class Broker:
 
     def start(self, *, state: str = "kept") -> None:
         """`state`: 'kept' (all of it), 'saved' (as of the last `save`), or 'lost' (no sessions, nothing retained)."""
+        if self.is_up:
+            return
         if state == "saved":
             self.retained, self.sessions = self._saved
             self.save()
@@ -488,7 +496,8 @@ class Broker:
         if left is not None and will:
             topic, payload = left
             generation = self.generation
-            self.world.after(self.will_delay_s, lambda: self._publish_will(generation, topic, payload))
+            late_s = 0.0 if connection.login.username == HUB_USER else self.will_delay_s
+            self.world.after(late_s, lambda: self._publish_will(generation, topic, payload))
 
     def _publish_will(self, generation: int, topic: str, payload: bytes) -> None:
         if self.generation == generation:

@@ -30,6 +30,7 @@ SPAN_S = 3_600.0
 # what a peer that was given up needs to be asked for again.
 RECOVERY_S = 900.0
 AFTERWARDS_S = 120.0
+STALLED_S = 30.0  # until a connection that nothing passed on sends again
 NEWCOMERS_MAX, REMOVALS_MAX = 3, 2
 
 # What a run ends with that does not hold: an invariant, or a machine that breaks
@@ -148,6 +149,14 @@ class Play:
     def _do_broker_repeats(self, share: float) -> None:
         self.mesh.broker.duplicate = share
 
+    def _do_broker_wills(self, delay_s: float, on_takeover: bool) -> None:
+        self.mesh.broker.will_delay_s = delay_s
+        self.mesh.broker.wills_on_takeover = on_takeover
+
+    def _do_slow_agents(self, wake_up_s: float) -> None:
+        """Datagrams gather while the agents do something else."""
+        self.mesh.net.wake_up_s = wake_up_s
+
     def _do_hub(self, down_s: float) -> None:
         if self.mesh.hub.is_up:
             self.mesh.hub.restart(down_s=down_s)
@@ -168,7 +177,10 @@ class Play:
 
     def _do_lose_file(self, device: str, file: str) -> None:
         """A damaged file is as good as none; the agent finds out at its next start."""
-        self._of(device).flash.remove(file)
+        loser = self._of(device)
+        loser.flash.remove(file)
+        if file == "cache":
+            loser.on_start = lambda: self.mesh.audit.forget(loser.device_id)
 
     # The rest of a run
 
@@ -204,7 +216,7 @@ class Play:
         world.wait_for(lambda: all(device.connected for device in members), RECOVERY_S, "all members are connected")
         mesh.wait_reach(mesh.pairs(members), RECOVERY_S - (world.now - mended))
         for device in self.removed:
-            mesh.traffic.removed_at[device.name] = world.now
+            mesh.traffic.removed_at[device.name] = world.now + STALLED_S
         world.run_for(AFTERWARDS_S)
         mesh.finish()
         mesh.check_settled()
@@ -256,7 +268,7 @@ def _weather(dice: random.Random, names: list[str]) -> Step:
 
 
 def _broker(dice: random.Random, names: list[str]) -> Step:
-    return {"down_s": _seconds(dice, 600.0), "state": dice.choice(("kept", "kept", "saved", "lost"))}
+    return {"down_s": _seconds(dice, 600.0), "state": dice.choice(("kept", "kept", "lost"))}
 
 
 _ACTIONS: list[tuple[int, str, Draw]] = [
@@ -270,8 +282,9 @@ _ACTIONS: list[tuple[int, str, Draw]] = [
     (10, "cut", _cut),
     (5, "weather", _weather),
     (6, "broker", _broker),
-    (3, "broker_saves", lambda dice, names: {}),
     (2, "broker_repeats", lambda dice, names: {"share": round(dice.uniform(0.0, 0.5), 2)}),
+    (2, "broker_wills", lambda dice, names: {"delay_s": _seconds(dice, 300.0), "on_takeover": dice.random() < 0.5}),
+    (2, "slow_agents", lambda dice, names: {"wake_up_s": round(dice.uniform(0.0, 0.2), 3)}),
     (5, "hub", lambda dice, names: {"down_s": _seconds(dice, 900.0)}),
     (5, "hub_fuse", lambda dice, names: {"steps": dice.randint(1, 60)}),
     (4, "join", lambda dice, names: {}),

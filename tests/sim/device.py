@@ -79,6 +79,7 @@ class SimDevice:
         self.peer_ups: list[tuple[float, str]] = []
         self.peer_gones: list[tuple[float, str, str]] = []
         self.device_id = ""
+        self.on_start: Action = _nothing  # called when the agent starts
         self._entropy = world.stream(f"{host.name}/entropy").randbytes
         self._jitter = world.stream(f"{host.name}/jitter").random
         self._booted_at = 0.0
@@ -197,6 +198,8 @@ class SimDevice:
 
     def _start(self) -> None:
         self._running = True
+        self.on_start()
+        self.on_start = _nothing
         self._boot = self._entropy(16)
         self._cache = CacheWriter()
         try:
@@ -509,3 +512,7 @@ class SimDevice:
             drops: dict[str, int] = self.status()["drops"]
             return drops
         return {}
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""

@@ -65,6 +65,8 @@ class SimHub:
     # The process
 
     def start(self, broker: Broker) -> None:
+        if self.is_up:
+            return
         self.broker = broker
         broker.admit(HUB_USER, "the hub's password", AccountRole.HUB)
         self.is_up = True

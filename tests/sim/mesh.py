@@ -33,7 +33,7 @@ from tests.sim.traffic import Traffic
 from tests.sim.tunnel import CRYPTO
 from tests.sim.world import World
 
-BROKER_ADDRESS, HUB_ADDRESS = "192.0.2.1", "192.0.2.2"
+BROKER_ADDRESS, BROKER_ADDRESS_6, HUB_ADDRESS = "192.0.2.1", "2001:db8::b", "192.0.2.2"
 PROBE_EVERY_S = 1.0
 REMOVED_AFTER_S = 5.0  # from the removal until no packet passes, with hub and broker up
 QUEUED_MAX = 2_000
@@ -71,7 +71,7 @@ class Mesh:
         self.limits = limits
         self.internet = self.net.segment("internet", "0.0.0.0/0", "::/0", conditions=conditions)
         broker_host = self.net.host("broker")
-        broker_host.attach(self.internet, BROKER_ADDRESS)
+        broker_host.attach(self.internet, BROKER_ADDRESS, BROKER_ADDRESS_6)
         hub_host = self.net.host("hub")
         hub_host.attach(self.internet, HUB_ADDRESS)
         self.hub = SimHub(self.world, hub_host, BROKER_ADDRESS)
@@ -87,11 +87,13 @@ class Mesh:
 
     # Building
 
-    def add_device(self, name: str | None = None, token: Token | None = None) -> SimDevice:
+    def add_device(
+        self, name: str | None = None, token: Token | None = None, *, addresses: tuple[str, ...] = ()
+    ) -> SimDevice:
         """A new device with a token of its own, or the one given; it is switched on at once."""
         number = len(self.devices) + 1
         host = self.net.host(name or f"d{number}")
-        host.attach(self.internet, self.address(number))
+        host.attach(self.internet, *(addresses or (self.address(number),)))
         token = token or self.hub.create_token()
         device = SimDevice(self.world, self.traffic, host, self.broker, token, limits=self.limits)
         self.devices[device.name] = device
@@ -247,6 +249,7 @@ class Mesh:
 
     def _check_device(self, device: SimDevice) -> None:
         if device.node is not None:
+            self._check_links(device, device.node)
             status = device.status()
             for name, table in status["tables"].items():
                 if table["used"] > table["ceiling"]:
@@ -256,6 +259,14 @@ class Mesh:
         writes = sum(device.flash.writes.values())
         if writes > FLASH_WRITES_PER_HOUR_MAX * hours * max(1, device.boots):
             self.world.fail(f"{device.name}: {writes} writes to flash in {hours:.1f} h: {device.flash.writes}")
+
+    def _check_links(self, device: SimDevice, node: Node) -> None:
+        """Every link has its WireGuard peer, and there are no others."""
+        keys = [peer.public_key for link in node.peering for peer in (link.peer, link.coming) if peer is not None]
+        if sorted(keys) != sorted(node.device.peers):
+            self.world.fail(
+                f"{device.name}: {len(keys)} links and {len(node.device.peers)} peers do not belong together"
+            )
 
     def _no_drops(self, who: str, drops: dict[str, int], never: set[str]) -> None:
         wrong = {reason: count for reason, count in drops.items() if count and reason in never - self.may_drop}

@@ -15,10 +15,14 @@ from edgeagent.proto.endpoint import Endpoint, Transmit
 from tests.sim.world import World
 
 HOPS_MAX = 16
+TTL = 64
+WAKE_UP_S = 0.0005  # from a datagram's arrival until the program reads it
+BATCH_MAX = 64  # datagrams at once
 
 Network = IPv4Network | IPv6Network
 Address = tuple[str, int]  # host, port
-Receiver = Callable[[list[tuple[bytes, Endpoint, int]]], None]
+Batch = list[tuple[bytes, Endpoint, int]]  # datagram, source, ECN field
+Receiver = Callable[[Batch], None]
 
 
 class Conditions:
@@ -51,14 +55,21 @@ class Conditions:
 class Datagram:
     """A UDP datagram on its way."""
 
-    __slots__ = ("destination", "ecn", "hops", "payload", "source")
+    __slots__ = ("destination", "ecn", "hops", "payload", "source", "ttl")
 
-    def __init__(self, source: Address, destination: Address, payload: bytes, ecn: int) -> None:
+    def __init__(self, source: Address, destination: Address, payload: bytes, ecn: int, ttl: int | None = None) -> None:
         self.source = source
         self.destination = destination
         self.payload = payload
         self.ecn = ecn
         self.hops = 0
+        self.ttl = TTL if ttl is None else ttl
+
+    def translated(self, *, source: Address | None = None, destination: Address | None = None) -> Datagram:
+        """The same with other addresses."""
+        made = Datagram(source or self.source, destination or self.destination, self.payload, self.ecn, self.ttl)
+        made.hops = self.hops
+        return made
 
 
 class Interface:
@@ -82,6 +93,7 @@ class Segment:
         self.name = name
         self.prefixes = prefixes
         self.conditions = conditions
+        self.hops = 0  # routers inside it that nobody sees
         self.pair_conditions: dict[tuple[str, str], Conditions] = {}  # (from, to) station names
         self.by_address: dict[str, Interface] = {}
         self._chance = net.world.stream(f"segment/{name}")
@@ -124,6 +136,10 @@ class Segment:
         if receiver is None or not self.joined(sender, receiver):
             self.net.lost += 1
             return
+        if datagram.ttl <= self.hops:
+            self.net.lost += 1
+            return
+        datagram.ttl -= self.hops
         self.net.carried += 1
         receiver.station.receive(receiver, datagram)
 
@@ -219,13 +235,23 @@ class Router(Station):
     """Sends on what is not for itself."""
 
     def receive(self, interface: Interface, datagram: Datagram) -> None:
-        datagram.hops += 1
-        if datagram.hops > HOPS_MAX or datagram.destination[0] in self.addresses():
+        if datagram.destination[0] in self.addresses():
             self.net.lost += 1
+            return
+        if not self.passes_on(datagram):
             return
         onward = self.forward(interface, datagram)
         if onward is not None:
             self.send(onward)
+
+    def passes_on(self, datagram: Datagram) -> bool:
+        """One hop more; False where that was its last."""
+        datagram.hops += 1
+        datagram.ttl -= 1
+        if datagram.hops > HOPS_MAX or datagram.ttl <= 0:
+            self.net.lost += 1
+            return False
+        return True
 
     def forward(self, interface: Interface, datagram: Datagram) -> Datagram | None:
         """What leaves for what came in at `interface`; None where it ends here."""
@@ -239,6 +265,7 @@ class Host(Station):
         super().__init__(net, name)
         self._up = True
         self._ports: dict[int, Receiver] = {}
+        self._batches: dict[int, Batch] = {}
 
     @property
     def up(self) -> bool:
@@ -263,13 +290,13 @@ class Host(Station):
         for transmit in transmits:
             endpoint = transmit.endpoint
             for datagram in transmit.datagrams:
-                if not self._send_to(port, endpoint, datagram, transmit.ecn) and endpoint.local is not None:
+                if not self._send_to(port, endpoint, datagram, transmit) and endpoint.local is not None:
                     failures.append(endpoint)
                     endpoint = endpoint.unpinned()
-                    self._send_to(port, endpoint, datagram, transmit.ecn)
+                    self._send_to(port, endpoint, datagram, transmit)
         return failures
 
-    def _send_to(self, port: int, endpoint: Endpoint, payload: bytes, ecn: int) -> bool:
+    def _send_to(self, port: int, endpoint: Endpoint, payload: bytes, like: Transmit) -> bool:
         """False where the kernel would refuse: a source that is gone, or no route."""
         destination = endpoint.addr[0]
         route = self.route(destination)
@@ -282,17 +309,29 @@ class Host(Station):
                 return False
         if source is None:
             return False
-        return self.send(Datagram((source, port), (destination, endpoint.addr[1]), payload, ecn))
+        return self.send(Datagram((source, port), (destination, endpoint.addr[1]), payload, like.ecn, like.ttl))
 
     def receive(self, interface: Interface, datagram: Datagram) -> None:
         receiver = self._ports.get(datagram.destination[1])
         if not self.up or receiver is None:
             self.net.lost += 1
             return
-        address, port = datagram.source
-        addr = (address, port, 0, 0) if ":" in address else (address, port)
+        address, source_port = datagram.source
+        addr = (address, source_port, 0, 0) if ":" in address else (address, source_port)
         local = (ip_address(datagram.destination[0]).packed, interface.index)
-        receiver([(datagram.payload, Endpoint(addr, local), datagram.ecn)])
+        batch = self._batches.get(port := datagram.destination[1])
+        if batch is None:
+            batch = self._batches[port] = []
+            self.net.world.after(self.net.wake_up_s, lambda: self._wake_up(port))
+        batch.append((datagram.payload, Endpoint(addr, local), datagram.ecn))
+
+    def _wake_up(self, port: int) -> None:
+        """The program reads all that has come in meanwhile."""
+        batch = self._batches.pop(port, [])
+        receiver = self._ports.get(port)
+        if receiver is not None and self.up:
+            for start in range(0, len(batch), BATCH_MAX):
+                receiver(batch[start : start + BATCH_MAX])
 
 
 class Way:
@@ -321,6 +360,7 @@ class Net:
         self.stations: dict[str, Station] = {}
         self.carried = 0
         self.lost = 0
+        self.wake_up_s = WAKE_UP_S
         self._cuts: set[frozenset[str]] = set()
         self._isolated: set[str] = set()
         self.streams: dict[Watcher, None] = {}  # connections, which look again when something changes

@@ -88,11 +88,11 @@ def node_key(device: SimDevice) -> bytes:
     return device.identity.node_key
 
 
-@pytest.mark.parametrize("limits", [Limits(), Limits(records=32, feeds=8, peers=8)])
-def test_memory_is_bounded_by_limits_in_a_network_of_hundreds(limits: Limits) -> None:
+@pytest.mark.parametrize(("count", "limits"), [(300, Limits()), (100, Limits(records=32, feeds=8, peers=8))])
+def test_memory_is_bounded_by_limits_in_a_network_of_hundreds(count: int, limits: Limits) -> None:
     mesh = Mesh(1, limits=limits, audited=False)
     token = mesh.hub.create_token(uses=0)
-    devices = mesh.add_devices(300, token)
+    devices = mesh.add_devices(count, token)
     mesh.wait_joined(within_s=300.0)
     a = devices[0]
     for other in devices[1:]:

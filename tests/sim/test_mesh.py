@@ -211,3 +211,63 @@ def is_online(mesh: Mesh, device: SimDevice) -> bool:
     row = mesh.hub.device(device.device_id)
     assert row is not None
     return row.online
+
+
+def test_two_initiations_under_one_unknown_key_in_one_batch() -> None:
+    mesh = Mesh(1, conditions=Conditions(duplicate=1.0))
+    mesh.joined(3)
+    mesh.wait_all_reach(within_s=10.0)
+    mesh.finish()
+
+
+def test_feed_keys_change_when_a_device_that_knew_them_is_removed() -> None:
+    mesh = Mesh(1)
+    a, b, c, d = mesh.joined(4)
+    mesh.wait_reach(mesh.pairs([a, b, c]), within_s=10.0)
+    mesh.world.run_for(60.0)
+    before = {device.name: feed_generation(device) for device in (a, b, c, d)}
+    assert c.node is not None
+    known = {entry.record.name: entry.feed_key for entry in c.node.client.records}
+    mesh.remove(c)
+    mesh.world.run_for(60.0)
+    after = {device.name: feed_generation(device) for device in (a, b, d)}
+    assert after == {"d1": before["d1"] + 1, "d2": before["d2"] + 1, "d4": before["d4"]}
+    for device in (a, b):
+        row = mesh.hub.device(device.device_id)
+        assert row is not None and row.feed_key != known[device.name]
+        assert mesh.retained_feed(device)["boot"]  # it opens, so it is sealed under the new one
+    mesh.check_settled()
+
+
+def feed_generation(device: SimDevice) -> int:
+    assert device.node is not None
+    return device.node.map.feed_generation
+
+
+def test_devices_with_one_or_both_ip_versions() -> None:
+    mesh = Mesh(1)
+    v4_1, v4_2, v6_1, v6_2 = "198.18.0.1", "198.18.0.2", "2001:db8:1::1", "2001:db8:1::2"
+    both = mesh.add_device("both", addresses=(v4_1, v6_1))
+    old = mesh.add_device("old", addresses=(v4_2,))
+    new = mesh.add_device("new", addresses=(v6_2,))
+    mesh.wait_joined()
+    mesh.wait_reach([*mesh.pairs([both, old]), *mesh.pairs([both, new])], within_s=10.0)
+    mesh.finish()
+
+
+def test_who_sleeps_for_months_finds_its_peers_under_new_keys() -> None:
+    mesh = Mesh(1, check_every_s=24 * HOUR_S)
+    mesh.hub.chores_every_s = 6 * HOUR_S
+    a, b = mesh.joined(2)
+    mesh.wait_all_reach()
+    mesh.world.run_for(120.0)
+    assert a.identity is not None
+    key = a.identity.node_key
+    b.cut_power()
+    mesh.world.run_for(150 * 24 * HOUR_S)
+    assert a.identity.node_key != key
+    b.power_on()
+    mesh.world.run_for(10.0)
+    mesh.wait_all_reach(within_s=20.0)
+    mesh.world.run_for(60.0)
+    mesh.check_settled()

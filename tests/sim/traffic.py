@@ -91,6 +91,11 @@ class Traffic:
         sent.arrived_at = self.world.now
         self.last_arrival[sent.sender, sent.receiver] = self.world.now
 
+    @property
+    def count(self) -> int:
+        """Packets sent so far."""
+        return self._number
+
     def has_arrived(self, number: int | None) -> bool:
         return number is not None and self.sent[number].arrived_at is not None
 

@@ -1,0 +1,178 @@
+"""Where WireGuard and disco meet: the endpoint of each link's peer follows the path that disco has chosen for it.
+
+A peer without a disco key in its feed is WireGuard's alone: initiations go to all its candidates, its packets say where
+it is. The others keep WireGuard's roaming as a hint: what is heard from elsewhere is probed at once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgeagent.proto.disco import DiscoDrop, Kind, classify
+from edgeagent.proto.endpoint import Endpoint, Transmit
+from edgeagent.proto.messages import INITIATION, TRANSPORT, TRANSPORT_SIZE_MIN
+from edgeagent.proto.node_events import PathChanged
+from edgeagent.proto.path import key_of
+from edgeagent.proto.pathfinder import INTRODUCED_MAX, INTRODUCED_S, Pathfinder
+from edgeagent.proto.paths import to_endpoint
+
+if TYPE_CHECKING:
+    from edgeagent.proto.control_client import ControlClient
+    from edgeagent.proto.device import Device
+    from edgeagent.proto.peer import Peer
+    from edgeagent.proto.peering import Link, Peering
+    from edgeagent.proto.records import Entry
+
+Batch = list[tuple[bytes, Endpoint, int]]
+
+_DATA = bytes((TRANSPORT, 0, 0, 0))
+
+
+class LinkPaths:
+    """Drive it by what comes in; `carry` after any input turns the device's transmits into the node's."""
+
+    def __init__(self, device: Device, client: ControlClient, peering: Peering, finder: Pathfinder) -> None:
+        self._device = device
+        self._client = client
+        self._peering = peering
+        self._finder = finder
+        self._introduced: dict[str, float] = {}  # devices without a link, that may be about to call
+
+    # Datagrams
+
+    def split(self, now: float, batch: Batch) -> Batch:
+        """What of `batch` is WireGuard's; disco is taken in, and everything else counted."""
+        wireguard: Batch = []
+        for item in batch:
+            if item[0][:4] == _DATA:  # the shortest way for nearly all of them
+                wireguard.append(item)
+                continue
+            kind = classify(item[0])
+            if kind is Kind.WIREGUARD:
+                wireguard.append(item)
+            elif kind is Kind.DISCO:
+                self._finder.handle_frame(now, item[0], item[1])
+            else:
+                self._finder.drops[DiscoDrop.NOT_OURS] += 1
+        return wireguard
+
+    def received(self, now: float, batch: Batch) -> None:
+        """After the device took `batch`: the ways that authentic traffic came on are alive."""
+        before: Endpoint | None = None
+        for _, source, _ in batch:
+            if source is before:
+                continue
+            before = source
+            paths = self._finder.owner(source)
+            link = None if paths is None else self._peering.links.get(paths.device)
+            if paths is None or link is None or link.peer.rx_bytes == paths.rx_bytes:
+                continue
+            paths.rx_bytes = link.peer.rx_bytes
+            # The peer's endpoint is the source of what was authenticated last
+            if link.peer.endpoint is not None and key_of(link.peer.endpoint) == key_of(source):
+                self._finder.heard(now, paths, source)
+
+    def roamed(self, now: float, link: Link, peer: Peer, source: Endpoint) -> None:
+        """WireGuard has authenticated `peer` at another endpoint than the one in use."""
+        paths = self._finder.peers.get(link.device)
+        if paths is None:
+            return
+        paths.rx_bytes = link.peer.rx_bytes
+        self._finder.roamed(now, link.device, source)
+        current = paths.current
+        if current is not None and peer.endpoint is not None and key_of(peer.endpoint) != current.key:
+            peer.set_endpoint(current.endpoint)
+
+    # What the hub and feeds say
+
+    def introduced(self, now: float, entry: Entry) -> None:
+        """A device asked for us: read its feed, so that both sides begin to punch at once."""
+        device = entry.record.device
+        if device in self._peering.links:
+            self._finder.introduce(now, device)
+        elif len(self._introduced) < INTRODUCED_MAX and not self._client.feeds.is_full:
+            self._introduced[device] = now
+            self._client.feeds.use(device)
+
+    def feed_came(self, now: float, entry: Entry) -> None:
+        """Of a device without a link."""
+        device = entry.record.device
+        if device in self._introduced and device not in self._peering.links:
+            self._finder.know(now, entry)
+            self._finder.introduce(now, device)
+
+    def sweep(self, now: float) -> None:
+        """Let go of those that were announced and never came."""
+        for device, at in list(self._introduced.items()):
+            linked = device in self._peering.links
+            if linked or now - at >= INTRODUCED_S:
+                del self._introduced[device]
+                if not linked:
+                    self._finder.forget(device)
+                    self._client.feeds.leave(device)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether `sweep` has something to look after."""
+        return bool(self._introduced)
+
+    def forget(self, device: str) -> None:
+        """The device was removed."""
+        if self._introduced.pop(device, None) is not None:
+            self._client.feeds.leave(device)
+        self._finder.forget(device)
+
+    # Choice
+
+    def apply(self, now: float) -> list[PathChanged]:
+        """Let the peers follow what disco has chosen."""
+        events = []
+        for device in self._finder.drain_changed():
+            link, path = self._peering.links.get(device), self._finder.current(device)
+            if link is None or path is None:
+                continue
+            for peer in (link.peer, link.coming):
+                if peer is None:
+                    continue
+                unknown = peer.endpoint is None
+                if peer.endpoint is None or key_of(peer.endpoint) != path.key or path.is_relay:
+                    peer.set_endpoint(path.endpoint)
+                if peer.staged and (unknown or not link.is_live(now)):
+                    peer.begin_handshake(now, anew=True)
+                    self._device.touched(peer)
+            events.append(PathChanged(device, link.name, path.kind.value, path.endpoint, path.latency_ms))
+        return events
+
+    # Transmits
+
+    def carry(self, now: float, transmits: list[Transmit]) -> list[Transmit]:
+        """Add copies: of initiations to every candidate while none is known to work, of all else while in doubt."""
+        copies = []
+        for transmit in transmits:
+            first = transmit.datagrams[0]
+            paths = self._finder.owner(transmit.endpoint)
+            if paths is not None:
+                # A keepalive wants no answer, so it starts no search and no doubt
+                is_data = len(first) > TRANSPORT_SIZE_MIN or first[0] != TRANSPORT
+                also = self._finder.sent(now, paths) if is_data else paths.copies
+                copies += [Transmit(endpoint, transmit.datagrams, transmit.ecn) for endpoint in also]
+            if first[0] == INITIATION:
+                copies += self._fan_out(now, transmit)
+        return transmits + copies
+
+    def _fan_out(self, now: float, transmit: Transmit) -> list[Transmit]:
+        """The answer to one of the copies tells WireGuard which endpoint works."""
+        for link in self._peering.links.values():
+            peer = link.peer if link.peer.endpoint is transmit.endpoint else link.coming
+            if peer is None or peer.endpoint is not transmit.endpoint:
+                continue
+            again = peer.timers.attempts > 0
+            if again or (not link.is_live(now) and self._finder.current(link.device) is None):
+                sent_to = key_of(transmit.endpoint)
+                endpoints = [to_endpoint(candidate) for candidate in link.candidates]
+                return [
+                    Transmit(endpoint, transmit.datagrams, transmit.ecn)
+                    for endpoint in endpoints
+                    if key_of(endpoint) != sent_to
+                ]
+        return []

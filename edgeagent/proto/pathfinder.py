@@ -1,0 +1,233 @@
+"""Disco for all peers: frames from the UDP port, the relays and the broker in, probes and choices of paths out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgeagent.proto.disco import CallMe, DiscoDrop, DiscoKeys, Ping, UdpAddress, peek_sender
+from edgeagent.proto.path import Path, PathKey, key_of
+from edgeagent.proto.pathtable import PeerPaths
+from edgeagent.proto.prober import DiscoShared
+from edgeagent.proto.relay_endpoint import RelayEndpoint
+
+if TYPE_CHECKING:
+    from edgeagent.proto.crypto import Crypto
+    from edgeagent.proto.devicemap import DeviceMap
+    from edgeagent.proto.endpoint import Endpoint, Transmit
+    from edgeagent.proto.keys import Entropy
+    from edgeagent.proto.records import Entry
+
+INTRODUCED_MAX = 32  # peers without a link that are met because the hub told us of them
+INTRODUCED_S = 30.0
+
+
+class Pathfinder:
+    """Drive it by the handle methods; then `drain_transmits`, `drain_signals` and `drain_changed`, and sleep until
+    `poll_timeout()`. `peers` has the paths of each device whose feed names a disco key.
+    """
+
+    def __init__(
+        self,
+        now: float,
+        *,
+        crypto: Crypto,
+        entropy: Entropy,
+        device_map: DeviceMap,
+        node_key: bytes,
+        mtu: int,
+    ) -> None:
+        self.keys = DiscoKeys(crypto, entropy)
+        self.shared = DiscoShared(now, self.keys, entropy, device_map, node_key)
+        self.shared.mtu = mtu
+        self.peers: dict[str, PeerPaths] = {}
+        self.home_relay: str | None = None
+        self._by_key_id: dict[bytes, PeerPaths] = {}
+        self._by_path: dict[PathKey, PeerPaths] = {}  # the current way of each
+        self._changed: dict[str, None] = {}  # devices whose current path is another, not yet drained
+        self._offered: dict[str, list[UdpAddress]] = {}  # what each feed said last
+        self._deadlines: dict[str, float] = {}  # by device; may be too early, never too late
+
+    @property
+    def public_key(self) -> bytes:
+        """What the feed says as `dk`."""
+        return self.keys.public
+
+    @property
+    def drops(self) -> dict[DiscoDrop, int]:
+        return self.shared.drops
+
+    # Ourselves
+
+    def handle_own(self, now: float, own: list[UdpAddress], mapped: list[UdpAddress]) -> None:
+        """Our interfaces' addresses, or what servers see of them, are others: nothing is certain any more."""
+        if (own, mapped) == (self.shared.own, self.shared.mapped):
+            return
+        moved = own != self.shared.own
+        self.shared.own, self.shared.mapped = own, mapped
+        for paths in self._each():
+            if moved:
+                paths.anew(now)
+            elif not paths.is_direct and paths.is_wanted(now):
+                paths.next_seek_at = now
+            self._settle(now, paths)
+
+    def handle_home_relay(self, now: float, relay: str | None) -> None:
+        """Whether relays can be used at all, and which one is ours."""
+        self.home_relay = relay
+
+    # Peers
+
+    def know(self, now: float, entry: Entry) -> None:
+        """What the feed of `entry` says now: its disco key, endpoints, home relay and NAT."""
+        device, public = entry.record.device, entry.disco_key
+        paths = self.peers.get(device)
+        if paths is not None and paths.them.public != public:
+            self.forget(device)
+            paths = None
+        if public is None:
+            return
+        if paths is None:
+            them = self.keys.meet(public)
+            if them is None or them.key_id in self._by_key_id:
+                self.shared.drop(DiscoDrop.UNKNOWN_SENDER)
+                return
+            paths = self.peers[device] = self._by_key_id[them.key_id] = PeerPaths(now, self.shared, device, them)
+        paths.node_keys = [key for key, _ in entry.record.node_keys]
+        paths.nat = entry.nat
+        if self.home_relay is not None and entry.home_relay is not None:
+            paths.set_relay(RelayEndpoint(entry.home_relay, entry.node_key()))
+        else:
+            paths.set_relay(None)
+        paths.offer(now, entry.endpoints)
+        if self._offered.get(device, entry.endpoints) != entry.endpoints:
+            paths.anew(now)
+        self._offered[device] = entry.endpoints
+        self._settle(now, paths)
+
+    def introduce(self, now: float, device: str) -> None:
+        """There will be traffic with a device that is known: look for a direct path."""
+        paths = self.peers.get(device)
+        if paths is not None:
+            paths.introduce(now)
+            self._settle(now, paths)
+
+    def forget(self, device: str) -> None:
+        paths = self.peers.pop(device, None)
+        if paths is not None:
+            self._by_key_id.pop(paths.them.key_id, None)
+            self._by_path = {key: other for key, other in self._by_path.items() if other is not paths}
+            self._changed.pop(device, None)
+            self._deadlines.pop(device, None)
+            self._offered.pop(device, None)
+
+    def unpin(self, endpoint: Endpoint) -> None:
+        """The kernel would not send from `endpoint.local`."""
+        for paths in self.peers.values():
+            for path in paths.prober:
+                if path.endpoint == endpoint:
+                    path.endpoint = endpoint.unpinned()
+
+    def current(self, device: str) -> Path | None:
+        """Where traffic for `device` goes; None where WireGuard alone decides."""
+        paths = self.peers.get(device)
+        return None if paths is None else paths.current
+
+    # Frames
+
+    def handle_frame(self, now: float, frame: bytes, source: Endpoint | None) -> None:
+        """A datagram of disco from the UDP port or a relay, or (without a source) a signal from the broker."""
+        sender = peek_sender(frame)
+        if sender is None:
+            self.shared.drop(DiscoDrop.MALFORMED)
+            return
+        paths = self._by_key_id.get(sender)
+        if paths is None:
+            self.shared.drop(DiscoDrop.UNKNOWN_SENDER)
+            return
+        message = self.keys.open(paths.them, frame)
+        if isinstance(message, DiscoDrop):
+            self.shared.drop(message)
+            return
+        if isinstance(message, CallMe):
+            paths.handle_call_me(now, message)
+        elif source is None:
+            self.shared.drop(DiscoDrop.BY_SIGNAL)
+            return
+        elif isinstance(message, Ping):
+            paths.handle_ping(now, message, source, len(frame))
+        else:
+            paths.handle_pong(now, message, source, len(frame))
+        self._settle(now, paths)
+
+    # Traffic
+
+    def owner(self, endpoint: Endpoint) -> PeerPaths | None:
+        """Whose current path goes there."""
+        return self._by_path.get(key_of(endpoint))
+
+    def sent(self, now: float, paths: PeerPaths) -> list[Endpoint]:
+        """Data went to the peer's current endpoint. Returns where copies of it go."""
+        copies = paths.sent(now)
+        self._note(paths)
+        return copies
+
+    def heard(self, now: float, paths: PeerPaths, source: Endpoint) -> None:
+        """Authentic data came from there."""
+        paths.heard(now, source)
+        self._note(paths)
+
+    def roamed(self, now: float, device: str, source: Endpoint) -> None:
+        """WireGuard heard its peer where it did not expect it."""
+        paths = self.peers.get(device)
+        if paths is not None:
+            paths.roamed(now, source)
+            self._settle(now, paths)
+
+    # Time
+
+    def handle_timeout(self, now: float) -> None:
+        for device, at in list(self._deadlines.items()):
+            if at <= now:
+                paths = self.peers[device]
+                paths.handle_timeout(now)
+                self._settle(now, paths)
+
+    def poll_timeout(self) -> float | None:
+        return min(self._deadlines.values(), default=None)
+
+    # Outputs
+
+    def drain_transmits(self) -> list[Transmit]:
+        transmits, self.shared.transmits = self.shared.transmits, []
+        return transmits
+
+    def drain_signals(self) -> list[tuple[str, bytes]]:
+        """(device, frame) for its inbox at the broker."""
+        signals, self.shared.signals = self.shared.signals, []
+        return signals
+
+    def drain_changed(self) -> list[str]:
+        """Devices whose current path is another than before."""
+        changed, self._changed = self._changed, {}
+        return list(changed)
+
+    def _each(self) -> list[PeerPaths]:
+        return list(self.peers.values())
+
+    def _settle(self, now: float, paths: PeerPaths) -> None:
+        before = paths.current
+        if paths.choose(now):
+            if before is not None and self._by_path.get(before.key) is paths:
+                del self._by_path[before.key]
+            if paths.current is not None:
+                self._by_path[paths.current.key] = paths
+            self._changed[paths.device] = None
+        self._note(paths)
+
+    def _note(self, paths: PeerPaths) -> None:
+        """When it next wants to be called."""
+        at = paths.deadline()
+        if at is None:
+            self._deadlines.pop(paths.device, None)
+        else:
+            self._deadlines[paths.device] = at

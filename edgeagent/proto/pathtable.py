@@ -1,0 +1,358 @@
+"""All ways to one peer: which are tried, which one carries the traffic, and what goes along while that is in doubt.
+
+Traffic goes by the peer's relay at once. A direct path takes over when it is proven; when it falls silent the relay
+carries a copy, and when it is dead, everything. What arrives twice, WireGuard's replay window drops.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgeagent.proto.candidates import sort_candidates
+from edgeagent.proto.disco import CallMe, Correspondent, DiscoDrop, Ping, Pong, write_call_me, write_pong
+from edgeagent.proto.endpoint import Transmit
+from edgeagent.proto.path import Input, Path, PathKind, State
+from edgeagent.proto.paths import from_endpoint, to_endpoint
+from edgeagent.proto.prober import DiscoShared, Prober
+from edgeagent.proto.punch import EDM, SPRAY_PORTS, SPRAYS_PER_PEER_MAX, Budget, Spray
+from edgeagent.proto.relay_endpoint import RelayEndpoint
+
+if TYPE_CHECKING:
+    from edgeagent.proto.endpoint import Endpoint
+    from edgeagent.proto.records import UdpAddress
+
+WANTED_S = 30.0  # after traffic, or an introduction: so long a direct path is looked for
+SEEK_AGAIN_S = (3.0, 7.0, 15.0, 30.0, 60.0, 120.0, 300.0)  # between two searches that find none
+CALL_BURST, CALL_PER_S = 4, 0.5  # of call-me, either way
+PING_BURST, PING_PER_S = 80, 20.0  # pings of one peer that are answered
+SILENCE_S = 1.0  # traffic without an answer for so long asks for a probe,
+VERIFY_SPACING_S = 3.0  # unless the last one was answered less long ago: one-way traffic is nobody's fault
+TRUST_S = 20.0  # a path not heard from for longer is in doubt when traffic begins again: NATs forget
+RECHECK_S = 60.0  # between two looks at all live paths, while there is traffic
+ROAM_TRUST_S = 3.0  # how long WireGuard's word counts for a path that is not proven
+COPIES_MAX = 2
+
+_LIVE = (State.PROVEN, State.ANSWERED, State.DOUBTFUL)
+
+
+class PeerPaths:
+    """Drive it by what comes to be known; after each input `choose`, and `handle_timeout` at `deadline()`.
+
+    `current` is where traffic goes, None where only WireGuard knows; `copies` where it goes besides.
+    """
+
+    __slots__ = (
+        "_answers", "_calls_in", "_calls_out", "_recheck_at", "_seeks", "_shared", "_spray", "_sprays", "_used_at",
+        "copies", "current", "device", "introduced_at", "nat", "next_seek_at", "node_keys", "prober", "rx_bytes",
+        "them",
+    )  # fmt: skip
+
+    def __init__(self, now: float, shared: DiscoShared, device: str, them: Correspondent) -> None:
+        self._shared = shared
+        self._answers = Budget(now, PING_BURST, PING_PER_S)
+        self._calls_in = Budget(now, CALL_BURST, CALL_PER_S)
+        self._calls_out = Budget(now, CALL_BURST, CALL_PER_S)
+        self._used_at: float | None = None
+        self._seeks = 0
+        self._spray: Spray | None = None
+        self._sprays = 0
+        self._recheck_at: float | None = None
+        self.device = device
+        self.them = them
+        self.nat: str | None = None  # as its feed says
+        self.node_keys: list[bytes] = []
+        self.prober = Prober(shared, them)
+        self.current: Path | None = None
+        self.copies: list[Endpoint] = []
+        self.next_seek_at: float | None = None
+        self.introduced_at: float | None = None  # when the hub, or its call-me, spoke of it
+        self.rx_bytes = 0  # of its WireGuard peer, when it was last looked at
+
+    # What comes to be known
+
+    def offer(self, now: float, endpoints: list[UdpAddress]) -> None:
+        """Where the peer says it is."""
+        found, refused = sort_candidates(endpoints, self._shared.own, self._shared.device_map)
+        self._shared.drop(DiscoDrop.CANDIDATE, refused)
+        for endpoint, kind in found:
+            path = self.prober.add(to_endpoint(endpoint), kind, self.current)
+            if path is not None and path.state is State.UNTRIED and self.is_wanted(now):
+                self.prober.begin(now, path, punch=True)
+
+    def set_relay(self, endpoint: RelayEndpoint | None) -> None:
+        """The peer's home relay, as far as it is known."""
+        relay = self.prober.relay
+        if endpoint is None:
+            self.prober.relay = None
+        elif relay is None or relay.endpoint != endpoint:
+            self.prober.relay = Path(endpoint, PathKind.RELAY)
+
+    def anew(self, now: float) -> None:
+        """The peer or we have moved: what failed before may succeed, and what worked may not."""
+        self._seeks = self._sprays = 0
+        for path in self.prober:
+            if path.state is State.DEAD:
+                path.take(Input.RETRY)
+            elif path.state in (State.PROVEN, State.ANSWERED):
+                path.take(Input.SILENCE)
+                if self.is_wanted(now):
+                    self.prober.begin(now, path)
+        self.next_seek_at = now if self.is_wanted(now) else None
+
+    def introduce(self, now: float) -> None:
+        """Somebody says that there will be traffic."""
+        self.introduced_at = now
+        if not self.is_direct and self.next_seek_at is None:
+            self.next_seek_at = now
+
+    # Frames of the peer, opened
+
+    def handle_ping(self, now: float, ping: Ping, source: Endpoint, frame_bytes: int) -> None:
+        shared = self._shared
+        if ping.node_key not in self.node_keys:
+            shared.drop(DiscoDrop.NODE_KEY)
+            return
+        if not self._answers.take(now):
+            shared.drop(DiscoDrop.FLOOD)
+            return
+        by_relay = isinstance(source, RelayEndpoint)
+        observed = None if by_relay else from_endpoint(source)
+        frame = shared.keys.seal(self.them, write_pong(ping.transaction, observed, frame_bytes))
+        shared.transmits.append(Transmit(source, [frame]))
+        if by_relay:
+            return
+        path = self._path_from(source)
+        if path is not None and path.state in (State.UNTRIED, State.PROBING, State.DEAD):
+            path.take(Input.HEARD)
+            self.prober.hurry(now, path)
+
+    def handle_pong(self, now: float, pong: Pong, source: Endpoint, frame_bytes: int) -> None:
+        path = self.prober.handle_pong(now, pong, source, frame_bytes)
+        if path is not None and path.state is State.PROVEN and not path.is_relay:
+            self._seeks = 0
+            self._spray = None
+            self.next_seek_at = None
+
+    def handle_call_me(self, now: float, call: CallMe) -> None:
+        """Ping where the peer asks for it: it does the same."""
+        if not self._calls_in.take(now):
+            self._shared.drop(DiscoDrop.FLOOD)
+            return
+        self.introduced_at = now
+        self.offer(now, call.endpoints)
+        for path in self.prober:
+            if path.is_relay or path.state in (State.PROVEN, State.ANSWERED):
+                continue
+            if path.next_probe_at is None:
+                self.prober.begin(now, path, punch=path.state is not State.DOUBTFUL)
+            else:
+                path.attempts = min(path.attempts, 1)
+
+    # Traffic of WireGuard
+
+    def sent(self, now: float) -> list[Endpoint]:
+        """Data went to `current`. Returns where copies go."""
+        path = self.current
+        self._use(now)
+        if path is None:
+            return self.copies
+        if path.unanswered_since is None:
+            path.unanswered_since = now
+        if path.next_probe_at is None and not path.is_relay:
+            forgotten = path.heard_at is None or now - path.heard_at > TRUST_S
+            if path.state is State.PROVEN and forgotten:
+                path.take(Input.SILENCE)
+            if path.state is State.DOUBTFUL:
+                self.prober.begin(now, path)
+                self._call(now)
+                self._choose_copies()
+        return self.copies
+
+    def heard(self, now: float, source: Endpoint) -> None:
+        """Authentic traffic came from `source`."""
+        self._use(now)
+        path = self.prober.find(source)
+        if path is not None:
+            path.heard_at = now
+            path.unanswered_since = None
+
+    def roamed(self, now: float, source: Endpoint) -> None:
+        """WireGuard heard its peer where it did not expect it."""
+        if isinstance(source, RelayEndpoint):
+            if self.prober.relay is None:
+                self.set_relay(source)
+            self.heard(now, source)
+            return
+        path = self._path_from(source)
+        if path is None:
+            return
+        if path.state in (State.UNTRIED, State.PROBING, State.ONE_WAY, State.DEAD):
+            if path.state is not State.ONE_WAY:
+                path.take(Input.HEARD)
+            path.endpoint = source
+            path.roamed_at = path.roamed_at or now
+            if path.next_probe_at is None or path.attempts > 1:
+                self.prober.hurry(now, path)
+            old = self.current
+            if old is not None and old is not path and old.state is State.PROVEN and old.next_probe_at is None:
+                old.take(Input.SILENCE)
+                self.prober.begin(now, old)
+        self.heard(now, source)
+
+    # Time
+
+    def handle_timeout(self, now: float) -> None:
+        prober, current = self.prober, self.current
+        prober.handle_timeout(now)
+        if current is not None and _is_due(self._verify_at(), now):
+            prober.begin(now, current)
+            prober.handle_timeout(now)
+        if _is_due(self.next_seek_at, now):
+            self._seek(now)
+        if _is_due(self._recheck_at, now):
+            self._recheck(now)
+        spray = self._spray
+        if spray is not None and _is_due(spray.next_at, now):
+            for endpoint in spray.take_due(now):
+                prober.ping(now, to_endpoint(endpoint), 0)
+
+    def deadline(self) -> float | None:
+        times = [self.prober.deadline(), self._verify_at(), self.next_seek_at, self._recheck_at]
+        if self._spray is not None:
+            times.append(self._spray.next_at)
+        return min((at for at in times if at is not None), default=None)
+
+    def is_wanted(self, now: float) -> bool:
+        """Whether there was traffic lately, or is said to be soon."""
+        return any(at is not None and now - at < WANTED_S for at in (self._used_at, self.introduced_at))
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether traffic goes, or could go, past the relay."""
+        return any(path.state is State.PROVEN for path in self.prober.direct.values())
+
+    def _verify_at(self) -> float | None:
+        path = self.current
+        if path is None or path.unanswered_since is None or path.next_probe_at is not None:
+            return None
+        if path.state is not State.PROVEN and not (path.is_relay and path.state is State.ANSWERED):
+            return None
+        verified_at = path.unanswered_since if path.ponged_at is None else path.ponged_at
+        return max(path.unanswered_since + SILENCE_S, verified_at + VERIFY_SPACING_S)
+
+    def _use(self, now: float) -> None:
+        self._used_at = now
+        if not self.is_direct and self.next_seek_at is None:
+            self.next_seek_at = now
+        if self._recheck_at is None:
+            self._recheck_at = now + RECHECK_S
+
+    # Search
+
+    def _seek(self, now: float) -> None:
+        """Probe everything that is not known to work, and ask the peer to do the same."""
+        self.next_seek_at = None
+        if self.is_direct or not self.is_wanted(now):
+            return
+        for path in self.prober:
+            if path.state in (State.UNTRIED, State.DEAD):
+                self.prober.begin(now, path, punch=True)
+        self._call(now)
+        self._begin_spray(now)
+        self.prober.handle_timeout(now)
+        self.next_seek_at = now + SEEK_AGAIN_S[min(self._seeks, len(SEEK_AGAIN_S) - 1)]
+        self._seeks += 1
+
+    def _call(self, now: float) -> None:
+        shared, relay = self._shared, self.prober.relay
+        if not self._calls_out.take(now):
+            return
+        message = write_call_me(shared.endpoints())
+        if relay is not None:
+            shared.transmits.append(Transmit(relay.endpoint, [shared.keys.seal(self.them, message)]))
+        shared.signals.append((self.device, shared.keys.seal(self.them, message)))
+
+    def _begin_spray(self, now: float) -> None:
+        """Only the second search and later ones, and only where guessing is all that is left."""
+        shared = self._shared
+        if self._seeks == 0 or self.nat != EDM or shared.nat == EDM or self._sprays >= SPRAYS_PER_PEER_MAX:
+            return
+        public = [path for path in self.prober.direct.values() if path.kind is PathKind.IPV4]
+        if public and shared.sprayed.take(now, SPRAY_PORTS):
+            self._sprays += 1
+            self._spray = Spray(now, public[0].endpoint.ip_bytes(), shared.entropy)
+
+    def _recheck(self, now: float) -> None:
+        self._recheck_at = None
+        if not self.is_wanted(now):
+            return
+        self._recheck_at = now + RECHECK_S
+        for path in self.prober:
+            if path.next_probe_at is None and (path.state is State.PROVEN or (path.is_relay and path is self.current)):
+                self.prober.begin(now, path, full=True)
+
+    def _path_from(self, source: Endpoint) -> Path | None:
+        """The path to where something authentic came from."""
+        path = self.prober.find(source)
+        if path is not None:
+            return path
+        kind = self.prober.kind(source)
+        if kind is None:
+            self._shared.drop(DiscoDrop.CANDIDATE)
+            return None
+        return self.prober.add(source, kind, self.current)
+
+    # Choice
+
+    def choose(self, now: float) -> bool:
+        """Settle where traffic goes; True where that is another way than before."""
+        before, self.current = self.current, self._best(now)
+        self._choose_copies()
+        return self.current is not before
+
+    def _best(self, now: float) -> Path | None:
+        current, relay = self.current, self.prober.relay
+        if current is not None and current is not relay and current.key not in self.prober.direct:
+            current = None
+        direct = list(self.prober.direct.values())
+        proven = [path for path in direct if path.state is State.PROVEN]
+        best = min(proven, key=lambda path: path.score_ms, default=None)
+        if best is not None and current in proven and current is not None and not best.is_better_than(current):
+            best = current
+        roamed = max(
+            (path for path in direct if _roams(path, now)), key=lambda path: path.roamed_at or 0.0, default=None
+        )
+        if roamed is not None and (current is None or not current.is_relay):
+            since = roamed.roamed_at or 0.0
+            if best is None or best.heard_at is None or best.heard_at < since:
+                return roamed
+        if best is not None:
+            return best
+        if current in direct and current is not None and current.state in (State.DOUBTFUL, State.ANSWERED):
+            return current
+        if relay is not None and relay.state is not State.DEAD:
+            return relay
+        live = min((path for path in direct if path.state in _LIVE), key=lambda path: path.score_ms, default=None)
+        return live or relay
+
+    def _choose_copies(self) -> None:
+        current, relay = self.current, self.prober.relay
+        self.copies = []
+        if current is None or current.state is State.PROVEN:
+            return
+        if current.is_relay and current.state not in (State.DOUBTFUL, State.DEAD):
+            return
+        if relay is not None and relay is not current:
+            self.copies.append(relay.endpoint)
+        others = [path for path in self.prober.direct.values() if path is not current and path.state in _LIVE]
+        others.sort(key=lambda path: path.score_ms)
+        self.copies += [path.endpoint for path in others[: COPIES_MAX - len(self.copies)]]
+
+
+def _roams(path: Path, now: float) -> bool:
+    recent = path.roamed_at is not None and now - path.roamed_at < ROAM_TRUST_S
+    return recent and path.state in (State.ONE_WAY, State.ANSWERED)
+
+
+def _is_due(at: float | None, now: float) -> bool:
+    return at is not None and at <= now

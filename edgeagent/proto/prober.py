@@ -1,0 +1,258 @@
+"""The probes to one peer: rows of pings along each path, and the pongs that move its state."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from edgeagent.proto.candidates import kind_of
+from edgeagent.proto.constants import TAG_SIZE
+from edgeagent.proto.disco import (
+    PING_BYTES,
+    TRANSACTION_SIZE,
+    Correspondent,
+    DiscoDrop,
+    DiscoKeys,
+    Pong,
+    UdpAddress,
+    write_ping,
+)
+from edgeagent.proto.endpoint import Endpoint, Transmit
+from edgeagent.proto.messages import TRANSPORT_HEADER
+from edgeagent.proto.path import Input, Path, PathKey, PathKind, State, key_of
+from edgeagent.proto.paths import from_endpoint, to_endpoint
+from edgeagent.proto.punch import SPRAYED_MAX, SPRAYED_PER_S, Budget, guess_next, mapping_behaviour
+
+if TYPE_CHECKING:
+    from edgeagent.proto.devicemap import DeviceMap
+    from edgeagent.proto.keys import Entropy
+
+PATHS_MAX = 24  # per peer, the one by relay not counted
+PROBES_MAX = 512  # per peer that may still be answered
+PROBE_LIFE_S = 10.0
+PUNCH_TTL = 4  # leaves our NATs, and does not reach one that is five hops away or more
+PUNCH_LEAD_S = 0.25  # from that to the first probe that does
+ROW_S = (0.3, 0.3, 0.4, 0.5, 0.7, 1.0, 1.0)  # waits after each probe of a row: 4.2 s in all
+ROW_FULL_S = (0.3, 0.3, 0.4, 0.5, 0.7)  # the same for probes of payload size
+FULL_BEFORE_LADDER = 2  # of those, how many have full size before shorter ones go along
+WAIT_PER_LATENCY = 2.5
+WAIT_MAX_S = 2.0
+LADDER_BYTES = (1_392, 1_252, 1_172, 1_024, 820, 548)  # UDP payloads that pass where longer ones do not
+TRANSPORT_OVERHEAD = TRANSPORT_HEADER.size + TAG_SIZE
+
+
+class DiscoShared:
+    """What the paths of all peers have in common: our keys, what is known of ourselves, and the outputs."""
+
+    __slots__ = (
+        "device_map", "drops", "entropy", "keys", "mapped", "mapping_doubted", "mtu", "node_key", "own", "signals",
+        "sprayed", "transmits",
+    )  # fmt: skip
+
+    def __init__(self, now: float, keys: DiscoKeys, entropy: Entropy, device_map: DeviceMap, node_key: bytes) -> None:
+        self.keys = keys
+        self.entropy = entropy
+        self.device_map = device_map
+        self.node_key = node_key
+        self.mtu = 0  # of the TUN
+        self.own: list[UdpAddress] = []  # our interfaces' addresses
+        self.mapped: list[UdpAddress] = []  # as servers saw us, in the order they were asked
+        self.mapping_doubted = False  # a direct path died that had worked: our NAT may have forgotten us
+        self.sprayed = Budget(now, SPRAYED_MAX, SPRAYED_PER_S)
+        self.transmits: list[Transmit] = []
+        self.signals: list[tuple[str, bytes]] = []  # (device, frame) for its inbox
+        self.drops: dict[DiscoDrop, int] = dict.fromkeys(DiscoDrop, 0)
+
+    @property
+    def full_bytes(self) -> int:
+        """Of the longest datagram that a packet from the TUN makes, padding included."""
+        return self.mtu + TRANSPORT_OVERHEAD
+
+    @property
+    def nat(self) -> str | None:
+        """Our own NAT's mapping behaviour."""
+        return mapping_behaviour(self.mapped)
+
+    def endpoints(self) -> list[UdpAddress]:
+        """Where we may be reached, for a call-me: interfaces, mappings, and where the next mapping may be."""
+        return list(dict.fromkeys([*self.own, *self.mapped[::-1], *guess_next(self.mapped)]))
+
+    def drop(self, reason: DiscoDrop, count: int = 1) -> None:
+        self.drops[reason] += count
+
+
+class Probe:
+    """A ping that may still be answered, from `key` and with `frame_bytes`."""
+
+    __slots__ = ("endpoint", "frame_bytes", "key", "sent_at")
+
+    def __init__(self, sent_at: float, endpoint: Endpoint, frame_bytes: int) -> None:
+        self.sent_at = sent_at
+        self.endpoint = endpoint
+        self.key = key_of(endpoint)
+        self.frame_bytes = frame_bytes
+
+
+class Prober:
+    """Drive it: `add` paths, `begin` rows, `handle_pong`, and `handle_timeout` at `deadline()`.
+
+    `direct` holds the paths by key, `relay` the one that is always there if the peer has a home relay.
+    """
+
+    __slots__ = ("_probes", "_shared", "_them", "direct", "relay")
+
+    def __init__(self, shared: DiscoShared, them: Correspondent) -> None:
+        self._shared = shared
+        self._them = them
+        self._probes: OrderedDict[bytes, Probe] = OrderedDict()
+        self.direct: dict[PathKey, Path] = {}
+        self.relay: Path | None = None
+
+    def __iter__(self) -> Iterator[Path]:
+        yield from list(self.direct.values())
+        if self.relay is not None:
+            yield self.relay
+
+    def find(self, endpoint: Endpoint) -> Path | None:
+        key = key_of(endpoint)
+        return self.relay if self.relay is not None and self.relay.key == key else self.direct.get(key)
+
+    def add(self, endpoint: Endpoint, kind: PathKind, keep: Path | None = None) -> Path | None:
+        """The path to `endpoint`, new or known. When there is no room a dead one gives way, or one that nobody tried,
+        but not `keep`; None where none can."""
+        path = self.direct.get(key_of(endpoint))
+        if path is not None:
+            return path
+        if len(self.direct) >= PATHS_MAX:
+            poor = [old for old in self.direct.values() if old.state in (State.DEAD, State.UNTRIED) and old is not keep]
+            if not poor:
+                self._shared.drop(DiscoDrop.PATHS_FULL)
+                return None
+            del self.direct[min(poor, key=lambda old: old.state is State.UNTRIED).key]
+        path = self.direct[key_of(endpoint)] = Path(endpoint.unpinned(), kind)
+        return path
+
+    def kind(self, endpoint: Endpoint) -> PathKind | None:
+        """Of an endpoint that something authentic came from; None inside the mesh."""
+        address = endpoint.ip_bytes()
+        if self._shared.device_map.holds(address):
+            return None
+        return kind_of(address, self._shared.own, self._shared.device_map) or PathKind.PRIVATE
+
+    # Rows
+
+    def begin(self, now: float, path: Path, *, punch: bool = False, full: bool = False) -> None:
+        """A row of probes, the first of them now; `punch`: after one that opens our NAT and reaches nobody; `full`:
+        along a proven path, whether whole packets still pass."""
+        if path.state is State.DEAD:
+            path.take(Input.RETRY)
+        path.take(Input.PROBE)
+        path.attempts = -1 if punch and path.kind in (PathKind.IPV4, PathKind.IPV6) else 0
+        path.full = full
+        path.next_probe_at = now
+
+    def hurry(self, now: float, path: Path) -> None:
+        """Something came from there: what waited for its turn goes now."""
+        if path.next_probe_at is None:
+            self.begin(now, path)
+        else:
+            path.attempts = max(0, min(path.attempts, 2))
+            path.next_probe_at = now
+
+    def handle_timeout(self, now: float) -> None:
+        for path in self:
+            if path.next_probe_at is not None and path.next_probe_at <= now:
+                self._next_probe(now, path)
+
+    def deadline(self) -> float | None:
+        return min((path.next_probe_at for path in self if path.next_probe_at is not None), default=None)
+
+    def _next_probe(self, now: float, path: Path) -> None:
+        full = path.state is State.ANSWERED and not path.is_relay
+        row = ROW_FULL_S if full else ROW_S
+        if path.attempts < 0:
+            path.attempts = 0
+            path.next_probe_at = now + PUNCH_LEAD_S
+            self.ping(now, path.endpoint, PING_BYTES, ttl=PUNCH_TTL)
+            return
+        if path.attempts >= len(row):
+            self._shared.mapping_doubted |= path.state is State.DOUBTFUL and not path.is_relay
+            path.take(Input.GAVE_UP)
+            path.next_probe_at = path.roamed_at = None
+            return
+        if path.attempts and (path.state is State.PROVEN or (path.is_relay and path.state is State.ANSWERED)):
+            path.take(Input.SILENCE)
+        for size in self._sizes(path):
+            self.ping(now, path.endpoint, size)
+        wait_s = max(row[path.attempts], WAIT_PER_LATENCY * (path.latency_ms or 0.0) / 1e3)
+        path.attempts += 1
+        path.next_probe_at = now + min(WAIT_MAX_S, wait_s)
+
+    def _sizes(self, path: Path) -> list[int]:
+        """What the next probe of the row tries."""
+        full_bytes = self._shared.full_bytes
+        if path.is_relay:
+            return [PING_BYTES]
+        if path.state is State.ANSWERED:
+            ladder = LADDER_BYTES if path.attempts >= FULL_BEFORE_LADDER else ()
+            return [full_bytes, *(size for size in ladder if size < full_bytes)]
+        if (path.state is State.PROVEN and path.full) or (path.state is State.DOUBTFUL and path.attempts % 2 == 0):
+            return [path.frame_bytes or full_bytes]
+        return [PING_BYTES]
+
+    def ping(self, now: float, endpoint: Endpoint, frame_bytes: int, ttl: int | None = None) -> None:
+        """One ping, which may be answered for PROBE_LIFE_S."""
+        shared = self._shared
+        while self._probes:
+            oldest = next(iter(self._probes.values()))
+            if len(self._probes) < PROBES_MAX and now - oldest.sent_at <= PROBE_LIFE_S:
+                break
+            self._probes.popitem(last=False)
+        transaction = shared.entropy(TRANSACTION_SIZE)
+        frame = shared.keys.seal(self._them, write_ping(transaction, shared.node_key, frame_bytes))
+        self._probes[transaction] = Probe(now, endpoint, len(frame))
+        shared.transmits.append(Transmit(endpoint, [frame], ttl=ttl))
+
+    # Answers
+
+    def handle_pong(self, now: float, pong: Pong, source: Endpoint, frame_bytes: int) -> Path | None:
+        """The path that was answered, or None for a pong that counts for nothing."""
+        probe = self._probes.get(pong.transaction)
+        if probe is None or now - probe.sent_at > PROBE_LIFE_S or frame_bytes != probe.frame_bytes:
+            self._shared.drop(DiscoDrop.TRANSACTION)
+            return None
+        if probe.key != key_of(source):
+            self._shared.drop(DiscoDrop.PONG_SOURCE)
+            return None
+        del self._probes[pong.transaction]
+        path = self.find(source) or self._sprayed(source)
+        if path is None:
+            return None
+        if path.state is State.UNTRIED:
+            path.take(Input.PROBE)
+        path.measured((now - probe.sent_at) * 1e3)
+        path.heard_at = path.ponged_at = now
+        path.unanswered_since = None
+        if source.local is not None:
+            path.endpoint = source
+        self._answered(now, path, frame_bytes)
+        return path
+
+    def _answered(self, now: float, path: Path, frame_bytes: int) -> None:
+        before = path.state
+        if frame_bytes > PING_BYTES:
+            path.take(Input.FULL_PONG)
+            path.frame_bytes = frame_bytes if before is not State.PROVEN else max(path.frame_bytes, frame_bytes)
+        else:
+            path.take(Input.PONG)
+        path.attempts = 0
+        path.next_probe_at = None
+        if path.state is State.PROVEN:
+            path.roamed_at = None
+        elif not path.is_relay:
+            path.next_probe_at = now  # and at once with full size
+
+    def _sprayed(self, source: Endpoint) -> Path | None:
+        kind = self.kind(source)
+        return None if kind is None else self.add(to_endpoint(from_endpoint(source)), kind)
