@@ -1,0 +1,62 @@
+"""What waits for a stream that takes less than it is offered."""
+
+from __future__ import annotations
+
+from collections import deque
+
+PACKETS_MAX = 32
+CONTROLS_MAX = 64
+
+
+class SendQueue:
+    """Frames on their way into a stream: control frames first, then packets, of which the oldest give way.
+
+    An old packet is worth less than a new one: whoever sent it has most likely given it up (RFC 8033, section 1 has
+    the longer argument). While the stream takes what it is offered `blocked` is False and only bytes are counted,
+    so that one large read may leave in one large write.
+    """
+
+    __slots__ = ("_controls", "_packets", "blocked", "bytes", "bytes_max", "controls_max", "dropped", "packets_max")
+
+    def __init__(self, bytes_max: int, packets_max: int = PACKETS_MAX, controls_max: int = CONTROLS_MAX) -> None:
+        self._controls: deque[bytes] = deque()
+        self._packets: deque[bytes] = deque()
+        self.blocked = False
+        self.bytes = 0  # of the packets
+        self.bytes_max = bytes_max
+        self.packets_max = packets_max
+        self.controls_max = controls_max
+        self.dropped = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._packets or self._controls)
+
+    def __len__(self) -> int:
+        return len(self._packets)
+
+    def push_control(self, frame: bytes) -> bool:
+        """False, and the frame is not taken, when the other side has read none of the last `controls_max`."""
+        if len(self._controls) >= self.controls_max:
+            return False
+        self._controls.append(frame)
+        return True
+
+    def push_packet(self, frame: bytes) -> int:
+        """Returns how many older packets gave way."""
+        packets = self._packets
+        packets.append(frame)
+        self.bytes += len(frame)
+        dropped = 0
+        while self.bytes > self.bytes_max or (self.blocked and len(packets) > self.packets_max):
+            self.bytes -= len(packets.popleft())
+            dropped += 1
+        self.dropped += dropped
+        return dropped
+
+    def take(self) -> bytes:
+        """All that waits, in one piece."""
+        taken = b"".join((*self._controls, *self._packets))
+        self._controls.clear()
+        self._packets.clear()
+        self.bytes = 0
+        return taken

@@ -1,0 +1,1 @@
+"""The relay: forwards sealed packets between members that no direct path connects. `edgerelay` on the command line."""

@@ -1,0 +1,1 @@
+"""What a relay decides, without sockets, clocks or entropy of its own."""

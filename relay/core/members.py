@@ -1,0 +1,204 @@
+"""Who is logged in, of which network, and on which of the region's relays everybody else is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import Enum
+
+from edgeagent.proto.endpoint import Endpoint
+from edgeagent.proto.relay_frames import OWN_CHANNEL, FrameSplitter
+from edgeagent.proto.relay_login import SessionKeys
+from edgeagent.proto.relay_pass import Pass
+from edgeagent.proto.sendqueue import SendQueue
+from relay.core.buckets import TokenBucket
+from relay.core.limits import Rate
+
+# A link to a sibling carries what many members say
+SIBLING_CONTROLS_MAX = 1_024  # frames of up to 256 keys: what a link has to say when it comes up
+SIBLING_PACKETS_MAX = 1_024
+SIBLING_QUEUE_BYTES_MAX = 2_097_152
+
+
+class Network:
+    """A tenant: what its members may send together, and what they sent."""
+
+    __slots__ = ("bucket", "bytes", "dropped", "id", "members", "packets")
+
+    def __init__(self, now: float, network: str, rate: Rate) -> None:
+        self.id = network
+        self.bucket = TokenBucket(now, rate)
+        self.members = 0
+        self.packets = 0
+        self.bytes = 0
+        self.dropped = 0
+
+
+class StreamState(Enum):
+    """What the other end of a stream is to us."""
+
+    STRANGER = "stranger"  # has our challenge
+    MEMBER = "member"
+    CALLED = "called"  # a sibling that we called: its challenge is to come
+    ASKED = "asked"  # a sibling that has our login
+    SIBLING = "sibling"
+    CLOSED = "closed"
+
+
+class Stream:
+    """A connection of the TLS carrier."""
+
+    __slots__ = (
+        "challenge",
+        "conn",
+        "heard_at",
+        "keys",
+        "member",
+        "queue",
+        "sibling",
+        "sibling_key",
+        "source",
+        "splitter",
+        "state",
+    )
+
+    def __init__(self, now: float, conn: int, source: bytes, queue: SendQueue) -> None:
+        self.conn = conn
+        self.source = source  # address, 4 or 16 B
+        self.queue = queue
+        self.state = StreamState.STRANGER
+        self.heard_at = now
+        self.splitter = FrameSplitter()
+        self.challenge = b""
+        self.member: Member | None = None
+        self.sibling = ""  # its id
+        self.sibling_key = b""
+        self.keys: SessionKeys | None = None  # of our own login at a sibling
+
+
+class Session:
+    """A session of the UDP carrier: where its member is, and what its channels mean."""
+
+    __slots__ = ("channels", "down_counter", "endpoint", "id", "keys", "nonce", "numbers", "up_counter")
+
+    def __init__(self, session: int, endpoint: Endpoint, keys: SessionKeys, nonce: bytes, key: bytes) -> None:
+        self.id = session
+        self.endpoint = endpoint
+        self.keys = keys
+        self.nonce = nonce
+        self.up_counter = -1
+        self.down_counter = 0
+        self.channels: dict[int, bytes] = {OWN_CHANNEL: key}
+        self.numbers: dict[bytes, int] = {key: OWN_CHANNEL}
+
+
+class Member:
+    """One login of one device: by a `stream` or by a UDP `session`, never both."""
+
+    __slots__ = (
+        "bucket",
+        "gone_at",
+        "heard_at",
+        "key",
+        "network",
+        "pass_",
+        "replaced_at",
+        "session",
+        "silence_s",
+        "stream",
+    )
+
+    def __init__(
+        self, now: float, pass_: Pass, network: Network, rate: Rate, silence_s: int, via: Stream | Session
+    ) -> None:
+        self.key = pass_.node_key
+        self.pass_ = pass_
+        self.network = network
+        self.bucket = TokenBucket(now, rate)
+        self.silence_s = silence_s
+        self.heard_at = now
+        self.gone_at = 0.0
+        self.replaced_at: float | None = None
+        self.stream = via if isinstance(via, Stream) else None
+        self.session = via if isinstance(via, Session) else None
+
+
+class Roster:
+    """The members by key. Of two logins of one key the newer gets what is sent to it; the older may still send."""
+
+    def __init__(self) -> None:
+        self.by_key: dict[bytes, Member] = {}
+        self.by_session: dict[int, Member] = {}
+        self.networks: dict[str, Network] = {}
+        self._older: dict[bytes, Member] = {}  # replaced, the longest ago first; one a key
+        self._away: dict[bytes, tuple[Stream, str]] = {}  # key → the sibling that has it, and its network
+
+    def __len__(self) -> int:
+        return len(self.by_key) + len(self._older)
+
+    def __iter__(self) -> Iterator[Member]:
+        yield from list(self._older.values())
+        yield from list(self.by_key.values())
+
+    def add(self, now: float, member: Member) -> Member | None:
+        """Returns the login that this one replaces. There must be no older one: see `older`."""
+        before = self.by_key.get(member.key)
+        if before is not None:
+            before.replaced_at = now
+            self._older[member.key] = before
+        self.by_key[member.key] = member
+        member.network.members += 1
+        if member.session is not None:
+            self.by_session[member.session.id] = member
+        return before
+
+    def remove(self, member: Member) -> bool:
+        """True when with it the key has gone. An older login that still lingers serves again."""
+        if member.session is not None:
+            del self.by_session[member.session.id]
+        member.network.members -= 1
+        older = self._older.pop(member.key, None)
+        if older is member:
+            return False
+        if older is None:
+            del self.by_key[member.key]
+            return True
+        older.replaced_at = None
+        self.by_key[member.key] = older
+        return False
+
+    def older(self, key: bytes) -> Member | None:
+        """The login of a key that was replaced and lingers."""
+        return self._older.get(key)
+
+    def replaced_before(self, now: float) -> list[Member]:
+        """The logins that were replaced before `now`."""
+        return [member for member in self._older.values() if (member.replaced_at or 0.0) <= now]
+
+    def of_device(self, network: str, device: str) -> list[Member]:
+        return [member for member in self if member.network.id == network and member.pass_.device == device]
+
+    # What siblings have
+
+    @property
+    def away(self) -> int:
+        return len(self._away)
+
+    def find_away(self, key: bytes, network: str) -> Stream | None:
+        """The link to the sibling that has a member of `network`."""
+        found = self._away.get(key)
+        return found[0] if found is not None and found[1] == network else None
+
+    def is_away(self, key: bytes) -> bool:
+        return key in self._away
+
+    def set_away(self, key: bytes, link: Stream, network: str) -> None:
+        self._away[key] = (link, network)
+
+    def unset_away(self, key: bytes, link: Stream) -> None:
+        """Only if it is still this sibling that has it: the member may have moved on."""
+        found = self._away.get(key)
+        if found is not None and found[0] is link:
+            del self._away[key]
+
+    def forget_link(self, link: Stream) -> None:
+        self._away = {key: found for key, found in self._away.items() if found[0] is not link}

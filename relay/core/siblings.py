@@ -1,0 +1,90 @@
+"""The relays of one region: each tells the others who is with it, and packets go at most one hop between them.
+
+A relay tells what it has before anybody asks, so a member that sends to keys that nobody has makes no traffic between
+relays. What a sibling forwarded is delivered here or dropped, never forwarded again: there can be no loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from edgeagent.proto.names import is_network_id
+from edgeagent.proto.relay_frames import (
+    ABSENT,
+    KEY_SIZE,
+    KEYS_PER_FRAME_MAX,
+    NETWORK_ID_SIZE,
+    PRESENT,
+    Refusal,
+    RelayError,
+    frame,
+)
+from relay.core.members import (
+    SIBLING_CONTROLS_MAX,
+    SIBLING_PACKETS_MAX,
+    SIBLING_QUEUE_BYTES_MAX,
+    Member,
+    Stream,
+    StreamState,
+)
+from relay.core.reasons import RelayDrop
+from relay.core.shared import Happening, Shared
+
+
+class Siblings:
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+
+    def link_up(self, stream: Stream, sibling: str) -> None:
+        """Both sides have proved who they are: say who is here. A second link to a sibling replaces the first."""
+        shared = self._shared
+        before = shared.links.get(sibling)
+        if before is not None:
+            self.link_down(before)
+            shared.refuse(before, Refusal.REPLACED)
+        stream.state = StreamState.SIBLING
+        stream.sibling = sibling
+        stream.queue.controls_max = SIBLING_CONTROLS_MAX
+        stream.queue.packets_max = SIBLING_PACKETS_MAX
+        stream.queue.bytes_max = SIBLING_QUEUE_BYTES_MAX
+        shared.links[sibling] = stream
+        shared.happenings.append((Happening.SIBLING_UP, sibling))
+        by_network: dict[str, list[bytes]] = {}
+        for key, member in shared.roster.by_key.items():
+            by_network.setdefault(member.network.id, []).append(key)
+        for network, keys in by_network.items():
+            for at in range(0, len(keys), KEYS_PER_FRAME_MAX):
+                self._say(stream, PRESENT, network, keys[at : at + KEYS_PER_FRAME_MAX])
+
+    def link_down(self, stream: Stream) -> None:
+        """The stream of a sibling that was up has ended."""
+        shared = self._shared
+        if shared.links.get(stream.sibling) is stream:
+            del shared.links[stream.sibling]
+            shared.roster.forget_link(stream)
+            shared.happenings.append((Happening.SIBLING_DOWN, stream.sibling))
+
+    def announce(self, member: Member, *, here: bool) -> None:
+        for link in list(self._shared.links.values()):
+            self._say(link, PRESENT if here else ABSENT, member.network.id, [member.key])
+
+    def learn(self, stream: Stream, kind: int, payload: bytes) -> None:
+        """PRESENT or ABSENT of a sibling. Raises RelayError(BAD_FRAME)."""
+        shared = self._shared
+        network = payload[:NETWORK_ID_SIZE].decode("ascii", "replace")
+        if not is_network_id(network) or (len(payload) - NETWORK_ID_SIZE) % KEY_SIZE:
+            raise RelayError(Refusal.BAD_FRAME, "present: a network id and keys of 32 bytes expected")
+        if network not in shared.admission.networks:
+            return  # of a network that the other relay serves and this one does not
+        roster = shared.roster
+        for at in range(NETWORK_ID_SIZE, len(payload), KEY_SIZE):
+            key = payload[at : at + KEY_SIZE]
+            if kind == ABSENT:
+                roster.unset_away(key, stream)
+            elif roster.away < shared.limits.sibling_members or roster.is_away(key):
+                roster.set_away(key, stream, network)
+            else:
+                shared.drop(RelayDrop.SIBLING_FULL)
+
+    def _say(self, link: Stream, kind: int, network: str, keys: Iterable[bytes]) -> None:
+        self._shared.write_control(link, frame(kind, network.encode(), *keys))
