@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,12 @@ def test_every_command_and_reason_is_in_the_reference() -> None:
     reasons = [reason for listed in reference.reasons(ROOT).values() for reason in listed]
     assert len(reasons) > 40
     assert [reason.value for reason in reasons if f"| `{reason.value}` |" not in text] == []
+
+
+def test_every_console_script_is_in_the_reference() -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        scripts = tomllib.load(file)["project"]["scripts"]
+    assert list(reference.programs()) == list(scripts)
 
 
 def test_no_two_reasons_share_a_name_on_one_machine() -> None:
