@@ -255,12 +255,14 @@ class Agent:
             self.membership.on_timeout(now)
         elif enrolment.refusal:
             log.warning("%s", enrolment.refusal)
-            self.context.keystore.remove(StateFile.TOKEN)
-            self._enrolment = None
             for client in self._waiting:
                 client.refuse("refused", f"{enrolment.refusal}.")
             self._waiting.clear()
-            self._refusal = enrolment.refusal
+            self._refusal, enrolment.refusal = enrolment.refusal, ""
+            if not (enrolment.is_final or self._in_background):
+                return  # nobody is here to give it another token
+            self.context.keystore.remove(StateFile.TOKEN)
+            self._enrolment = None
             if self._in_background:  # a service stays, to be joined by another token
                 self.exit_status = REFUSED
                 self._stopping = True

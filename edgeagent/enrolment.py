@@ -35,7 +35,8 @@ _REFUSALS = {
 class Enrolment:
     """Drive it: `handle` for every event of the link, `on_timeout` at `poll_timeout()`, `settle` after either.
 
-    `admission` is set when the hub took the device in, `refusal` (a sentence) when it did not. `progress` says in words
+    `admission` is set when the hub took the device in, `refusal` (a sentence) when it did not; that is the end when
+    `is_final`, and otherwise only the broker's word, which is asked again at long intervals. `progress` says in words
     where it stands; `waiting` is True while a person has to approve.
     """
 
@@ -77,6 +78,10 @@ class Enrolment:
                 self._joiner.handle_refused(now)
             else:
                 self._joiner.handle_disconnected(now)
+
+    @property
+    def is_final(self) -> bool:
+        return self._joiner.done
 
     def poll_timeout(self) -> float | None:
         times = [self._joiner.poll_timeout(), self._joiner.next_connect_at if self._link.is_idle else None]

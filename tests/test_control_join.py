@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from edgeagent.proto import topics
 from edgeagent.proto.envelope import read_join, write_down
-from edgeagent.proto.join import REFUSALS_MAX, Joined, Joiner, JoinRefused, JoinWaiting
+from edgeagent.proto.join import REFUSALS_MAX, REFUSED_PAUSE_S, Joined, Joiner, JoinRefused, JoinWaiting
 from edgeagent.proto.refusals import ControlDrop
 from edgeagent.proto.signed import sign_object
 from edgeagent.proto.token import Token
@@ -166,7 +166,7 @@ def test_a_no_is_the_end(reason: str) -> None:
     assert machine.drain_events() == []
 
 
-def test_a_broker_that_refuses_is_asked_a_few_times() -> None:
+def test_a_broker_that_refuses_is_asked_a_few_times_and_then_now_and_again() -> None:
     machine = joiner()
     for _ in range(REFUSALS_MAX - 1):
         machine.handle_refused(0.0)
@@ -174,7 +174,13 @@ def test_a_broker_that_refuses_is_asked_a_few_times() -> None:
     machine.handle_refused(0.0)
     (event,) = machine.drain_events()
     assert isinstance(event, JoinRefused) and event.reason == "credentials"
-    assert machine.next_connect_at is None
+    for _ in range(3):
+        assert machine.next_connect_at is not None and machine.next_connect_at >= REFUSED_PAUSE_S / 2
+        machine.handle_refused(0.0)
+    assert machine.drain_events() == [] and not machine.done
+    machine.handle_connected(9.0)
+    machine.handle_message(9.1, TOPIC, admit(ok()))
+    assert isinstance(machine.drain_events()[0], Joined)
 
 
 @pytest.mark.parametrize(

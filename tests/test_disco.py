@@ -242,7 +242,7 @@ def test_endpoints_that_are_nobodys_are_not_probed(world: World) -> None:
 def test_the_signal_inbox(world: World) -> None:
     a, b = joined(world)
     entry = a.node.client.records.get(b.id)
-    assert entry is not None and entry.inbox == b.node.inbox.capability
+    assert entry is not None and entry.inbox == b.node.whereabouts.inbox.capability
     topic = f"em1/{NETWORK}/{b.id}/s/{entry.inbox}"
     assert topic in (b.session or {})
     call = sealed(a, b, disco.write_call_me([(bytes((203, 0, 113, 200)), 4_000)]))
@@ -258,11 +258,11 @@ def test_the_signal_inbox(world: World) -> None:
 
 def test_the_inbox_changes_when_somebody_who_knew_it_was_removed(world: World) -> None:
     _, b = joined(world)
-    before = b.node.inbox.capability
+    before = b.node.whereabouts.inbox.capability
     b.feed_key, b.feed_generation = bytes([9]) * 32, 2
     world.say_map(b)
     world.run(2)
-    assert b.node.inbox.capability != before
+    assert b.node.whereabouts.inbox.capability != before
     assert sum("/s/" in topic for topic in b.session or {}) == 2
 
 

@@ -29,8 +29,8 @@ _PORT_TRIES_MAX = 100
 _ANCILLARY_BYTES = 256
 
 _SOL_UDP, _UDP_SEGMENT, _UDP_GRO = 17, 103, 104
-_IP_TOS, _IP_PKTINFO, _IP_RECVTOS = 1, 8, 13
-_IPV6_RECVPKTINFO, _IPV6_PKTINFO, _IPV6_RECVTCLASS, _IPV6_TCLASS = 49, 50, 66, 67
+_IP_TOS, _IP_TTL, _IP_PKTINFO, _IP_RECVTOS = 1, 2, 8, 13
+_IPV6_RECVPKTINFO, _IPV6_PKTINFO, _IPV6_HOPLIMIT, _IPV6_RECVTCLASS, _IPV6_TCLASS = 49, 50, 52, 66, 67
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = (31, 33) if socket.SOL_SOCKET == 0xFFFF else (32, 33)  # MIPS and its kin first
 _PKTINFO4 = Struct("=i4s4s")  # interface, local address, destination of the header
 _PKTINFO6 = Struct("=16si")
@@ -245,7 +245,7 @@ class Udp:
             self._drop(UdpDrop.NO_SOCKET, len(datagrams))
             return True
         segmented = self._segment[family]
-        ancillary = _ancillary(family, endpoint, transmit.ecn)
+        ancillary = _ancillary(family, endpoint, transmit)
         at, count = 0, len(datagrams)
         while at < count:
             size = len(datagrams[at])
@@ -266,7 +266,7 @@ class Udp:
                 if error.errno in _SOURCE_GONE and endpoint.local is not None:
                     self._failures.append(endpoint)
                     endpoint = endpoint.unpinned()
-                    ancillary = _ancillary(family, endpoint, transmit.ecn)
+                    ancillary = _ancillary(family, endpoint, transmit)
                     continue
                 if error.errno in (errno.EINVAL, errno.EMSGSIZE) and end - at > 1:
                     segmented = False  # the segments do not fit the path: let each be fragmented or refused alone
@@ -289,19 +289,24 @@ def _group_end(datagrams: list[bytes], at: int) -> int:
     return end
 
 
-def _ancillary(family: int, endpoint: Endpoint, ecn: int) -> Ancillary:
+def _ancillary(family: int, endpoint: Endpoint, transmit: Transmit) -> Ancillary:
     ancillary: Ancillary = []
+    ecn, ttl = transmit.ecn, transmit.ttl
     if family == socket.AF_INET:
         if endpoint.local is not None:
             source, interface = endpoint.local
             ancillary.append((socket.IPPROTO_IP, _IP_PKTINFO, _PKTINFO4.pack(interface, source, b"")))
         if ecn:
             ancillary.append((socket.IPPROTO_IP, _IP_TOS, _INT.pack(ecn)))
+        if ttl is not None:
+            ancillary.append((socket.IPPROTO_IP, _IP_TTL, _INT.pack(ttl)))
     else:
         if endpoint.local is not None:
             ancillary.append((socket.IPPROTO_IPV6, _IPV6_PKTINFO, _PKTINFO6.pack(*endpoint.local)))
         if ecn:
             ancillary.append((socket.IPPROTO_IPV6, _IPV6_TCLASS, _INT.pack(ecn)))
+        if ttl is not None:
+            ancillary.append((socket.IPPROTO_IPV6, _IPV6_HOPLIMIT, _INT.pack(ttl)))
     return ancillary
 
 

@@ -31,7 +31,10 @@ def too_big(packet: bytes, mtu: int) -> bytes | None:
 
 
 def fragments(packet: bytes, mtu: int) -> list[bytes]:
-    """`packet` in pieces of at most `mtu` bytes; none when it is not IPv4, is malformed, or may not be cut."""
+    """`packet` in pieces of at most `mtu` bytes; none when it is not IPv4, is malformed, or may not be cut.
+
+    A checksum that was left to the network card (virtio's NEEDS_CSUM) must have been completed before.
+    """
     size = (packet[0] & 15) * 4 if packet and packet[0] >> 4 == 4 else 0
     if size < _HEADER or len(packet) < size or int.from_bytes(packet[2:4], "big") != len(packet):
         return []

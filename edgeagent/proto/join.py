@@ -21,6 +21,7 @@ RECONNECT_BASE_S, RECONNECT_CAP_S = 1.0, 60.0
 ANSWER_BASE_S, ANSWER_CAP_S = 5.0, 60.0
 APPROVAL_REPEAT_S = 300.0  # how often to ask again while a person has to approve
 REFUSALS_MAX = 5  # a broker that learns a new claim late refuses it for a moment
+REFUSED_PAUSE_S = 3600.0  # and after that: about as long, for as long as the device lives
 
 
 class Joined:
@@ -54,7 +55,8 @@ JoinEvent = Joined | JoinWaiting | JoinRefused
 class Joiner:
     """Drive it: connect at `next_connect_at` as `client_id` with `username` and `password` and a clean session,
     subscribe to `subscriptions`, report what happens by the handle methods, and after any of them drain publishes and
-    events and sleep until `poll_timeout()`. After Joined or JoinRefused it is `done` and says nothing more.
+    events and sleep until `poll_timeout()`. After Joined, or a JoinRefused that the hub signed,
+    it is `done` and says nothing more.
 
     `host` is the wished host name, `boot` the boot id (16 B), `facts` at most 16 texts about the device.
     """
@@ -79,6 +81,7 @@ class Joiner:
         self._identity = identity
         self._wall = wall
         self._network = token.network_id(crypto)
+        self._jitter = jitter
         self._reconnect = Backoff(jitter, RECONNECT_BASE_S, RECONNECT_CAP_S)
         self._repeat = Backoff(jitter, ANSWER_BASE_S, ANSWER_CAP_S)
         self._seq = 0
@@ -123,11 +126,16 @@ class Joiner:
             self.next_connect_at = now + self._reconnect.wait_s()
 
     def handle_refused(self, now: float) -> None:
-        """The broker refused the claim's credentials."""
+        """The broker refused the claim's credentials.
+
+        Told once, but never the end: nobody signed it, and a device that was shipped cannot be given another token.
+        """
         self._refusals += 1
-        if self._refusals >= REFUSALS_MAX:
-            self._finish(JoinRefused("credentials", ""))
         self.handle_disconnected(now)
+        if self._refusals == REFUSALS_MAX:
+            self._events.append(JoinRefused("credentials", ""))
+        if self._refusals >= REFUSALS_MAX:
+            self.next_connect_at = now + REFUSED_PAUSE_S * (0.5 + self._jitter())
 
     def handle_message(self, now: float, topic: str, payload: bytes) -> None:
         if self.done:

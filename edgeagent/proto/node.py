@@ -15,18 +15,15 @@ from typing import Any
 
 from edgeagent.proto import node_status, snapshot
 from edgeagent.proto.constants import MTU_DEFAULT
-from edgeagent.proto.control import FEED_ENDPOINTS_MAX
 from edgeagent.proto.control_client import Answer, ControlClient
 from edgeagent.proto.control_news import Answered, EpochBehind, FeedCame, MapCame, News, RecordCame, RecordLost
 from edgeagent.proto.crypto import Crypto
 from edgeagent.proto.device import Device
 from edgeagent.proto.devicemap import DeviceMap
-from edgeagent.proto.disco import DiscoDrop
 from edgeagent.proto.endpoint import Endpoint, Transmit
 from edgeagent.proto.epochs import Epochs
 from edgeagent.proto.events import EndpointRoamed, Event, HandshakeCompleted, HandshakeFailed, UnknownPeer
 from edgeagent.proto.identity import Admission, Identity
-from edgeagent.proto.inbox import Inbox
 from edgeagent.proto.keyrenewal import KeyRenewal, Step
 from edgeagent.proto.keys import Entropy
 from edgeagent.proto.limits import Limits
@@ -47,7 +44,6 @@ from edgeagent.proto.node_events import (
 )
 from edgeagent.proto.outbox import Outbox
 from edgeagent.proto.pathfinder import Pathfinder
-from edgeagent.proto.paths import is_usable
 from edgeagent.proto.peering import Link, Peering
 from edgeagent.proto.publishing import Publish
 from edgeagent.proto.records import Entry, Query, Record, UdpAddress
@@ -55,9 +51,9 @@ from edgeagent.proto.refusals import ControlDrop, ControlError
 from edgeagent.proto.resolver import Resolver
 from edgeagent.proto.tai64n import Tai64nClock
 from edgeagent.proto.walltime import WallFloor
+from edgeagent.proto.whereabouts import Whereabouts
 
 SWEEP_S = 30.0
-MAPPED_TOLD_MAX = 3  # of what servers saw of us, in the feed
 ROUNDS_MAX = 8  # of events that cause events; handshakes that are fed again cause at most one more
 
 
@@ -133,13 +129,17 @@ class Node:
         self.finder = Pathfinder(
             now, crypto=crypto, entropy=entropy, device_map=self.map, node_key=identity.node_key, mtu=mtu
         )
-        self.inbox = Inbox(now, admission.network, identity.device_id, entropy)
         self.peering = Peering(self.device, self.client, self.finder, limits.peers)
         self._paths = LinkPaths(self.device, self.client, self.peering, self.finder)
-        self._own: list[UdpAddress] = []
-        self._feed_generation = self.map.feed_generation
-        self.client.own_feed.disco_key = self.finder.public_key
-        self.client.own_feed.inbox = self.inbox.capability
+        self.whereabouts = Whereabouts(
+            now,
+            client=self.client,
+            finder=self.finder,
+            peering=self.peering,
+            network=admission.network,
+            device=identity.device_id,
+            entropy=entropy,
+        )
         self.resolver = Resolver(client=self.client, peering=self.peering, device=self.device, limits=limits)
         self.renewal = KeyRenewal(identity, jitter)
         self._set_wall(now)
@@ -194,8 +194,7 @@ class Node:
         return self._outbox.last_will(now)
 
     def handle_connected(self, now: float, session_present: bool) -> None:
-        self.inbox.connected(now)
-        self.client.own_feed.inbox = self.inbox.capability
+        self.whereabouts.handle_connected(now)
         self.client.handle_connected(now, session_present)
         self._renew_key(now)
         self._settle(now)
@@ -206,13 +205,8 @@ class Node:
         self._settle(now)
 
     def handle_message(self, now: float, topic: str, payload: bytes) -> None:
-        signal = self.inbox.take(topic)
-        if signal:
-            self.finder.handle_frame(now, payload, None)
-        elif signal is None:
+        if not self.whereabouts.take_signal(now, topic, payload):
             self.client.handle_message(now, topic, payload)
-        else:
-            self.finder.drops[DiscoDrop.STALE_INBOX] += 1
         self._set_wall(now)
         self._renew_key(now)
         self._settle(now)
@@ -243,29 +237,17 @@ class Node:
 
     def handle_addresses(self, now: float, endpoints: list[UdpAddress]) -> None:
         """Where this device may be reached: its own (address of 4 or 16 B, UDP port), the best first."""
-        self._own = endpoints
-        if self._tell_endpoints(now):
-            self.client.network_changed(now)
-            self.peering.own_address_changed(now)
+        self.whereabouts.handle_addresses(now, endpoints)
         self._settle(now)
 
     def handle_mappings(self, now: float, mapped: list[UdpAddress]) -> None:
         """Where servers see our UDP port, in the order they were asked; all that are known at present."""
-        self.finder.handle_own(now, self.finder.shared.own, mapped)
-        self.client.own_feed.nat = self.finder.shared.nat
-        self._tell_endpoints(now)
-        self.client.own_feed.changed(now, self.map)
+        self.whereabouts.handle_mappings(now, mapped)
         self._settle(now)
 
     def handle_home_relay(self, now: float, relay: str | None) -> None:
         """The id of the relay that we are at, which peers may send to; None while there is none."""
-        self.finder.handle_home_relay(now, relay)
-        self.client.own_feed.home_relay = relay
-        self.client.own_feed.changed(now, self.map)
-        for link in self.peering:
-            entry = self.client.records.get(link.device)
-            if entry is not None:
-                self.finder.know(now, entry)
+        self.whereabouts.handle_home_relay(now, relay)
         self._settle(now)
 
     def transmit_failed(self, now: float, endpoint: Endpoint) -> None:
@@ -315,7 +297,7 @@ class Node:
     def drain_subscriptions(self) -> list[tuple[str, bool]]:
         """(topic filter, whether to subscribe, else unsubscribe); to be sent before what is published."""
         changes = self.client.drain_subscriptions()
-        return changes + self.inbox.drain() if self.client.connected else changes
+        return changes + self.whereabouts.inbox.drain() if self.client.connected else changes
 
     def drain_events(self) -> list[NodeEvent]:
         events = list(self._events)
@@ -381,18 +363,6 @@ class Node:
         if self.client.connected and entry is not None and entry.inbox is not None:
             self._outbox.write_signal(device, entry.inbox, frame)
 
-    def _tell_endpoints(self, now: float) -> bool:
-        """Put our own addresses, and where servers see us, into the feed. False when nothing changed."""
-        mapped = self.finder.shared.mapped
-        room = FEED_ENDPOINTS_MAX - min(len(mapped), MAPPED_TOLD_MAX)
-        told = list(dict.fromkeys([*self._own[:room], *mapped[::-1][:MAPPED_TOLD_MAX]]))
-        own = [endpoint for endpoint in self._own if is_usable(endpoint[0], self.map)]
-        self.finder.handle_own(now, own, mapped)
-        if not self.client.own_feed.set_endpoints(told, self.map):
-            return False
-        self.client.own_feed.changed(now, self.map)
-        return True
-
     def _take_news(self, now: float, news: News) -> None:
         if isinstance(news, RecordCame):
             self.peering.record_came(now, news.entry)
@@ -414,21 +384,13 @@ class Node:
                 self._tell_gone(link, "removed" if news.gone else "gave way")
             self._mark_dirty(urgent=news.gone)
         elif isinstance(news, MapCame):
-            self._take_map(now)
+            self.whereabouts.handle_map(now)
             self._events.append(AdmissionChanged())
             self._events.append(MapChanged(self.map))
         elif isinstance(news, EpochBehind):
             self._events.append(ReconnectWanted())
         else:
             self._cut_off(now)
-
-    def _take_map(self, now: float) -> None:
-        self.finder.shared.device_map = self.map
-        if self.map.feed_generation != self._feed_generation:  # somebody was removed who knew our inbox
-            self._feed_generation = self.map.feed_generation
-            self.inbox.rotate(now)
-            self.client.own_feed.inbox = self.inbox.capability
-            self.client.own_feed.changed(now, self.map)
 
     def _take_event(self, now: float, event: Event) -> None:
         if isinstance(event, HandshakeCompleted):

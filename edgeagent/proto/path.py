@@ -109,7 +109,7 @@ HYSTERESIS_SHARE = 0.2  # and by this share of the latency, before traffic moves
 
 def print_table() -> str:
     """States x inputs as text; a dot is what cannot happen."""
-    width = max(len(state.value) for state in State) + 1
+    width = max(len(each.value) for each in (*State, *Input)) + 1
     lines = ["".ljust(width) + "".join(put.value.ljust(width) for put in Input)]
     for state in State:
         cells = [TABLE[state, put].value if (state, put) in TABLE else "." for put in Input]

@@ -40,7 +40,7 @@ class Pathfinder:
         self.shared = DiscoShared(now, self.keys, entropy, device_map, node_key)
         self.shared.mtu = mtu
         self.peers: dict[str, PeerPaths] = {}
-        self.home_relay: str | None = None
+        self.home_relay: str | None = None  # ours; None: relays cannot be used at present
         self._by_key_id: dict[bytes, PeerPaths] = {}
         self._by_path: dict[PathKey, PeerPaths] = {}  # the current way of each
         self._changed: dict[str, None] = {}  # devices whose current path is another, not yet drained
@@ -70,10 +70,6 @@ class Pathfinder:
             elif not paths.is_direct and paths.is_wanted(now):
                 paths.next_seek_at = now
             self._settle(now, paths)
-
-    def handle_home_relay(self, now: float, relay: str | None) -> None:
-        """Whether relays can be used at all, and which one is ours."""
-        self.home_relay = relay
 
     # Peers
 

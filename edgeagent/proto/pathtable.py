@@ -91,6 +91,7 @@ class PeerPaths:
         """The peer or we have moved: what failed before may succeed, and what worked may not."""
         self._seeks = self._sprays = 0
         for path in self.prober:
+            path.endpoint = path.endpoint.unpinned()  # the source address may be gone
             if path.state is State.DEAD:
                 path.take(Input.RETRY)
             elif path.state in (State.PROVEN, State.ANSWERED):

@@ -106,6 +106,19 @@ def test_datagrams_arrive_whole_with_source_and_ecn(lab: Lab, inside: Inside, ve
         assert not any(ours.drops.values()) and not any(theirs.drops.values())
 
 
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_hop_limit_ends_a_datagram_at_the_first_router(lab: Lab, inside: Inside, version: int) -> None:
+    near, far = lab.net("192.0.2.0/24", "2001:db8::/64"), lab.net("198.51.100.0/24", "2001:db8:1::/64")
+    lab.router("router", near, far)
+    a, b = lab.host("a", near), lab.host("b", far)
+    with inside(a), opened() as ours, inside(b), opened() as theirs:
+        to = endpoint(b, theirs.port, version)
+        ours.send(
+            [Transmit(to, [b"dies on the way"], ttl=1), Transmit(to, [b"arrives"], ttl=2), Transmit(to, [b"too"])]
+        )
+        assert [datagram for datagram, _, _ in receive(theirs, 2)] == [b"arrives", b"too"]
+
+
 def test_a_sticky_source_is_used_and_let_go_when_it_vanishes(lab: Lab, inside: Inside) -> None:
     a, b = pair(lab)
     a.ip("addr add 192.0.2.77/24 dev eth0")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import select
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.netlab.host import Host
@@ -17,8 +19,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 Address = tuple[str, int]
 
 
-def udp_socket(host: Host, address: str = "", port: int = 0) -> socket.socket:
-    """An IPv4 UDP socket of `host`. A socket stays in the namespace in which its thread was when it made it."""
+@contextlib.contextmanager
+def inside(host: Host) -> Iterator[None]:
+    """This thread is in the namespace of `host`; sockets and interfaces made meanwhile stay there."""
     here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         there = os.open(_NETNS_DIR / host.namespace, os.O_RDONLY | os.O_CLOEXEC)
@@ -27,11 +30,17 @@ def udp_socket(host: Host, address: str = "", port: int = 0) -> socket.socket:
         finally:
             os.close(there)
         try:
-            made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            yield
         finally:
             _enter(here)
     finally:
         os.close(here)
+
+
+def udp_socket(host: Host, address: str = "", port: int = 0, family: int = socket.AF_INET) -> socket.socket:
+    """A UDP socket of `host`."""
+    with inside(host):
+        made = socket.socket(family, socket.SOCK_DGRAM)
     try:
         made.bind((address, port))
     except BaseException:

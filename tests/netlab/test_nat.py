@@ -52,6 +52,8 @@ class Server:
             datagram = receive(client)
             assert datagram is not None, "not even the known server's datagram came"
             heard.append(datagram[0])
+        if b"stranger" not in heard and (late := receive(client, 0.02)) is not None:
+            heard.append(late[0])  # sent on two processors, they may overtake each other
         return b"stranger" in heard
 
 

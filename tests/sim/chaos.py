@@ -295,7 +295,7 @@ _ACTIONS: list[tuple[int, str, Draw]] = [
 
 def main(arguments: list[str]) -> int:
     """Exit code 1 when a run failed."""
-    failed = 0
+    failed = played = 0
     for argument in arguments:
         path = Path(argument)
         if path.suffix == ".json":
@@ -304,6 +304,8 @@ def main(arguments: list[str]) -> int:
         first, _, last = argument.partition("-")
         for seed in range(int(first), int(last or first) + 1):
             failed += _try(seed)
+            played += 1
+    print(f"{played} seeds, {failed} failed")
     return 1 if failed else 0
 
 

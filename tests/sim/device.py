@@ -359,7 +359,8 @@ class SimDevice:
             self.tell_addresses()
         elif isinstance(event, JoinRefused):
             self.refused = event.reason
-            self._leave_claim()
+            if self.joiner is None or self.joiner.done:
+                self._leave_claim()
 
     def _leave_claim(self) -> None:
         self.joiner = None

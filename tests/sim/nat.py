@@ -154,6 +154,11 @@ class Nat(Router):
             udp=self.kind.udp,
         )
 
+    def move(self, wan_address: str) -> None:
+        """The network outside gives it another address."""
+        assert self._wan is not None
+        self.set_address(self._wan, wan_address)
+
     def receive(self, interface: Interface, datagram: Datagram) -> None:
         to_us = interface is self._wan and datagram.destination[0] == self.wan_address
         if not to_us and not self.passes_on(datagram):

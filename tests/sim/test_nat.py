@@ -247,3 +247,37 @@ def test_silence_costs_nothing() -> None:
     homes.world.run_for(3_600.0)
     assert (homes.net.carried, homes.broker.published, homes.relay.packets) == (carried, published, relayed)
     homes.finish()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_happens_to_the_routers_everybody_is_reached_again(seed: int) -> None:
+    homes = Homes(seed)
+    dice = homes.world.stream("disturbances")
+    kinds = [dice.choice(nat.KINDS) for _ in range(3)]
+    devices = [homes.add_device_at(homes.home(str(number), kind)) for number, kind in enumerate(kinds)]
+    homes.wait_joined()
+    for place, a in enumerate(devices):
+        for b in devices[place + 1 :]:
+            homes.talk(a, b, every_s=0.5)
+    for step in range(25):
+        router = homes.nats[str(dice.randrange(3))]
+        happening = dice.randrange(6)
+        if happening == 0:
+            router.rebind()
+        elif happening == 1:
+            router.move(f"203.0.{100 + step}.1")
+        elif happening == 2:
+            homes.relay.go_down()
+        elif happening == 3:
+            dice.choice(devices).restart(down_s=2.0)
+        elif happening == 4:
+            homes.internet.conditions = Conditions(loss=dice.choice((0.0, 0.1, 0.4)), jitter_s=0.02)
+        else:
+            router.kind = dice.choice(nat.KINDS)
+        homes.world.run_for(dice.uniform(0.2, 40.0))
+        if not homes.relay.is_up:
+            homes.relay.come_up()
+    homes.internet.conditions = Conditions()
+    homes.world.run_for(120.0)
+    homes.wait_all_reach(within_s=20.0)
+    homes.finish()
