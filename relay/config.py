@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Callable, Mapping
+from ipaddress import ip_address
 from typing import Any
 
 from edgeagent.proto.errors import RemoteProtocolError
@@ -106,7 +107,9 @@ def _sibling(text: str) -> Sibling:
     name, _, rest = text.partition("=")
     place, _, key = rest.partition("=")
     try:
-        return Sibling(_label(name), parse_address(place), from_base64(key))
+        address = parse_address(place)
+        ip_address(address.host)  # no name: looking one up would hold up every member
+        return Sibling(_label(name), address, from_base64(key))
     except (ValueError, RemoteProtocolError):
         raise ValueError("ID=IP-ADDRESS:PORT=KEY, the key in base64 as `edgerelay keygen` prints it") from None
 

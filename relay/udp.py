@@ -25,6 +25,7 @@ _ANCILLARY_BYTES = 256
 _SOL_UDP, _UDP_SEGMENT, _UDP_GRO = 17, 103, 104
 _IP_TOS, _IP_PKTINFO, _IP_RECVTOS = 1, 8, 13
 _IPV6_RECVPKTINFO, _IPV6_PKTINFO, _IPV6_RECVTCLASS, _IPV6_TCLASS = 49, 50, 66, 67
+_IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT = 10, 23, 0
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 _PKTINFO4 = Struct("=i4s4s")  # interface, local address, destination of the header
 _PKTINFO6 = Struct("=16si")
@@ -73,11 +74,14 @@ class RelayUdp:
             opened.setsockopt(socket.SOL_SOCKET, option, BUFFER_BYTES)
             with suppress(OSError):  # goes beyond net.core.*mem_max, with CAP_NET_ADMIN
                 opened.setsockopt(socket.SOL_SOCKET, forced, BUFFER_BYTES)
+        # A relay is what is left when nothing else works: rather fragments than packets that never arrive
         if family == socket.AF_INET:
+            opened.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DONT)
             opened.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
             opened.setsockopt(socket.IPPROTO_IP, _IP_RECVTOS, 1)
         else:
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            opened.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT)
             opened.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
             opened.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVTCLASS, 1)
         try:

@@ -18,7 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "docs" / "reference.md"
-REASONS_IN = ("edgeagent/proto", "hub/core")
+REASONS_IN = ("edgeagent/proto", "hub/core", "relay/core")
 
 Rows = Sequence[tuple[str, str]]
 
@@ -88,11 +88,13 @@ def programs() -> dict[str, list[Command]]:
 
     from edgeagent import cli
     from hub import cli as hub_cli
+    from relay import cli as relay_cli
 
     return {
         "edgeagent": list(_argparse_commands(cli._parser())),
         "edge-wireguard": [_wireguard_command()],
         "edgehub": list(_click_commands("edgehub", typer.main.get_command(hub_cli.app))),
+        "edgerelay": list(_argparse_commands(relay_cli.build_parser())),
     }
 
 

@@ -25,6 +25,7 @@ from edgeagent.proto.relay_events import (
     RelayClientDrop,
     RelayDown,
     RelayEvent,
+    RelaySuspect,
     RelayUp,
 )
 from edgeagent.proto.relay_frames import PACKET_BYTES_MAX, Refusal
@@ -103,19 +104,14 @@ class RelayClient:
         self._close_stream_at: float | None = None
         self._waiting: deque[tuple[float, bytes, bytes, int]] = deque(maxlen=WAITING_PACKETS_MAX)
         self._refusal: Refusal | None = None
+        self._suspected = False
         self.carrier: Carrier | None = None
 
     @property
     def alive(self) -> bool:
-        """A probe has crossed the relay, and none of the last was lost without another answer."""
+        """Probes cross the relay: one has, and since then not several in a row went without an answer."""
         liveness = self._liveness(self.carrier)
-        return liveness is not None and liveness.proven and not liveness.dead
-
-    @property
-    def suspect(self) -> bool:
-        """Some probes in a row were lost: time to have another relay ready."""
-        liveness = self._liveness(self.carrier)
-        return liveness is not None and liveness.suspect
+        return liveness is not None and liveness.proven and not liveness.suspect
 
     @property
     def latency_s(self) -> float | None:
@@ -274,9 +270,9 @@ class RelayClient:
 
     def _datagram_failed(self, now: float, refusal: Refusal | None) -> None:
         lost = self.carrier is Carrier.DATAGRAM
-        if self._refused(now, refusal):
+        if self._refused(now, refusal, self._datagram.pass_used):
             return
-        if lost and refusal is None:
+        if lost and refusal in (None, Refusal.EXPIRED):
             self._datagram.start(now)
         else:
             self._datagram_at = now + self._datagram_backoff.wait_s()
@@ -286,7 +282,7 @@ class RelayClient:
     def _stream_failed(self, now: float, refusal: Refusal | None) -> None:
         self._inbox.events.append(CloseStream())
         self._close_stream_at = None
-        if self._refused(now, refusal):
+        if self._refused(now, refusal, self._stream.pass_used):
             return
         if self.carrier is Carrier.STREAM:
             self._stream_backoff.reset()
@@ -296,10 +292,10 @@ class RelayClient:
             self._datagram.failed = False
             self._datagram_failed(now, None)
 
-    def _refused(self, now: float, refusal: Refusal | None) -> bool:
+    def _refused(self, now: float, refusal: Refusal | None, pass_used: bytes) -> bool:
         """True when no other try makes sense until there is another pass."""
         self._refusal = refusal
-        if refusal is None:
+        if refusal is None or pass_used != self._login.pass_object:
             return False
         if refusal in PASS_REFUSALS or refusal is Refusal.REPLAYED:
             self._inbox.events.append(PassRefused(refusal))
@@ -325,6 +321,10 @@ class RelayClient:
             chosen = Carrier.DATAGRAM
         elif stream is not None:
             chosen = Carrier.STREAM
+        liveness = self._liveness(chosen)
+        suspected, self._suspected = self._suspected, liveness is not None and liveness.suspect
+        if self._suspected and not suspected:
+            self._inbox.events.append(RelaySuspect())
         if chosen is self.carrier:
             return
         self.carrier = chosen

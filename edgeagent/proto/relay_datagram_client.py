@@ -84,6 +84,7 @@ class DatagramClient:
         self.failed = False
         self.failure: Refusal | None = None
         self.liveness: Liveness | None = None
+        self.pass_used = b""  # of the last login
         self._begin()
 
     def _begin(self) -> None:
@@ -164,7 +165,7 @@ class DatagramClient:
             probe = self.liveness.next_probe(now)
             if probe is not None:
                 self._out.append((data_datagram(self._session, OWN_CHANNEL, probe), 0))
-            elif self.liveness.dead:
+            elif self.liveness.is_dead(now):
                 self._fail(None)
 
     def poll_timeout(self) -> float | None:
@@ -204,6 +205,7 @@ class DatagramClient:
 
     def _log_in(self, now: float, challenge: bytes) -> None:
         login = self._login
+        self.pass_used = login.pass_object
         sealed, self._keys = write_login(
             login.crypto,
             login.entropy,

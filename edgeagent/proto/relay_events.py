@@ -84,6 +84,15 @@ class RelayDown:
         self.refusal = refusal
 
 
+class RelaySuspect:
+    """Probes are not answered in time, and the relay has no other carrier that is better: have another relay ready.
+
+    Once in each such time; packets still go out, and answers that are only late end it.
+    """
+
+    __slots__ = ()
+
+
 class PassRefused:
     """The relay does not take this pass: give another by `set_pass`. Until then it is tried rarely."""
 
@@ -112,7 +121,7 @@ class RelayPeerGone:
         self.reason = reason
 
 
-RelayEvent = OpenStream | CloseStream | RelayUp | RelayDown | PassRefused | RelayDraining | RelayPeerGone
+RelayEvent = OpenStream | CloseStream | RelayUp | RelayDown | RelaySuspect | PassRefused | RelayDraining | RelayPeerGone
 Received = tuple[bytes, bytes, int]  # source node key, packet, ECN field
 
 

@@ -7,11 +7,11 @@ from edgeagent.proto.relay_frames import PROBE, PROBE_SIZE
 
 RETRY_MIN_S, RETRY_MAX_S = 0.5, 5.0  # three times the latency, within these
 FIRST_LATENCY_S = 0.5  # until it is known
-SUSPECT_AFTER = 2
-LOST_MAX = 4  # probes in a row without an answer; then the carrier is dead
+SUSPECT_AFTER = 2  # probes in a row without an answer in time: more than chance explains
+PATIENT_RETRY_S = 2.0  # between probes from the next one on
+DEAD_AFTER_S = 10.0  # without an answer, however late: full buffers on the way can hold one up for seconds
 ACTIVE_FOR_S = 5.0  # how long after a packet of ours we want to know soon
 _LATENCY_WEIGHT = 0.25
-_REMEMBERED = LOST_MAX + 1
 
 
 class Liveness:
@@ -19,7 +19,7 @@ class Liveness:
 
     What others send through the relay counts for nothing here: the way up may be dead while the way down is not. With
     packets of ours under way a probe goes out every `active_s`, otherwise every `idle_s`, which also keeps the NAT
-    binding or the connection alive.
+    binding or the connection alive. `suspect` is the time to have something else ready, `is_dead` the time to give up.
     """
 
     __slots__ = ("_entropy", "_lost", "_sent", "active_s", "answered_at", "idle_s", "latency_s", "sent_data_at")
@@ -31,16 +31,11 @@ class Liveness:
         self.answered_at = now
         self.sent_data_at = now - ACTIVE_FOR_S
         self.latency_s: float | None = None  # there and back, smoothed
-        self._sent: dict[bytes, float] = {}  # the last probes without an answer
+        self._sent: dict[bytes, float] = {}  # probes without an answer; within DEAD_AFTER_S there are only so many
         self._lost = 0
 
     @property
-    def dead(self) -> bool:
-        return self._lost >= LOST_MAX
-
-    @property
     def suspect(self) -> bool:
-        """More probes in a row were lost than chance explains."""
         return self._lost >= SUSPECT_AFTER
 
     @property
@@ -48,26 +43,27 @@ class Liveness:
         """A probe has crossed the relay."""
         return self.latency_s is not None
 
+    def is_dead(self, now: float) -> bool:
+        return now >= self._dead_at()
+
     def due(self) -> float:
-        """When the next probe is to be sent, or the last one is to be counted as lost."""
+        """When the next probe is to be sent, or the carrier is to be given up."""
         if self._sent:
-            return max(self._sent.values()) + self._retry_s()
+            return min(max(self._sent.values()) + self._retry_s(), self._dead_at())
         wait_s = self.active_s if self.sent_data_at + ACTIVE_FOR_S > self.answered_at else self.idle_s
         return self.answered_at + wait_s
 
     def next_probe(self, now: float) -> bytes | None:
         """The packet to send to ourselves, or None when it is not due or the carrier is dead."""
-        if now < self.due():
+        if now < self.due() or self.is_dead(now):
             return None
         if self._sent:
             self._lost += 1
-        return None if self.dead else self.probe(now)
+        return self.probe(now)
 
     def probe(self, now: float) -> bytes:
         """One now, due or not."""
         probe = bytes((PROBE,)) + self._entropy(PROBE_SIZE - 1)
-        while len(self._sent) >= _REMEMBERED:
-            del self._sent[next(iter(self._sent))]
         self._sent[probe] = now
         return probe
 
@@ -77,14 +73,22 @@ class Liveness:
         if sent_at is None:
             return False
         took_s = now - sent_at
-        self.latency_s = (
-            took_s if self.latency_s is None else self.latency_s + _LATENCY_WEIGHT * (took_s - self.latency_s)
-        )
+        if self.latency_s is None:
+            self.latency_s = took_s
+        else:
+            self.latency_s += _LATENCY_WEIGHT * (took_s - self.latency_s)
         self._sent.clear()
         self._lost = 0
         self.answered_at = now
         return True
 
+    def _dead_at(self) -> float:
+        """DEAD_AFTER_S from the first probe that has no answer."""
+        for sent_at in self._sent.values():
+            return sent_at + DEAD_AFTER_S
+        return float("inf")
+
     def _retry_s(self) -> float:
         latency_s = FIRST_LATENCY_S if self.latency_s is None else self.latency_s
-        return min(RETRY_MAX_S, max(RETRY_MIN_S, 3.0 * latency_s))
+        retry_s = min(RETRY_MAX_S, max(RETRY_MIN_S, 3.0 * latency_s))
+        return retry_s if self._lost <= SUSPECT_AFTER else max(retry_s, PATIENT_RETRY_S)

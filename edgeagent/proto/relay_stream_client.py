@@ -53,6 +53,7 @@ class StreamClient:
         self.failed = False
         self.failure: Refusal | None = None
         self.liveness: Liveness | None = None
+        self.pass_used = b""  # of the last login
         # What may come in which state; anything else ends the connection
         self._inputs: dict[tuple[StreamState, int], Callable[[float, bytes], None]] = {
             (StreamState.CHALLENGE, CHALLENGE): self._on_challenge,
@@ -128,7 +129,7 @@ class StreamClient:
             probe = self.liveness.next_probe(now)
             if probe is not None:
                 self._send_probe(probe)
-            elif self.liveness.dead:
+            elif self.liveness.is_dead(now):
                 self._fail(None)
 
     def poll_timeout(self) -> float | None:
@@ -140,6 +141,7 @@ class StreamClient:
 
     def _on_challenge(self, now: float, payload: bytes) -> None:
         login = self._login
+        self.pass_used = login.pass_object
         sealed, self._keys = write_login(
             login.crypto,
             login.entropy,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+from edgeagent.proto.ratelimiter import RateLimiter
 from relay.core.limits import RelayLimits
 from relay.core.reasons import RelayDrop
 
@@ -20,14 +21,17 @@ class Doorway:
         self._drops = drops
         self._waiting: OrderedDict[int, tuple[float, bytes]] = OrderedDict()  # connection → since when, source
         self._of_source: dict[bytes, int] = {}
+        # Each connection costs a TLS handshake
+        per_s = limits.logins_per_source_per_s
+        self._rate = RateLimiter(limits.doorway, float(per_s), 2.0 * per_s)
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def enter(self, now: float, conn: int, address: bytes) -> int | None:
-        """A connection that must go: this one, if its source has too many, or the oldest of all; None for neither."""
+        """A connection that must go: this one, if its source has or makes too many; the oldest of all; or None."""
         source = address if len(address) == 4 else address[:_IPV6_PREFIX_BYTES]
-        if self._of_source.get(source, 0) >= self._limits.doorway_per_source:
+        if self._of_source.get(source, 0) >= self._limits.doorway_per_source or not self._rate.allow(now, address):
             self._drops[RelayDrop.DOOR_SOURCE] += 1
             return conn
         oldest = None

@@ -33,7 +33,7 @@ class RelayDrop(Enum):
     STUN_SHORT = "stun-short"  # a request smaller than its answer, beyond the few that are answered all the same
     NEVER_READS = "never-reads"  # a member that does not even take control frames; it was closed
     DOOR_FULL = "door-full"  # the oldest connection that had not logged in gave way
-    DOOR_SOURCE = "door-source"  # too many connections from one address had not logged in
+    DOOR_SOURCE = "door-source"  # too many connections from one address that had not logged in, or too often
     DOOR_SLOW = "door-slow"  # a connection that did not log in in time
     BAD_REQUEST = "bad-request"  # something that is not the HTTP it should be
     TLS_FAILED = "tls-failed"  # a connection whose TLS handshake failed

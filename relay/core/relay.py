@@ -144,7 +144,7 @@ class RelayCore:
             return
         seconds = max(0, min(seconds, DRAIN_MAX_S))
         self.shared.draining = True
-        self._drain_at = now + seconds
+        self._drain_at = now + seconds if len(self.shared.roster) else now
         self.shared.happenings.append((Happening.DRAINING, f"{len(self.shared.roster)} members, {seconds} s"))
         told = SECONDS.pack(seconds)
         for member in self.shared.roster:

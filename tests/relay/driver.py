@@ -72,7 +72,9 @@ class RelayProcess:
         command = [sys.executable, "-m", "relay.cli", "serve", "--json", "--id", relay, "--region", kit.REGION]
         if "--listen" not in arguments:
             command += ["--listen", "127.0.0.1:0"]
-        command += ["--udp", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]
+        if "--udp" not in arguments:
+            command += ["--udp", "127.0.0.1:0"]
+        command += ["--metrics", "127.0.0.1:0"]
         command += ["--cert", str(self.certificate), "--key", str(key), "--relay-key", str(secret)]
         command += ["--network-key", kit.NETWORK_KEY.hex(), *arguments]
         if "--second-port" not in arguments:
@@ -237,6 +239,7 @@ class Driver:
         """Connecting blocks here: this is a test."""
         try:
             plain = socket.create_connection(("127.0.0.1", self._proxy or self._ports["tls"]), DEADLINE_S)
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._proxy is not None:
                 plain.sendall(connect_request("127.0.0.1", self._ports["tls"]))
                 assert _read_response(plain) == (200, b"")

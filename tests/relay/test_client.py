@@ -11,7 +11,15 @@ from edgeagent.proto.ratelimiter import RateLimiter
 from edgeagent.proto.relay_client import WAITING_PACKETS_MAX
 from edgeagent.proto.relay_datagram_client import DatagramState
 from edgeagent.proto.relay_endpoint import RelayEndpoint
-from edgeagent.proto.relay_events import Carrier, CloseStream, OpenStream, RelayDown, RelayUp
+from edgeagent.proto.relay_events import (
+    Carrier,
+    CloseStream,
+    OpenStream,
+    PassRefused,
+    RelayDown,
+    RelaySuspect,
+    RelayUp,
+)
 from edgeagent.proto.relay_frames import BIND, BOUND, DATA, DATAGRAM_HEAD, HELLO, WELCOMED
 from edgeagent.proto.relay_http import (
     Response,
@@ -131,6 +139,58 @@ def test_a_relay_that_takes_and_forwards_nothing_is_noticed(carrier: Carrier) ->
         world.advance(0.1)
         assert world.now - began < 15
     assert a.client.carrier is None or not a.client.alive
+
+
+def test_answers_that_are_only_late_keep_the_carrier() -> None:
+    """Four seconds of full buffers: suspected, not given up, and not suspected once that is known to be the latency."""
+    world = World()
+    a, b = world.join(1, UDP), world.join(2, TLS)
+    held: list[tuple[float, bytes]] = []
+
+    def keep(up: bool, datagram: bytes) -> bool:
+        if not up:
+            held.append((world.now + 4.0, datagram))
+        return up
+
+    world.keep = keep
+    for _ in range(300):
+        world.send(a, b, b"x" * 60)
+        world.advance(0.1)
+        for at, datagram in list(held):
+            if at <= world.now:
+                held.remove((at, datagram))
+                a.client.handle_datagrams(world.now, [(datagram, 0)])
+                world.settle()
+    assert a.client.carrier is UDP and not a.told(RelayDown)
+    assert 1 <= len(a.told(RelaySuspect)) <= 4 and a.client.alive
+    assert a.client.latency_s is not None and 2.0 < a.client.latency_s <= 4.2
+
+
+def test_a_suspected_relay_is_said_once_and_given_up_later() -> None:
+    world = World()
+    a, b = world.join(1, UDP), world.join(2, TLS)
+    world.send(a, b, b"active")
+    world.udp_works = False
+    world.advance(2.2)
+    assert len(a.told(RelaySuspect)) == 1 and not a.client.alive and a.client.carrier is UDP
+    world.advance(8)
+    assert not a.told(RelayDown)
+    world.advance(2)
+    assert len(a.told(RelayDown)) == 1 and len(a.told(RelaySuspect)) == 1
+
+
+def test_a_pass_that_was_renewed_in_time_leaves_no_gap() -> None:
+    for carrier in (UDP, TLS):
+        world = World()
+        a = world.join(1, carrier, pass_object=kit.make_pass(1, ends=50))
+        world.advance(30)
+        a.client.set_pass(world.now, kit.make_pass(1, seq=2))
+        world.advance(21)
+        b = world.join(2, TLS)
+        world.advance(4)
+        assert a.client.alive and not a.told(PassRefused) and kit.refusals(world.core) == {"expired": 1}
+        world.send(b, a, b"there again")
+        assert a.packets == [(b.key, b"there again")]
 
 
 def test_a_blind_relay_is_not_called_alive_after_login() -> None:
@@ -308,6 +368,16 @@ def test_two_devices_with_one_key_take_turns_and_do_not_storm() -> None:
     world.settle()
     world.advance(300)
     assert 3 <= kit.refusals(world.core)["replaced"] <= 60
+    assert len(world.core.shared.roster) <= 2
+
+
+def test_many_logins_of_one_key_leave_two() -> None:
+    world = World()
+    hosts = [world.join(1, carrier) for carrier in (UDP, TLS, TLS, TLS)]
+    assert len(world.core.shared.roster) == 2
+    assert kit.refusals(world.core) == {"replaced": 2}
+    assert [host.client.alive for host in hosts[2:]] == [True, True]
+    world.advance(6)
     assert len(world.core.shared.roster) <= 2
 
 

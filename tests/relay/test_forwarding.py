@@ -9,13 +9,10 @@ from edgeagent.proto.relay_events import Carrier, RelayDown, RelayDraining, Rela
 from edgeagent.proto.relay_frames import (
     DATA,
     DATAGRAM_HEAD,
-    FORWARD,
     FRAME_HEAD,
     OWN_CHANNEL,
     PACKET_BYTES_MAX,
-    PRESENT,
     RECV,
-    FrameSplitter,
     RelayError,
     frame,
 )
@@ -27,9 +24,8 @@ from relay.core.limits import Rate, RelayLimits
 from relay.core.metrics import render
 from relay.core.relay import RelayCore
 from relay.core.shared import Train
-from relay.core.siblings import Siblings
 from tests.relay import kit
-from tests.relay.kit import Host, World, drops
+from tests.relay.kit import World, drops
 
 UDP, TLS = Carrier.DATAGRAM, Carrier.STREAM
 
@@ -290,169 +286,6 @@ def test_drain_ends_early_when_all_have_gone() -> None:
 
 def is_drained(world: World) -> bool:
     return world.core.drained
-
-
-# Siblings
-
-PRIVATE_2 = bytes(range(50, 82))
-KEY_2 = kit.CRYPTO.x25519_base(PRIVATE_2)
-
-
-class Region:
-    """Two relays with a link between them, and members on each."""
-
-    def __init__(self) -> None:
-        self.one = World(kit.make_core(siblings={KEY_2: "fra-2"}))
-        self.two = World(kit.make_core(relay="fra-2", private=PRIVATE_2, siblings={kit.RELAY_KEY: "fra-1"}, seed=8))
-        self.cores = (self.one.core, self.two.core)
-        self.link = 10_001  # of each relay's end
-        self.crossed: list[tuple[int, bytes]] = []
-
-    def connect(self) -> None:
-        self.link += 1
-        self.two.core.stream_opened(kit.NOW, self.link, bytes(4))
-        self.one.core.stream_called(kit.NOW, self.link, "fra-2", KEY_2)
-        self.settle()
-
-    def settle(self) -> None:
-        """Everything between relays and members; what is for members goes straight into their clients."""
-        for _ in range(50):
-            moved = False
-            for core, other, world in (
-                (self.cores[0], self.cores[1], self.one),
-                (self.cores[1], self.cores[0], self.two),
-            ):
-                for conn, data in core.drain_writes():
-                    moved = True
-                    if conn == self.link:
-                        self.crossed += FrameSplitter().feed(data)
-                        other.stream_received(kit.NOW, conn, data)
-                    else:
-                        for host in world.hosts:
-                            if host.conn == conn:
-                                host.client.handle_stream(world.now, data)
-                for conn in core.drain_closes():
-                    moved = True
-                    core.stream_closed(conn)
-                for host in world.hosts:
-                    data = host.client.drain_stream()
-                    if data and host.conn is not None:
-                        moved = True
-                        core.stream_received(world.now, host.conn, data)
-                    host.packets += [(key, packet) for key, packet, _ in host.client.drain_packets()]
-            if not moved:
-                return
-        raise AssertionError("never quiet")
-
-    def join(self, world: World, number: int) -> Host:
-        host = Host(
-            number, kit.make_client(number, carriers=(TLS,), pass_object=kit.make_pass(number, regions=["fra"]))
-        )
-        host.client._login.relay = "fra-1" if world is self.one else "fra-2"
-        host.client._login.relay_key = kit.RELAY_KEY if world is self.one else KEY_2
-        world.hosts.append(host)
-        host.client.start(world.now)
-        host.client.drain_events()
-        host.conn = 100 + number
-        world.core.stream_opened(world.now, host.conn, bytes(4))
-        host.client.stream_opened(world.now)
-        self.settle()
-        assert host.client.alive
-        return host
-
-    def send(self, host: Host, key: bytes, packet: bytes) -> None:
-        host.client.send(kit.NOW, key, [packet])
-        self.settle()
-
-
-def test_one_hop_to_a_sibling_and_back() -> None:
-    region = Region()
-    early = region.join(region.one, 1)
-    region.connect()
-    late = region.join(region.two, 2)
-    assert [core.shared.roster.away for core in region.cores] == [1, 1]
-    region.send(early, late.key, b"over")
-    region.send(late, early.key, b"back")
-    assert late.packets == [(early.key, b"over")] and early.packets == [(late.key, b"back")]
-    assert [kind for kind, _ in region.crossed if kind == FORWARD] == [FORWARD, FORWARD]
-    # Gone from the one, and nobody asks the other for it any more
-    late.client.stop(kit.NOW)
-    region.two.core.stream_closed(late.conn or 0)
-    region.settle()
-    before = len(region.crossed)
-    region.send(early, late.key, b"nobody")
-    assert len(region.crossed) == before and drops(region.cores[0]) == {"not-here": 1}
-
-
-def test_a_forwarded_packet_is_never_forwarded_again() -> None:
-    """Both relays believe that the other has the member: the packet crosses once and dies."""
-    region = Region()
-    a = region.join(region.one, 1)
-    region.connect()
-    ghost = kit.public_key(9)
-    told = frame(PRESENT, kit.NETWORK.encode(), ghost)
-    for core in region.cores:
-        core.stream_received(kit.NOW, region.link, told)
-    region.crossed.clear()
-    region.send(a, ghost, b"to and fro?")
-    assert [kind for kind, _ in region.crossed] == [FORWARD]
-    assert drops(region.cores[1]) == {"second-hop": 1}
-
-
-def test_a_lost_link_is_forgotten_and_comes_again() -> None:
-    region = Region()
-    a, b = region.join(region.one, 1), region.join(region.two, 2)
-    region.connect()
-    for core in region.cores:
-        core.stream_closed(region.link)
-        assert core.shared.roster.away == 0 and not core.shared.links
-    region.send(a, b.key, b"lost")
-    region.connect()
-    region.send(a, b.key, b"found")
-    assert [packet for _, packet in b.packets] == [b"found"]
-    first = region.link
-    region.connect()  # again, while the first still seems to be there
-    assert all(next(iter(core.shared.links.values())).conn == region.link != first for core in region.cores)
-
-
-def test_silent_siblings_are_dropped() -> None:
-    region = Region()
-    region.connect()
-    core = region.one.core
-    core.handle_timeout(kit.NOW + 2)
-    assert core.drain_writes()  # a ping
-    core.handle_timeout(kit.NOW + 20)
-    assert not core.shared.links and core.drain_closes() == [region.link]
-
-
-def test_strangers_are_no_siblings_and_members_no_relays() -> None:
-    region = Region()
-    region.one.core.shared.admission._siblings.clear()
-    region.connect()
-    assert region.one.core.shared.links  # it called, and knows whom
-    region = Region()
-    region.two.core.shared.admission._siblings.clear()
-    region.connect()
-    assert kit.refusals(region.two.core) == {"bad-login": 1} and not region.two.core.shared.links
-    world = World()
-    a = world.join(1, TLS)
-    assert a.conn is not None
-    world.core.stream_received(world.now, a.conn, frame(FORWARD, bytes(32), a.key, b"x"))
-    assert world.core.drain_closes() == [a.conn] and kit.refusals(world.core) == {"bad-frame": 1}
-
-
-def test_a_sibling_has_room_for_so_many_and_only_known_networks() -> None:
-    core = kit.make_core(siblings={KEY_2: "fra-2"}, sibling_members=3)
-    core.stream_called(kit.NOW, 1, "fra-2", KEY_2)
-    stream = core.shared.streams[1]
-    Siblings(core.shared).link_up(stream, "fra-2")
-    keys = [kit.public_key(n) for n in range(5)]
-    core.stream_received(kit.NOW, 1, frame(PRESENT, kit.NETWORK.encode(), *keys))
-    assert core.shared.roster.away == 3 and drops(core) == {"sibling-full": 2}
-    core.stream_received(kit.NOW, 1, frame(PRESENT, b"a" * 16, *keys))
-    assert core.shared.roster.away == 3
-    core.stream_received(kit.NOW, 1, frame(PRESENT, kit.NETWORK.encode(), keys[0] + b"x"))
-    assert kit.refusals(core) == {"bad-frame": 1} and core.shared.roster.away == 0
 
 
 def seat(core: RelayCore, number: int) -> int | None:

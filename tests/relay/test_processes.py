@@ -8,12 +8,13 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from edgeagent.proto import stun
 from edgeagent.proto.keys import to_base64
 from edgeagent.proto.relay_events import Carrier, RelayDown, RelayDraining
 from tests.relay import kit
-from tests.relay.driver import DEADLINE_S, ROOT, Driver, RelayProcess, driving, pump, turn
+from tests.relay.driver import DEADLINE_S, ROOT, Driver, RelayProcess, driving, pump, turn, write_certificate
 
 UDP, TLS = Carrier.DATAGRAM, Carrier.STREAM
 
@@ -145,6 +146,7 @@ def test_a_configuration_file(tmp_path: Path) -> None:
         ("[limits]\nmembers = 0", "limits.members: at least 1"),
         ("[classes.9]\nmbit = 1", "classes.9: a class from 1 to 7"),
         ("x", "not TOML"),
+        (f'sibling = "fra-2=relay.example:443={to_base64(kit.RELAY_KEY)}"', "sibling: ID=IP-ADDRESS:PORT=KEY"),
     ):
         file.write_text(text)
         required = ["--region", "r", "--cert", "c", "--key", "k", "--relay-key", "k", "--network-key", "0" * 64]
@@ -231,6 +233,54 @@ def test_stun_on_both_ports(tmp_path: Path) -> None:
             [client, "-p", str(relay.ports["udp"]), "127.0.0.1"], capture_output=True, text=True, timeout=DEADLINE_S
         )
         assert re.search(r"UDP reflexive addr: 127\.0\.0\.1:\d+", done.stdout + done.stderr)
+
+
+def test_both_ip_versions_and_a_token_for_metrics(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.touch(0o600)
+    token.write_text("correct horse battery staple")
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+        probe.bind(("::", 0))
+        port = probe.getsockname()[1]
+    with RelayProcess(tmp_path / "r", "--udp", str(port), "--metrics-token-file", str(token)) as relay:
+        for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+            with socket.socket(family, socket.SOCK_DGRAM) as sock:
+                sock.settimeout(DEADLINE_S)
+                transaction = os.urandom(12)
+                sock.sendto(stun.write_request(transaction), (host, port))
+                mapped = stun.read_binding(sock.recv(2_048), transaction).mapped
+                assert mapped == (socket.inet_pton(family, host), sock.getsockname()[1])
+        assert relay.get("tls", "/metrics", "Authorization: Bearer correct horse battery staple\r\n")[0] == 200
+        assert relay.get("tls", "/metrics", "Authorization: Bearer wrong\r\n")[0] == 404
+
+
+def test_noise_on_the_tls_port(relay: RelayProcess) -> None:
+    """Whatever is not TLS, or TLS and not HTTP, or neither, costs its own connection and no more."""
+    address = ("127.0.0.1", relay.ports["tls"])
+    with driving(Driver(relay, 1, TLS)) as (a,):
+        held = [socket.create_connection(address, DEADLINE_S) for _ in range(100)]
+        for n, sock in enumerate(held):
+            sock.settimeout(DEADLINE_S)
+            with suppress(OSError):
+                sock.sendall(os.urandom(n * 7) if n % 2 else b"GET / HTTP/1.1\r\n\r\n")
+        pump([a], lambda: 'reason="door-source"} 0' not in relay.metrics())
+        for sock in held:
+            sock.close()
+        assert relay.get("tls", "/\x00")[0] == 400
+        pump([a], lambda: a.client.alive and 'edgerelay_members{carrier="tls"} 1' in relay.metrics())
+        assert 'reason="tls-failed"} 0' not in relay.metrics()
+
+
+def test_the_certificate_is_read_again(relay: RelayProcess) -> None:
+    def served() -> str:
+        return ssl.get_server_certificate(("127.0.0.1", relay.ports["tls"]), timeout=DEADLINE_S)
+
+    with driving(Driver(relay, 1, TLS)) as (a,):
+        before = served()
+        write_certificate(relay.certificate.parent)
+        relay.process.send_signal(signal.SIGHUP)
+        pump([a], lambda: served() != before)
+        assert a.client.alive
 
 
 class Proxy:
