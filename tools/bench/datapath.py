@@ -1,4 +1,8 @@
-"""TCP through a WireGuard tunnel between two namespaces: `edge-wireguard` and wireguard-go by turns."""
+"""TCP through a WireGuard tunnel between two namespaces: `edge-wireguard` and wireguard-go by turns.
+
+The peer is the wireguard-go on the PATH; Debian's is of 2022, before its offloads. WIREGUARD_GO=/path/to/another
+measures against a newer one.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from tools.bench.figures import Figure, bench
 ROUNDS = 3
 SECONDS = 4
 MTU = 1420
+PEER = os.environ.get("WIREGUARD_GO", "wireguard-go")
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -75,7 +80,7 @@ def datapath(say: Callable[[str], None]) -> Iterator[Figure]:
         net = lab.net("198.51.100.0/24")
         hosts = (lab.host("left", net), lab.host("right", net))
         ours = Tunnel("edge-wireguard", ("edge-wireguard", "-f"), "edge0", 1, hosts)
-        theirs = Tunnel("wireguard-go", ("wireguard-go", "-f"), "go0", 2, hosts)
+        theirs = Tunnel(Path(PEER).name, (PEER, "-f"), "go0", 2, hosts)
         for tunnel in (ours, theirs):
             until(lambda tunnel=tunnel: hosts[0].ping(tunnel.addresses[1]), 15, f"a first ping by {tunnel.name}")  # type: ignore[misc]
         runs: dict[str, list[tuple[float, float]]] = {ours.name: [], theirs.name: []}
