@@ -11,7 +11,8 @@ from edgeagent.proto.outbox import Outbox
 from edgeagent.proto.paths import is_usable
 from edgeagent.proto.records import UdpAddress
 
-COALESCE_S = 1.0  # addresses come and go in bursts
+COALESCE_S = 1.0  # addresses come and go in bursts: the first of one is told soon, the rest together
+SOON_S = 0.02
 
 
 class OwnFeed:
@@ -34,7 +35,7 @@ class OwnFeed:
         self._identity = identity
         self._boot = boot
         self._published: tuple[Any, ...] | None = None  # None: whether the broker retains ours is not known
-        self._published_at = 0.0
+        self._published_at = float("-inf")
         self.due_at: float | None = None
         self.endpoints: list[UdpAddress] = []
         self.disco_key: bytes | None = None
@@ -64,7 +65,7 @@ class OwnFeed:
         if self._content(device_map) == self._published:
             self.due_at = None
         elif self.due_at is None:
-            self.due_at = now + COALESCE_S
+            self.due_at = max(now + SOON_S, self._published_at + COALESCE_S)
 
     def publish(self, now: float, device_map: DeviceMap, outbox: Outbox) -> None:
         self.due_at = None
