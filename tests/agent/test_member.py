@@ -16,6 +16,7 @@ from edgeagent.proto.identity import Admission, Identity
 from edgeagent.proto.token import Token
 from tests.netlab import Lab, Net, rights, until
 from tests.netlab.mesh import Device, Mesh
+from tests.netlab.sweep import is_alive
 
 PROVIDER = crypto.load()
 STATE_HEADER = 44  # bytes of a state file before its body
@@ -119,7 +120,7 @@ def test_an_interface_that_somebody_removes_ends_the_agent(site: Site) -> None:
     agent = device.pid()
     device.host.run("ip", "link", "del", "edge0")
     until(lambda: device.host.run("edgeagent", "status", check=False).returncode == 3, 5, "the end of the agent")
-    assert not Path(f"/proc/{agent}/fd/9").exists()
+    until(lambda: not is_alive(agent), 5, "the end of its process")
     device.up()
 
 
