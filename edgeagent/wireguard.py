@@ -48,7 +48,7 @@ def main() -> int:
     """The command: 0 once the interface is ready (in the foreground: gone again), 1 if it cannot be, 2 for usage."""
     arguments = sys.argv[1:]
     if arguments == ["--version"]:
-        print(f"edge-wireguard {VERSION}\n\nWireGuard in userspace, configured by wg(8).")
+        print(f"edge-wireguard {VERSION}: WireGuard in userspace, configured by wg(8)")
         return _EXIT_OK
     foreground = os.environ.get("WG_PROCESS_FOREGROUND") == "1"
     if arguments[:1] in (["-f"], ["--foreground"]):
