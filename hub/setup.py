@@ -29,7 +29,6 @@ from hub.store.migrate import create_file, migrate
 from hub.store.schema import outgoing
 from hub.store.sqlite import SqliteStore
 
-DEFAULT_PORT = 8883
 HUB_USER = "hub"
 ADDRESSES_MAX = 8
 

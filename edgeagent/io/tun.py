@@ -22,7 +22,7 @@ _IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR = 0x0001, 0x1000, 0x4000
 _TUN_F_CSUM, _TUN_F_TSO4, _TUN_F_TSO6, _TUN_F_TSO_ECN, _TUN_F_USO4, _TUN_F_USO6 = 0x01, 0x02, 0x04, 0x08, 0x20, 0x40
 _TCP_OFFLOADS = _TUN_F_CSUM | _TUN_F_TSO4 | _TUN_F_TSO6 | _TUN_F_TSO_ECN
 _UDP_OFFLOADS = _TUN_F_USO4 | _TUN_F_USO6  # Linux 6.2
-_SIOCGIFMTU, _SIOCSIFMTU, _SIOCSIFTXQLEN = 0x8921, 0x8922, 0x8943
+_SIOCGIFMTU, _SIOCSIFMTU = 0x8921, 0x8922
 _IFREQ_FLAGS = Struct("16sH22x")
 _IFREQ_INT = Struct("16si20x")
 _GONE = (errno.EBADFD, errno.ENODEV, errno.ENXIO)
@@ -109,10 +109,6 @@ class Tun:
 
     def set_mtu(self, mtu: int) -> None:
         self._ifreq(_SIOCSIFMTU, mtu)
-
-    def set_queue_length(self, packets: int) -> None:
-        """How many packets wait for `read`; the kernel's own default is 500."""
-        self._ifreq(_SIOCSIFTXQLEN, packets)
 
     def _ifreq(self, request: int, value: int) -> bytes:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
