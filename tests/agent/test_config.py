@@ -102,7 +102,7 @@ def test_any_file(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None
 
 @given(name=st.text(max_size=80))
 def test_the_systems_name_always_becomes_a_label(name: str) -> None:
-    load({"hostname": to_label(name)}, {}, "/dev/null")
+    assert load({"hostname": to_label(name)}, {}, "/dev/null").hostname == to_label(name)
 
 
 def test_labels() -> None:

@@ -295,6 +295,8 @@ class TestConversation:
         session.receive(1.0, b"set=1\n")
         for chunk in chunks:
             session.receive(1.0, chunk)
+        assert session.answer == b"" or session.answer.startswith(b"errno=")
+        assert session.answer or session.closed or b"\n\n" not in b"".join((b"set=1\n", *chunks))
 
     @given(
         st.lists(
