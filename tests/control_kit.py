@@ -68,6 +68,7 @@ FEED_BODY: dict[str, Any] = {
     "aw": True,
     "cap": None,
 }
+RELAY = {"rg": "fra", "k": bytes(32), "h": ["fra-1.example.org:443"], "u": 3478, "s": 3479, "pin": bytes(32)}
 BODIES: dict[str, list[dict[str, Any]]] = {
     "join": [
         {
@@ -91,12 +92,13 @@ BODIES: dict[str, list[dict[str, Any]]] = {
         {"id": 4, "have": [[DEVICE.device_id, 1, 2, 3]]},
     ],
     "report": [{"nk": bytes(32)}],
+    "relay": [{**RELAY, "m": 12}],
     "admit": [
         {"ok": True, "map": b"m", "ca": b"c"},
         {"wait": True},
         {"no": "name-taken", "name": "gate"},
     ],
-    "map": [MAP_BODY],
+    "map": [MAP_BODY, {**MAP_BODY, "rl": [{"id": "fra-1", **RELAY}], "ps": [b"p"]}],
     "rec": [
         {"id": 1, "rec": b"r", "fk": bytes(32), "fg": 1},
         {"rec": b"r", "fk": bytes(32), "fg": 1},

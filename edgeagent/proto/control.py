@@ -42,6 +42,9 @@ NODE_KEYS_MAX = 4  # one in use, one coming; more only while a renewal was cut o
 ROUTES_MAX = 64
 TAGS_MAX = 32
 HOSTS_MAX = 8
+RELAYS_MAX = 16  # that one map names
+RELAY_HOSTS_MAX = 4  # names or addresses of one relay
+PASS_BYTES_MAX = 1_024
 EPOCH_MAX = 1 << 48  # what the hub may raise a device to, so that there is always a next one
 RECORD_BYTES_MAX = 4_096
 MAP_BYTES_MAX = 16_384
@@ -59,7 +62,20 @@ TAGS = List(Text(67, "tag:name", is_tag), TAGS_MAX)
 DOMAIN = Text(DOMAIN_BYTES_MAX, "domain name", is_domain)
 NODE_KEYS = List(Row(KEY, Uint()), NODE_KEYS_MAX, 1)
 FACTS = Table(Text(128), 16)
-RELAYS = List(Text(63, "relay id or region (one DNS label, lower case)", is_host_name), 8)
+RELAY_LABEL = Text(63, "relay id or region (one DNS label, lower case)", is_host_name)
+RELAYS = List(RELAY_LABEL, 8)
+RELAY_HOSTS = List(Text(DOMAIN_BYTES_MAX + 6, "host:port", is_host_port), RELAY_HOSTS_MAX, 1)
+PORT_OR_NONE = Uint(0, 65_535)
+# What a relay says of itself to the hub, and the hub of it to devices: its region, X25519 key, TLS host:ports, UDP port
+# (0: none), second STUN port (0: none), SHA-256 of its certificate (DER).
+RELAY_FIELDS: dict[str, Schema] = {
+    "rg": RELAY_LABEL,
+    "k": KEY,
+    "h": RELAY_HOSTS,
+    "u": PORT_OR_NONE,
+    "s": PORT_OR_NONE,
+    "pin": KEY,
+}
 
 # The head of every signed object. `b` is checked against the body of its kind.
 HEAD = Fields(
@@ -101,6 +117,8 @@ BODIES: dict[str, Schema] = {
         }
     ),
     "report": Fields({"nk": KEY}),
+    # relay → hub: what it is, and how many members it has
+    "relay": Fields({**RELAY_FIELDS, "m": Uint(0, 1_000_000)}, grows=True),
     # hub → device
     "admit": Choice(
         {
@@ -131,6 +149,11 @@ BODIES: dict[str, Schema] = {
             "nk": NODE_KEYS,
             "na": Uint(),
             "set": Table(Uint(-(1 << 31), (1 << 31) - 1), 64),
+        },
+        {
+            # relays that this device may use, and a pass for each of its node keys
+            "rl": List(Fields({"id": RELAY_LABEL, **RELAY_FIELDS}, grows=True), RELAYS_MAX),
+            "ps": List(Blob(PASS_BYTES_MAX), NODE_KEYS_MAX),
         },
         grows=True,
     ),

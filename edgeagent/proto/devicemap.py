@@ -5,6 +5,7 @@ from __future__ import annotations
 from edgeagent.proto.control import MAP_BYTES_MAX
 from edgeagent.proto.crypto import Crypto
 from edgeagent.proto.refusals import ControlDrop, ControlError
+from edgeagent.proto.relaymap import RelayInfo
 from edgeagent.proto.signed import Signed, open_signed
 
 
@@ -12,6 +13,7 @@ class DeviceMap:
     """A verified map. `v4` and `v6` are the network's prefixes, `addresses` the device's own (4 B, 16 B).
 
     `node_keys` are (key, not_after), the one in use first; `not_after` ends the admission. Wall seconds, 0 for never.
+    `relays` are those that the device may use, `passes` lets it in there: a signed object for each of its node keys.
     """
 
     __slots__ = (
@@ -25,7 +27,9 @@ class DeviceMap:
         "name",
         "node_keys",
         "not_after",
+        "passes",
         "raw",
+        "relays",
         "settings",
         "stamp",
         "tags",
@@ -53,6 +57,8 @@ class DeviceMap:
         self.node_keys: list[tuple[bytes, int]] = [(key, not_after) for key, not_after in body["nk"]]
         self.not_after: int = body["na"]
         self.settings: dict[str, int] = body["set"]
+        self.relays = [RelayInfo(relay) for relay in body.get("rl", [])]
+        self.passes: list[bytes] = body.get("ps", [])
         if self.device != signed.subject:
             raise ControlError(ControlDrop.WRONG_SUBJECT, f"map.id: {signed.subject} expected, got {self.device}")
 

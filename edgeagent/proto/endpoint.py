@@ -54,15 +54,24 @@ class Transmit:
     """Datagrams to one endpoint, all with one ECN field (0–3), in order.
 
     `ttl` is the hop limit they leave with, None for the system's own: a first probe opens our NAT and dies on the way.
+    `fragment` lets routers cut them up where they are longer than a link takes; else they are lost there (RFC 8899).
     """
 
-    __slots__ = ("datagrams", "ecn", "endpoint", "ttl")
+    __slots__ = ("datagrams", "ecn", "endpoint", "fragment", "ttl")
 
-    def __init__(self, endpoint: Endpoint, datagrams: list[bytes], ecn: int = 0, ttl: int | None = None) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        datagrams: list[bytes],
+        ecn: int = 0,
+        ttl: int | None = None,
+        fragment: bool = False,
+    ) -> None:
         self.endpoint = endpoint
         self.datagrams = datagrams
         self.ecn = ecn
         self.ttl = ttl
+        self.fragment = fragment
 
     def __repr__(self) -> str:
         return f"Transmit({self.endpoint}, {len(self.datagrams)} datagrams, ecn={self.ecn})"

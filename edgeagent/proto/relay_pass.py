@@ -7,12 +7,12 @@ or whose region is in `rg`, and for no other.
 
 from __future__ import annotations
 
+from edgeagent.proto.control import PASS_BYTES_MAX, check_body
 from edgeagent.proto.crypto import Crypto
 from edgeagent.proto.refusals import ControlDrop, ControlError
 from edgeagent.proto.relay_frames import Refusal, RelayError
 from edgeagent.proto.signed import Signed, open_signed, peek_payload, sign_object
 
-PASS_BYTES_MAX = 1_024
 RATE_CLASS_MAX = 7
 
 _REASONS = {ControlDrop.EXPIRED: Refusal.EXPIRED, ControlDrop.NOT_YET: Refusal.NOT_YET}
@@ -63,6 +63,15 @@ def write_pass(
         not_before=not_before,
         not_after=not_after,
     )
+
+
+def peek_node_key(data: bytes) -> bytes | None:
+    """The node key that a pass names, unverified: a device sorts its own passes by it. None for what is no pass."""
+    try:
+        key: bytes = check_body("pass", peek_payload(data, "pass", max_bytes=PASS_BYTES_MAX)["b"])["nk"]
+    except ControlError:
+        return None
+    return key
 
 
 def open_pass(
