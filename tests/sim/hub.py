@@ -147,7 +147,7 @@ class SimHub:
         self.store._tables.update(copy.deepcopy(backup))
         with self.store.write() as tx:
             tx.drop_outgoing([row.id for row in tx.outgoing(limit=1_000_000) if row.op is Op.PUBLISH])
-            actions.start_again(tx)
+            actions.start_again(tx, self.wall_s)
         self.world.note(f"hub: restored, epoch {self.network.epoch}")
 
     # The connection
