@@ -25,6 +25,7 @@ from edgeagent.proto.relay_events import (
     RelayClientDrop,
     RelayDown,
     RelayEvent,
+    RelayServes,
     RelaySuspect,
     RelayUp,
 )
@@ -62,7 +63,7 @@ class RelayClient:
     After any input drain `drain_events`, `drain_datagrams`, `drain_stream`, `drain_packets`, then wait until
     `poll_timeout`.
 
-    `carriers` are those that may be used, `interval_s` how often an idle client shows that it is there, `active_s` the
+    `carriers` are those that may be used, `idle_s` how often an idle client shows that it is there, `active_s` the
     same while packets go.
     """
 
@@ -77,7 +78,7 @@ class RelayClient:
         private: bytes,
         pass_object: bytes,
         carriers: tuple[Carrier, ...] = (Carrier.DATAGRAM, Carrier.STREAM),
-        interval_s: int = 25,
+        idle_s: float = 25.0,
         active_s: float = 1.0,
     ) -> None:
         if not carriers:
@@ -90,7 +91,7 @@ class RelayClient:
             relay_key=relay_key,
             private=private,
             pass_object=pass_object,
-            interval_s=interval_s,
+            idle_s=idle_s,
         )
         self._inbox = Inbox()
         self._datagram = DatagramClient(self._login, self._inbox, active_s=active_s)
@@ -105,6 +106,7 @@ class RelayClient:
         self._waiting: deque[tuple[float, bytes, bytes, int]] = deque(maxlen=WAITING_PACKETS_MAX)
         self._refusal: Refusal | None = None
         self._suspected = False
+        self._served = False
         self.carrier: Carrier | None = None
 
     @property
@@ -151,6 +153,25 @@ class RelayClient:
             self._refusal = None
             self._begin(now)
             self._step(now)
+
+    def set_idle_interval(self, idle_s: float) -> None:
+        """How often an idle client shows that it is there, from now on."""
+        self._login.idle_s = idle_s
+        self._datagram.set_idle_interval(idle_s)
+        self._stream.set_idle_interval(idle_s)
+
+    def uplink_changed(self, now: float) -> None:
+        """Our packets leave by another way: a session on UDP shows itself there, a connection is made anew."""
+        self._datagram.nudge(now)
+        if self._stream.state is not StreamState.IDLE:
+            self._close_stream()
+            self._step(now)
+            self._open_stream(now)
+        self._step(now)
+
+    def takes(self, datagram: bytes) -> bool:
+        """Whether a datagram from the relay is for this client, and not for another at the same relay."""
+        return self._datagram.takes(datagram)
 
     def send(self, now: float, key: bytes, packets: list[bytes], ecn: int = 0) -> None:
         """Packets for the member `key`. Before a carrier is up a few of them wait."""
@@ -266,6 +287,9 @@ class RelayClient:
             self._stream.failed = False
             self._stream_failed(now, self._stream.failure)
         self._choose(now)
+        served, self._served = self._served, self.alive
+        if self._served and not served:
+            self._inbox.events.append(RelayServes())
         self._match_stream(now)
 
     def _datagram_failed(self, now: float, refusal: Refusal | None) -> None:

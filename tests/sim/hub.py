@@ -122,6 +122,10 @@ class SimHub:
             actions.approve_device(self.scribe, tx, row, self.wall_s)
         self._guarded(self._work)
 
+    def go_on(self) -> None:
+        """Somebody has written to the store: see to what that left to do."""
+        self._guarded(self._work)
+
     def device(self, device_id: str) -> DeviceRow | None:
         with self.store.read() as tx:
             return tx.device(device_id)
