@@ -258,6 +258,11 @@ class Node:
         self.mappings.doubt(now, survey=True)
         self._settle(now)
 
+    def set_on_demand(self, now: float, on_demand: bool) -> None:
+        """Whether a session at a relay costs too much to be kept: then one begins when it is of use."""
+        self.relays.set_on_demand(now, on_demand)
+        self._settle(now)
+
     def stream_opened(self, now: float, number: int) -> None:
         """The relay answered the HTTP upgrade."""
         self.relays.stream_opened(now, number)

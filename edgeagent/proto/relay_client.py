@@ -37,6 +37,7 @@ STREAM_DELAY_S = 0.4  # how long UDP may take before TLS is tried beside it
 STREAM_LINGER_S = 1.0  # how long TLS stays when UDP has taken over, for what is under way
 DATAGRAM_RETRY_BASE_S, DATAGRAM_RETRY_CAP_S = 5.0, 600.0
 STREAM_RETRY_BASE_S, STREAM_RETRY_CAP_S = 1.0, 60.0
+DOWN_RETRY_CAP_S = 15.0  # for either, while neither is up: somebody may be waiting
 REFUSED_RETRY_S = 300.0  # with a pass that the relay refused
 WAITING_PACKETS_MAX = 32  # that wait for a carrier to come up; the oldest give way
 WAITING_S = 5.0
@@ -299,7 +300,7 @@ class RelayClient:
         if lost and refusal in (None, Refusal.EXPIRED):
             self._datagram.start(now)
         else:
-            self._datagram_at = now + self._datagram_backoff.wait_s()
+            self._datagram_at = now + self._capped(self._datagram_backoff)
         if Carrier.STREAM in self._carriers and self._stream.state is StreamState.IDLE and lost:
             self._open_stream(now)
 
@@ -310,11 +311,16 @@ class RelayClient:
             return
         if self.carrier is Carrier.STREAM:
             self._stream_backoff.reset()
-        self._stream_at = now + self._stream_backoff.wait_s()
+        self._stream_at = now + self._capped(self._stream_backoff)
         if self._datagram.liveness is not None and self._datagram.liveness.suspect:
             self._datagram.give_up()
             self._datagram.failed = False
             self._datagram_failed(now, None)
+
+    def _capped(self, backoff: Backoff) -> float:
+        wait_s = backoff.wait_s()
+        up = self._datagram.state is DatagramState.UP or self._stream.state is StreamState.UP
+        return wait_s if up else min(wait_s, DOWN_RETRY_CAP_S)
 
     def _refused(self, now: float, refusal: Refusal | None, pass_used: bytes) -> bool:
         """True when no other try makes sense until there is another pass."""

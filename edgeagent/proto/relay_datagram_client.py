@@ -139,7 +139,7 @@ class DatagramClient:
     def nudge(self, now: float) -> None:
         """Let the relay hear from us now: if that is from another address, it asks who we are."""
         if self.liveness is not None:
-            self._out.append((data_datagram(self._session, OWN_CHANNEL, self.liveness.probe(now)), 0))
+            self._out.append((data_datagram(self._session, OWN_CHANNEL, self.liveness.probe(now, long=True)), 0))
 
     def takes(self, datagram: bytes) -> bool:
         """Of several clients at one relay, whose session it is; what begins one is for who is beginning."""

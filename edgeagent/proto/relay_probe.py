@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgeagent.proto.keys import Entropy
-from edgeagent.proto.relay_frames import PROBE, PROBE_SIZE
+from edgeagent.proto.relay_frames import LONG_PROBE_SIZE, PROBE, PROBE_SIZE
 
 RETRY_MIN_S, RETRY_MAX_S = 0.5, 5.0  # three times the latency, within these
 FIRST_LATENCY_S = 0.5  # until it is known
@@ -73,13 +73,14 @@ class Liveness:
         """The packet to send to ourselves, or None when it is not due or the carrier is dead."""
         if now < self.due() or self.is_dead(now):
             return None
-        if self._sent:
+        again = bool(self._sent)
+        if again:
             self._lost += 1
-        return self.probe(now)
+        return self.probe(now, long=again)
 
-    def probe(self, now: float) -> bytes:
-        """One now, due or not."""
-        probe = bytes((PROBE,)) + self._entropy(PROBE_SIZE - 1)
+    def probe(self, now: float, *, long: bool = False) -> bytes:
+        """One now, due or not. A `long` one is worth an answer to a relay that does not know where it comes from."""
+        probe = bytes((PROBE,)) + self._entropy((LONG_PROBE_SIZE if long else PROBE_SIZE) - 1)
         self._sent[probe] = now
         return probe
 

@@ -186,6 +186,12 @@ class SimDevice:
         self.host.set_address(self.host.interfaces[0], address)
         self.world.after(KERNEL_TELLS_AFTER_S, self.tell_addresses)
 
+    def set_on_demand(self, on_demand: bool) -> None:
+        """Its uplink is metered, or not any more."""
+        if self.node is not None:
+            node, now = self.node, self.now
+            self._guarded(lambda: node.set_on_demand(now, on_demand))
+
     def tell_addresses(self) -> None:
         if self.node is not None:
             node, now = self.node, self.now

@@ -8,6 +8,7 @@ from functools import partial
 from edgeagent.proto.endpoint import Endpoint, Transmit
 from edgeagent.proto.keys import clamp
 from edgeagent.proto.names import device_id
+from edgeagent.proto.relay_frames import DATA, DATAGRAM_HEAD_SIZE, LONG_PROBE_SIZE, RECV
 from edgeagent.proto.relaymap import RelayInfo
 from hub.core import ipam, relays
 from hub.core.model import NODE_KEY_LIFE_S, DeviceState, Kind, NodeKey
@@ -25,6 +26,7 @@ from tests.sim.world import World
 UDP_PORT, SECOND_PORT, TLS_PORT = 3_478, 3_479, 443
 REGION = "here"
 TCP_KEEPALIVE_S = 300.0
+PROBE_BYTES = DATAGRAM_HEAD_SIZE + LONG_PROBE_SIZE
 HANDSHAKES = 6  # ways there and back before frames go: TCP, TLS, the HTTP upgrade
 _UNLIMITED = Rate(1 << 40, 1 << 40)
 
@@ -102,7 +104,7 @@ class SimRelay:
         )
         self.host.bind(UDP_PORT, self._from_udp)
         self.host.bind(SECOND_PORT, self._from_second_port)
-        self._settle()
+        self.settle()
 
     def kill(self) -> None:
         """kill -9: connections are closed by the kernel, datagrams find nobody."""
@@ -127,38 +129,39 @@ class SimRelay:
         self._last_conn += 1
         self._streams[self._last_conn] = stream
         self.core.stream_opened(self.world.now, self._last_conn, bytes((192, 0, 2, 200)))
-        self._settle()
+        self.settle()
         return self._last_conn
 
     def received(self, conn: int, data: bytes) -> None:
         if self.core is not None and conn in self._streams:
             self.core.stream_received(self.world.now, conn, data)
-            self._settle()
+            self.settle()
 
     def closed(self, conn: int) -> None:
         if self._streams.pop(conn, None) is not None and self.core is not None:
             self.core.stream_closed(conn)
-            self._settle()
+            self.settle()
 
     # Datagrams and time
 
     def _from_udp(self, batch: Batch) -> None:
         if self.core is not None:
             self.core.handle_trains(self.world.now, [_train(*item) for item in batch])
-            self._settle()
+            self.settle()
 
     def _from_second_port(self, batch: Batch) -> None:
         if self.core is not None:
             for item in batch:
                 self.core.handle_stun(self.world.now, _train(*item))
-            self._settle()
+            self.settle()
 
     def _ring(self) -> None:
         if self.core is not None:
             self.core.handle_timeout(self.world.now)
-            self._settle()
+            self.settle()
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
+        """After anything was done to `core`."""
         core = self.core
         assert core is not None
         for train in core.drain_trains():
@@ -181,13 +184,12 @@ class SimRelay:
 
     def _send(self, core: RelayCore, train: Train) -> None:
         datagrams = [bytes(datagram) for datagram in train.datagrams()]
-        if datagrams[0][0] == 0xE5 and len(datagrams[0]) > 60:  # data, and no probe of a member to itself
+        if datagrams[0][0] == DATA:
             if not self.forwards:
                 return
-            self.packets += len(datagrams)
-            self.bytes += sum(map(len, datagrams))
-        elif datagrams[0][0] == 0xE5 and not self.forwards:
-            return
+            if len(datagrams[0]) > PROBE_BYTES:  # and no probe of a member to itself
+                self.packets += len(datagrams)
+                self.bytes += sum(map(len, datagrams))
         port = SECOND_PORT if train.from_second_port else UDP_PORT
         self.host.transmit(port, [Transmit(train.endpoint.unpinned(), datagrams, train.ecn)])
 
@@ -229,7 +231,7 @@ class RelayStream:
         self.stream.close(Side.CLIENT)
 
     def to_client(self, data: bytes) -> None:
-        if self.relay.forwards or len(data) < 60:
+        if self.relay.forwards or data[0] != RECV:
             self.stream.send(Side.SERVER, partial(self._data, data))
 
     def _shake(self, left: int) -> None:
