@@ -88,6 +88,7 @@ SHELL_HELPERS = frozenset(
         "edgeagent.io.pahoclient",
         "edgeagent.io.pinnedtls",
         "edgeagent.io.rtnetlink",
+        "edgeagent.io.udpsocket",
         "edgeagent.io.upnp",
     )
 )
