@@ -240,9 +240,10 @@ class Node:
         self.whereabouts.handle_addresses(now, endpoints)
         self._settle(now)
 
-    def handle_mappings(self, now: float, mapped: list[UdpAddress]) -> None:
-        """Where servers see our UDP port, in the order they were asked; all that are known at present."""
-        self.whereabouts.handle_mappings(now, mapped)
+    def handle_mappings(self, now: float, mapped: list[UdpAddress], uplink: int = 0) -> None:
+        """Where servers see our UDP port, in the order they were asked; all that are known at present. With several
+        uplinks, those that were asked by one of them, given by its interface index."""
+        self.whereabouts.handle_mappings(now, mapped, uplink)
         self._settle(now)
 
     def handle_home_relay(self, now: float, relay: str | None) -> None:
@@ -253,7 +254,7 @@ class Node:
     def transmit_failed(self, now: float, endpoint: Endpoint) -> None:
         """The kernel would not send from `endpoint.local`: let go of it."""
         self.device.transmit_failed(now, endpoint)
-        self.finder.unpin(endpoint)
+        self.finder.unpin(now, endpoint)
 
     # Time
 
