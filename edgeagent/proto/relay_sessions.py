@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from edgeagent.proto.endpoint import Endpoint, Transmit
+from edgeagent.proto.endpoint import Endpoint, Transmit, UplinkEndpoint
 from edgeagent.proto.relay_client import RelayClient
 from edgeagent.proto.relay_endpoint import RelayEndpoint
 from edgeagent.proto.relay_events import Carrier, CloseStream, OpenStream, RelayClientDrop, RelayEvent
@@ -75,7 +75,7 @@ class RelaySessions:
         self._events: list[tuple[Session, RelayEvent]] = []
         self._ended_drops: dict[RelayClientDrop, int] = dict.fromkeys(RelayClientDrop, 0)
         self._transmits: list[Transmit] = []  # last words of sessions that ended
-        self.via: tuple[bytes, int] | None = None  # the uplink by which relays are reached, as in Endpoint.local
+        self.via = 0  # the interface index of the uplink by which relays are reached; 0: the routes decide
         self.idle_s = 25.0  # between signs of life on a session that carries nothing
 
     @property
@@ -152,7 +152,7 @@ class RelaySessions:
         for session in self._by_number.values():
             session.client.set_idle_interval(idle_s)
 
-    def uplink_changed(self, now: float, via: tuple[bytes, int] | None) -> None:
+    def uplink_changed(self, now: float, via: int) -> None:
         """Another uplink leads to the relays: show every one of them where we are now."""
         self.via = via
         for session in self._by_number.values():
@@ -270,7 +270,7 @@ class RelaySessions:
         datagrams = session.client.drain_datagrams()
         if not datagrams or session.udp is None:
             return []
-        udp = session.udp if self.via is None else Endpoint(session.udp.addr, self.via)
+        udp = UplinkEndpoint.by(self.via, session.udp) if self.via else session.udp
         transmits: list[Transmit] = []
         for datagram, ecn in datagrams:
             if transmits and transmits[-1].ecn == ecn:
