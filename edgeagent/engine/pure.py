@@ -48,6 +48,7 @@ class UdpPort(Protocol):
     """What the engine wants of the UDP sockets: `edgeagent.io.udp.Udp`."""
 
     blocked_fd: int | None
+    sent: list[tuple[Endpoint, list[bytes]]] | None
 
     @property
     def fds(self) -> list[int]: ...
@@ -65,6 +66,14 @@ class UdpPort(Protocol):
     def drain_source_failures(self) -> list[Endpoint]: ...
 
 
+class Meter(Protocol):
+    """Who counts what goes over the line: `edgeagent.meter.Meter`."""
+
+    def received(self, now: float, batch: list[tuple[bytes, Endpoint, int]]) -> None: ...
+
+    def sent(self, now: float, batches: list[tuple[Endpoint, list[bytes]]]) -> None: ...
+
+
 class EngineDrop(Enum):
     """Why the engine dropped a frame; the value is its name in `status`."""
 
@@ -78,21 +87,27 @@ class PureEngine:
     Its descriptors are registered in `selector` with `readable` as their data: `key.data(now, key.fd)` for each that
     is ready, then `flush(now)`, which is also due after any other input to the machine. Work per call is bounded.
     Time and events of the machine are its owner's. Raises TunGone once the interface was removed. `is_router` is to
-    be true where packets from the TUN's peers are forwarded: then their checksums are checked here.
+    be true where packets from the TUN's peers are forwarded: then their checksums are checked here. `count_with` gives
+    it a meter, which hears of every datagram that came in, and of those that the kernel took.
     """
 
-    __slots__ = ("_blocked_fd", "_machine", "_selector", "_tun", "_udp", "_udp_fds", "drops", "is_router")
+    __slots__ = ("_blocked_fd", "_machine", "_meter", "_selector", "_tun", "_udp", "_udp_fds", "drops", "is_router")
 
     def __init__(self, machine: Machine, tun: TunPort, udp: UdpPort, selector: BaseSelector) -> None:
         self.drops: dict[EngineDrop, int] = dict.fromkeys(EngineDrop, 0)
         self.is_router = True
         self._machine = machine
+        self._meter: Meter | None = None
         self._tun = tun
         self._udp = udp
         self._selector = selector
         self._udp_fds: list[int] = []
         self._blocked_fd: int | None = None
         selector.register(tun.fd, EVENT_READ, self.readable)
+
+    def count_with(self, meter: Meter) -> None:
+        self._meter = meter
+        self._udp.sent = []
 
     def bind(self, port: int) -> int:
         """(Re)open the UDP port, 0 for any, and return it. Raises OSError, and then the port is closed."""
@@ -121,6 +136,8 @@ class PureEngine:
         if fd != self._tun.fd:
             batch = self._udp.receive(fd, UDP_READS_MAX)
             if batch:
+                if self._meter is not None:
+                    self._meter.received(now, batch)
                 self._machine.handle_datagrams(now, batch)
             return
         packets: list[bytes] = []
@@ -149,6 +166,9 @@ class PureEngine:
         transmits = self._machine.drain_transmits()
         if transmits:
             self._udp.send(transmits)
+        if self._meter is not None and self._udp.sent:
+            self._meter.sent(now, self._udp.sent)
+            self._udp.sent.clear()
         for endpoint in self._udp.drain_source_failures():
             self._machine.transmit_failed(now, endpoint)
         if self._udp.blocked_fd != self._blocked_fd:

@@ -56,6 +56,8 @@ class Udp:
     After `send`, `drain_source_failures` names the endpoints whose sticky source address is gone: their datagrams went
     out from another one. While `blocked_fd` is not None the send buffer is full: `resume` when that is writable, and
     until then ask for no more to be sent. Sockets stay in the network namespace in which `open` was called.
+
+    When `sent` is a list, what the kernel took is put into it for whoever counts, and is theirs to clear.
     """
 
     __slots__ = (
@@ -69,6 +71,7 @@ class Udp:
         "drops",
         "mark",
         "port",
+        "sent",
     )
 
     def __init__(self) -> None:
@@ -76,6 +79,7 @@ class Udp:
         self.mark = 0
         self.drops: dict[UdpDrop, int] = dict.fromkeys(UdpDrop, 0)
         self.blocked_fd: int | None = None
+        self.sent: list[tuple[Endpoint, list[bytes]]] | None = None
         self._sockets: dict[int, socket.socket] = {}  # by address family
         self._segment: dict[int, bool] = {}  # by address family: UDP_SEGMENT works
         self._endpoints: dict[tuple[Address, bytes], Endpoint] = {}
@@ -272,6 +276,9 @@ class Udp:
                     segmented = False  # the segments do not fit the path: let each be fragmented or refused alone
                     continue
                 self._drop(_reason(error.errno), end - at)
+            else:
+                if self.sent is not None:
+                    self.sent.append((endpoint, group))
             at = end
         return True
 
