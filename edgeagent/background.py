@@ -32,7 +32,7 @@ def become_agent(settings: Settings, token: str | None) -> NoReturn:
         os.close(writer)
         os.set_inheritable(reader, True)
         arguments.append(f"--token-fd={reader}")
-    _execute(arguments)
+    _execute(arguments, settings)
 
 
 def start(settings: Settings, timeout_s: float) -> LocalClient:
@@ -65,14 +65,15 @@ def _become_daemon(settings: Settings, control_fd: int) -> None:
         if int(fd) > _CONTROL_FD:
             with suppress(OSError):  # the one that listed them
                 os.close(int(fd))
-    _execute([f"--control-fd={_CONTROL_FD}", *_arguments(settings)])
+    _execute([f"--control-fd={_CONTROL_FD}", *_arguments(settings)], settings)
 
 
-def _execute(arguments: list[str]) -> NoReturn:
+def _execute(arguments: list[str], settings: Settings) -> NoReturn:
     from edgeagent import __path__ as package
 
     environment = {name: value for name, value in os.environ.items() if name != "EDGEAGENT_TOKEN"}
     environment |= _LEAN
+    environment["EDGEAGENT_PROXY"] = settings.proxy  # may hold a password: arguments can be read by others
     # -P: nothing is imported from beside the file. no_debug_ranges: tracebacks have lines, not columns.
     words = [sys.executable, "-P", "-X", "utf8", "-X", "no_debug_ranges", f"{package[0]}/agentd.py"]
     os.execve(sys.executable, words + arguments, environment)

@@ -13,6 +13,10 @@ CONFIG_FILE = "/etc/edgeagent.conf"
 CONFIG_BYTES_MAX = 65_536
 
 _HOST_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_PROXY = re.compile(
+    r"(?:[!-9;-?A-~]{1,128}:[!-?A-~]{0,128}@)?"  # user, password
+    r"(?:[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}"
+)
 _INTERFACE = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 
 
@@ -59,6 +63,12 @@ def _log_level(text: str) -> str:
     return text
 
 
+def _proxy(text: str) -> str:
+    if text and not _PROXY.fullmatch(text):
+        raise ValueError("HOST:PORT or USER:PASSWORD@HOST:PORT")
+    return text
+
+
 # name -> (environment variable, default, parser, help)
 SETTINGS: dict[str, tuple[str, str, Callable[[str], str | int], str]] = {
     "state-dir": ("EDGEAGENT_STATE", "/var/lib/edgeagent", _path, "directory for keys and cache"),
@@ -67,14 +77,18 @@ SETTINGS: dict[str, tuple[str, str, Callable[[str], str | int], str]] = {
     "port": ("EDGEAGENT_PORT", "51820", _integer(0, 65535), "UDP port of the tunnel; 0 lets the kernel choose"),
     "mtu": ("EDGEAGENT_MTU", "1280", _integer(1280, 9000), "largest packet inside the tunnel, bytes"),
     "hostname": ("EDGEAGENT_HOSTNAME", "", _hostname, "host name to ask the hub for"),
+    "proxy": ("EDGEAGENT_PROXY", "", _proxy, "HTTP proxy for connections to relays: [USER:PASSWORD@]HOST:PORT"),
     "log-level": ("EDGEAGENT_LOG", "info", _log_level, "debug, info, warning or error"),
 }
+
+
+_SECRET = ("proxy",)  # may hold a password: never shown, never in an argument list
 
 
 class Settings:
     """All settings, checked. `port_fixed` is True when the user named the port: then another one will not do."""
 
-    __slots__ = ("hostname", "interface", "log_level", "mtu", "port", "port_fixed", "socket", "state_dir")
+    __slots__ = ("hostname", "interface", "log_level", "mtu", "port", "port_fixed", "proxy", "socket", "state_dir")
 
     state_dir: str
     socket: str
@@ -83,6 +97,7 @@ class Settings:
     mtu: int
     hostname: str
     log_level: str
+    proxy: str
     port_fixed: bool
 
     def __init__(self, **values: str | int) -> None:
@@ -111,7 +126,8 @@ def load(given: Mapping[str, str | None], environ: Mapping[str, str] = os.enviro
         try:
             values[name.replace("-", "_")] = parse(text)
         except ValueError as error:
-            raise ConfigError(f"{origin}: {text[:80]!r}: want {error}") from None
+            shown = "" if name in _SECRET else f" {text[:80]!r}:"
+            raise ConfigError(f"{origin}:{shown} want {error}") from None
         if name == "port" and origin != "default":
             values["port_fixed"] = True
     return Settings(**values)

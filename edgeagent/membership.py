@@ -19,13 +19,16 @@ from edgeagent.proto.node_events import (
     IdentityChanged,
     MapChanged,
     NodeKeyRenewed,
+    PathChanged,
     PeerGone,
     PeerUp,
     ReconnectWanted,
+    RelayNamesChanged,
     Removed,
     Resolved,
 )
 from edgeagent.proto.records import Record
+from edgeagent.relaylinks import RelayLinks
 from edgeagent.tunnel import Tunnel
 from edgeagent.version import VERSION
 
@@ -74,6 +77,7 @@ class Membership:
             mtu=context.settings.mtu,
         )
         self.tunnel = Tunnel(now, context, self.node)
+        self.relays = RelayLinks(context, self.node)
         log.info("%s is up as %s, UDP port %d", context.settings.interface, self.node.map.name, self.tunnel.port)
 
     @property
@@ -97,6 +101,7 @@ class Membership:
         times = [
             self.node.poll_timeout(),
             self.tunnel.poll_timeout(),
+            self.relays.poll_timeout(),
             self._cache.poll_timeout(),
             self.node.next_connect_at if self._link.is_idle else None,
         ]
@@ -110,6 +115,7 @@ class Membership:
         addresses = self.tunnel.on_timeout(now)
         if addresses is not None:
             self._link.keep_if_local(addresses)
+        self.relays.on_timeout(now)
         due = self._cache.poll_timeout()
         if due is not None and due <= now:
             self.save_cache(now)
@@ -125,6 +131,7 @@ class Membership:
         for publish in self.node.drain_publishes():
             log.debug("publishing %s, %d B", publish.topic, len(publish.payload))
             self._link.publish(publish.topic, publish.payload, qos=publish.qos, retain=publish.retain)
+        self.relays.settle(now)
         self.tunnel.flush(now)
 
     def lookup(self, now: float, query: Query, on_resolved: OnResolved) -> None:
@@ -151,6 +158,7 @@ class Membership:
             for on_resolved in waiting:
                 on_resolved(None)
         self._lookups.clear()
+        self.relays.close()
         self.tunnel.close()
 
     def _connect(self, now: float) -> None:
@@ -203,6 +211,13 @@ class Membership:
     def _peer_gone(self, now: float, event: PeerGone) -> None:
         log.info("%s is gone: %s", event.name, event.reason)
 
+    def _path_changed(self, now: float, event: PathChanged) -> None:
+        latency = "" if event.latency_ms is None else f", {event.latency_ms:.1f} ms"
+        log.info("%s is reached by %s (%s%s)", event.name, event.endpoint, event.kind, latency)
+
+    def _relay_names_changed(self, now: float, event: RelayNamesChanged) -> None:
+        self.relays.look_up(now)
+
     def _key_renewed(self, now: float, event: NodeKeyRenewed) -> None:
         log.info("the node key was renewed")
 
@@ -224,6 +239,8 @@ _EVENTS: dict[type[NodeEvent], Callable[[Membership, float, Any], None]] = {
     PeerUp: Membership._peer_up,
     PeerGone: Membership._peer_gone,
     NodeKeyRenewed: Membership._key_renewed,
+    PathChanged: Membership._path_changed,
+    RelayNamesChanged: Membership._relay_names_changed,
     ReconnectWanted: Membership._reconnect,
     Removed: Membership._removed,
 }

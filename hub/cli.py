@@ -19,7 +19,7 @@ except ModuleNotFoundError as missing:
     raise SystemExit(f"edgehub: {missing.name} is not installed. Run: pip install 'edgemesh[hub]'") from None
 
 from edgeagent.crypto import CryptoUnavailable
-from hub import cli_devices, cli_tokens
+from hub import cli_devices, cli_relays, cli_tokens
 from hub.core.model import DeviceState, HubError
 from hub.opening import current_state, open_store, use_state
 from hub.output import FAILED, NOT_RUNNING, OK, ago, print_error, print_json, print_pairs
@@ -35,6 +35,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_tokens.app, name="token")
 app.add_typer(cli_devices.app, name="devices")
+app.add_typer(cli_relays.app, name="relays")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -143,6 +144,7 @@ def status(as_json: Json = False) -> None:
     with open_store() as store, store.read() as tx:
         network, counts, online = tx.network(), tx.device_counts(), tx.online_count()
         waiting, jobs, tokens = tx.outgoing_depth(), tx.job_count(), tx.token_count()
+        relays = tx.relays()
     running = state.is_running()
     said = state.read_status() if running else {}
     if as_json:
@@ -155,6 +157,7 @@ def status(as_json: Json = False) -> None:
                 "running": running,
                 "devices": {kind.value: counts.get(kind, 0) for kind in DeviceState},
                 "online": online,
+                "relays": {"joined": len(relays), "online": sum(relay.online for relay in relays)},
                 "tokens": tokens,
                 "waiting": {"outgoing": waiting, "jobs": jobs},
                 "process": said,
@@ -169,6 +172,7 @@ def status(as_json: Json = False) -> None:
             ("hub", f"process {said.get('pid')}, since {ago(said.get('since', 0))}" if running else "not running"),
             ("broker", f"{said.get('broker')}, {link}, process {said.get('broker_pid') or '-'}" if running else "-"),
             ("devices", f"{devices or 'none'}; {online} online"),
+            ("relays", f"{len(relays)}; {sum(relay.online for relay in relays)} online"),
             ("tokens", str(tokens)),
             ("waiting", f"{waiting} messages to the broker, {jobs} jobs"),
         ]

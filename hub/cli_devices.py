@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from hub.core import actions
-from hub.core.model import Device, DeviceState, HubError
+from hub.core.model import Device, DeviceState, HubError, Kind
 from hub.opening import change, open_store, wait_for_broker
 from hub.output import ago, parse_duration, print_error, print_json, print_pairs, print_table
 from hub.store.sqlite import SqliteTx
@@ -50,7 +50,9 @@ def list_(
         found = [
             device
             for device in _all(tx, wanted)
-            if (wanted or device.state is not DeviceState.REMOVED) and (not tag or tag in device.tags)
+            if device.kind is Kind.DEVICE
+            and (wanted or device.state is not DeviceState.REMOVED)
+            and (not tag or tag in device.tags)
         ]
     found.sort(key=lambda device: (device.name or "", device.id))
     if as_json:

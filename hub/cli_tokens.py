@@ -63,7 +63,7 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
         print_json([_as_json(token) for token in found])
         return
     print_table(
-        ("ID", "STATE", "USED", "EXPIRES", "MADE", "APPROVAL", "TAGS"),
+        ("ID", "STATE", "USED", "EXPIRES", "MADE", "APPROVAL", "FOR", "TAGS"),
         (
             (
                 token.claim,
@@ -72,6 +72,7 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
                 ago(token.not_after),
                 ago(token.created_s),
                 "needed" if token.needs_approval else "-",
+                token.kind.value,
                 " ".join(token.tags) or "-",
             )
             for token in found
@@ -102,6 +103,7 @@ def _seconds(text: str) -> int:
 def _as_json(token: Token) -> dict[str, Any]:
     return {
         "id": token.claim,
+        "for": token.kind.value,
         "state": token.refusal(int(time.time())) or "good",
         "uses": token.uses,
         "used": token.used,

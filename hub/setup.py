@@ -126,7 +126,7 @@ def restore(state: State, source: Path, *, force: bool) -> int:
             epoch = max(network.epoch + 1, _epoch_of(state.database) + 1, int(time.time()))
             save_network(tx.connection, replace(network, epoch=epoch))
             tx.connection.execute(delete(outgoing).where(outgoing.c.op == Op.PUBLISH.value))
-            actions.start_again(tx)
+            actions.start_again(tx, int(time.time()))
         _move_aside(state.database)
         os.replace(new, state.database)
     return epoch

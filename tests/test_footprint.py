@@ -42,7 +42,7 @@ FORBIDDEN = (
 BUDGET_MIB = {
     "edgeagent.cli": 3.0,
     "edgeagent.wireguard": 5.5,
-    "edgeagent.daemon": 13.5,
+    "edgeagent.daemon": 15.5,
 }
 
 PROBE = """

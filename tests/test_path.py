@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from edgeagent.proto import disco
 from edgeagent.proto.candidates import sort_candidates
-from edgeagent.proto.endpoint import Endpoint
+from edgeagent.proto.endpoint import Endpoint, Transmit
 from edgeagent.proto.errors import DropReason, LocalProtocolError
 from edgeagent.proto.messages import TRANSPORT
 from edgeagent.proto.node_events import PathChanged
@@ -165,6 +166,20 @@ def test_a_peer_of_an_older_version_is_left_to_wireguard(world: World) -> None:
 # Relays
 
 
+def put_at_relay(world: World, board: Board, relay: str | None, take: Callable[[Transmit], None]) -> None:
+    """Have `board` be at a relay that is not there: `take` gets what it sends to it."""
+    relays = board.node.relays
+    relays.home = relay
+
+    def send_by_relay(now: float, endpoint: RelayEndpoint, datagrams: list[bytes], ecn: int) -> bool:
+        take(Transmit(endpoint, datagrams, ecn))
+        return True
+
+    relays._step = lambda now: None  # type: ignore[method-assign]  # it would find that no map names the relay
+    relays.send = send_by_relay  # type: ignore[method-assign]
+    board.node.handle_timeout(world.now)
+
+
 class Relayed:
     """Two boards with a home relay; `direct` says whether datagrams pass between them, `relayed` counts the others."""
 
@@ -175,13 +190,20 @@ class Relayed:
         self.passed: list[bytes] = []
         self.a, self.b = world.add(1, "a"), world.add(2, "b")
         world.crank_one = self.crank_one  # type: ignore[method-assign]
-        for board in (self.a, self.b):
-            board.node.handle_home_relay(world.now, "r1")
+        self.waiting: dict[str, list[Transmit]] = {self.a.id: [], self.b.id: []}
+        self.at("r1")
         world.run(2)
+
+    def at(self, relay: str | None) -> None:
+        """Both are at that relay."""
+        for board in (self.a, self.b):
+            put_at_relay(self.world, board, relay, self.waiting[board.id].append)
+        self.world.crank()
 
     def crank_one(self, board: Board) -> bool:
         other = self.b if board is self.a else self.a
-        transmits, moved = board.node.drain_transmits(), False
+        transmits, moved = board.node.drain_transmits() + self.waiting[board.id], False
+        self.waiting[board.id].clear()
         for transmit in transmits:
             moved = True
             if isinstance(transmit.endpoint, RelayEndpoint):
@@ -270,12 +292,10 @@ def test_the_relay_goes_and_comes_back(world: World) -> None:
     a, b = pair.a, pair.b
     send(world, a, b)
     assert path_of(a, b).is_relay
-    for board in (a, b):
-        board.node.handle_home_relay(world.now, None)
+    pair.at(None)
     world.run(2)
     assert a.node.finder.current(b.id) is None
-    for board in (a, b):
-        board.node.handle_home_relay(world.now, "r2")
+    pair.at("r2")
     world.run(2)
     assert send(world, a, b, b"by another") == b.received[-1]
 
@@ -332,9 +352,9 @@ def test_no_order_of_events_breaks_a_path(actions: list[tuple[str, int]]) -> Non
         elif action == "move":
             a.node.handle_addresses(world.now, [(bytes((192, 0, 2, 1)), 51820), (bytes((198, 18, 0, number)), 51820)])
         elif action == "map":
-            b.node.handle_mappings(world.now, [(HERE, 5_000), (HERE, 5_000 + number)])
+            b.node.whereabouts.handle_mappings(world.now, [(HERE, 5_000), (HERE, 5_000 + number)])
         elif action == "relay":
-            b.node.handle_home_relay(world.now, "r1" if number else None)
+            pair.at("r1" if number else None)
         else:
             a.node.finder.introduce(world.now, b.id)
         world.crank()
@@ -343,8 +363,7 @@ def test_no_order_of_events_breaks_a_path(actions: list[tuple[str, int]]) -> Non
                 assert len(paths.prober.direct) <= PATHS_MAX
                 assert len(paths.prober._probes) <= PROBES_MAX
     pair.direct = True
-    for board in (a, b):
-        board.node.handle_home_relay(world.now, "r1")
+    pair.at("r1")
     world.run(2)
     for _ in range(20):
         send(world, a, b)

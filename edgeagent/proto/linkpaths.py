@@ -15,13 +15,16 @@ from edgeagent.proto.node_events import PathChanged
 from edgeagent.proto.path import key_of
 from edgeagent.proto.pathfinder import INTRODUCED_MAX, INTRODUCED_S, Pathfinder
 from edgeagent.proto.paths import to_endpoint
+from edgeagent.proto.relay_endpoint import RelayEndpoint
 
 if TYPE_CHECKING:
     from edgeagent.proto.control_client import ControlClient
     from edgeagent.proto.device import Device
+    from edgeagent.proto.mappings import Mappings
     from edgeagent.proto.peer import Peer
     from edgeagent.proto.peering import Link, Peering
     from edgeagent.proto.records import Entry
+    from edgeagent.proto.relays import Relays
 
 Batch = list[tuple[bytes, Endpoint, int]]
 
@@ -31,29 +34,49 @@ _DATA = bytes((TRANSPORT, 0, 0, 0))
 class LinkPaths:
     """Drive it by what comes in; `carry` after any input turns the device's transmits into the node's."""
 
-    def __init__(self, device: Device, client: ControlClient, peering: Peering, finder: Pathfinder) -> None:
+    def __init__(
+        self,
+        device: Device,
+        client: ControlClient,
+        peering: Peering,
+        finder: Pathfinder,
+        relays: Relays,
+        mappings: Mappings,
+    ) -> None:
         self._device = device
         self._client = client
         self._peering = peering
         self._finder = finder
+        self._relays = relays
+        self._mappings = mappings
         self._introduced: dict[str, float] = {}  # devices without a link, that may be about to call
 
     # Datagrams
 
     def split(self, now: float, batch: Batch) -> Batch:
-        """What of `batch` is WireGuard's; disco is taken in, and everything else counted."""
+        """What of `batch` is WireGuard's, also what came inside a relay's datagrams; the rest is taken in here."""
+        wireguard = self._sort(now, batch)
+        relayed = self._relays.drain_packets(now)
+        return wireguard + self._sort(now, relayed) if relayed else wireguard
+
+    def _sort(self, now: float, batch: Batch) -> Batch:
         wireguard: Batch = []
         for item in batch:
-            if item[0][:4] == _DATA:  # the shortest way for nearly all of them
+            datagram, source, ecn = item
+            if datagram[:4] == _DATA:  # the shortest way for nearly all of them
                 wireguard.append(item)
                 continue
-            kind = classify(item[0])
+            kind = classify(datagram)
             if kind is Kind.WIREGUARD:
                 wireguard.append(item)
             elif kind is Kind.DISCO:
-                self._finder.handle_frame(now, item[0], item[1])
-            else:
+                self._finder.handle_frame(now, datagram, source)
+            elif kind is Kind.UNKNOWN or isinstance(source, RelayEndpoint):
                 self._finder.drops[DiscoDrop.NOT_OURS] += 1
+            elif kind is Kind.RELAY:
+                self._relays.handle_datagram(now, datagram, source, ecn)
+            else:
+                self._mappings.handle_datagram(now, datagram, source)
         return wireguard
 
     def received(self, now: float, batch: Batch) -> None:
@@ -127,6 +150,12 @@ class LinkPaths:
     def apply(self, now: float) -> list[PathChanged]:
         """Let the peers follow what disco has chosen."""
         events = []
+        for device in self._finder.drain_answered():
+            link = self._peering.links.get(device)
+            if link is not None and link.peer.staged and not link.is_live(now):
+                # Whoever slept when the last initiation went out is there now
+                link.peer.begin_handshake(now, anew=True)
+                self._device.touched(link.peer)
         for device in self._finder.drain_changed():
             link, path = self._peering.links.get(device), self._finder.current(device)
             if link is None or path is None:

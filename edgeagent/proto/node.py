@@ -28,17 +28,18 @@ from edgeagent.proto.keyrenewal import KeyRenewal, Step
 from edgeagent.proto.keys import Entropy
 from edgeagent.proto.limits import Limits
 from edgeagent.proto.linkpaths import LinkPaths
+from edgeagent.proto.mappings import Mappings
 from edgeagent.proto.node_events import (
     AdmissionChanged,
     CacheDirty,
     IdentityChanged,
     MapChanged,
-    MappingDoubted,
     NodeEvent,
     NodeKeyRenewed,
     PeerGone,
     PeerUp,
     ReconnectWanted,
+    RelayNamesChanged,
     Removed,
     Resolved,
 )
@@ -48,6 +49,9 @@ from edgeagent.proto.peering import Link, Peering
 from edgeagent.proto.publishing import Publish
 from edgeagent.proto.records import Entry, Query, Record, UdpAddress
 from edgeagent.proto.refusals import ControlDrop, ControlError
+from edgeagent.proto.relay_endpoint import RelayEndpoint
+from edgeagent.proto.relay_sessions import StreamWish
+from edgeagent.proto.relays import Relays
 from edgeagent.proto.resolver import Resolver
 from edgeagent.proto.tai64n import Tai64nClock
 from edgeagent.proto.walltime import WallFloor
@@ -59,7 +63,8 @@ ROUNDS_MAX = 8  # of events that cause events; handshakes that are fed again cau
 
 class Node:
     """Drive it by the handle methods; after each, in this order: drain events and save what they ask for, then drain
-    transmits, packets, publishes and subscriptions, then sleep until `poll_timeout()` or `next_connect_at`.
+    transmits, packets, publishes, subscriptions, stream wishes and stream writes, then sleep until `poll_timeout()` or
+    `next_connect_at`. A stream is a connection to a relay; the number in a StreamWish names it from then on.
 
     To connect: `begin_session(now)`, drain events, then MQTT CONNECT as `client_id` / `username` / `password` with
     `last_will(now)` and a persistent session; then `handle_connected`. `wall` is shared with nobody; `saved` is an
@@ -130,7 +135,9 @@ class Node:
             now, crypto=crypto, entropy=entropy, device_map=self.map, node_key=identity.node_key, mtu=mtu
         )
         self.peering = Peering(self.device, self.client, self.finder, limits.peers)
-        self._paths = LinkPaths(self.device, self.client, self.peering, self.finder)
+        self.relays = Relays(now, crypto=crypto, entropy=entropy, jitter=jitter, private=identity.node_private)
+        self.mappings = Mappings(entropy, self.relays.udp_servers)
+        self._paths = LinkPaths(self.device, self.client, self.peering, self.finder, self.relays, self.mappings)
         self.whereabouts = Whereabouts(
             now,
             client=self.client,
@@ -144,6 +151,7 @@ class Node:
         self.renewal = KeyRenewal(identity, jitter)
         self._set_wall(now)
         self._renew_key(now)
+        self._use_relays(now)
         self._settle(now)
 
     # Who we are
@@ -195,12 +203,14 @@ class Node:
 
     def handle_connected(self, now: float, session_present: bool) -> None:
         self.whereabouts.handle_connected(now)
+        self.relays.broker_reachable = True
         self.client.handle_connected(now, session_present)
         self._renew_key(now)
         self._settle(now)
 
     def handle_disconnected(self, now: float) -> None:
         """The connection ended, or could not be made."""
+        self.relays.broker_reachable = False
         self.client.handle_disconnected(now)
         self._settle(now)
 
@@ -219,11 +229,7 @@ class Node:
 
     def handle_datagrams(self, now: float, batch: list[tuple[bytes, Endpoint, int]]) -> None:
         """Datagrams from the UDP sockets: (datagram, source, ECN field of the outer header)."""
-        batch = self._paths.split(now, batch)
-        if batch:
-            self.device.handle_datagrams(now, batch)
-            self._paths.received(now, batch)
-            self.peering.complete_moves(now)
+        self._take(now, batch)
         self._settle(now)
 
     def handle_packets(self, now: float, packets: list[bytes]) -> None:
@@ -237,17 +243,43 @@ class Node:
 
     def handle_addresses(self, now: float, endpoints: list[UdpAddress]) -> None:
         """Where this device may be reached: its own (address of 4 or 16 B, UDP port), the best first."""
-        self.whereabouts.handle_addresses(now, endpoints)
+        self.relays.set_families(list(dict.fromkeys(len(address) for address, _ in endpoints)))
+        if self.whereabouts.handle_addresses(now, endpoints):
+            self.mappings.forget(now)
+            self.relays.network_changed(now)
+            self.mappings.doubt(now, survey=True)
         self._settle(now)
 
-    def handle_mappings(self, now: float, mapped: list[UdpAddress]) -> None:
-        """Where servers see our UDP port, in the order they were asked; all that are known at present."""
-        self.whereabouts.handle_mappings(now, mapped)
+    # Inputs: relays
+
+    def handle_relay_addresses(self, now: float, relay: str, addresses: list[UdpAddress]) -> None:
+        """Where the UDP port of a relay is whose hosts are names: what RelayNamesChanged asked for."""
+        self.relays.set_addresses(now, relay, addresses)
+        self.mappings.doubt(now, survey=True)
         self._settle(now)
 
-    def handle_home_relay(self, now: float, relay: str | None) -> None:
-        """The id of the relay that we are at, which peers may send to; None while there is none."""
-        self.whereabouts.handle_home_relay(now, relay)
+    def set_on_demand(self, now: float, on_demand: bool) -> None:
+        """Whether a session at a relay costs too much to be kept: then one begins when it is of use."""
+        self.relays.set_on_demand(now, on_demand)
+        self._settle(now)
+
+    def stream_opened(self, now: float, number: int) -> None:
+        """The relay answered the HTTP upgrade."""
+        self.relays.stream_opened(now, number)
+        self._settle(now)
+
+    def handle_stream(self, now: float, number: int, data: bytes) -> None:
+        self.relays.handle_stream(now, number, data)
+        self._take(now, [])
+        self._settle(now)
+
+    def stream_blocked(self, number: int, *, blocked: bool) -> None:
+        """A write did not take all; or, later, the connection takes more again."""
+        self.relays.sessions.stream_blocked(number, blocked=blocked)
+
+    def stream_closed(self, now: float, number: int) -> None:
+        """The connection ended, or could not be made; not for one that a StreamWish has closed."""
+        self.relays.stream_closed(now, number)
         self._settle(now)
 
     def transmit_failed(self, now: float, endpoint: Endpoint) -> None:
@@ -262,6 +294,8 @@ class Node:
         self.client.handle_timeout(now)
         self.resolver.handle_timeout(now)
         self.finder.handle_timeout(now)
+        self.relays.handle_timeout(now)
+        self.mappings.handle_timeout(now)
         if self._sweep_at is not None and self._sweep_at <= now:
             self._sweep_at = None
             self._paths.sweep(now)
@@ -278,6 +312,8 @@ class Node:
             self.resolver.poll_timeout(),
             self.renewal.poll_timeout(),
             self.finder.poll_timeout(),
+            self.relays.poll_timeout(),
+            self.mappings.poll_timeout(),
             self._sweep_at,
         ]
         return min((at for at in times if at is not None), default=None)
@@ -298,6 +334,14 @@ class Node:
         """(topic filter, whether to subscribe, else unsubscribe); to be sent before what is published."""
         changes = self.client.drain_subscriptions()
         return changes + self.whereabouts.inbox.drain() if self.client.connected else changes
+
+    def drain_stream_wishes(self) -> list[StreamWish]:
+        """Connections to relays that are to be opened, or closed."""
+        return self.relays.drain_stream_wishes()
+
+    def drain_stream_writes(self) -> list[tuple[int, bytes]]:
+        """(stream, what to write to it); to be drained after the wishes, and none of a stream that is blocked."""
+        return self.relays.drain_stream_writes()
 
     def drain_events(self) -> list[NodeEvent]:
         events = list(self._events)
@@ -350,13 +394,61 @@ class Node:
         self._events.extend(self._paths.apply(now))
         if self.finder.shared.mapping_doubted:
             self.finder.shared.mapping_doubted = False
-            self._events.append(MappingDoubted())
-        self._transmits += self._paths.carry(now, self.device.drain_transmits())
-        self._transmits += self.finder.drain_transmits()
+            self.mappings.doubt(now)
+        self._send(now, self._paths.carry(now, self.device.drain_transmits()) + self.finder.drain_transmits())
         for device, frame in self.finder.drain_signals():
             self._signal(device, frame)
+        self._follow_relays(now)
         if (self.peering.links or self._paths.waiting) and self._sweep_at is None:
             self._sweep_at = now + SWEEP_S
+
+    def _take(self, now: float, batch: list[tuple[bytes, Endpoint, int]]) -> None:
+        """Datagrams, and what relays have brought meanwhile."""
+        batch = self._paths.split(now, batch)
+        if batch:
+            self.device.handle_datagrams(now, batch)
+            self._paths.received(now, batch)
+            self.peering.complete_moves(now)
+
+    def _send(self, now: float, transmits: list[Transmit]) -> None:
+        for transmit in transmits:
+            if isinstance(transmit.endpoint, RelayEndpoint):
+                self.relays.send(now, transmit.endpoint, transmit.datagrams, transmit.ecn)
+            else:
+                self._transmits.append(transmit)
+
+    def _follow_relays(self, now: float) -> None:
+        """What relays and STUN servers have told, and what they are to be told."""
+        if self.finder.called:
+            self.finder.called = False
+            self.relays.wake(now)
+        if self.finder.shared.seeking:
+            self.finder.shared.seeking = False
+            self.mappings.want(now)
+        self.relays.settle(now)
+        if self.relays.moved:
+            self.relays.moved = False
+            self.mappings.doubt(now)
+        for measured in self.mappings.drain_measured():
+            self.relays.measured(now, measured.relay, measured.endpoint, measured.round_trip_s)
+        mapped = self.mappings.take_news()
+        if mapped is not None:
+            self.whereabouts.handle_mappings(now, mapped)
+        if self.relays.home != self.finder.home_relay:
+            self.whereabouts.handle_home_relay(now, self.relays.home)
+        for key in self.relays.drain_gone():
+            self.finder.not_at_relay(now, key)
+        self._send(now, self.finder.drain_transmits())
+        self._transmits += self.relays.drain_transmits()
+        self._transmits += self.mappings.drain_transmits()
+
+    def _use_relays(self, now: float) -> None:
+        """Another map is in use."""
+        self.relays.set_map(now, self.map.relays, self.map.passes)
+        if self.relays.names_to_resolve():
+            self._events.append(RelayNamesChanged())
+        if self.map.relays and not self.mappings.mapped:
+            self.mappings.doubt(now, survey=True)
 
     def _signal(self, device: str, frame: bytes) -> None:
         entry = self.client.records.get(device)
@@ -385,6 +477,7 @@ class Node:
             self._mark_dirty(urgent=news.gone)
         elif isinstance(news, MapCame):
             self.whereabouts.handle_map(now)
+            self._use_relays(now)
             self._events.append(AdmissionChanged())
             self._events.append(MapChanged(self.map))
         elif isinstance(news, EpochBehind):
@@ -439,6 +532,7 @@ class Node:
         self.identity.switch()
         self.device.set_private_key(now, self.identity.node_private)
         self.finder.shared.node_key = self.identity.node_key
+        self.relays.set_node_key(now, self.identity.node_private)
         self._events.append(IdentityChanged())
         self._events.append(NodeKeyRenewed())
         self.client.own_feed.changed(now, self.map)

@@ -86,8 +86,8 @@ class PathChanged(NodeEvent):
         self.latency_ms = latency_ms
 
 
-class MappingDoubted(NodeEvent):
-    """A direct path died that had worked: ask at once where servers see us, and `handle_mappings`."""
+class RelayNamesChanged(NodeEvent):
+    """Look up `relays.names_to_resolve()`, and `handle_relay_addresses`: again when the network changed."""
 
     __slots__ = ()
 

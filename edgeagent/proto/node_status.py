@@ -25,6 +25,7 @@ def status(now: float, node: Node) -> dict[str, Any]:
             "tags": device_map.tags,
             "endpoints": [_udp_text(*endpoint) for endpoint in client.own_feed.endpoints],
             "home_relay": node.finder.home_relay,
+            "mapped": [_udp_text(*endpoint) for endpoint in node.mappings.mapped],
             "nat_mapping": node.finder.shared.nat,
             "node_key_renewal": node.renewal.state.value,
             "admitted_until": device_map.not_after,
@@ -55,7 +56,20 @@ def status(now: float, node: Node) -> dict[str, Any]:
             **{reason.value: count for reason, count in node.device.drops.items() if count},
             **{reason.value: count for reason, count in client.all_drops().items() if count},
             **{reason.value: count for reason, count in node.finder.drops.items() if count},
+            **{reason.value: count for reason, count in node.relays.sessions.drops.items() if count},
+            **{reason.value: count for reason, count in node.mappings.drops.items() if count},
         },
+        "relays": [
+            {
+                "id": session.relay.id,
+                "region": session.relay.region,
+                "home": session.relay.id == node.relays.home,
+                "carrier": None if session.client.carrier is None else session.client.carrier.value,
+                "serves": session.client.alive,
+                "latency_ms": None if session.client.latency_s is None else round(1e3 * session.client.latency_s, 3),
+            }
+            for session in node.relays.sessions.all
+        ],
     }
 
 

@@ -41,9 +41,11 @@ class Pathfinder:
         self.shared.mtu = mtu
         self.peers: dict[str, PeerPaths] = {}
         self.home_relay: str | None = None  # ours; None: relays cannot be used at present
+        self.called = False  # a device has called us since the owner last looked
         self._by_key_id: dict[bytes, PeerPaths] = {}
         self._by_path: dict[PathKey, PeerPaths] = {}  # the current way of each
         self._changed: dict[str, None] = {}  # devices whose current path is another, not yet drained
+        self._answered: dict[str, None] = {}  # devices that answered a ping, not yet drained
         self._offered: dict[str, list[UdpAddress]] = {}  # what each feed said last
         self._deadlines: dict[str, float] = {}  # by device; may be too early, never too late
 
@@ -113,6 +115,7 @@ class Pathfinder:
             self._by_key_id.pop(paths.them.key_id, None)
             self._by_path = {key: other for key, other in self._by_path.items() if other is not paths}
             self._changed.pop(device, None)
+            self._answered.pop(device, None)
             self._deadlines.pop(device, None)
             self._offered.pop(device, None)
 
@@ -145,15 +148,23 @@ class Pathfinder:
             self.shared.drop(message)
             return
         if isinstance(message, CallMe):
+            self.called = True
             paths.handle_call_me(now, message)
         elif source is None:
             self.shared.drop(DiscoDrop.BY_SIGNAL)
             return
         elif isinstance(message, Ping):
             paths.handle_ping(now, message, source, len(frame))
-        else:
-            paths.handle_pong(now, message, source, len(frame))
+        elif paths.handle_pong(now, message, source, len(frame)):
+            self._answered[paths.device] = None
         self._settle(now, paths)
+
+    def not_at_relay(self, now: float, node_key: bytes) -> None:
+        """A relay knows no member of that key: whose it is may sleep, and is woken through the broker."""
+        for paths in self._each():
+            if node_key in paths.node_keys:
+                paths.not_at_relay(now)
+                self._settle(now, paths)
 
     # Traffic
 
@@ -201,6 +212,11 @@ class Pathfinder:
         """(device, frame) for its inbox at the broker."""
         signals, self.shared.signals = self.shared.signals, []
         return signals
+
+    def drain_answered(self) -> list[str]:
+        """Devices that have answered a ping since the last call."""
+        answered, self._answered = self._answered, {}
+        return list(answered)
 
     def drain_changed(self) -> list[str]:
         """Devices whose current path is another than before."""

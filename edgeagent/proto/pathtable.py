@@ -127,12 +127,21 @@ class PeerPaths:
             path.take(Input.HEARD)
             self.prober.hurry(now, path)
 
-    def handle_pong(self, now: float, pong: Pong, source: Endpoint, frame_bytes: int) -> None:
+    def handle_pong(self, now: float, pong: Pong, source: Endpoint, frame_bytes: int) -> bool:
+        """False for a pong that counts for nothing."""
         path = self.prober.handle_pong(now, pong, source, frame_bytes)
         if path is not None and path.state is State.PROVEN and not path.is_relay:
             self._seeks = 0
             self._spray = None
             self.next_seek_at = None
+        return path is not None
+
+    def not_at_relay(self, now: float) -> None:
+        """The peer's relay does not have it: it may be asleep, or about to tell of another relay."""
+        relay = self.prober.relay
+        if relay is not None and relay.next_probe_at is None and self.is_wanted(now):
+            self.prober.begin(now, relay)
+            self._call(now)
 
     def handle_call_me(self, now: float, call: CallMe) -> None:
         """Ping where the peer asks for it: it does the same."""
@@ -268,6 +277,7 @@ class PeerPaths:
         shared, relay = self._shared, self.prober.relay
         if not self._calls_out.take(now):
             return
+        shared.seeking = True
         message = write_call_me(shared.endpoints())
         if relay is not None:
             shared.transmits.append(Transmit(relay.endpoint, [shared.keys.seal(self.them, message)]))

@@ -23,6 +23,7 @@ from edgeagent.proto.messages import TRANSPORT_HEADER
 from edgeagent.proto.path import Input, Path, PathKey, PathKind, State, key_of
 from edgeagent.proto.paths import from_endpoint, to_endpoint
 from edgeagent.proto.punch import SPRAYED_MAX, SPRAYED_PER_S, Budget, guess_next, mapping_behaviour
+from edgeagent.proto.relay_endpoint import RelayEndpoint
 
 if TYPE_CHECKING:
     from edgeagent.proto.devicemap import DeviceMap
@@ -46,8 +47,8 @@ class DiscoShared:
     """What the paths of all peers have in common: our keys, what is known of ourselves, and the outputs."""
 
     __slots__ = (
-        "device_map", "drops", "entropy", "keys", "mapped", "mapping_doubted", "mtu", "node_key", "own", "signals",
-        "sprayed", "transmits",
+        "device_map", "drops", "entropy", "keys", "mapped", "mapping_doubted", "mtu", "node_key", "own", "seeking",
+        "signals", "sprayed", "transmits",
     )  # fmt: skip
 
     def __init__(self, now: float, keys: DiscoKeys, entropy: Entropy, device_map: DeviceMap, node_key: bytes) -> None:
@@ -59,6 +60,7 @@ class DiscoShared:
         self.own: list[UdpAddress] = []  # our interfaces' addresses
         self.mapped: list[UdpAddress] = []  # as servers saw us, in the order they were asked
         self.mapping_doubted = False  # a direct path died that had worked: our NAT may have forgotten us
+        self.seeking = False  # somebody is told where we are: it should be true
         self.sprayed = Budget(now, SPRAYED_MAX, SPRAYED_PER_S)
         self.transmits: list[Transmit] = []
         self.signals: list[tuple[str, bytes]] = []  # (device, frame) for its inbox
@@ -226,7 +228,9 @@ class Prober:
             self._shared.drop(DiscoDrop.PONG_SOURCE)
             return None
         del self._probes[pong.transaction]
-        path = self.find(source) or self._sprayed(source)
+        path = self.find(source)
+        if path is None and not isinstance(source, RelayEndpoint):
+            path = self._sprayed(source)
         if path is None:
             return None
         if path.state is State.UNTRIED:

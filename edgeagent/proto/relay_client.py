@@ -25,6 +25,7 @@ from edgeagent.proto.relay_events import (
     RelayClientDrop,
     RelayDown,
     RelayEvent,
+    RelayServes,
     RelaySuspect,
     RelayUp,
 )
@@ -36,6 +37,7 @@ STREAM_DELAY_S = 0.4  # how long UDP may take before TLS is tried beside it
 STREAM_LINGER_S = 1.0  # how long TLS stays when UDP has taken over, for what is under way
 DATAGRAM_RETRY_BASE_S, DATAGRAM_RETRY_CAP_S = 5.0, 600.0
 STREAM_RETRY_BASE_S, STREAM_RETRY_CAP_S = 1.0, 60.0
+DOWN_RETRY_CAP_S = 15.0  # for either, while neither is up: somebody may be waiting
 REFUSED_RETRY_S = 300.0  # with a pass that the relay refused
 WAITING_PACKETS_MAX = 32  # that wait for a carrier to come up; the oldest give way
 WAITING_S = 5.0
@@ -62,7 +64,7 @@ class RelayClient:
     After any input drain `drain_events`, `drain_datagrams`, `drain_stream`, `drain_packets`, then wait until
     `poll_timeout`.
 
-    `carriers` are those that may be used, `interval_s` how often an idle client shows that it is there, `active_s` the
+    `carriers` are those that may be used, `idle_s` how often an idle client shows that it is there, `active_s` the
     same while packets go.
     """
 
@@ -77,7 +79,7 @@ class RelayClient:
         private: bytes,
         pass_object: bytes,
         carriers: tuple[Carrier, ...] = (Carrier.DATAGRAM, Carrier.STREAM),
-        interval_s: int = 25,
+        idle_s: float = 25.0,
         active_s: float = 1.0,
     ) -> None:
         if not carriers:
@@ -90,7 +92,7 @@ class RelayClient:
             relay_key=relay_key,
             private=private,
             pass_object=pass_object,
-            interval_s=interval_s,
+            idle_s=idle_s,
         )
         self._inbox = Inbox()
         self._datagram = DatagramClient(self._login, self._inbox, active_s=active_s)
@@ -105,6 +107,7 @@ class RelayClient:
         self._waiting: deque[tuple[float, bytes, bytes, int]] = deque(maxlen=WAITING_PACKETS_MAX)
         self._refusal: Refusal | None = None
         self._suspected = False
+        self._served = False
         self.carrier: Carrier | None = None
 
     @property
@@ -151,6 +154,25 @@ class RelayClient:
             self._refusal = None
             self._begin(now)
             self._step(now)
+
+    def set_idle_interval(self, idle_s: float) -> None:
+        """How often an idle client shows that it is there, from now on."""
+        self._login.idle_s = idle_s
+        self._datagram.set_idle_interval(idle_s)
+        self._stream.set_idle_interval(idle_s)
+
+    def uplink_changed(self, now: float) -> None:
+        """Our packets leave by another way: a session on UDP shows itself there, a connection is made anew."""
+        self._datagram.nudge(now)
+        if self._stream.state is not StreamState.IDLE:
+            self._close_stream()
+            self._step(now)
+            self._open_stream(now)
+        self._step(now)
+
+    def takes(self, datagram: bytes) -> bool:
+        """Whether a datagram from the relay is for this client, and not for another at the same relay."""
+        return self._datagram.takes(datagram)
 
     def send(self, now: float, key: bytes, packets: list[bytes], ecn: int = 0) -> None:
         """Packets for the member `key`. Before a carrier is up a few of them wait."""
@@ -266,6 +288,9 @@ class RelayClient:
             self._stream.failed = False
             self._stream_failed(now, self._stream.failure)
         self._choose(now)
+        served, self._served = self._served, self.alive
+        if self._served and not served:
+            self._inbox.events.append(RelayServes())
         self._match_stream(now)
 
     def _datagram_failed(self, now: float, refusal: Refusal | None) -> None:
@@ -275,7 +300,7 @@ class RelayClient:
         if lost and refusal in (None, Refusal.EXPIRED):
             self._datagram.start(now)
         else:
-            self._datagram_at = now + self._datagram_backoff.wait_s()
+            self._datagram_at = now + self._capped(self._datagram_backoff)
         if Carrier.STREAM in self._carriers and self._stream.state is StreamState.IDLE and lost:
             self._open_stream(now)
 
@@ -286,11 +311,16 @@ class RelayClient:
             return
         if self.carrier is Carrier.STREAM:
             self._stream_backoff.reset()
-        self._stream_at = now + self._stream_backoff.wait_s()
+        self._stream_at = now + self._capped(self._stream_backoff)
         if self._datagram.liveness is not None and self._datagram.liveness.suspect:
             self._datagram.give_up()
             self._datagram.failed = False
             self._datagram_failed(now, None)
+
+    def _capped(self, backoff: Backoff) -> float:
+        wait_s = backoff.wait_s()
+        up = self._datagram.state is DatagramState.UP or self._stream.state is StreamState.UP
+        return wait_s if up else min(wait_s, DOWN_RETRY_CAP_S)
 
     def _refused(self, now: float, refusal: Refusal | None, pass_used: bytes) -> bool:
         """True when no other try makes sense until there is another pass."""

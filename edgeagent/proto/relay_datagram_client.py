@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from enum import Enum
 
-from edgeagent.proto.relay_events import Inbox, Login, RelayClientDrop, RelayDraining, RelayPeerGone
+from edgeagent.proto.relay_events import (
+    Inbox,
+    Login,
+    RelayClientDrop,
+    RelayDraining,
+    RelayPeerGone,
+    RelaySawUsMove,
+)
 from edgeagent.proto.relay_frames import (
     BIND,
     BIND_BODY,
@@ -125,6 +132,24 @@ class DatagramClient:
         """Something else says that the relay is not there: do not wait for more probes to be lost."""
         self._fail(None)
 
+    def set_idle_interval(self, idle_s: float) -> None:
+        if self.liveness is not None:
+            self.liveness.set_idle(idle_s)
+
+    def nudge(self, now: float) -> None:
+        """Let the relay hear from us now: if that is from another address, it asks who we are."""
+        if self.liveness is not None:
+            self._out.append((data_datagram(self._session, OWN_CHANNEL, self.liveness.probe(now, long=True)), 0))
+
+    def takes(self, datagram: bytes) -> bool:
+        """Of several clients at one relay, whose session it is; what begins one is for who is beginning."""
+        if len(datagram) < DATAGRAM_HEAD_SIZE:
+            return False
+        kind, _, _, session = DATAGRAM_HEAD.unpack_from(datagram)
+        if self.state is DatagramState.UP:
+            return bool(session == self._session)
+        return kind in (CHALLENGED, DENIED, WELCOMED) and self.state is not DatagramState.IDLE
+
     def send(self, now: float, key: bytes, packets: list[bytes], ecn: int) -> None:
         """While `state` is UP."""
         assert self.liveness is not None
@@ -214,7 +239,7 @@ class DatagramClient:
             challenge=challenge,
             private=login.private,
             role=Role.MEMBER,
-            interval_s=login.interval_s,
+            interval_s=login.told_s,
             pass_object=login.pass_object,
         )
         self.state = DatagramState.LOGIN
@@ -243,6 +268,7 @@ class DatagramClient:
         """The relay heard us from an address that it does not know: show that we are there."""
         if now - self._rebind_at >= REBIND_SPACING_S:
             self._rebind_at = now
+            self._inbox.events.append(RelaySawUsMove())
             self._control(REBIND, challenge)
             self._rebind = self._out[-1][0]
 
@@ -286,8 +312,9 @@ class DatagramClient:
         self._session = session
         self._retry_at = None
         self.state = DatagramState.UP
-        idle_s = min(float(self._login.interval_s), silence_s / 2)
-        self.liveness = Liveness(now, self._login.entropy, active_s=self._active_s, idle_s=idle_s)
+        self.liveness = Liveness(
+            now, self._login.entropy, active_s=self._active_s, idle_s=self._login.idle_s, silence_s=silence_s
+        )
         # At once: it measures, and a relay that takes logins and forwards nothing is found before it is relied on
         self._out.append((data_datagram(session, OWN_CHANNEL, self.liveness.probe(now)), 0))
 

@@ -25,13 +25,20 @@ class RelayClientDrop(Enum):
     STRANGE_PROBE = "relay-strange-probe"  # from ourselves, and no probe that we wait for
     NOT_UP = "relay-not-up"  # packets for a relay that is not there (yet)
     TOO_LONG = "relay-too-long"  # packets longer than a relay forwards
+    STRANGER = "relay-stranger"  # a relay's datagram from an address at which we have no relay
     QUEUE_FULL = "relay-queue-full"  # the oldest packets to a relay that takes them too slowly gave way
 
 
-class Login:
-    """Everything a login takes: both sides' keys and the pass."""
+TOLD_INTERVAL_MIN_S = 300  # the relay bears three times of it in silence; we are not to be forgotten when we learn more
 
-    __slots__ = ("crypto", "entropy", "interval_s", "node_key", "pass_object", "private", "relay", "relay_key")
+
+class Login:
+    """Everything a login takes: both sides' keys and the pass.
+
+    `idle_s` is how often an idle session shows that it is there; `told_s` what the relay is told of it.
+    """
+
+    __slots__ = ("crypto", "entropy", "idle_s", "node_key", "pass_object", "private", "relay", "relay_key")
 
     def __init__(
         self,
@@ -42,7 +49,7 @@ class Login:
         relay_key: bytes,
         private: bytes,
         pass_object: bytes,
-        interval_s: int,
+        idle_s: float,
     ) -> None:
         self.crypto = crypto
         self.entropy = entropy
@@ -51,7 +58,11 @@ class Login:
         self.private = private
         self.node_key = crypto.x25519_base(private)
         self.pass_object = pass_object
-        self.interval_s = interval_s
+        self.idle_s = idle_s
+
+    @property
+    def told_s(self) -> int:
+        return max(TOLD_INTERVAL_MIN_S, int(self.idle_s) + 1)
 
 
 class OpenStream:
@@ -84,11 +95,23 @@ class RelayDown:
         self.refusal = refusal
 
 
+class RelayServes:
+    """A probe has crossed the relay: it can be relied on. Again after each time that it was suspect or down."""
+
+    __slots__ = ()
+
+
 class RelaySuspect:
     """Probes are not answered in time, and the relay has no other carrier that is better: have another relay ready.
 
     Once in each such time; packets still go out, and answers that are only late end it.
     """
+
+    __slots__ = ()
+
+
+class RelaySawUsMove:
+    """The relay hears us from another address than before: a NAT on the way has given our port another mapping."""
 
     __slots__ = ()
 
@@ -121,7 +144,18 @@ class RelayPeerGone:
         self.reason = reason
 
 
-RelayEvent = OpenStream | CloseStream | RelayUp | RelayDown | RelaySuspect | PassRefused | RelayDraining | RelayPeerGone
+RelayEvent = (
+    OpenStream
+    | CloseStream
+    | RelayUp
+    | RelayDown
+    | RelayServes
+    | RelaySuspect
+    | RelaySawUsMove
+    | PassRefused
+    | RelayDraining
+    | RelayPeerGone
+)
 Received = tuple[bytes, bytes, int]  # source node key, packet, ECN field
 
 

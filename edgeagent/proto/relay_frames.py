@@ -76,8 +76,9 @@ _COUNTER = Struct(">I")
 CONTROL_BYTES_MIN = DATAGRAM_HEAD_SIZE + _COUNTER.size + MAC_SIZE
 
 # A probe crosses the relay from a member to itself: a relay that takes packets and forwards none does not answer it.
-PROBE = 0xEF  # 8 B that come back; begins a packet from a member to itself
+PROBE = 0xEF  # 8 or 31 B that come back; begins a packet from a member to itself
 PROBE_SIZE = 9
+LONG_PROBE_SIZE = HELLO_BYTES - DATAGRAM_HEAD_SIZE  # as a datagram as long as what a relay answers a stranger with
 
 # Body sizes of stream frames: (least, most)
 FRAME_SIZES = {

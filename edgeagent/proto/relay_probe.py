@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgeagent.proto.keys import Entropy
-from edgeagent.proto.relay_frames import PROBE, PROBE_SIZE
+from edgeagent.proto.relay_frames import LONG_PROBE_SIZE, PROBE, PROBE_SIZE
 
 RETRY_MIN_S, RETRY_MAX_S = 0.5, 5.0  # three times the latency, within these
 FIRST_LATENCY_S = 0.5  # until it is known
@@ -19,20 +19,36 @@ class Liveness:
 
     What others send through the relay counts for nothing here: the way up may be dead while the way down is not. With
     packets of ours under way a probe goes out every `active_s`, otherwise every `idle_s`, which also keeps the NAT
-    binding or the connection alive. `suspect` is the time to have something else ready, `is_dead` the time to give up.
+    binding or the connection alive; the relay forgets who was silent for `silence_s`. `suspect` is the time to have
+    something else ready, `is_dead` the time to give up.
     """
 
-    __slots__ = ("_entropy", "_lost", "_sent", "active_s", "answered_at", "idle_s", "latency_s", "sent_data_at")
+    __slots__ = (
+        "_entropy",
+        "_lost",
+        "_sent",
+        "_silence_s",
+        "active_s",
+        "answered_at",
+        "idle_s",
+        "latency_s",
+        "sent_data_at",
+    )
 
-    def __init__(self, now: float, entropy: Entropy, *, active_s: float, idle_s: float) -> None:
+    def __init__(self, now: float, entropy: Entropy, *, active_s: float, idle_s: float, silence_s: float) -> None:
         self._entropy = entropy
         self.active_s = active_s
-        self.idle_s = idle_s
+        self._silence_s = silence_s
+        self.set_idle(idle_s)
         self.answered_at = now
         self.sent_data_at = now - ACTIVE_FOR_S
         self.latency_s: float | None = None  # there and back, smoothed
         self._sent: dict[bytes, float] = {}  # probes without an answer; within DEAD_AFTER_S there are only so many
         self._lost = 0
+
+    def set_idle(self, idle_s: float) -> None:
+        """Between probes while no packets of ours go."""
+        self.idle_s = min(idle_s, self._silence_s / 2)
 
     @property
     def suspect(self) -> bool:
@@ -57,13 +73,14 @@ class Liveness:
         """The packet to send to ourselves, or None when it is not due or the carrier is dead."""
         if now < self.due() or self.is_dead(now):
             return None
-        if self._sent:
+        again = bool(self._sent)
+        if again:
             self._lost += 1
-        return self.probe(now)
+        return self.probe(now, long=again)
 
-    def probe(self, now: float) -> bytes:
-        """One now, due or not."""
-        probe = bytes((PROBE,)) + self._entropy(PROBE_SIZE - 1)
+    def probe(self, now: float, *, long: bool = False) -> bytes:
+        """One now, due or not. A `long` one is worth an answer to a relay that does not know where it comes from."""
+        probe = bytes((PROBE,)) + self._entropy((LONG_PROBE_SIZE if long else PROBE_SIZE) - 1)
         self._sent[probe] = now
         return probe
 

@@ -31,6 +31,7 @@ from edgeagent.proto.relay_probe import Liveness
 from edgeagent.proto.sendqueue import SendQueue
 
 CONNECT_TIMEOUT_S = 10.0
+STREAM_IDLE_MIN_S = 240.0  # routers remember connections for longer than they do UDP (RFC 5382, REQ-5: two hours)
 QUEUE_BYTES_MAX = 131_072
 
 
@@ -98,6 +99,10 @@ class StreamClient:
         """Whether the connection takes no more for now: then only the newest packets wait for it."""
         self._queue.blocked = is_blocked
 
+    def set_idle_interval(self, idle_s: float) -> None:
+        if self.liveness is not None:
+            self.liveness.set_idle(max(idle_s, STREAM_IDLE_MIN_S))
+
     def send(self, now: float, key: bytes, packets: list[bytes]) -> None:
         """While `state` is UP."""
         assert self.liveness is not None
@@ -150,7 +155,7 @@ class StreamClient:
             challenge=payload,
             private=login.private,
             role=Role.MEMBER,
-            interval_s=login.interval_s,
+            interval_s=login.told_s,
             pass_object=login.pass_object,
         )
         self._queue.push_control(frame(LOGIN, sealed))
@@ -161,8 +166,13 @@ class StreamClient:
         _, silence_s, _ = open_welcome(self._login.crypto, self._keys, payload)
         self.state = StreamState.UP
         self._deadline = None
-        idle_s = min(float(self._login.interval_s), silence_s / 2)
-        self.liveness = Liveness(now, self._login.entropy, active_s=self._active_s, idle_s=idle_s)
+        self.liveness = Liveness(
+            now,
+            self._login.entropy,
+            active_s=self._active_s,
+            idle_s=max(self._login.idle_s, STREAM_IDLE_MIN_S),
+            silence_s=silence_s,
+        )
         self._send_probe(self.liveness.probe(now))
 
     def _on_refused(self, now: float, payload: bytes) -> None:

@@ -15,7 +15,7 @@ from edgeagent.proto.errors import LocalProtocolError, RemoteProtocolError
 MAGIC_COOKIE = 0x2112A442
 HEADER_SIZE = 20  # u16 type, u16 length of what follows, u32 magic cookie, 12 B transaction id
 TRANSACTION_SIZE = 12
-MESSAGE_BYTES_MAX = 2_048
+MESSAGE_BYTES_MAX = 9_000  # padded requests measure the MTU of a path (proto/netcheck_mtu.py)
 ATTRIBUTES_MAX = 32
 REQUEST_BYTES = 100  # what the fullest answer takes: three IPv6 addresses and a fingerprint
 
@@ -52,7 +52,8 @@ class StunDrop(Enum):
     MALFORMED = "stun-malformed"  # lengths that lie, too many attributes, something behind the fingerprint
     FINGERPRINT = "stun-fingerprint"  # the CRC does not fit
     UNEXPECTED = "stun-unexpected"  # another method or class than the one that was waited for
-    TRANSACTION = "stun-transaction"  # an answer to a request that we did not send
+    TRANSACTION = "stun-transaction"  # an answer to a request that we did not send, or to one that was answered
+    SOURCE = "stun-source"  # an answer from elsewhere than where it was asked for
     REFUSED = "stun-refused"  # an error answer, or one that asks to understand what we do not
 
 

@@ -42,11 +42,14 @@ class Whereabouts:
         client.own_feed.disco_key = finder.public_key
         client.own_feed.inbox = self.inbox.capability
 
-    def handle_addresses(self, now: float, endpoints: list[UdpAddress]) -> None:
+    def handle_addresses(self, now: float, endpoints: list[UdpAddress]) -> bool:
+        """False when we are where we were."""
+        moved = endpoints != self._own
         self._own = endpoints
         if self._tell_endpoints(now):
             self._client.network_changed(now)
             self._peering.own_address_changed(now)
+        return moved
 
     def handle_mappings(self, now: float, mapped: list[UdpAddress]) -> None:
         self._finder.handle_own(now, self._finder.shared.own, mapped)

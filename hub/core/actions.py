@@ -9,10 +9,10 @@ from ipaddress import ip_address
 from edgeagent.proto.names import is_host_name, is_tag, make_claim_id
 from edgeagent.proto.token import SECRET_SIZE, claim_password
 from edgeagent.proto.token import Token as JoinToken
-from hub.core import admission
+from hub.core import admission, relays
 from hub.core.credential import make_credential
 from hub.core.hostnames import RESERVED
-from hub.core.model import TOKENS_MAX, Device, DeviceState, HubError, JobKind, Op, Outgoing, Role, Token
+from hub.core.model import TOKENS_MAX, Device, DeviceState, HubError, JobKind, Kind, Op, Outgoing, Role, Token
 from hub.core.scribe import Scribe
 from hub.core.store import Tx
 
@@ -28,6 +28,7 @@ def create_token(
     not_after: int = 0,
     tags: tuple[str, ...] = (),
     needs_approval: bool = False,
+    kind: Kind = Kind.DEVICE,
 ) -> JoinToken:
     """A new join token; its secret is in what is returned, and nowhere else. `uses` and `not_after`: 0 = no limit."""
     for tag in tags:
@@ -52,6 +53,7 @@ def create_token(
             uses=uses,
             tags=tags,
             needs_approval=needs_approval,
+            kind=kind,
         )
     )
     tx.put_out(Outgoing(Op.ADMIT, claim, password.encode(), role=Role.CLAIM))
@@ -68,6 +70,16 @@ def create_token(
     )
 
 
+def invite_relay(scribe: Scribe, tx: Tx, wall_s: int, *, region: str, uses: int = 1, not_after: int = 0) -> JoinToken:
+    """A join token for relays of one region."""
+    if not is_host_name(region):
+        raise HubError(
+            f"region {region!r}: one DNS label expected, a-z, 0-9 and -, at most 63 characters. Write for example fra"
+        )
+    tags = (relays.region_tag(region),)
+    return create_token(scribe, tx, wall_s, uses=uses, not_after=not_after, tags=tags, kind=Kind.RELAY)
+
+
 def revoke_token(tx: Tx, claim: str, wall_s: int) -> Token:
     """Nobody new may join with it; devices that did stay."""
     token = tx.token(claim)
@@ -81,7 +93,7 @@ def revoke_token(tx: Tx, claim: str, wall_s: int) -> Token:
 
 
 def find_device(tx: Tx, text: str) -> Device:
-    """By host name, device id or address."""
+    """By host name, device id or address; never a relay."""
     device = tx.device(text) or tx.device_by_name(text.lower())
     if device is None:
         address = _address(text)
@@ -91,7 +103,17 @@ def find_device(tx: Tx, text: str) -> Device:
             device = tx.device_by_v6(address)
     if device is None:
         raise HubError(f"device {text}: there is none of this name, id or address. `edgehub devices list` shows them")
+    if device.kind is Kind.RELAY:
+        raise HubError(f"device {text}: this is a relay. `edgehub relays` shows and removes relays")
     return device
+
+
+def find_relay(tx: Tx, text: str) -> Device:
+    """By its name in the relay map, or the id of its device key."""
+    relay = tx.device_by_name(text.lower()) or tx.device(text)
+    if relay is None or relay.kind is not Kind.RELAY:
+        raise HubError(f"relay {text}: there is none of this id. `edgehub relays list` shows them")
+    return relay
 
 
 def approve_device(scribe: Scribe, tx: Tx, device: Device, wall_s: int) -> None:
@@ -125,15 +147,20 @@ def expire_device(scribe: Scribe, tx: Tx, device: Device, not_after: int, wall_s
         raise HubError(f"device {device.name}: it is not admitted yet. Approve or remove it")
     device.not_after = not_after
     device.state = DeviceState.ACTIVE if not not_after or not_after > wall_s else DeviceState.EXPIRED
+    if device.state is DeviceState.EXPIRED:
+        device.removed_s = wall_s
+        relays.tell_cut_off(tx, device)
     scribe.push(tx, device)
 
 
 def remove_device(scribe: Scribe, tx: Tx, device: Device, wall_s: int) -> None:
-    """Cut a device off: its account and session end, all who know it are told, and their feed keys change."""
+    """Cut a device or relay off: its account and session end, all who know it are told, and their feed keys change."""
     _refuse_removed(device)
     if device.state is DeviceState.PENDING:
         admission.deny(scribe, tx, device, wall_s)
     else:
+        if device.kind is Kind.RELAY:
+            scribe.gone(tx, device, device.id, wall_s)  # it may have members whose maps name it still
         tx.put_out(Outgoing(Op.REVOKE, device.id))
         scribe.clear(tx, device.id)
         tx.add_jobs_for_acquaintances(JobKind.GONE, device.id)
@@ -157,11 +184,17 @@ def remove_device(scribe: Scribe, tx: Tx, device: Device, wall_s: int) -> None:
             facts={},
             removed_s=wall_s,
             removed_seq=tx.next_seq(),
+            relay=b"",
+            members=0,
+            pass_renew_s=0,
         )
     )
+    relays.tell_cut_off(tx, device)
+    if device.kind is Kind.RELAY:
+        relays.refresh(tx, wall_s)
 
 
-def start_again(tx: Tx) -> None:
+def start_again(tx: Tx, wall_s: int) -> None:
     """After a restore: what devices hold may be newer than what this hub remembers, so all of it is made anew."""
     after = ""
     while batch := tx.devices(after=after, limit=500):
@@ -170,6 +203,8 @@ def start_again(tx: Tx) -> None:
             device.record_renew_s = 0
             device.feed_generation += 1_000_000  # above all that the lost days may have given out
             device.online = False
+            if device.kind is Kind.RELAY:
+                device.last_seen_s = wall_s  # it has its time to come back, before maps leave it out
             tx.save_device(device)
             if device.state in (DeviceState.ACTIVE, DeviceState.EXPIRED):
                 tx.add_job(JobKind.ROTATE, "", device.id)

@@ -14,9 +14,11 @@ from hub.core.model import (
     NODE_KEY_LIFE_S,
     NODE_KEY_UNUSED_S,
     PENDING_MAX,
+    RELAYS_KNOWN_MAX,
     Device,
     DeviceState,
     HubError,
+    Kind,
     NodeKey,
     Op,
     Outgoing,
@@ -114,6 +116,10 @@ def _refusal(tx: Tx, token: Token, device: Device | None) -> str | None:
         return "denied"  # put out after this token was made: only a new token is an operator's word that it may return
     if device is None and tx.row_count() >= DEVICES_MAX:
         return "denied"
+    if device is not None and device.kind is not token.kind:
+        return "denied"  # others may know it as what it was
+    if token.kind is Kind.RELAY and len(tx.relays()) >= RELAYS_KNOWN_MAX:
+        return "denied"
     if token.needs_approval and tx.state_count(DeviceState.PENDING) >= PENDING_MAX:
         return "denied"
     return None
@@ -134,11 +140,12 @@ def _come_in(scribe: Scribe, tx: Tx, join: Join, token: Token, old: Device | Non
         facts=join.facts,
         credential=make_credential(scribe.entropy, join.password),
         last_seen_s=wall_s,
+        kind=token.kind,
     )
     if old is not None:  # expired or removed: what it still has stays, and its feed's generation goes on
         device.name, device.v4, device.v6 = old.name, old.v4, old.v6
         device.feed_key, device.feed_generation = old.feed_key, old.feed_generation
-        device.user, device.created_s = old.user, old.created_s
+        device.user, device.created_s, device.removed_s = old.user, old.created_s, old.removed_s
     try:
         if device.name is None:
             device.name = hostnames.choose_name(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from hub.core.model import CLAIM_GRACE_S, Device, DeviceState, Job, JobKind, Op, Outgoing
+from hub.core import relays
+from hub.core.model import CLAIM_GRACE_S, Device, DeviceState, Job, JobKind, Kind, Op, Outgoing
 from hub.core.scribe import Scribe
 from hub.core.store import Tx
 
@@ -19,8 +20,9 @@ def work(scribe: Scribe, tx: Tx, wall_s: int, limit: int = 64) -> int:
 
 
 def look_at_dates(scribe: Scribe, tx: Tx, wall_s: int, limit: int = 64) -> bool:
-    """Admissions, tokens, node keys and records whose time has come; a few of each. True: there may be more."""
+    """Admissions, tokens, keys, records, passes and relays whose time has come; a few of each. True: may be more."""
     done = _look_at_devices(scribe, tx, wall_s, limit)
+    relays.refresh(tx, wall_s)
     for token in tx.tokens_to_finish(wall_s, limit):
         token.finished_s = token.not_after
         tx.save_token(token)
@@ -37,7 +39,9 @@ def _look_at_devices(scribe: Scribe, tx: Tx, wall_s: int, limit: int) -> int:
     done = 0
     for device in tx.devices_to_expire(wall_s, limit):
         device.state = DeviceState.EXPIRED
+        device.removed_s = wall_s
         tx.save_device(device)
+        relays.tell_cut_off(tx, device)  # the end may have been set when passes beyond it were out
         done += 1
     for key in tx.node_keys_expired(wall_s, limit):
         tx.drop_node_key(key.key)
@@ -51,14 +55,29 @@ def _look_at_devices(scribe: Scribe, tx: Tx, wall_s: int, limit: int) -> int:
         tx.save_device(device)
         tx.add_jobs_for_acquaintances(JobKind.REC, device.id)
         done += 1
+    for device in tx.passes_to_renew(wall_s, limit):
+        device.pass_renew_s = 0
+        tx.save_device(device)
+        tx.add_job(JobKind.MAP, "", device.id)
+        done += 1
     return done
 
 
 def _do(scribe: Scribe, tx: Tx, job: Job, wall_s: int) -> None:
+    if job.kind is JobKind.MAPS:
+        relays.step_maps(tx, job.subject)
+        return
+    if job.kind is JobKind.CUT_OFF:
+        if _told(tx, job.reader) is not None:
+            relays.step_cut_off(tx, job.reader, job.subject, wall_s)
+        return
     subject = tx.device(job.subject)
     if job.kind is JobKind.GONE:
         reader = _told(tx, job.reader)
-        if reader is not None and (subject is None or subject.state not in _TOLD):
+        if reader is not None and reader.kind is Kind.RELAY:
+            if subject is not None and subject.state in (DeviceState.EXPIRED, DeviceState.REMOVED):
+                scribe.gone(tx, reader, job.subject, wall_s, since_s=subject.removed_s)
+        elif reader is not None and (subject is None or subject.state not in _TOLD):
             scribe.gone(tx, reader, job.subject, wall_s)
     elif subject is None or subject.state not in _TOLD:
         return

@@ -21,19 +21,20 @@ from edgeagent.proto.envelope import read_join, read_up
 from edgeagent.proto.keys import Entropy
 from edgeagent.proto.refusals import ControlDrop, ControlError
 from edgeagent.proto.signed import Signed
-from hub.core import admission
+from hub.core import admission, relays
 from hub.core.credential import is_strong
-from hub.core.model import OUTBOX_MAX, Device, DeviceState, HubDrop, JobKind, Network
+from hub.core.model import OUTBOX_MAX, Device, DeviceState, HubDrop, JobKind, Kind, Network
 from hub.core.ratelimit import TokenBuckets
 from hub.core.scribe import Scribe
 from hub.core.store import Tx
 
-VERBS = ("birth", "state", "ask", "report")
+VERBS = ("birth", "state", "ask", "report", "relay")
+_OF_DEVICES, _OF_RELAYS = ("ask", "report"), ("relay",)
 _ZERO = bytes(32)
 
 
 class Coordinator:
-    """Answers joins, births, states, questions and reports; keeps counters and rate limits, the store all else."""
+    """Answers all that devices and relays write; keeps counters and rate limits, the store all else."""
 
     def __init__(self, crypto: Crypto, entropy: Entropy, network: Network) -> None:
         self.scribe = Scribe(crypto, entropy, network)
@@ -46,6 +47,7 @@ class Coordinator:
             "state": TokenBuckets(0.5, 40),
             "ask": TokenBuckets(5.0, 128),
             "report": TokenBuckets(1 / 600, 4),
+            "relay": TokenBuckets(1 / 20, 8),
         }
 
     def handle_message(self, now: float, wall_s: int, tx: Tx, topic: str, payload: bytes) -> None:
@@ -119,6 +121,12 @@ class Coordinator:
         if device.state not in (DeviceState.ACTIVE, DeviceState.EXPIRED):
             self.drops[HubDrop.NOT_ADMITTED] += 1
             return
+        if device.kind is Kind.RELAY and verb in _OF_DEVICES:
+            self.drops[HubDrop.NOT_A_DEVICE] += 1
+            return
+        if device.kind is Kind.DEVICE and verb in _OF_RELAYS:
+            self.drops[HubDrop.NOT_A_RELAY] += 1
+            return
         digest = self._crypto.blake2s(payload, size=16)
         if verb == "state" and digest == device.state_digest:
             return
@@ -149,9 +157,13 @@ class Coordinator:
             _set_presence(device, signed.stamp, online=signed.body["up"])
             device.state_digest = digest
             tx.save_device(device)
+            if device.kind is Kind.RELAY:
+                relays.refresh(tx, wall_s)
         elif verb == "ask":
             self._handle_ask(now, wall_s, tx, device, signed.body)
             tx.save_seen(device_id, wall_s)
+        elif verb == "relay":
+            self._handle_relay(wall_s, tx, device, signed.body)
         else:
             self._handle_report(wall_s, tx, device, signed.body["nk"])
 
@@ -173,6 +185,9 @@ class Coordinator:
         self.scribe.time(tx, device, wall_s)
         if not has_newest_map:
             tx.add_job(JobKind.MAP, "", device.id)
+        if device.kind is Kind.RELAY:
+            relays.refresh(tx, wall_s)
+            relays.tell_all_cut_off(tx, device)
 
     def _note_boot(self, tx: Tx, device: Device, boot: bytes, wall_s: int) -> None:
         """A boot id that comes back after another one: two boards run under one identity."""
@@ -191,7 +206,7 @@ class Coordinator:
                 self.drops[HubDrop.RATE_LIMITED] += 1
             return
         subject = self._find(tx, body)
-        if subject is None or subject.id == reader.id or subject.state not in (DeviceState.ACTIVE, DeviceState.EXPIRED):
+        if subject is None or subject.id == reader.id or not _can_be_met(subject):
             self.scribe.no(tx, reader, body["id"], "unknown", wall_s)
         elif DeviceState.EXPIRED in (subject.state, reader.state):
             self.scribe.no(tx, reader, body["id"], "forbidden", wall_s)
@@ -217,7 +232,7 @@ class Coordinator:
             return
         for subject_id, epoch, seq, generation in have:
             subject = tx.device(subject_id)
-            if subject is None or subject.state not in (DeviceState.ACTIVE, DeviceState.EXPIRED):
+            if subject is None or not _can_be_met(subject):
                 self.scribe.gone(tx, reader, subject_id, wall_s)
                 continue
             self.scribe.record(tx, subject, wall_s)
@@ -225,6 +240,16 @@ class Coordinator:
                 tx.introduce(reader.id, subject.id)  # a restored hub may not remember that it did
             if (epoch, seq, generation) != (subject.record_epoch, subject.record_seq, subject.feed_generation):
                 self.scribe.rec(tx, reader, subject, wall_s)
+
+    def _handle_relay(self, wall_s: int, tx: Tx, relay: Device, body: dict[str, Any]) -> None:
+        if self._is_weak(body["k"]):
+            self.drops[HubDrop.WEAK_KEY] += 1
+        elif body["rg"] != relays.region_of(relay):
+            self.drops[HubDrop.WRONG_REGION] += 1
+        elif relays.has_key(tx, body["k"], relay.id):
+            self.drops[HubDrop.RELAY_KEY_TAKEN] += 1
+        else:
+            relays.take_word(tx, relay, body, wall_s)
 
     def _handle_report(self, wall_s: int, tx: Tx, device: Device, key: bytes) -> None:
         if self._is_weak(key):
@@ -240,6 +265,11 @@ class Coordinator:
         else:
             tx.save_device(device)
             tx.add_job(JobKind.MAP, "", device.id)
+
+
+def _can_be_met(device: Device) -> bool:
+    """Whether other devices may know of it at all: relays they know from their maps alone."""
+    return device.kind is Kind.DEVICE and device.state in (DeviceState.ACTIVE, DeviceState.EXPIRED)
 
 
 def _set_presence(device: Device, stamp: tuple[int, int], *, online: bool) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from hub.core.model import Device, DeviceState, Job, JobKind, Network, NodeKey, Op, Outgoing, Token
+from hub.core.model import Device, DeviceState, Job, JobKind, Kind, Network, NodeKey, Op, Outgoing, Token
 
 Row = TypeVar("Row", Token, Device)
 _MISSING: Any = object()
@@ -19,7 +19,7 @@ class MemoryStore:
     def __init__(self, network: Network) -> None:
         self._network = network
         self._tables: dict[str, dict[Any, Any]] = {
-            name: {} for name in ("counter", "token", "device", "node_key", "pair", "stamp", "job", "out")
+            name: {} for name in ("counter", "token", "device", "node_key", "pair", "stamp", "job", "out", "relays")
         }
 
     @contextmanager
@@ -116,15 +116,36 @@ class MemoryTx:
     def records_to_renew(self, wall_s: int, limit: int) -> list[Device]:
         return self._some("device", lambda d: d.state is DeviceState.ACTIVE and 0 < d.record_renew_s <= wall_s, limit)
 
+    def relays(self) -> list[Device]:
+        everything = len(self._tables["device"])
+        return self._some(
+            "device", lambda d: d.kind is Kind.RELAY and d.state is not DeviceState.REMOVED, limit=everything
+        )
+
+    def relay_list(self) -> bytes:
+        encoded: bytes = self._tables["relays"].get("list", b"")
+        return encoded
+
+    def save_relay_list(self, encoded: bytes) -> None:
+        self._put("relays", "list", encoded)
+
+    def passes_to_renew(self, wall_s: int, limit: int) -> list[Device]:
+        return self._some("device", lambda d: d.state is DeviceState.ACTIVE and 0 < d.pass_renew_s <= wall_s, limit)
+
+    def cut_off(self, since_s: int, *, after: str = "", limit: int = 100) -> list[str]:
+        ended = (DeviceState.EXPIRED, DeviceState.REMOVED)
+        found = self._some("device", lambda d: d.id > after and d.removed_s > since_s and d.state in ended, limit)
+        return [device.id for device in found]
+
     def device_counts(self) -> dict[DeviceState, int]:
-        counts = {state: self.state_count(state) for state in DeviceState}
-        return {state: count for state, count in counts.items() if count}
+        states = [device.state for device in self._tables["device"].values() if device.kind is Kind.DEVICE]
+        return {state: states.count(state) for state in DeviceState if state in states}
 
     def state_count(self, state: DeviceState) -> int:
         return sum(device.state is state for device in self._tables["device"].values())
 
     def online_count(self) -> int:
-        return sum(device.online for device in self._tables["device"].values())
+        return sum(device.online and device.kind is Kind.DEVICE for device in self._tables["device"].values())
 
     def row_count(self) -> int:
         return len(self._tables["device"])
@@ -193,6 +214,9 @@ class MemoryTx:
 
     def jobs(self, limit: int) -> list[Job]:
         return _head(self._tables["job"], limit)
+
+    def has_round(self, kind: JobKind, reader: str) -> bool:
+        return any((j.kind, j.reader) == (kind, reader) and j.subject for j in self._tables["job"].values())
 
     def drop_job(self, job_id: int) -> None:
         self._put("job", job_id, _MISSING)

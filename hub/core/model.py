@@ -13,9 +13,14 @@ NODE_KEY_GRACE_S = 3_600  # how long a device waits with a new key that the hub 
 NODE_KEY_UNUSED_S = 7 * 86_400  # a reported key that no birth names, when a newer one is reported
 RECORD_LIFE_S = 90 * 86_400  # how long a cached record counts when the hub is not heard from
 RECORD_RENEW_S = 30 * 86_400  # a record is signed again when it is this old
+PASS_LIFE_S = 30 * 86_400  # how long a device may use relays when the hub is not heard from
+PASS_RENEW_S = 10 * 86_400  # a pass is signed again when it is this old
+RELAY_GRACE_S = 3_600  # how long a relay that went offline stays in the maps: a blip must not renew them all
 CLAIM_GRACE_S = 30 * 86_400  # a finished token can still ask why; then its broker account goes
 DEVICES_MAX = 200_000  # rows, removed devices included
 PENDING_MAX = 1_000  # devices that wait for a person
+RELAYS_KNOWN_MAX = 256  # relays that have joined; a map names the best of them
+RELAY_LIST_BYTES_MAX = 8_192  # what relays may take of a map
 TOKENS_MAX = 10_000
 OUTBOX_MAX = 50_000  # rows; above it devices are not answered, so that they ask again later
 
@@ -37,6 +42,10 @@ class HubDrop(Enum):
     NODE_KEY_TAKEN = "node-key-taken"  # a node key that is another device's
     WEAK_KEY = "weak-key"  # an X25519 key of small order (RFC 7748, section 6.1)
     WEAK_PASSWORD = "weak-password"  # an MQTT password shorter than 16 characters, or not ASCII
+    NOT_A_RELAY = "not-a-relay"  # a device said that it is a relay, and joined with no token for one
+    NOT_A_DEVICE = "not-a-device"  # a relay asked or reported what only devices do
+    WRONG_REGION = "wrong-region"  # a relay said another region than the one it was invited for
+    RELAY_KEY_TAKEN = "relay-key-taken"  # a relay said a relay key that is another relay's: remove that one first
 
 
 class DeviceState(Enum):
@@ -44,6 +53,13 @@ class DeviceState(Enum):
     ACTIVE = "active"
     EXPIRED = "expired"  # admission over; it may still listen, and join again
     REMOVED = "removed"  # only a tombstone: refuses old messages and old tokens
+
+
+class Kind(Enum):
+    """What joins: both do it the same way."""
+
+    DEVICE = "device"
+    RELAY = "relay"  # is in no other's reach but by the relay map
 
 
 class Role(Enum):
@@ -85,6 +101,7 @@ class Token:
     revoked_s: int = 0  # 0 = not revoked
     finished_s: int = 0  # when it was used up, expired or revoked; 0 = it still works
     account: bool = True  # the broker still knows the claim's user
+    kind: Kind = Kind.DEVICE  # of what joins with it; a relay's region is its one tag
 
     def refusal(self, wall_s: int) -> str | None:
         """Why nobody new may join with it, as `admit` says it; None when it is good."""
@@ -134,8 +151,12 @@ class Device:
     presence_seq: int = 0
     state_digest: bytes = b""  # of the last state as it came: the broker says retained ones again and again
     last_seen_s: int = 0
-    removed_s: int = 0
+    removed_s: int = 0  # when it was cut off last: removed, or its admission ended
     removed_seq: int = 0
+    kind: Kind = Kind.DEVICE
+    relay: bytes = b""  # what a relay said of itself, as maps have it (CBOR); empty: nothing yet
+    members: int = 0  # that a relay said it has
+    pass_renew_s: int = 0  # when the passes in its map are to be signed again; 0 = there are none
 
 
 @dataclass(slots=True, frozen=True)
@@ -154,14 +175,16 @@ class JobKind(Enum):
     ROTATE = "rotate"  # give subject a new feed key
     MAP = "map"  # publish subject's map
     REC = "rec"  # tell reader what subject's record is now
+    MAPS = "maps"  # a MAP for each member behind subject, in the order of their ids
+    CUT_OFF = "cut-off"  # a GONE for reader, a relay, about each that was cut off, behind subject
 
 
 @dataclass(slots=True, frozen=True)
 class Job:
     id: int
     kind: JobKind
-    reader: str  # "" for ROTATE and MAP
-    subject: str
+    reader: str  # "" for ROTATE, MAP and MAPS
+    subject: str  # of MAPS and CUT_OFF: the last id that was dealt with, "" at the beginning
 
 
 class Op(Enum):

@@ -5,19 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 from edgeagent.proto import topics
+from edgeagent.proto.codec import decode
 from edgeagent.proto.crypto import Crypto
 from edgeagent.proto.envelope import write_down, write_hub_state
 from edgeagent.proto.keys import Entropy
+from edgeagent.proto.relay_pass import write_pass
 from edgeagent.proto.seal import seal_box
 from edgeagent.proto.signed import sign_object
 from hub.core import ipam
 from hub.core.model import (
     NODE_KEY_GRACE_S,
     NODE_KEY_LIFE_S,
+    PASS_LIFE_S,
+    PASS_RENEW_S,
     RECORD_LIFE_S,
     RECORD_RENEW_S,
     Device,
+    DeviceState,
     JobKind,
+    Kind,
     Network,
     Op,
     Outgoing,
@@ -26,18 +32,23 @@ from hub.core.store import Tx
 
 UNKNOWN_TTL_S = 60
 FORBIDDEN_TTL_S = 300
+PASS_REGIONS_MAX = PASS_RELAYS_MAX = 8
 NODE_KEYS_SHOWN_MAX = 4
 _DATES_SLACK_S = 3_600
 _EMPTY = b""
 
 
 class Scribe:
-    """Stateless but for the network's keys. Each method writes rows of the transaction it is given, and no more."""
+    """Stateless but for the network's keys, and the list of relays as it was decoded last.
+
+    Each method writes rows of the transaction it is given, and no more.
+    """
 
     def __init__(self, crypto: Crypto, entropy: Entropy, network: Network) -> None:
         self.crypto = crypto
         self.entropy = entropy
         self.network = network
+        self._relays: tuple[bytes, list[dict[str, Any]]] = (b"", [])
 
     def record(self, tx: Tx, device: Device, wall_s: int) -> bytes:
         """The device's signed record; signed anew, and the device saved, when there is none that holds."""
@@ -75,6 +86,7 @@ class Scribe:
     def map(self, tx: Tx, device: Device, wall_s: int) -> bytes:
         """A new signed map, published retained; the device is saved. Returns the signed object."""
         network = self.network
+        relays = self._relays_for(tx, device, wall_s)
         device.map_epoch, device.map_seq = network.epoch, tx.next_seq()
         signed = sign_object(
             self.crypto,
@@ -100,6 +112,7 @@ class Scribe:
                 "nk": self._node_keys(tx, device),
                 "na": device.not_after,
                 "set": {"node_key_life_s": NODE_KEY_LIFE_S, "node_key_grace_s": NODE_KEY_GRACE_S},
+                **relays,
             },
         )
         tx.save_device(device)
@@ -124,8 +137,8 @@ class Scribe:
         ttl = UNKNOWN_TTL_S if why == "unknown" else FORBIDDEN_TTL_S
         self._down(tx, reader, "rec", {"id": ask, "no": why, "ttl": ttl}, wall_s)
 
-    def gone(self, tx: Tx, reader: Device, subject: str, wall_s: int) -> None:
-        """Tell `reader` that `subject` is cut off."""
+    def gone(self, tx: Tx, reader: Device, subject: str, wall_s: int, since_s: int | None = None) -> None:
+        """Tell `reader` that `subject` is cut off, for a relay: that its passes from `since_s` or before are void."""
         signed = sign_object(
             self.crypto,
             self.network.seed,
@@ -134,7 +147,7 @@ class Scribe:
             subject=subject,
             epoch=self.network.epoch,
             seq=tx.next_seq(),
-            wall_s=wall_s,
+            wall_s=wall_s if since_s is None else since_s,
             body={},
         )
         self._down(tx, reader, "rec", {"gone": signed}, wall_s, key=f"rec/{reader.id}/{subject}")
@@ -182,6 +195,45 @@ class Scribe:
         tx.save_device(device)
         tx.add_job(JobKind.MAP, "", device.id)
         tx.add_jobs_for_acquaintances(JobKind.REC, device.id)
+
+    def _relays_for(self, tx: Tx, device: Device, wall_s: int) -> dict[str, Any]:
+        """What a map says of relays: nothing when there are none, and nothing to an expired device."""
+        encoded = tx.relay_list()
+        device.pass_renew_s = 0
+        if not encoded or device.state is not DeviceState.ACTIVE:
+            return {}
+        if encoded != self._relays[0]:
+            self._relays = (encoded, decode(encoded))
+        relays = self._relays[1]
+        if device.kind is Kind.RELAY:
+            return {"rl": relays}
+        return {"rl": relays, "ps": self._passes(tx, device, relays, wall_s)}
+
+    def _passes(self, tx: Tx, device: Device, relays: list[dict[str, Any]], wall_s: int) -> list[bytes]:
+        """One for each node key. They name regions, so that they hold for relays that come later, too."""
+        regions = list(dict.fromkeys(relay["rg"] for relay in relays))[:PASS_REGIONS_MAX]
+        others = [relay["id"] for relay in relays if relay["rg"] not in regions][:PASS_RELAYS_MAX]
+        end = wall_s + PASS_LIFE_S
+        if device.not_after:
+            end = min(end, device.not_after)
+        device.pass_renew_s = wall_s + PASS_RENEW_S
+        return [
+            write_pass(
+                self.crypto,
+                self.network.seed,
+                network=self.network.id,
+                device=device.id,
+                epoch=self.network.epoch,
+                seq=tx.next_seq(),
+                wall_s=max(wall_s, device.removed_s + 1),  # relays void all that is not later than a removal
+                not_before=min(wall_s, end) - _DATES_SLACK_S,
+                not_after=end,
+                node_key=key,
+                relays=others,
+                regions=regions,
+            )
+            for key, _ in self._node_keys(tx, device)
+        ]
 
     def _down(
         self, tx: Tx, reader: Device, kind: str, body: dict[str, Any], wall_s: int, *, key: str | None = None

@@ -62,11 +62,27 @@ class Tx(Protocol):
     def records_to_renew(self, wall_s: int, limit: int) -> list[Device]:
         """Active ones whose record is old."""
 
-    def device_counts(self) -> dict[DeviceState, int]: ...
+    def relays(self) -> list[Device]:
+        """All relays that were not removed, in the order of their ids; admission keeps them few."""
+
+    def relay_list(self) -> bytes:
+        """What the newest maps say of relays; empty for nothing."""
+
+    def save_relay_list(self, encoded: bytes) -> None: ...
+
+    def passes_to_renew(self, wall_s: int, limit: int) -> list[Device]:
+        """Active ones whose passes are old."""
+
+    def cut_off(self, since_s: int, *, after: str = "", limit: int = 100) -> list[str]:
+        """Ids of those that were cut off after `since_s` and still are, in order."""
+
+    def device_counts(self) -> dict[DeviceState, int]:
+        """Without relays."""
 
     def state_count(self, state: DeviceState) -> int: ...
 
-    def online_count(self) -> int: ...
+    def online_count(self) -> int:
+        """Without relays."""
 
     def row_count(self) -> int:
         """An upper bound of the device rows, tombstones included; in constant time."""
@@ -110,6 +126,9 @@ class Tx(Protocol):
 
     def jobs(self, limit: int) -> list[Job]:
         """The oldest first."""
+
+    def has_round(self, kind: JobKind, reader: str) -> bool:
+        """Whether a MAPS or CUT_OFF job of this reader is under way: one that has a subject."""
 
     def drop_job(self, job_id: int) -> None: ...
 

@@ -34,8 +34,11 @@ DEVICE_ONLINE = text("online")
 DEVICE_TO_EXPIRE = text("state = 'active' AND not_after > 0")
 RECORD_TO_RENEW = text("state = 'active' AND record_renew_s > 0")
 ABOUT_ACCOUNTS = text("op <> 'publish'")
+IS_RELAY = text("kind = 'relay'")
+PASS_TO_RENEW = text("state = 'active' AND pass_renew_s > 0")
+CUT_OFF = text("removed_s > 0 AND state IN ('expired', 'removed')")
 
-# The network's identity and the settings of this hub: secrets are here and nowhere else.
+# The network's identity and the settings of this hub: secrets are here and nowhere else. "relays" is what maps say.
 meta = Table(
     "meta",
     metadata,
@@ -68,6 +71,7 @@ token = Table(
     Column("revoked_s", Integer, nullable=False),
     Column("finished_s", Integer, nullable=False),
     Column("account", Boolean, nullable=False),
+    Column("kind", Text, nullable=False, server_default="device"),
     CheckConstraint("uses = 0 OR used <= uses", name="uses"),
 )
 Index("ix_token_finish", token.c.not_after, sqlite_where=TOKEN_TO_FINISH)
@@ -111,11 +115,18 @@ device = Table(
     Column("last_seen_s", Integer, nullable=False),
     Column("removed_s", Integer, nullable=False),
     Column("removed_seq", Integer, nullable=False),
+    Column("kind", Text, nullable=False, server_default="device"),
+    Column("relay", BLOB, nullable=False, server_default=text("x''")),  # CBOR
+    Column("members", Integer, nullable=False, server_default=text("0")),
+    Column("pass_renew_s", Integer, nullable=False, server_default=text("0")),
 )
 Index("ix_device_state", device.c.state, device.c.id)
 Index("ix_device_online", device.c.online, sqlite_where=DEVICE_ONLINE)
 Index("ix_device_expire", device.c.not_after, sqlite_where=DEVICE_TO_EXPIRE)
 Index("ix_device_renew", device.c.record_renew_s, sqlite_where=RECORD_TO_RENEW)
+Index("ix_device_relay", device.c.id, sqlite_where=IS_RELAY)
+Index("ix_device_pass", device.c.pass_renew_s, sqlite_where=PASS_TO_RENEW)
+Index("ix_device_cut_off", device.c.id, device.c.removed_s, sqlite_where=CUT_OFF)
 
 node_key = Table(
     "node_key",

@@ -14,13 +14,29 @@ from sqlalchemy import update as update_
 from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.exc import OperationalError
 
-from hub.core.model import Device, DeviceState, HubError, Job, JobKind, Network, NodeKey, Op, Outgoing, Role, Token
+from hub.core.model import (
+    Device,
+    DeviceState,
+    HubError,
+    Job,
+    JobKind,
+    Kind,
+    Network,
+    NodeKey,
+    Op,
+    Outgoing,
+    Role,
+    Token,
+)
 from hub.store import database
-from hub.store.meta import load_network
+from hub.store.meta import load_network, load_relay_list, save_relay_list
 from hub.store.schema import (
     ABOUT_ACCOUNTS,
+    CUT_OFF,
     DEVICE_ONLINE,
     DEVICE_TO_EXPIRE,
+    IS_RELAY,
+    PASS_TO_RENEW,
     RECORD_TO_RENEW,
     TOKEN_TO_CLOSE,
     TOKEN_TO_FINISH,
@@ -206,15 +222,36 @@ class SqliteTx:
     def records_to_renew(self, wall_s: int, limit: int) -> list[Device]:
         return self._devices(_DEVICE.where(RECORD_TO_RENEW, device.c.record_renew_s <= wall_s), limit)
 
+    def relays(self) -> list[Device]:
+        query = _DEVICE.where(IS_RELAY, device.c.state != DeviceState.REMOVED.value).order_by(device.c.id)
+        return [_to_device(row) for row in self.connection.execute(query)]
+
+    def relay_list(self) -> bytes:
+        return load_relay_list(self.connection)
+
+    def save_relay_list(self, encoded: bytes) -> None:
+        save_relay_list(self.connection, encoded)
+
+    def passes_to_renew(self, wall_s: int, limit: int) -> list[Device]:
+        return self._devices(_DEVICE.where(PASS_TO_RENEW, device.c.pass_renew_s <= wall_s), limit)
+
+    def cut_off(self, since_s: int, *, after: str = "", limit: int = 100) -> list[str]:
+        ended = select(device.c.id).where(CUT_OFF, device.c.id > after, device.c.removed_s > since_s)
+        return list(self.connection.execute(ended.order_by(device.c.id).limit(limit)).scalars())
+
     def device_counts(self) -> dict[DeviceState, int]:
-        rows = self.connection.execute(select(device.c.state, func.count()).group_by(device.c.state))
-        return {DeviceState(state): count for state, count in rows}
+        by_state = select(device.c.state, func.count()).group_by(device.c.state)  # answered from an index alone
+        counts = {DeviceState(state): count for state, count in self.connection.execute(by_state)}
+        for state, count in self.connection.execute(by_state.where(IS_RELAY)):
+            counts[DeviceState(state)] -= count
+        return {state: count for state, count in counts.items() if count}
 
     def state_count(self, state: DeviceState) -> int:
         return self._number(select(func.count()).where(device.c.state == state.value))
 
     def online_count(self) -> int:
-        return self._number(select(func.count()).select_from(device).where(DEVICE_ONLINE))
+        online = select(func.count()).select_from(device).where(DEVICE_ONLINE)
+        return self._number(online) - self._number(online.where(IS_RELAY))
 
     def row_count(self) -> int:
         return self._number(select(func.coalesce(func.max(literal_column("rowid")), 0)).select_from(device))
@@ -288,6 +325,10 @@ class SqliteTx:
         rows = self.connection.execute(_JOBS, {"limit": limit})
         return [Job(row.id, JobKind(row.kind), row.reader, row.subject) for row in rows]
 
+    def has_round(self, kind: JobKind, reader: str) -> bool:
+        found = select(job.c.id).where(job.c.kind == kind.value, job.c.reader == reader, job.c.subject > "")
+        return self.connection.execute(found.limit(1)).first() is not None
+
     def drop_job(self, job_id: int) -> None:
         self.connection.execute(delete(job).where(job.c.id == job_id))
 
@@ -354,12 +395,14 @@ class SqliteTx:
 def _token_values(item: Token) -> dict[str, Any]:
     values = {name: getattr(item, name) for name in _TOKEN_FIELDS}
     values["tags"] = json.dumps(item.tags)
+    values["kind"] = item.kind.value
     return values
 
 
 def _to_token(row: Row[Any]) -> Token:
     values: dict[str, Any] = dict(row._mapping)
     values["tags"] = tuple(json.loads(values["tags"]))
+    values["kind"] = Kind(values["kind"])
     return Token(**values)
 
 
@@ -368,6 +411,7 @@ def _device_values(item: Device) -> dict[str, Any]:
     values["state"] = item.state.value
     values["tags"] = json.dumps(item.tags)
     values["facts"] = json.dumps(item.facts)
+    values["kind"] = item.kind.value
     return values
 
 
@@ -376,4 +420,5 @@ def _to_device(row: Row[Any]) -> Device:
     values["state"] = DeviceState(values["state"])
     values["tags"] = tuple(json.loads(values["tags"]))
     values["facts"] = json.loads(values["facts"])
+    values["kind"] = Kind(values["kind"])
     return Device(**values)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol
+from zlib import crc32
 
 from edgeagent import crypto as providers
 from edgeagent.proto import topics
@@ -228,6 +229,40 @@ class Dev:
 
     def _open(self, kind: str, subject: str, data: bytes) -> Signed:
         return open_signed(self.crypto, self.hub.network.key, data, kind=kind, network=self.net, subject=subject)
+
+
+class RelayDev(Dev):
+    """A relay's side of it: `fields` is what it says of itself."""
+
+    def __init__(self, hub: Home, seed: int, token: JoinToken, name: str, region: str) -> None:
+        super().__init__(hub, 50_000 + seed, token, name)
+        self.fields: dict[str, Any] = {
+            "rg": region,
+            "k": hub.crypto.x25519_base(self.entropy(32)),
+            "h": [f"{name}.example:443"],
+            "u": 3478,
+            "s": 3479,
+            "pin": self.entropy(32),
+        }
+
+    def say(self, members: int = 0, **changes: Any) -> tuple[str, bytes]:
+        self.fields.update(changes)
+        return self.write("relay", {**self.fields, "m": members})
+
+
+def relays_of(hub: Hub, *names: str, region: str = "fra") -> list[RelayDev]:
+    """Relays that have joined and are online, and have not yet said what they are."""
+    relays = []
+    for name in names:
+        with hub.store.write() as tx:
+            token = actions.invite_relay(hub.scribe, tx, hub.wall_s, region=region)
+        relay = RelayDev(hub, crc32(name.encode()), token, name, region)
+        hub.hear(relay.join())
+        relay.read(hub.sent())
+        hub.hear(relay.birth())
+        relay.read(hub.sent())
+        relays.append(relay)
+    return relays
 
 
 def admitted(hub: Hub, count: int, **options: Any) -> list[Dev]:

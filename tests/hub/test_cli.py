@@ -21,7 +21,7 @@ from hub import cli
 from hub.core.model import HubDrop
 from hub.state import State
 from hub.store.sqlite import SqliteStore
-from tests.hub.kit import Dev, Hub, load_crypto
+from tests.hub.kit import Dev, Hub, RelayDev, load_crypto
 
 DOCS = Path(__file__).parents[2] / "docs" / "hub.md"
 COMMANDS = [
@@ -40,6 +40,10 @@ COMMANDS = [
     ["devices", "rename"],
     ["devices", "expire"],
     ["devices", "remove"],
+    ["relays", "invite"],
+    ["relays", "list"],
+    ["relays", "show"],
+    ["relays", "remove"],
 ]
 
 
@@ -227,6 +231,68 @@ def test_what_devices_say_is_no_markup_and_no_control_sequence(ready: Shell, joi
         found.facts = {"[red]model": "[bold]x[/bold]"}
         tx.save_device(found)
     assert re.search(r"^\[red]model +\[bold]x\[/bold]$", ready("devices", "show", "cam"), re.MULTILINE)
+
+
+# relays
+
+
+@pytest.fixture
+def relay(ready: Shell, join: Callable[..., Dev]) -> Iterator[RelayDev]:
+    """Invited by the command, joined and heard at the coordinator."""
+    with closing(SqliteStore(ready.state.database)) as store:
+        with store.read() as tx:
+            hub = Hub(store, load_crypto(), tx.network())
+        hub.wall_s = int(time.time())
+        text = ready("relays", "invite", "--region", "fra")
+        found = RelayDev(hub, 1, JoinToken.decode(hub.crypto, text.strip()), "fra-1", "fra")
+        hub.hear(found.join())
+        found.read(hub.sent())
+        yield found
+
+
+def test_an_invitation_is_alone_on_standard_output(ready: Shell) -> None:
+    out = ready("relays", "invite", "--region", "fra", "--uses", "0", "--expires", "never")
+    assert out.count("\n") == 1 and "not running" in ready.err
+    token = JoinToken.decode(load_crypto(), out.strip())
+    assert (token.uses, token.not_after, token.tags) == (0, 0, ["tag:fra"])
+    [listed] = ready.json("token", "list")
+    assert (listed["id"], listed["for"]) == (token.claim, "relay")
+    made = ready.json("relays", "invite", "--region", "ams")
+    assert (made["region"], made["uses"]) == ("ams", 1) and made["not_after"] > time.time() + 86_000
+    assert "one DNS label" in ready.fails("relays", "invite", "--region", "Main Street")
+    assert "--expires" in ready.fails("relays", "invite", "--region", "fra", "--expires", "soon")
+    ready("relays", "invite", code=2)
+
+
+def test_the_life_of_a_relay(ready: Shell, relay: RelayDev, join: Callable[..., Dev]) -> None:
+    hub = relay.hub
+    assert isinstance(hub, Hub)
+    [listed] = ready.json("relays", "list")
+    assert (listed["id"], listed["state"], listed["addresses"], listed["key"]) == ("fra-1", "never", [], None)
+    assert re.search(r"^fra-1  fra +never  - +-    -", ready("relays", "list"), re.MULTILINE)
+    hub.hear(relay.birth(), relay.say(members=12))
+    hub.sent()
+    shown = ready.json("relays", "show", "fra-1")
+    assert (shown["state"], shown["members"], shown["udp_port"]) == ("online", 12, 3478)
+    assert shown["addresses"] == ["fra-1.example:443"] and shown["device_id"] == relay.id
+    assert re.search(r"^fra-1  fra +online  fra-1\.example:443  3478  12 ", ready("relays", "list"), re.MULTILINE)
+    text = ready("relays", "show", "fra-1")
+    assert re.search(r"^address +fra-1\.example:443$", text, re.MULTILINE) and relay.fields["pin"].hex() in text
+    device = join(1, "cam")
+    assert device.map is not None and device.map.body["rl"][0]["id"] == "fra-1"
+    # It is no device
+    assert [found["name"] for found in ready.json("devices", "list")] == ["cam"]
+    assert "edgehub relays" in ready.fails("devices", "remove", "fra-1")
+    status = ready.json("status", code=3)
+    assert status["relays"] == {"joined": 1, "online": 1} and status["devices"]["active"] == 1
+    assert re.search(r"^relays +1; 1 online$", ready("status", code=3), re.MULTILINE)
+    assert "relays list" in ready.fails("relays", "remove", "cam")
+    ready("relays", "remove", "fra-1")
+    assert "new token" in ready.err
+    assert ready.json("relays", "list") == [] and "relays invite" in (ready("relays", "list") or ready.err)
+    assert "relays list" in ready.fails("relays", "show", "fra-1")
+    device.read(hub.sent())
+    assert "rl" not in device.map.body
 
 
 # status, backup, the rest

@@ -12,18 +12,21 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import BLOB
 
 from hub.core import actions, chores
 from hub.core.memory import MemoryStore
-from hub.core.model import Device, DeviceState, HubError, JobKind, Network, NodeKey, Op, Outgoing
+from hub.core.model import Device, DeviceState, HubError, JobKind, Kind, Network, NodeKey, Op, Outgoing
 from hub.core.store import Store
-from hub.store import database, migrate
+from hub.store import database, migrate, schema
+from hub.store.meta import save_network
 from hub.store.schema import metadata
 from hub.store.sqlite import SqliteStore
 from tests.hub.kit import WALL_S, Dev, Hub, admitted, load_crypto, make_network, make_sqlite, row, seeded
@@ -51,6 +54,48 @@ def test_migrations_give_the_tables_that_the_program_knows(tmp_path: Path) -> No
     config = Config()
     config.set_main_option("script_location", str(Path(migrate.__file__).with_name("migrations")))
     assert ScriptDirectory.from_config(config).get_current_head() == database.NEWEST
+
+
+def test_a_database_of_the_first_form_is_brought_up_to_date(tmp_path: Path, network: Network) -> None:
+    path = tmp_path / "hub.db"
+    engine = database.open_engine(path)
+    with engine.connect() as connection:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        config = migrate._config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        save_network(connection, network)
+        tables = [("token", schema.token), ("device", schema.device)]
+        for name, table in tables:
+            columns = {row[1] for row in connection.exec_driver_sql(f"PRAGMA table_info({name})")}
+            values = {c.name: _OLD.get(c.name, b"" if isinstance(c.type, BLOB) else 0) for c in table.c}
+            row_of = {column: value for column, value in values.items() if column in columns}
+            assert len(row_of) == len(columns) < len(table.c)
+            marks = ", ".join("?" * len(row_of))
+            connection.exec_driver_sql(
+                f"INSERT INTO {name} ({', '.join(f'{column!r}' for column in row_of)}) VALUES ({marks})",
+                tuple(row_of.values()),
+            )
+        connection.commit()
+    engine.dispose()
+    with pytest.raises(HubError, match="the form 0001"):
+        SqliteStore(path)
+    migrate.migrate(path)
+    with closing(SqliteStore(path)) as store, store.write() as tx:
+        [device], [token] = tx.devices(), tx.tokens()
+        assert (device.kind, device.relay, device.pass_renew_s, device.name) == (Kind.DEVICE, b"", 0, "box")
+        assert token.kind is Kind.DEVICE and token.tags == ("tag:cam",)
+        assert tx.relays() == [] and tx.relay_list() == b""
+        assert tx.device_counts() == {DeviceState.ACTIVE: 1}
+
+
+_OLD = {
+    **dict.fromkeys(("id", "claim", "user", "credential", "pending_password", "version"), "x"),
+    "state": "active",
+    "name": "box",
+    "tags": '["tag:cam"]',
+    "facts": "{}",
+}
 
 
 def test_migrating_again_changes_nothing(tmp_path: Path, network: Network) -> None:
@@ -400,6 +445,14 @@ def _scans(path: Path) -> list[str]:
         "SELECT max(rowid) FROM device",
         "SELECT count(*) FROM device WHERE state = ?",
         "SELECT count(*) FROM device WHERE online",
+        "SELECT * FROM device WHERE kind = 'relay' AND state != ? ORDER BY id",
+        "SELECT state, count(*) FROM device GROUP BY state",
+        "SELECT state, count(*) FROM device WHERE kind = 'relay' GROUP BY state",
+        "SELECT count(*) FROM device WHERE online AND kind = 'relay'",
+        "SELECT * FROM device WHERE state = 'active' AND pass_renew_s > 0 AND pass_renew_s <= ? LIMIT 64",
+        "SELECT id FROM device WHERE removed_s > 0 AND state IN ('expired', 'removed') AND id > '' AND removed_s > ?"
+        " ORDER BY id LIMIT 32",
+        "SELECT id FROM job WHERE kind = ? AND reader = ? AND subject > '' LIMIT 1",
         "SELECT * FROM device WHERE state = 'active' AND not_after > 0 AND not_after <= ? LIMIT 64",
         "SELECT * FROM device WHERE state = 'active' AND record_renew_s > 0 AND record_renew_s <= ? LIMIT 64",
         "SELECT * FROM node_key JOIN device ON device.id = node_key.device"

@@ -152,7 +152,7 @@ class Driver:
             private=kit.private_key(number),
             pass_object=pass_object or kit.make_pass(number, issued=ago, begins=ago - 9, ends=1 << 31, regions=["fra"]),
             carriers=carriers or (Carrier.DATAGRAM, Carrier.STREAM),
-            interval_s=interval_s,
+            idle_s=interval_s,
         )
         self.events: list[RelayEvent] = []
         self.packets: list[tuple[bytes, bytes]] = []

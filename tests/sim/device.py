@@ -33,6 +33,7 @@ from tests.sim.alarm import Alarm
 from tests.sim.broker import Broker, Connection, Login
 from tests.sim.flash import Flash, PowerCut
 from tests.sim.net import Host
+from tests.sim.relay import RelayStream, SimRelay
 from tests.sim.traffic import Traffic
 from tests.sim.tunnel import CRYPTO
 from tests.sim.world import WALL_AT_START_S, Action, World
@@ -80,6 +81,7 @@ class SimDevice:
         self.peer_gones: list[tuple[float, str, str]] = []
         self.device_id = ""
         self.on_start: Action = _nothing  # called when the agent starts
+        self.relays: dict[str, SimRelay] = {}  # those of the world, by id
         self._entropy = world.stream(f"{host.name}/entropy").randbytes
         self._jitter = world.stream(f"{host.name}/jitter").random
         self._booted_at = 0.0
@@ -87,6 +89,7 @@ class SimDevice:
         self._running = False
         self._link: Connection | None = None
         self._link_life = 0
+        self._streams: dict[int, RelayStream] = {}
         self._cache = CacheWriter()
         self._identity: Identity | None = None
         self._wall: WallFloor | None = None
@@ -183,6 +186,12 @@ class SimDevice:
         self.host.set_address(self.host.interfaces[0], address)
         self.world.after(KERNEL_TELLS_AFTER_S, self.tell_addresses)
 
+    def set_on_demand(self, on_demand: bool) -> None:
+        """Its uplink is metered, or not any more."""
+        if self.node is not None:
+            node, now = self.node, self.now
+            self._guarded(lambda: node.set_on_demand(now, on_demand))
+
     def tell_addresses(self) -> None:
         if self.node is not None:
             node, now = self.node, self.now
@@ -271,6 +280,9 @@ class SimDevice:
             drop(self._link)
         self._link = None
         self._link_life += 1
+        for stream in self._streams.values():
+            stream.close()
+        self._streams.clear()
         self.node = None
         self.joiner = None
         self.flash.fuse.left = None
@@ -392,11 +404,48 @@ class SimDevice:
             if self._link is not None and self._link.is_up:
                 self._link.publish(publish.topic, publish.payload, qos=publish.qos, retain=publish.retain)
             self.flash.fuse.step()
+        self._carry_streams(node)
         for endpoint in self.host.transmit(UDP_PORT, node.drain_transmits()):
             node.transmit_failed(now, endpoint)
         for packet in node.drain_packets():
             self.traffic.arrived(self, packet)
         self._set_alarm(node.poll_timeout(), self._connect_at(node), self._cache.poll_timeout())
+
+    def _carry_streams(self, node: Node) -> None:
+        """Connections to relays, as the shell makes and ends them."""
+        for wish in node.drain_stream_wishes():
+            number = wish.number
+            old = self._streams.pop(number, None)
+            if old is not None:
+                old.close()
+            if wish.open:
+                self._open_stream(number, self.relays[wish.relay.id])
+        for number, data in node.drain_stream_writes():
+            if number in self._streams:
+                self._streams[number].send(data)
+
+    def _open_stream(self, number: int, relay: SimRelay) -> None:
+        stream: RelayStream
+
+        def mine(action: Callable[[Node], None]) -> None:
+            """Only while it is the stream of that number, in this life of the agent."""
+            node = self.node
+            if node is not None and self._streams.get(number) is stream:
+                self._guarded(lambda: action(node))
+
+        def closed() -> None:
+            def tell(node: Node) -> None:
+                self._streams.pop(number, None)
+                node.stream_closed(self.now, number)
+
+            mine(tell)
+
+        stream = self._streams[number] = relay.connect(
+            self.host,
+            opened=lambda: mine(lambda node: node.stream_opened(self.now, number)),
+            data=lambda data: mine(lambda node: node.handle_stream(self.now, number, data)),
+            closed=closed,
+        )
 
     def _node_said(self, node: Node, event: NodeEvent) -> bool:
         """True when the connection is to be made anew."""

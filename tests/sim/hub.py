@@ -122,6 +122,10 @@ class SimHub:
             actions.approve_device(self.scribe, tx, row, self.wall_s)
         self._guarded(self._work)
 
+    def go_on(self) -> None:
+        """Somebody has written to the store: see to what that left to do."""
+        self._guarded(self._work)
+
     def device(self, device_id: str) -> DeviceRow | None:
         with self.store.read() as tx:
             return tx.device(device_id)
@@ -147,7 +151,7 @@ class SimHub:
         self.store._tables.update(copy.deepcopy(backup))
         with self.store.write() as tx:
             tx.drop_outgoing([row.id for row in tx.outgoing(limit=1_000_000) if row.op is Op.PUBLISH])
-            actions.start_again(tx)
+            actions.start_again(tx, self.wall_s)
         self.world.note(f"hub: restored, epoch {self.network.epoch}")
 
     # The connection

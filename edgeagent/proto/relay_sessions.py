@@ -1,0 +1,285 @@
+"""The relays that this device talks to now: a client for each, their datagrams on our UDP port, their connections.
+
+Everything that goes by a relay is in here; what came by one leaves with a RelayEndpoint as its source.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from edgeagent.proto.endpoint import Endpoint, Transmit
+from edgeagent.proto.relay_client import RelayClient
+from edgeagent.proto.relay_endpoint import RelayEndpoint
+from edgeagent.proto.relay_events import Carrier, CloseStream, OpenStream, RelayClientDrop, RelayEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edgeagent.proto.crypto import Crypto
+    from edgeagent.proto.keys import Entropy
+    from edgeagent.proto.path import PathKey
+    from edgeagent.proto.relaymap import RelayInfo
+
+SESSIONS_MAX = 6  # relays at once: ours, the one before it, and those of peers
+IDLE_S = 60.0  # a session that is not our home's and carried nothing for so long is ended
+ENDPOINTS_MAX = 256  # senders by relay that are remembered, so that what comes from one has one endpoint
+
+Batch = list[tuple[bytes, Endpoint, int]]
+
+
+class StreamWish:
+    """`open` True: connect to one of `relay.hosts` and upgrade, as stream `number`; False: close that one."""
+
+    __slots__ = ("number", "open", "relay")
+
+    def __init__(self, number: int, relay: RelayInfo, *, open: bool) -> None:
+        self.number = number
+        self.relay = relay
+        self.open = open
+
+
+class Session:
+    """One client. `number` names its stream to the shell; `udp` is where its datagrams go, None where that is unknown;
+    `used_at` when it last carried something of ours or for us."""
+
+    __slots__ = ("began_at", "client", "node_key", "number", "relay", "udp", "used_at")
+
+    def __init__(
+        self, now: float, number: int, relay: RelayInfo, client: RelayClient, node_key: bytes, udp: Endpoint | None
+    ) -> None:
+        self.number = number
+        self.relay = relay
+        self.client = client
+        self.node_key = node_key
+        self.udp = udp
+        self.began_at = now
+        self.used_at = now
+
+
+class RelaySessions:
+    """Drive it: `begin`, `end`, `send`; `handle_datagram` and the stream methods with what comes; `handle_timeout` at
+    `poll_timeout()`. After any input drain transmits, packets, wishes and stream writes; `drain_events` has what the
+    owner decides by, each with its session.
+    """
+
+    def __init__(self, crypto: Crypto, entropy: Entropy, jitter: Callable[[], float]) -> None:
+        self._crypto = crypto
+        self._entropy = entropy
+        self._jitter = jitter
+        self._last_number = 0
+        self._by_source: dict[PathKey, list[Session]] = {}
+        self._by_number: dict[int, Session] = {}
+        self._endpoints: OrderedDict[tuple[str, bytes], RelayEndpoint] = OrderedDict()
+        self._wishes: list[StreamWish] = []
+        self._events: list[tuple[Session, RelayEvent]] = []
+        self._ended_drops: dict[RelayClientDrop, int] = dict.fromkeys(RelayClientDrop, 0)
+        self._transmits: list[Transmit] = []  # last words of sessions that ended
+        self.via: tuple[bytes, int] | None = None  # the uplink by which relays are reached, as in Endpoint.local
+        self.idle_s = 25.0  # between signs of life on a session that carries nothing
+
+    @property
+    def all(self) -> list[Session]:
+        return list(self._by_number.values())
+
+    def find(self, relay: str, node_key: bytes) -> Session | None:
+        for session in self._by_number.values():
+            if session.relay.id == relay and session.node_key == node_key:
+                return session
+        return None
+
+    @property
+    def drops(self) -> dict[RelayClientDrop, int]:
+        """Of all sessions so far."""
+        total = dict(self._ended_drops)
+        for session in self._by_number.values():
+            for reason, count in session.client.drops.items():
+                total[reason] += count
+        return total
+
+    # Beginning and ending
+
+    def begin(self, now: float, relay: RelayInfo, private: bytes, pass_object: bytes, udp: Endpoint | None) -> Session:
+        """A session under the node key `private`; the one that is there already, if there is one."""
+        node_key = self._crypto.x25519_base(private)
+        known = self.find(relay.id, node_key)
+        if known is not None:
+            return known
+        while len(self._by_number) >= SESSIONS_MAX:
+            self.end(now, min(self._by_number.values(), key=lambda session: session.used_at))
+        client = RelayClient(
+            crypto=self._crypto,
+            entropy=self._entropy,
+            jitter=self._jitter,
+            relay=relay.id,
+            relay_key=relay.key,
+            private=private,
+            pass_object=pass_object,
+            carriers=(Carrier.DATAGRAM, Carrier.STREAM) if udp is not None else (Carrier.STREAM,),
+            idle_s=self.idle_s,
+        )
+        self._last_number += 1
+        session = Session(now, self._last_number, relay, client, node_key, udp)
+        self._by_number[session.number] = session
+        if udp is not None:
+            self._by_source.setdefault(udp.addr[:2], []).append(session)
+        client.start(now)
+        self._collect(session)
+        return session
+
+    def end(self, now: float, session: Session) -> None:
+        """Take leave of a relay."""
+        session.client.stop(now)
+        self._collect(session)
+        self._transmits += self._to_transmits(session)
+        self._by_number.pop(session.number, None)
+        if session.udp is not None:
+            mine = self._by_source.get(session.udp.addr[:2], [])
+            if session in mine:
+                mine.remove(session)
+            if not mine:
+                self._by_source.pop(session.udp.addr[:2], None)
+        for reason, count in session.client.drops.items():
+            self._ended_drops[reason] += count
+        self._events = [event for event in self._events if event[0] is not session]
+
+    def set_idle_interval(self, now: float, idle_s: float) -> None:
+        """How often a session that carries nothing shows that it is there."""
+        self.idle_s = idle_s
+        for session in self._by_number.values():
+            session.client.set_idle_interval(idle_s)
+
+    def uplink_changed(self, now: float, via: tuple[bytes, int] | None) -> None:
+        """Another uplink leads to the relays: show every one of them where we are now."""
+        self.via = via
+        for session in self._by_number.values():
+            session.client.uplink_changed(now)
+            self._collect(session)
+
+    # Out
+
+    def send(self, now: float, session: Session, node_key: bytes, datagrams: list[bytes], ecn: int) -> None:
+        """Packets for the member `node_key`."""
+        session.used_at = now
+        session.client.send(now, node_key, datagrams, ecn)
+        self._collect(session)
+
+    # In
+
+    def handle_datagram(self, now: float, datagram: bytes, source: Endpoint, ecn: int) -> None:
+        """A datagram of the relay carrier, by its first byte."""
+        sessions = self._by_source.get(source.addr[:2])
+        if sessions is None:
+            self._ended_drops[RelayClientDrop.STRANGER] += 1
+            return
+        session = sessions[0]
+        if len(sessions) > 1:  # during a renewal of the node key there are two at one relay
+            session = next((each for each in sessions if each.client.takes(datagram)), session)
+        session.client.handle_datagrams(now, [(datagram, ecn)])
+        self._collect(session)
+
+    def stream_opened(self, now: float, number: int) -> None:
+        session = self._by_number.get(number)
+        if session is not None:
+            session.client.stream_opened(now)
+            self._collect(session)
+
+    def handle_stream(self, now: float, number: int, data: bytes) -> None:
+        session = self._by_number.get(number)
+        if session is not None:
+            session.client.handle_stream(now, data)
+            self._collect(session)
+
+    def stream_blocked(self, number: int, *, blocked: bool) -> None:
+        """A write did not take all, or the connection takes more again."""
+        session = self._by_number.get(number)
+        if session is not None and blocked:
+            session.client.stream_blocked()
+        elif session is not None:
+            session.client.stream_writable()
+
+    def stream_closed(self, now: float, number: int) -> None:
+        session = self._by_number.get(number)
+        if session is not None:
+            session.client.stream_closed(now)
+            self._collect(session)
+
+    # Time
+
+    def handle_timeout(self, now: float) -> None:
+        for session in self.all:
+            due = session.client.poll_timeout()
+            if due is not None and due <= now:
+                session.client.handle_timeout(now)
+                self._collect(session)
+
+    def poll_timeout(self) -> float | None:
+        times = (session.client.poll_timeout() for session in self._by_number.values())
+        return min((at for at in times if at is not None), default=None)
+
+    # Outputs
+
+    def drain_transmits(self) -> list[Transmit]:
+        transmits, self._transmits = self._transmits, []
+        for session in self._by_number.values():
+            transmits += self._to_transmits(session)
+        return transmits
+
+    def drain_packets(self, now: float) -> Batch:
+        """What members sent us: (packet, the sender as a RelayEndpoint, ECN field)."""
+        batch: Batch = []
+        for session in self._by_number.values():
+            packets = session.client.drain_packets()
+            if packets:
+                session.used_at = now
+                relay = session.relay.id
+                batch += [(packet, self._endpoint(relay, key), ecn) for key, packet, ecn in packets]
+        return batch
+
+    def drain_stream_wishes(self) -> list[StreamWish]:
+        wishes, self._wishes = self._wishes, []
+        return wishes
+
+    def drain_stream_writes(self) -> list[tuple[int, bytes]]:
+        """(stream, what to write to it)."""
+        writes = []
+        for session in self._by_number.values():
+            data = session.client.drain_stream()
+            if data:
+                writes.append((session.number, data))
+        return writes
+
+    def drain_events(self) -> list[tuple[Session, RelayEvent]]:
+        events, self._events = self._events, []
+        return events
+
+    def _collect(self, session: Session) -> None:
+        for event in session.client.drain_events():
+            if isinstance(event, OpenStream):
+                self._wishes.append(StreamWish(session.number, session.relay, open=True))
+            elif isinstance(event, CloseStream):
+                self._wishes.append(StreamWish(session.number, session.relay, open=False))
+            else:
+                self._events.append((session, event))
+
+    def _to_transmits(self, session: Session) -> list[Transmit]:
+        """Datagrams with one ECN field go together. They may be cut up: a relay is what is left when all else fails."""
+        datagrams = session.client.drain_datagrams()
+        if not datagrams or session.udp is None:
+            return []
+        udp = session.udp if self.via is None else Endpoint(session.udp.addr, self.via)
+        transmits: list[Transmit] = []
+        for datagram, ecn in datagrams:
+            if transmits and transmits[-1].ecn == ecn:
+                transmits[-1].datagrams.append(datagram)
+            else:
+                transmits.append(Transmit(udp, [datagram], ecn, fragment=True))
+        return transmits
+
+    def _endpoint(self, relay: str, key: bytes) -> RelayEndpoint:
+        known = self._endpoints.get((relay, key))
+        if known is None:
+            if len(self._endpoints) >= ENDPOINTS_MAX:
+                self._endpoints.popitem(last=False)
+            known = self._endpoints[relay, key] = RelayEndpoint(relay, key)
+        return known

@@ -1,0 +1,359 @@
+"""All that a device has to do with relays: which one is its home, sessions there and at those of its peers.
+
+```
+map, passes ──set_map──────────▶ ┌────────┐ ──drain_transmits, drain_stream_…──▶ UDP port, connections
+datagrams, streams ─────────────▶ │ Relays │ ──drain_packets────▶ what members sent us
+packets for peers ──send────────▶ └────────┘ ──home, gone────────▶ the node
+```
+
+At home a session is kept, so that others reach us there. On a metered uplink it is not: home is only told, and the
+session begins when somebody has called us through the broker, or when we send.
+"""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+
+from edgeagent.proto.endpoint import Endpoint, Transmit
+from edgeagent.proto.paths import to_endpoint
+from edgeagent.proto.relay_events import (
+    PassRefused,
+    RelayDown,
+    RelayDraining,
+    RelayPeerGone,
+    RelaySawUsMove,
+    RelaySuspect,
+)
+from edgeagent.proto.relay_home import HomeChoice
+from edgeagent.proto.relay_pass import peek_node_key
+from edgeagent.proto.relay_sessions import IDLE_S, RelaySessions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edgeagent.proto.crypto import Crypto
+    from edgeagent.proto.keys import Entropy
+    from edgeagent.proto.relay_endpoint import RelayEndpoint
+    from edgeagent.proto.relay_sessions import Batch, Session, StreamWish
+    from edgeagent.proto.relaymap import RelayInfo
+
+AWAKE_S = 60.0  # on a metered uplink: how long a session is kept after it was last of use
+DOWN_TOLD_AFTER_S = 5.0  # a home that is away for less is not taken back from the feed
+SURVEY_AFTER_S = 1.5  # from the start; until then STUN has said which relays are near, or UDP does not pass
+SURVEY_RELAYS = 3  # of which the nearest becomes home, where only connections pass
+GONE_MAX = 64  # members that were not found, until they are drained
+REFUSED_SHUN_S = 300.0
+DRAIN_SLACK_S = 60.0
+CHECK_S = 1.0
+
+
+class Relays:
+    """Drive it by the handle and set methods; after any input drain everything, then look at `home` and `moved`, and
+    sleep until `poll_timeout()`. `home` is the relay that others may send to, or None; `moved` is True once a relay
+    has seen us behind another mapping.
+    """
+
+    def __init__(
+        self,
+        now: float,
+        *,
+        crypto: Crypto,
+        entropy: Entropy,
+        jitter: Callable[[], float],
+        private: bytes,
+    ) -> None:
+        self._crypto = crypto
+        self._private = private
+        self._key = crypto.x25519_base(private)
+        self._relays: dict[str, RelayInfo] = {}
+        self._passes: dict[bytes, bytes] = {}  # by node key
+        self._addresses: dict[str, list[Endpoint]] = {}  # by relay: where its UDP port is, the best first
+        self._families: dict[int, None] = {4: None}  # address sizes that we have addresses of ourselves
+        self._choice = HomeChoice()
+        self._began_at = now
+        self._surveyed = False
+        self._down_at: float | None = None  # since when home does not serve
+        self._awake_until = now + AWAKE_S
+        self._check_at: float | None = None
+        self._gone: list[bytes] = []
+        self.sessions = RelaySessions(crypto, entropy, jitter)
+        self.on_demand = False
+        self.broker_reachable = False
+        self.home: str | None = None
+        self.moved = False
+
+    # What comes to be known
+
+    def set_map(self, now: float, relays: list[RelayInfo], passes: list[bytes]) -> None:
+        """The relays that the hub's map names, and a pass for each of our node keys."""
+        before, self._relays = self._relays, {relay.id: relay for relay in relays}
+        self._choice.set_relays(relays)
+        found = ((peek_node_key(each), each) for each in passes)
+        self._passes = {key: each for key, each in found if key is not None}
+        for session in self.sessions.all:
+            if self._relays.get(session.relay.id) != session.relay:
+                self.sessions.end(now, session)
+            elif session.node_key in self._passes:
+                session.client.set_pass(now, self._passes[session.node_key])
+        if before != self._relays:
+            for relay in relays:
+                if before.get(relay.id) != relay:
+                    self._addresses[relay.id] = _literal_addresses(relay)
+            for gone in [relay for relay in self._addresses if relay not in self._relays]:
+                del self._addresses[gone]
+        self._step(now)
+
+    def set_node_key(self, now: float, private: bytes) -> None:
+        """Another node key is in use; who still sends to the old one is heard for a while."""
+        self._private = private
+        self._key = self._crypto.x25519_base(private)
+        self._step(now)
+
+    def set_addresses(self, now: float, relay: str, addresses: list[tuple[bytes, int]]) -> None:
+        """Where a relay's UDP port is: (address of 4 or 16 B, port), as its host names say now."""
+        if relay not in self._relays:
+            return
+        known = self._addresses.get(relay, [])
+        found = [to_endpoint(address) for address in addresses]
+        kept = [endpoint for endpoint in known if endpoint in found]
+        self._addresses[relay] = kept + [endpoint for endpoint in found if endpoint not in kept]
+        self._step(now)
+
+    def set_families(self, families: list[int]) -> None:
+        """Sizes (4, 16) of the addresses that this host itself has."""
+        self._families = dict.fromkeys(families)
+
+    def measured(self, now: float, relay: str, endpoint: Endpoint, round_trip_s: float) -> None:
+        """Its UDP port answered from `endpoint`."""
+        self._choice.measured(relay, round_trip_s)
+        known = self._addresses.get(relay)
+        if known and known[0].addr != endpoint.addr and all(self._untried(each) for each in known[:1]):
+            self._addresses[relay] = sorted(known, key=lambda each: each.addr != endpoint.addr)
+        self._step(now)
+
+    def network_changed(self, now: float) -> None:
+        """We are somewhere else: distances are measured anew."""
+        self._choice.forget_latencies()
+        self._began_at, self._surveyed = now, False
+        for session in self.sessions.all:
+            session.client.uplink_changed(now)
+        self._step(now)
+
+    def set_on_demand(self, now: float, on_demand: bool) -> None:
+        """Whether sessions are only kept while they are of use."""
+        if on_demand != self.on_demand:
+            self.on_demand = on_demand
+            self.wake(now)
+
+    def wake(self, now: float) -> None:
+        """Somebody is about to reach us by our home."""
+        self._awake_until = now + AWAKE_S
+        self._step(now)
+
+    def udp_servers(self) -> list[tuple[str, list[Endpoint], int]]:
+        """(relay, where its UDP port is, the second port of STUN or 0), those nearest first: STUN is served there."""
+        order = sorted(
+            self._relays.values(), key=lambda relay: (relay.id != self.home, self._choice.latency_s(relay.id) or 10.0)
+        )
+        return [(relay.id, self._usable(relay.id), relay.stun_port) for relay in order if self._usable(relay.id)]
+
+    def names_to_resolve(self) -> list[tuple[str, str, int]]:
+        """(relay, host name, UDP port) of relays whose hosts are no addresses."""
+        return [
+            (relay.id, host.rpartition(":")[0], relay.udp_port)
+            for relay in self._relays.values()
+            if relay.udp_port
+            for host in relay.hosts
+            if _literal(host) is None
+        ]
+
+    # Packets
+
+    def send(self, now: float, endpoint: RelayEndpoint, datagrams: list[bytes], ecn: int) -> bool:
+        """Packets for a member of `endpoint.relay`. False where there is no such relay for us."""
+        session = self._session(now, endpoint.relay)
+        if session is None:
+            return False
+        if self.on_demand:
+            self._awake_until = now + AWAKE_S
+            if self.home is not None and endpoint.relay != self.home:
+                self._session(now, self.home)  # the answer comes there
+        self.sessions.send(now, session, endpoint.node_key, datagrams, ecn)
+        self._after(now)
+        return True
+
+    def handle_datagram(self, now: float, datagram: bytes, source: Endpoint, ecn: int) -> None:
+        self.sessions.handle_datagram(now, datagram, source, ecn)
+
+    def stream_opened(self, now: float, number: int) -> None:
+        self.sessions.stream_opened(now, number)
+        self._after(now)
+
+    def handle_stream(self, now: float, number: int, data: bytes) -> None:
+        self.sessions.handle_stream(now, number, data)
+        self._after(now)
+
+    def stream_closed(self, now: float, number: int) -> None:
+        self.sessions.stream_closed(now, number)
+        self._after(now)
+
+    # Time
+
+    def handle_timeout(self, now: float) -> None:
+        self.sessions.handle_timeout(now)
+        self._step(now)
+
+    def poll_timeout(self) -> float | None:
+        times = (self.sessions.poll_timeout(), self._check_at)
+        return min((at for at in times if at is not None), default=None)
+
+    # Outputs
+
+    def settle(self, now: float) -> None:
+        """After datagrams were handed in: see to what they led to."""
+        self._after(now)
+
+    def drain_transmits(self) -> list[Transmit]:
+        return self.sessions.drain_transmits()
+
+    def drain_packets(self, now: float) -> Batch:
+        batch = self.sessions.drain_packets(now)
+        if batch and self.on_demand:
+            self._awake_until = now + AWAKE_S
+        return batch
+
+    def drain_stream_wishes(self) -> list[StreamWish]:
+        return self.sessions.drain_stream_wishes()
+
+    def drain_stream_writes(self) -> list[tuple[int, bytes]]:
+        return self.sessions.drain_stream_writes()
+
+    def drain_gone(self) -> list[bytes]:
+        """Node keys of members that our packets did not find."""
+        gone, self._gone = self._gone, []
+        return gone
+
+    # Sessions
+
+    def _session(self, now: float, relay: str) -> Session | None:
+        """The session under our node key, begun if there is none."""
+        known = self.sessions.find(relay, self._key)
+        if known is not None:
+            return known
+        info, pass_object = self._relays.get(relay), self._passes.get(self._key)
+        if info is None or pass_object is None:
+            return None
+        udp = next(iter(self._usable(relay)), None)
+        return self.sessions.begin(now, info, self._private, pass_object, udp)
+
+    def _usable(self, relay: str) -> list[Endpoint]:
+        """Its UDP endpoints in the families that we have."""
+        return [each for each in self._addresses.get(relay, []) if (4 if len(each.addr) == 2 else 16) in self._families]
+
+    def _untried(self, endpoint: Endpoint) -> bool:
+        """Whether no session that is up goes there: one that works is not moved to another family."""
+        return not any(
+            session.udp is not None and session.udp.addr == endpoint.addr and session.client.alive
+            for session in self.sessions.all
+        )
+
+    def _after(self, now: float) -> None:
+        """Take note of what the clients had to tell."""
+        events = self.sessions.drain_events()
+        for session, event in events:
+            relay = session.relay.id
+            if isinstance(event, (RelaySuspect, RelayDown)):
+                self._choice.failed(now, relay)
+            elif isinstance(event, PassRefused):
+                self._choice.failed(now, relay, REFUSED_SHUN_S)
+            elif isinstance(event, RelayDraining):
+                self._choice.failed(now, relay, event.seconds + DRAIN_SLACK_S)
+            elif isinstance(event, RelayPeerGone):
+                if len(self._gone) < GONE_MAX and event.key not in self._gone:
+                    self._gone.append(event.key)
+            elif isinstance(event, RelaySawUsMove):
+                self.moved = True
+        if events:
+            self._step(now)
+
+    # Home
+
+    def _step(self, now: float) -> None:
+        """Begin and end sessions as home, traffic and the uplink's price want it."""
+        asleep = self.on_demand and now >= self._awake_until
+        for session in self.sessions.all:
+            latency_s = session.client.latency_s
+            if session.client.alive and latency_s is not None:
+                self._choice.served(session.relay.id)
+                if self._choice.latency_s(session.relay.id) is None:
+                    self._choice.measured(session.relay.id, latency_s)
+        best = self._choice.best(now, self.home)
+        if best != self.home and self.home in self._relays and not self._may_leave(now):
+            best = self.home
+        if best is None or asleep:
+            self.home = best
+        else:
+            self._seek_home(now, best)
+        for session in self.sessions.all:
+            keep = session.relay.id in (self.home, best) and session.node_key == self._key
+            if (asleep or not keep) and now - max(session.used_at, session.began_at) >= IDLE_S:
+                self.sessions.end(now, session)
+        self._schedule(now)
+
+    def _seek_home(self, now: float, best: str) -> None:
+        session = self._session(now, best)
+        if session is not None and session.client.alive:
+            self._down_at = None
+            self.home = best
+            return
+        if not self._surveyed and now - self._began_at >= SURVEY_AFTER_S:
+            self._surveyed = True
+            if all(self._choice.latency_s(relay) is None for relay in self._relays):
+                for relay in list(self._relays)[:SURVEY_RELAYS]:
+                    self._session(now, relay)
+        alive = [each for each in self.sessions.all if each.client.alive and each.node_key == self._key]
+        at_home = next((each for each in alive if each.relay.id == self.home), None)
+        if at_home is not None:
+            self._down_at = None
+        elif alive and (self.home is None or self._may_leave(now)):
+            self._down_at = None
+            self.home = min(alive, key=lambda each: each.client.latency_s or 10.0).relay.id
+        elif self.home is not None:
+            if self._down_at is None:
+                self._down_at = now
+            elif now - self._down_at >= DOWN_TOLD_AFTER_S and not self.on_demand:
+                self.home = None
+
+    def _may_leave(self, now: float) -> bool:
+        """A home that serves is left only while peers can be told of it."""
+        session = None if self.home is None else self.sessions.find(self.home, self._key)
+        return self.broker_reachable or session is None or not session.client.alive
+
+    def _schedule(self, now: float) -> None:
+        """When to look again: soon while home is sought, else when a session or a verdict runs out."""
+        times = [self._choice.next_change(now)]
+        if self.on_demand and now < self._awake_until:
+            times.append(self._awake_until)
+        session = None if self.home is None else self.sessions.find(self.home, self._key)
+        sought = self._relays and (session is None or not session.client.alive)
+        if sought and not (self.on_demand and now >= self._awake_until):
+            times.append(now + CHECK_S)
+        for each in self.sessions.all:
+            if each.relay.id != self.home or each.node_key != self._key or self.on_demand:
+                times.append(max(each.used_at, each.began_at, now - IDLE_S + CHECK_S) + IDLE_S)
+        self._check_at = min((at for at in times if at is not None), default=None)
+
+
+def _literal(host_port: str) -> bytes | None:
+    """The address in "host:port", None for a name."""
+    host = host_port.rpartition(":")[0].strip("[]")
+    try:
+        return ip_address(host).packed
+    except ValueError:
+        return None
+
+
+def _literal_addresses(relay: RelayInfo) -> list[Endpoint]:
+    found = [address for host in relay.hosts if (address := _literal(host)) is not None]
+    return [to_endpoint((address, relay.udp_port)) for address in found] if relay.udp_port else []

@@ -1,0 +1,115 @@
+"""A member's connections to relays, and the look-up of relays' names: carried between the node and the system."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from selectors import EVENT_READ
+from socket import AF_INET, AF_INET6, inet_pton
+from typing import TYPE_CHECKING
+
+from edgeagent.io.pinnedtls import Resolver
+from edgeagent.io.relaystream import Closed, Data, Flow, Opened, RelayStreams, parse_proxy
+
+if TYPE_CHECKING:
+    from edgeagent.context import Context
+    from edgeagent.proto.node import Node
+
+log = logging.getLogger("edgeagent")
+LOOK_UP_AGAIN_S = 30.0  # after a look-up that failed
+LOOK_UP_ANEW_S = 6 * 3600.0  # after one that did not: relays move rarely
+LOOK_UPS_MAX = 64  # that wait; one is under way at a time
+
+
+class RelayLinks:
+    """Drive it: `look_up` when names or the network changed, `on_timeout` at `poll_timeout()`, `settle` after any input
+    to the node."""
+
+    def __init__(self, context: Context, node: Node) -> None:
+        self._node = node
+        self._selector = context.selector
+        self.streams = RelayStreams(context.selector, parse_proxy(context.settings.proxy))
+        self._waiting: deque[tuple[str, str, int]] = deque(maxlen=LOOK_UPS_MAX)  # relay, name, port
+        self._found: dict[str, list[tuple[bytes, int]]] = {}  # by relay, of this round
+        self._resolver: Resolver | None = None
+        self._asked: tuple[str, str, int] = ("", "", 0)
+        self._again_at: float | None = None
+        self._failed = False
+
+    def look_up(self, now: float) -> None:
+        """Begin a round over all names."""
+        self._waiting.clear()
+        self._waiting.extend(self._node.relays.names_to_resolve())
+        self._found = {}
+        self._failed = False
+        self._again_at = now + LOOK_UP_ANEW_S if self._waiting else None
+        self._next(now)
+
+    def poll_timeout(self) -> float | None:
+        times = (self.streams.poll_timeout(), self._again_at)
+        return min((at for at in times if at is not None), default=None)
+
+    def on_timeout(self, now: float) -> None:
+        due = self.streams.poll_timeout()
+        if due is not None and due <= now:
+            self.streams.on_timeout(now)
+        if self._again_at is not None and self._again_at <= now:
+            self.look_up(now)
+        events = self.streams.events
+        while events:
+            event = events.popleft()
+            if isinstance(event, Data):
+                self._node.handle_stream(now, event.number, event.data)
+            elif isinstance(event, Flow):
+                self._node.stream_blocked(event.number, blocked=event.blocked)
+            elif isinstance(event, Opened):
+                self._node.stream_opened(now, event.number)
+            elif isinstance(event, Closed):
+                log.info("connection to a relay: %s", event.reason)
+                self._node.stream_closed(now, event.number)
+
+    def settle(self, now: float) -> None:
+        """Hand on what the node wants of its relays."""
+        for wish in self._node.drain_stream_wishes():
+            if wish.open:
+                self.streams.open(now, wish.number, wish.relay.hosts)
+            else:
+                self.streams.close(wish.number)
+        for number, data in self._node.drain_stream_writes():
+            self.streams.write(now, number, data)
+
+    def close(self) -> None:
+        self.streams.close_all()
+        if self._resolver is not None:
+            self._selector.unregister(self._resolver.wake)
+            self._resolver.close()
+            self._resolver = None
+
+    def _next(self, now: float) -> None:
+        if self._resolver is not None or not self._waiting:
+            return
+        self._asked = self._waiting.popleft()
+        _, name, port = self._asked
+        self._resolver = Resolver(name, port)
+        self._selector.register(self._resolver.wake, EVENT_READ, self._resolved)
+
+    def _resolved(self, now: float, _fd: int) -> None:
+        resolver = self._resolver
+        if resolver is None or not resolver.done:
+            return
+        self._selector.unregister(resolver.wake)
+        self._resolver = None
+        resolver.close()
+        relay, _, port = self._asked
+        if resolver.error:
+            log.warning("relay %s: %s", relay, resolver.error)
+            self._failed = True
+        found = self._found.setdefault(relay, [])
+        for family, address in resolver.addresses:
+            if family in (AF_INET, AF_INET6):
+                found.append((inet_pton(family, address[0].partition("%")[0]), port))
+        if found:
+            self._node.handle_relay_addresses(now, relay, list(dict.fromkeys(found)))
+        if not self._waiting and self._failed:
+            self._again_at = now + LOOK_UP_AGAIN_S
+        self._next(now)

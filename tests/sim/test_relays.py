@@ -1,0 +1,223 @@
+"""Homes at relays: the nearest one, another when it dies, forwards nothing or is to stop, and none while it costs."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.sim import nat
+from tests.sim.device import SimDevice
+from tests.sim.homes import Homes, path_of
+from tests.sim.nat import Kind
+from tests.sim.net import Conditions
+from tests.sim.relay import SimRelay
+from tests.sim.test_nat import EVERY_S, FIRST_ANSWER_WITHIN_S, longest_gap, talk
+
+KILLED_WITHIN_S = 3.0
+BLACKHOLED_WITHIN_S = 15.0
+
+
+def by_relay(kind: Kind = nat.SYMMETRIC, relays: int = 2) -> tuple[Homes, list[SimDevice]]:
+    """Two devices that only relays connect, and that talk."""
+    homes = Homes(1, relays=relays)
+    pair = homes.pair(kind, kind)
+    homes.talk(*pair, every_s=EVERY_S)
+    homes.world.run_for(10.0)
+    return homes, list(pair)
+
+
+def home_of(device: SimDevice) -> str | None:
+    assert device.node is not None
+    return device.node.relays.home
+
+
+def relay_of(homes: Homes, device: SimDevice) -> SimRelay:
+    return next(relay for relay in homes.relays if relay.name == home_of(device))
+
+
+def far(homes: Homes, relay: SimRelay, delay_s: float) -> None:
+    """So long is the way between the relay and everybody, one way."""
+    for router in homes.nats:
+        homes.internet.pair_conditions[f"nat-{router}", relay.name] = Conditions(delay_s=delay_s)
+        homes.internet.pair_conditions[relay.name, f"nat-{router}"] = Conditions(delay_s=delay_s)
+
+
+@pytest.mark.parametrize("kind", [nat.SYMMETRIC, nat.BLOCKED], ids=lambda kind: kind.name)
+def test_a_relay_is_killed(kind: Kind) -> None:
+    homes, (a, b) = by_relay(kind)
+    killed = relay_of(homes, a)
+    assert relay_of(homes, b) is killed
+    began = homes.world.now
+    killed.kill()
+    homes.world.run_for(30.0)
+    assert longest_gap(homes, began) < KILLED_WITHIN_S
+    assert home_of(a) == home_of(b) != killed.name
+    killed.start()
+    homes.world.run_for(120.0)
+    assert home_of(a) == home_of(b), "it comes back, and nobody hurries there"
+    homes.finish()
+
+
+@pytest.mark.parametrize("kind", [nat.SYMMETRIC, nat.BLOCKED], ids=lambda kind: kind.name)
+def test_a_relay_takes_everything_and_forwards_nothing(kind: Kind) -> None:
+    homes, (a, b) = by_relay(kind)
+    blind = relay_of(homes, a)
+    began = homes.world.now
+    blind.forwards = False
+    homes.world.run_for(40.0)
+    assert longest_gap(homes, began) < BLACKHOLED_WITHIN_S
+    assert home_of(a) == home_of(b) != blind.name
+    homes.finish()
+
+
+def test_a_relay_that_is_to_stop_is_left_without_a_gap() -> None:
+    homes, (a, b) = by_relay()
+    leaving = relay_of(homes, a)
+    began = homes.world.now
+    assert leaving.core is not None
+    leaving.core.begin_drain(homes.world.now, 10)
+    leaving.settle()
+    homes.world.run_for(30.0)
+    assert longest_gap(homes, began) < 0.5
+    assert home_of(a) == home_of(b) != leaving.name
+    homes.finish()
+
+
+def test_all_relays_go_and_one_comes_back() -> None:
+    homes, (a, b) = by_relay()
+    for relay in homes.relays:
+        relay.kill()
+    homes.world.run_for(60.0)
+    assert home_of(a) is None and home_of(b) is None
+    homes.relays[1].start()
+    homes.world.run_for(20.0)
+    began = homes.world.now
+    homes.world.run_for(10.0)
+    assert homes.traffic.lost(began, homes.world.now - 1.0) == []
+    homes.finish()
+
+
+def test_home_is_the_nearest_and_stays_where_two_are_as_near() -> None:
+    homes = Homes(1, relays=3)
+    a = homes.add_device_at(homes.home("a", nat.PORT))
+    for relay, delay_s in zip(homes.relays, (0.080, 0.015, 0.018), strict=True):
+        far(homes, relay, delay_s)
+    homes.wait_joined()
+    homes.world.run_for(10.0)
+    assert home_of(a) == "relay-2"
+    far(homes, homes.relays[1], 0.020)
+    homes.world.run_for(600.0)
+    a.tell_addresses()
+    homes.world.run_for(10.0)
+    assert home_of(a) == "relay-2", "a little nearer is no reason to move"
+    homes.finish()
+
+
+def test_a_device_that_moves_finds_the_relay_that_is_near_there() -> None:
+    homes = Homes(1, relays=2)
+    a = homes.add_device_at(homes.home("a", nat.PORT))
+    far(homes, homes.relays[0], 0.010)
+    far(homes, homes.relays[1], 0.090)
+    homes.wait_joined()
+    homes.world.run_for(10.0)
+    assert home_of(a) == "relay-1"
+    far(homes, homes.relays[0], 0.090)
+    far(homes, homes.relays[1], 0.010)
+    a.move_to("192.168.1.77")
+    homes.world.run_for(20.0)
+    assert home_of(a) == "relay-2"
+    homes.finish()
+
+
+def test_no_other_home_while_nobody_can_be_told_of_it() -> None:
+    homes = Homes(1, relays=2)
+    a = homes.add_device_at(homes.home("a", nat.PORT))
+    far(homes, homes.relays[0], 0.010)
+    far(homes, homes.relays[1], 0.090)
+    homes.wait_joined()
+    homes.world.run_for(10.0)
+    homes.broker.stop()
+    homes.world.run_for(5.0)
+    far(homes, homes.relays[0], 0.090)
+    far(homes, homes.relays[1], 0.010)
+    a.move_to("192.168.1.77")
+    homes.world.run_for(60.0)
+    assert home_of(a) == "relay-1"
+    homes.broker.start()
+    homes.world.run_for(600.0)
+    assert home_of(a) == "relay-2"
+    homes.finish()
+
+
+def test_peers_at_different_relays_reach_each_other() -> None:
+    homes = Homes(1, relays=2)
+    a = homes.add_device_at(homes.home("a", nat.SYMMETRIC))
+    b = homes.add_device_at(homes.home("b", nat.SYMMETRIC))
+    for router, near, remote in (("a", 0, 1), ("b", 1, 0)):
+        for index, delay_s in ((near, 0.010), (remote, 0.060)):
+            name = homes.relays[index].name
+            homes.internet.pair_conditions[f"nat-{router}", name] = Conditions(delay_s=delay_s)
+            homes.internet.pair_conditions[name, f"nat-{router}"] = Conditions(delay_s=delay_s)
+    homes.wait_joined()
+    homes.world.run_for(5.0)
+    assert (home_of(a), home_of(b)) == ("relay-1", "relay-2")
+    assert homes.first_answer(a, b) < FIRST_ANSWER_WITHIN_S
+    talk(homes, a, b, 10.0)
+    path = path_of(a, b)
+    assert path is not None and path.is_relay and str(path.endpoint) == "relay:relay-2"
+    assert a.node is not None
+    homes.world.run_for(200.0)
+    homes.finish()
+
+
+def test_a_session_at_a_peers_relay_ends_when_it_is_not_used() -> None:
+    homes = Homes(1, relays=2)
+    a = homes.add_device_at(homes.home("a", nat.SYMMETRIC))
+    b = homes.add_device_at(homes.home("b", nat.SYMMETRIC))
+    homes.internet.pair_conditions["nat-a", "relay-2"] = Conditions(delay_s=0.060)
+    homes.internet.pair_conditions["nat-b", "relay-1"] = Conditions(delay_s=0.060)
+    homes.wait_joined()
+    homes.world.run_for(5.0)
+    homes.first_answer(a, b)
+    assert a.node is not None
+    assert {session.relay.id for session in a.node.relays.sessions.all} == {"relay-1", "relay-2"}
+    homes.world.run_for(300.0)
+    assert {session.relay.id for session in a.node.relays.sessions.all} == {"relay-1"}
+    homes.finish()
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_a_metered_device_has_no_session_until_somebody_calls(both: bool) -> None:
+    homes = Homes(1)
+    a, b = homes.pair(nat.SYMMETRIC, nat.SYMMETRIC)
+    for device in (a, b) if both else (b,):
+        device.set_on_demand(True)
+    homes.world.run_for(300.0)
+    assert b.node is not None and b.node.relays.sessions.all == []
+    assert home_of(b) == "relay-1", "it is still told where it will be"
+    carried = homes.net.carried
+    homes.world.run_for(600.0)
+    if both:
+        assert homes.net.carried == carried
+    assert homes.first_answer(a, b) < FIRST_ANSWER_WITHIN_S
+    talk(homes, a, b, 20.0)
+    homes.world.run_for(300.0)
+    assert b.node.relays.sessions.all == []
+    # Now with records, feeds and keys still there, from the other side
+    assert homes.first_answer(b, a) < FIRST_ANSWER_WITHIN_S
+    homes.finish()
+
+
+def test_a_new_node_key_is_known_at_the_relay_before_it_is_used() -> None:
+    homes = Homes(1)
+    a, b = homes.pair(nat.SYMMETRIC, nat.SYMMETRIC)
+    homes.talk(a, b, every_s=0.5)
+    homes.world.run_for(10.0)
+    assert a.identity is not None
+    before = a.identity.node_key
+    began = homes.world.now
+    a.identity.make_next(homes.world.stream("next").randbytes)
+    a.tell_addresses()
+    homes.world.run_for(4_500.0)
+    assert a.identity.node_key != before
+    assert longest_gap(homes, began) < 1.6
+    homes.finish()
