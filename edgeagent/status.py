@@ -25,6 +25,8 @@ def show_status(status: dict[str, Any]) -> str:
             ("addresses", " ".join(me["addresses"])),
             ("interface", f"{interface['name']}, MTU {interface['mtu']}, UDP port {interface['port']}"),
             ("reachable at", " ".join(me["endpoints"]) or "no address yet"),
+            ("NAT", _nat(me)),
+            ("relays", _relays(me, status["relays"])),
             ("tags", " ".join(me["tags"]) or "none"),
         ]
     lines.append(("broker", _broker(status, mqtt)))
@@ -51,13 +53,15 @@ def show_peers(peers: list[dict[str, Any]]) -> str:
     """`edgeagent peers`: one line for each."""
     if not peers:
         return "no peers: nothing was sent to or heard from another device lately"
-    rows = [("NAME", "ADDRESS", "PATH", "ENDPOINT", "HANDSHAKE", "RECEIVED", "SENT")]
+    rows = [("NAME", "ADDRESS", "PATH", "ENDPOINT", "LATENCY", "MTU", "HANDSHAKE", "RECEIVED", "SENT")]
     rows += [
         (
             peer["name"],
             peer["addresses"][0] if peer["addresses"] else "-",
             peer["path"],
             peer["endpoint"] or "-",
+            "-" if peer["latency_ms"] is None else f"{peer['latency_ms']:.1f} ms",
+            str(peer["path_mtu"] or "-"),
             "never" if peer["handshake_age_s"] is None else duration(peer["handshake_age_s"]) + " ago",
             size(peer["rx_bytes"]),
             size(peer["tx_bytes"]),
@@ -148,6 +152,31 @@ def table(rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
+
+
+_NATS = {
+    None: "not known: too few servers answered",
+    "eim": "endpoint-independent mapping: direct paths to most networks",
+    "edm": "mapping depends on the destination: direct paths only to networks that let strangers in",
+}
+
+
+def _nat(me: dict[str, Any]) -> str:
+    """How the NAT in front of us maps (RFC 4787, section 4.1), and where servers see us."""
+    seen = " ".join(dict.fromkeys(me["mapped"]))
+    return f"{seen}, {_NATS[me['nat_mapping']]}" if seen else _NATS[None]
+
+
+def _relays(me: dict[str, Any], relays: list[dict[str, Any]]) -> str:
+    parts = []
+    for relay in relays:
+        carrier = f" by {relay['carrier'].upper()}" if relay["carrier"] else ""
+        latency = "" if relay["latency_ms"] is None else f", {relay['latency_ms']:.1f} ms"
+        state = "" if relay["serves"] else ", does not answer"
+        parts.append(f"{relay['id']}{carrier}{latency}{' (home)' if relay['home'] else ''}{state}")
+    if not any(relay["home"] for relay in relays) and me["home_relay"]:
+        parts.append(f"{me['home_relay']} (home, asleep until somebody calls)")
+    return "; ".join(parts) or "none"
 
 
 def _broker(status: dict[str, Any], mqtt: dict[str, Any]) -> str:

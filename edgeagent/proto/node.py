@@ -222,8 +222,10 @@ class Node:
         self._settle(now)
 
     def farewell(self, now: float) -> None:
-        """Before the connection is closed on purpose: publish what this leaves, then close."""
+        """Before the connection is closed on purpose: publish and transmit what this leaves, then close."""
         self.client.farewell(now)
+        self.relays.close(now)
+        self._transmits += self.relays.drain_transmits()
 
     # Inputs: the tunnel
 
@@ -444,10 +446,9 @@ class Node:
 
     def _use_relays(self, now: float) -> None:
         """Another map is in use."""
-        self.relays.set_map(now, self.map.relays, self.map.passes)
-        if self.relays.names_to_resolve():
-            self._events.append(RelayNamesChanged())
-        if self.map.relays and not self.mappings.mapped:
+        if self.relays.set_map(now, self.map.relays, self.map.passes):
+            if self.relays.names_to_resolve():
+                self._events.append(RelayNamesChanged())
             self.mappings.doubt(now, survey=True)
 
     def _signal(self, device: str, frame: bytes) -> None:
@@ -510,6 +511,7 @@ class Node:
             self.peering.remove(now, link.device)
             self._tell_gone(link, "removed")
         self.device.remove_all_peers(now)
+        self.relays.set_map(now, [], [])
         self.resolver.refuse_all()
         self._events.append(Removed())
 

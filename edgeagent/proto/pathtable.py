@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from edgeagent.proto.records import UdpAddress
 
 WANTED_S = 30.0  # after traffic, or an introduction: so long a direct path is looked for
-SEEK_AGAIN_S = (3.0, 7.0, 15.0, 30.0, 60.0, 120.0, 300.0)  # between two searches that find none
+SEEK_AGAIN_S = (2.5, 2.5, 3.0, 7.0, 15.0, 30.0, 60.0, 120.0, 300.0)  # between two searches that find none
 CALL_BURST, CALL_PER_S = 4, 0.5  # of call-me, either way
 PING_BURST, PING_PER_S = 80, 20.0  # pings of one peer that are answered
 SILENCE_S = 1.0  # traffic without an answer for so long asks for a probe,

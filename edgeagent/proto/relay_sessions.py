@@ -97,6 +97,9 @@ class RelaySessions:
                 total[reason] += count
         return total
 
+    def drop(self, reason: RelayClientDrop, count: int) -> None:
+        self._ended_drops[reason] += count
+
     # Beginning and ending
 
     def begin(self, now: float, relay: RelayInfo, private: bytes, pass_object: bytes, udp: Endpoint | None) -> Session:
