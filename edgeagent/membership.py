@@ -12,6 +12,7 @@ from edgeagent.io.mqtt import Closed, Connected, Received
 from edgeagent.io.pahoclient import Login
 from edgeagent.io.pinnedtls import Trust
 from edgeagent.proto.control_client import Answer
+from edgeagent.proto.ledger import Cause
 from edgeagent.proto.node import Node
 from edgeagent.proto.node_events import (
     AdmissionChanged,
@@ -79,6 +80,7 @@ class Membership:
         self.tunnel = Tunnel(now, context, self.node)
         self.relays = RelayLinks(context, self.node)
         self.tunnel.engine.count_with(context.accounts.meter)
+        context.accounts.watch(self.relays.streams, Cause.RELAY, self.relays.carried_of)
         context.accounts.set_hub_budget(now, self.node.map)
         log.info("%s is up as %s, UDP port %d", context.settings.interface, self.node.map.name, self.tunnel.port)
 
@@ -168,6 +170,7 @@ class Membership:
                 on_resolved(None)
         self._lookups.clear()
         self.relays.close()
+        self._context.accounts.unwatch(self.relays.streams)
         self.tunnel.close()
 
     def _connect(self, now: float) -> None:

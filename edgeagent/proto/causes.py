@@ -39,7 +39,7 @@ class Direction(Enum):
 class Carried:
     """What a stream to a relay carried for other causes since it was last taken: it comes off the stream's own bill.
 
-    The relay's client calls `add` with the packets of SEND and RECV frames; whoever counts the stream calls `take`.
+    The relay's client calls `add` for each packet of SEND and RECV frames; whoever counts the stream calls `take`.
     """
 
     __slots__ = ("_counts",)
@@ -47,10 +47,9 @@ class Carried:
     def __init__(self) -> None:
         self._counts = {direction: [0] * CAUSES for direction in Direction}
 
-    def add(self, direction: Direction, packets: Sequence[bytes]) -> None:
-        counts = self._counts[direction]
-        for packet in packets:
-            counts[cause_of(packet)] += len(packet)
+    def add(self, direction: Direction, packet: bytes, at: int = 0) -> None:
+        """What begins at `at`."""
+        self._counts[direction][cause_of(packet, at)] += len(packet) - at
 
     def take(self, direction: Direction) -> list[int]:
         """Bytes by cause."""

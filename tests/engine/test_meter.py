@@ -186,7 +186,8 @@ def test_what_was_carried_for_others_is_theirs() -> None:
     meter = Meter(ledger, Names())
     with connected() as (ours, theirs):
         meter.tcp(1.0, ours, Cause.RELAY, carried)
-        carried.add(Direction.SENT, [DATA] * 10)
+        for _ in range(10):
+            carried.add(Direction.SENT, DATA)
         meter.tcp(2.0, ours, Cause.RELAY, carried)  # it is not on the line yet
         assert total(ledger) == {Cause.PAYLOAD: (1_000, 0), Cause.RELAY: (104, 52)}
         ours.sendall(bytes(1_100))
