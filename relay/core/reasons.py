@@ -27,6 +27,7 @@ class RelayDrop(Enum):
     QUEUE_FULL = "queue-full"  # the oldest packet to a member that reads too slowly gave way
     QUEUES_FULL = "queues-full"  # too much waits for all slow members together
     SECOND_HOP = "second-hop"  # a sibling forwarded to a key that is not here: packets go one hop only
+    SIBLING_FOREIGN = "sibling-foreign"  # a sibling spoke of a network that it is no relay of
     SIBLING_FULL = "sibling-full"  # a sibling announced more members than there is room for
     STUN_MALFORMED = "stun-malformed"  # begins like STUN and is none, or has a wrong fingerprint
     STUN_UNEXPECTED = "stun-unexpected"  # STUN, but no binding request

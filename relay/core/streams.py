@@ -166,6 +166,7 @@ class Streams:
         if guest.login.role is Role.MEMBER:
             self._lobby.seat_stream(now, stream, guest)
         else:
+            stream.sibling_key = guest.login.key
             self._lobby.welcome_sibling(stream, guest)
             self._siblings.link_up(stream, guest.sibling or "")
 
@@ -201,7 +202,8 @@ class Streams:
         self._siblings.learn(stream, ABSENT, payload)
 
     def _on_forward(self, now: float, stream: Stream, payload: bytes) -> None:
-        self._forwarder.from_sibling(now, payload[:KEY_SIZE], payload[KEY_SIZE : 2 * KEY_SIZE], payload[2 * KEY_SIZE :])
+        source, destination = payload[:KEY_SIZE], payload[KEY_SIZE : 2 * KEY_SIZE]
+        self._forwarder.from_sibling(now, stream.sibling_key, source, destination, payload[2 * KEY_SIZE :])
 
     def _on_ping(self, now: float, stream: Stream, payload: bytes) -> None:
         self._shared.write_control(stream, frame(PONG, payload))
