@@ -91,6 +91,18 @@ def _parser() -> argparse.ArgumentParser:
         "--mtu", metavar="BYTES", default=argparse.SUPPRESS, help="largest packet inside the tunnel (1280)"
     )
     group.add_argument(
+        "--metered",
+        metavar="NAMES",
+        default=argparse.SUPPRESS,
+        help="interfaces whose bytes cost money, comma separated, * for any characters (auto: modems)",
+    )
+    group.add_argument(
+        "--budget",
+        metavar="RULES",
+        default=argparse.SUPPRESS,
+        help="what metered interfaces may take: wwan0=2MB/day,60MB/month",
+    )
+    group.add_argument(
         "--log-level", metavar="LEVEL", default=argparse.SUPPRESS, help="debug, info, warning, error (info)"
     )
     for action in group._group_actions:
@@ -143,6 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     whois = verb("whois", _whois, "whose address or name it is")
     whois.add_argument("target", metavar="IP|NAME", help="address or host name of a device of this network")
     as_json(whois)
+    as_json(verb("ledger", _ledger, "what was sent and received, by uplink and cause, and how much of budgets is used"))
     as_json(verb("version", _version, "version of this command and of the running agent"))
     run = verb(
         "run",
@@ -234,6 +247,17 @@ def _whois(options: argparse.Namespace) -> int:
         from edgeagent.status import show_whois
 
         print(show_whois(record))
+    return OK
+
+
+def _ledger(options: argparse.Namespace) -> int:
+    ledger = _ask(options, {"do": "ledger"})
+    if options.json:
+        print(json.dumps(ledger))
+    else:
+        from edgeagent.status import show_ledger
+
+        print(show_ledger(ledger))
     return OK
 
 

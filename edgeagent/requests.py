@@ -79,6 +79,7 @@ def _status(now: float, agent: Agent, client: Client, request: dict[str, Any]) -
             "progress": agent.progress,
             "local_api": {"refused": agent.api.refused, "malformed": agent.api.malformed},
         },
+        "metered": context.accounts.describe_metered(now),
         "mqtt": {"stage": link.stage, "broker": link.broker, **link.counters},
     }
     if member is not None:
@@ -118,6 +119,10 @@ def _whois(now: float, agent: Agent, client: Client, request: dict[str, Any]) ->
         member.lookup(now, query, lambda record: _tell(agent, member, client, str(target), record))
 
 
+def _ledger(now: float, agent: Agent, client: Client, _request: dict[str, Any]) -> None:
+    client.answer(agent.context.accounts.describe(now))
+
+
 def _down(_now: float, agent: Agent, client: Client, _request: dict[str, Any]) -> None:
     agent.stop(client)
 
@@ -132,6 +137,7 @@ _VERBS: dict[str, Callable[[float, Agent, Client, dict[str, Any]], None]] = {
     "peers": _peers,
     "ip": _ip,
     "whois": _whois,
+    "ledger": _ledger,
     "down": _down,
     "version": _version,
 }

@@ -35,6 +35,7 @@ def show_status(status: dict[str, Any]) -> str:
         lines.append(("records", f"{tables['records']['used']} of {tables['records']['ceiling']}"))
     lines.append(("memory", f"{agent['rss_kib'] / 1024:.1f} MiB, {agent['flash_writes']} flash writes"))
     lines.append(("control", f"{size(mqtt['rx_bytes'])} received, {size(mqtt['tx_bytes'])} sent"))
+    lines += [("metered", _metered(uplink)) for uplink in status["metered"]]
     drops = status.get("drops", {})
     lines.append(("dropped", ", ".join(f"{reason} {count}" for reason, count in drops.items()) or "nothing"))
     for key, text in (("failed_writes", "writes that the disk refused"), ("damaged_files", "damaged state files")):
@@ -87,6 +88,40 @@ def show_whois(record: dict[str, Any]) -> str:
     if "path" in record:
         lines.append(("path", record["path"] or "none: not spoken to lately"))
     return "\n".join(f"{name:<13} {value}" for name, value in lines)
+
+
+def show_ledger(ledger: dict[str, Any]) -> str:
+    """`edgeagent ledger`: sent and received by uplink and cause, then what that is of the budgets."""
+    if not ledger["uplinks"]:
+        return "nothing was sent or received yet"
+    periods = ("since_start", "day", "month")
+    day, month = ("TODAY", "THIS MONTH") if ledger["date_known"] else ("LAST DAY", "LAST MONTH")
+    heads = ("SINCE START", day, month)
+    rows = [("UPLINK", "CAUSE", *(cell for head in heads for cell in (head, "")))]
+    rows.append(("", "", *("sent", "received") * len(periods)))
+    for uplink in ledger["uplinks"]:
+        totals = dict.fromkeys([(period, way) for period in periods for way in ("sent", "received")], 0)
+        for cause in uplink["causes"]:
+            for period, way in totals:
+                totals[period, way] += cause[period][way]
+            rows.append((uplink["uplink"], cause["cause"], *(size(cause[period][way]) for period, way in totals)))
+        rows.append((uplink["uplink"], "total", *map(size, totals.values())))
+    text = f"{table(rows)}\n\nstarted {duration(ledger['since_s'])} ago"
+    metered = [uplink for uplink in ledger["uplinks"] if uplink["metered"]]
+    if metered:
+        text += "".join(f"\nmetered: {_metered(uplink)}" for uplink in metered)
+    if not ledger["date_known"]:
+        text += "\nThe hub has not told the time yet: what came since counts to the last day and month on record."
+    return text
+
+
+def _metered(uplink: dict[str, Any]) -> str:
+    parts = [
+        f"{uplink['used_percent'][period]:g} % of {size(uplink['budget'][key])} a {period}"
+        for period, key in (("day", "daily_bytes"), ("month", "monthly_bytes"))
+        if uplink["used_percent"][period] is not None
+    ]
+    return f"{uplink['uplink']}: {uplink['level']}, {' and '.join(parts) + ' used' if parts else 'no budget'}"
 
 
 def duration(seconds: float) -> str:

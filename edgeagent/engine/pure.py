@@ -67,6 +67,18 @@ class UdpPort(Protocol):
 
     def drain_source_failures(self) -> list[Endpoint]: ...
 
+    def count_sent(self) -> None: ...
+
+    def drain_sent(self) -> list[tuple[Endpoint, list[bytes]]]: ...
+
+
+class Meter(Protocol):
+    """Who counts what goes over the line: `edgeagent.meter.Meter`."""
+
+    def received(self, now: float, batch: list[tuple[bytes, Endpoint, int]]) -> None: ...
+
+    def sent(self, now: float, batches: list[tuple[Endpoint, list[bytes]]]) -> None: ...
+
 
 class EngineDrop(Enum):
     """Why the engine dropped a frame; the value is its name in `status`."""
@@ -82,17 +94,19 @@ class PureEngine:
     is ready, then `flush(now)`, which is also due after any other input to the machine, and at `poll_timeout()`. Work
     per call is bounded. Time and events of the machine are its owner's. Raises TunGone once the interface was removed.
     `is_router` is to be true where packets from the TUN's peers are forwarded: then their checksums are checked here.
+    `count_with` gives it a meter, which hears of every datagram that came in, and of those that the kernel took.
     """
 
     __slots__ = (
-        "_blocked_fds", "_has_uplinks", "_machine", "_paused_at", "_read_tun", "_selector", "_tun", "_udp", "_udp_fds",
-        "drops", "is_router",
+        "_blocked_fds", "_has_uplinks", "_machine", "_meter", "_paused_at", "_read_tun", "_selector", "_tun", "_udp",
+        "_udp_fds", "drops", "is_router",
     )  # fmt: skip
 
     def __init__(self, machine: Machine, tun: TunPort, udp: UdpPort, selector: BaseSelector) -> None:
         self.drops: dict[EngineDrop, int] = dict.fromkeys(EngineDrop, 0)
         self.is_router = True
         self._machine = machine
+        self._meter: Meter | None = None
         self._tun = tun
         self._udp = udp
         self._selector = selector
@@ -102,6 +116,10 @@ class PureEngine:
         self._paused_at: float | None = None  # since when the TUN is not read
         self._read_tun = False  # since the last flush
         selector.register(tun.fd, EVENT_READ, self.readable)
+
+    def count_with(self, meter: Meter) -> None:
+        self._meter = meter
+        self._udp.count_sent()
 
     def bind(self, port: int) -> int:
         """(Re)open the UDP port, 0 for any, and return it. Raises OSError, and then the port is closed."""
@@ -137,6 +155,8 @@ class PureEngine:
         if fd != self._tun.fd:
             batch = self._udp.receive(fd, UDP_READS_MAX)
             if batch:
+                if self._meter is not None:
+                    self._meter.received(now, batch)
                 self._machine.handle_datagrams(now, batch)
             return
         self._read_tun = True
@@ -165,6 +185,8 @@ class PureEngine:
             self._udp.resume()
         transmits = self._machine.drain_transmits()
         waits = bool(transmits) and not self._udp.send(transmits)
+        if self._meter is not None:
+            self._meter.sent(now, self._udp.drain_sent())
         for endpoint in self._udp.drain_source_failures():
             self._machine.transmit_failed(now, endpoint)
         if self._udp.blocked_fds or self._blocked_fds:

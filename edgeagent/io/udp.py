@@ -44,11 +44,6 @@ class Udp:
         return self._shared.drops
 
     @property
-    def unsent(self) -> dict[tuple[int, bool], int]:
-        """Bytes of datagrams that were dropped, by (interface index or 0, whether it is IPv6)."""
-        return self._shared.unsent
-
-    @property
     def mark(self) -> int:
         return self._shared.mark
 
@@ -152,7 +147,7 @@ class Udp:
             if self._by_uplink and endpoint.local is not None:
                 chosen = self._by_uplink.get((endpoint.local[1], family), chosen)
             if chosen is None:
-                self._shared.drop(UdpDrop.NO_SOCKET, endpoint, transmit.datagrams)
+                self._shared.drop(UdpDrop.NO_SOCKET, transmit.datagrams)
             elif not chosen.send(transmit):
                 nothing_waits = False
                 self.blocked_fds.add(chosen.fd)
@@ -168,6 +163,18 @@ class Udp:
     def drain_source_failures(self) -> list[Endpoint]:
         failures, self._shared.failures = self._shared.failures, []
         return failures
+
+    def count_sent(self) -> None:
+        """From now on `drain_sent` has what the kernel took, and is to be called after each `send` and `resume`."""
+        self._shared.sent = []
+
+    def drain_sent(self) -> list[tuple[Endpoint, list[bytes]]]:
+        """(endpoint as it was used, datagrams), in order."""
+        sent = self._shared.sent
+        if not sent:
+            return []
+        self._shared.sent = []
+        return sent
 
     def drain_too_long(self) -> list[tuple[Endpoint, int]]:
         """(endpoint, bytes of the datagram) of what was not sent because the link takes no more in one piece."""

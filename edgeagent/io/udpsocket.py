@@ -55,24 +55,22 @@ class UdpDrop(Enum):
 class UdpShared:
     """What the sockets of one port have in common: settings, known sources, and what became of what was to be sent.
 
-    `unsent` counts the bytes of dropped datagrams by (interface index or 0, whether it is IPv6).
+    When `sent` is a list, what the kernel took is put into it, for whoever counts.
     """
 
-    __slots__ = ("drops", "endpoints", "failures", "mark", "mtu_by_kernel", "too_long", "unsent")
+    __slots__ = ("drops", "endpoints", "failures", "mark", "mtu_by_kernel", "sent", "too_long")
 
     def __init__(self, mtu_by_kernel: bool) -> None:
         self.mtu_by_kernel = mtu_by_kernel
         self.mark = 0
         self.drops: dict[UdpDrop, int] = dict.fromkeys(UdpDrop, 0)
-        self.unsent: dict[tuple[int, bool], int] = {}
         self.endpoints: dict[tuple[Address, bytes], Endpoint] = {}
         self.failures: list[Endpoint] = []
         self.too_long: list[tuple[Endpoint, int]] = []
+        self.sent: list[tuple[Endpoint, list[bytes]]] | None = None
 
-    def drop(self, reason: UdpDrop, endpoint: Endpoint, datagrams: list[bytes]) -> None:
+    def drop(self, reason: UdpDrop, datagrams: list[bytes]) -> None:
         self.drops[reason] += len(datagrams)
-        key = (endpoint.local[1] if endpoint.local is not None else 0, len(endpoint.addr) != 2)
-        self.unsent[key] = self.unsent.get(key, 0) + sum(map(len, datagrams))
 
 
 class UdpSocket:
@@ -140,7 +138,7 @@ class UdpSocket:
         """Drop what waits."""
         self._socket.close()
         for transmit in self._backlog:
-            self._shared.drop(UdpDrop.NO_SOCKET, transmit.endpoint, transmit.datagrams)
+            self._shared.drop(UdpDrop.NO_SOCKET, transmit.datagrams)
         self._backlog.clear()
         self.waiting = 0
         self.is_blocked = False
@@ -204,7 +202,7 @@ class UdpSocket:
         while self.waiting > BACKLOG_DATAGRAMS_MAX:
             oldest = self._backlog.popleft()
             self.waiting -= len(oldest.datagrams)
-            self._shared.drop(UdpDrop.BACKLOG_FULL, oldest.endpoint, oldest.datagrams)
+            self._shared.drop(UdpDrop.BACKLOG_FULL, oldest.datagrams)
         return False
 
     def resume(self) -> None:
@@ -253,9 +251,12 @@ class UdpSocket:
                         ancillary = self._ancillary(endpoint, transmit)
                         continue
                 reason = _reason(error.errno)
-                shared.drop(reason, endpoint, group)
+                shared.drop(reason, group)
                 if reason is UdpDrop.TOO_LONG and not transmit.fragment and len(shared.too_long) < TOO_LONG_MAX:
                     shared.too_long.append((endpoint, size))
+            else:
+                if shared.sent is not None:
+                    shared.sent.append((endpoint, group))
             at = end
         return True
 

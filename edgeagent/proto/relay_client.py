@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 
 from edgeagent.proto.backoff import Backoff
+from edgeagent.proto.causes import Carried
 from edgeagent.proto.crypto import Crypto
 from edgeagent.proto.errors import LocalProtocolError
 from edgeagent.proto.keys import Entropy
@@ -121,6 +122,11 @@ class RelayClient:
         """There and back through the relay, smoothed; None before the first answer."""
         liveness = self._liveness(self.carrier)
         return liveness.latency_s if liveness is not None else None
+
+    @property
+    def carried(self) -> Carried:
+        """What of the connection was members' packets, for whoever counts it."""
+        return self._stream.carried
 
     @property
     def drops(self) -> dict[RelayClientDrop, int]:

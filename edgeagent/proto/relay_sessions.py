@@ -16,6 +16,7 @@ from edgeagent.proto.relay_events import Carrier, CloseStream, OpenStream, Relay
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from edgeagent.proto.causes import Carried
     from edgeagent.proto.crypto import Crypto
     from edgeagent.proto.keys import Entropy
     from edgeagent.proto.path import PathKey
@@ -200,6 +201,11 @@ class RelaySessions:
             session.client.stream_blocked()
         elif session is not None:
             session.client.stream_writable()
+
+    def carried(self, number: int) -> Carried | None:
+        """What of a stream was members' packets, for whoever counts it."""
+        session = self._by_number.get(number)
+        return None if session is None else session.client.carried
 
     def stream_closed(self, now: float, number: int) -> None:
         session = self._by_number.get(number)
