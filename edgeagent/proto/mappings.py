@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgeagent.proto.endpoint import Endpoint
+from edgeagent.proto.endpoint import Endpoint, UplinkEndpoint
 from edgeagent.proto.stun_exchange import StunExchange
 
 if TYPE_CHECKING:
