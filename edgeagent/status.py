@@ -27,6 +27,8 @@ def show_status(status: dict[str, Any]) -> str:
             ("reachable at", " ".join(me["endpoints"]) or "no address yet"),
             ("tags", " ".join(me["tags"]) or "none"),
         ]
+    if uplinks := status.get("uplinks"):
+        lines.append(("uplinks", "; ".join(_uplink(uplink) for uplink in uplinks)))
     lines.append(("broker", _broker(status, mqtt)))
     if tables := status.get("tables"):
         lines.append(("peers", f"{tables['peers']['used']} of {tables['peers']['ceiling']}"))
@@ -113,6 +115,12 @@ def table(rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
+
+
+def _uplink(uplink: dict[str, Any]) -> str:
+    words = [f"{uplink['name']} {uplink['state']}"]
+    words += [word for word in ("active", "metered") if uplink[word]]
+    return ", ".join(words)
 
 
 def _broker(status: dict[str, Any], mqtt: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeagent.proto import node_status, snapshot
 from edgeagent.proto.constants import MTU_DEFAULT
@@ -41,6 +41,7 @@ from edgeagent.proto.node_events import (
     ReconnectWanted,
     Removed,
     Resolved,
+    UplinkProbeWanted,
 )
 from edgeagent.proto.outbox import Outbox
 from edgeagent.proto.pathfinder import Pathfinder
@@ -52,6 +53,9 @@ from edgeagent.proto.resolver import Resolver
 from edgeagent.proto.tai64n import Tai64nClock
 from edgeagent.proto.walltime import WallFloor
 from edgeagent.proto.whereabouts import Whereabouts
+
+if TYPE_CHECKING:
+    from edgeagent.proto.uplinks import Uplinks
 
 SWEEP_S = 30.0
 ROUNDS_MAX = 8  # of events that cause events; handshakes that are fed again cause at most one more
@@ -131,6 +135,7 @@ class Node:
         )
         self.peering = Peering(self.device, self.client, self.finder, limits.peers)
         self._paths = LinkPaths(self.device, self.client, self.peering, self.finder)
+        self.uplinks: Uplinks | None = None  # None as long as there was never more than one
         self.whereabouts = Whereabouts(
             now,
             client=self.client,
@@ -228,6 +233,8 @@ class Node:
 
     def handle_packets(self, now: float, packets: list[bytes]) -> None:
         """IP packets from the TUN."""
+        if self.uplinks is not None:
+            self.uplinks.used(now)
         for unsent in self.device.handle_packets(now, packets):
             if self.removed:
                 self.device.refuse(unsent)
@@ -251,6 +258,28 @@ class Node:
         self.whereabouts.handle_home_relay(now, relay)
         self._settle(now)
 
+    def handle_uplinks(self, now: float, uplinks: Uplinks) -> None:
+        """After `uplinks.handle_links`: which they are. From now on they are this node's to drive, but for that input.
+        `uplinks.bound` are to have sockets of their own; before `handle_addresses`, so that it is known which uplink an
+        address is of."""
+        self.uplinks = uplinks
+        self._settle_uplinks(now, uplinks)
+        self._settle(now)
+
+    def uplink_answered(self, now: float, index: int) -> None:
+        """Something came back by that uplink: the answer to an UplinkProbeWanted, or any other."""
+        if self.uplinks is not None:
+            self.uplinks.answered(now, index)
+            self._settle_uplinks(now, self.uplinks)
+        self._settle(now)
+
+    def uplink_unanswered(self, now: float, index: int) -> None:
+        """An UplinkProbeWanted stayed without an answer."""
+        if self.uplinks is not None:
+            self.uplinks.unanswered(now, index)
+            self._settle_uplinks(now, self.uplinks)
+        self._settle(now)
+
     def transmit_failed(self, now: float, endpoint: Endpoint) -> None:
         """The kernel would not send from `endpoint.local`: let go of it."""
         self.device.transmit_failed(now, endpoint)
@@ -263,6 +292,9 @@ class Node:
         self.client.handle_timeout(now)
         self.resolver.handle_timeout(now)
         self.finder.handle_timeout(now)
+        if self.uplinks is not None:
+            self.uplinks.handle_timeout(now)
+            self._settle_uplinks(now, self.uplinks)
         if self._sweep_at is not None and self._sweep_at <= now:
             self._sweep_at = None
             self._paths.sweep(now)
@@ -279,6 +311,7 @@ class Node:
             self.resolver.poll_timeout(),
             self.renewal.poll_timeout(),
             self.finder.poll_timeout(),
+            None if self.uplinks is None else self.uplinks.poll_timeout(),
             self._sweep_at,
         ]
         return min((at for at in times if at is not None), default=None)
@@ -337,6 +370,8 @@ class Node:
 
     def _settle(self, now: float) -> None:
         """Carry news between the control plane and the tunnel until there is no more."""
+        if self.finder.shared.heard_by and self.uplinks is not None:
+            self._take_pongs(now, self.uplinks)
         for _ in range(ROUNDS_MAX):
             news = self.client.drain_news()
             events = self.device.drain_events()
@@ -358,6 +393,23 @@ class Node:
             self._signal(device, frame)
         if (self.peering.links or self._paths.waiting) and self._sweep_at is None:
             self._sweep_at = now + SWEEP_S
+
+    def _take_pongs(self, now: float, uplinks: Uplinks) -> None:
+        """By which uplinks peers have answered."""
+        heard_by, self.finder.shared.heard_by = self.finder.shared.heard_by, {}
+        for index in heard_by:
+            uplinks.answered(now, index)
+        self._settle_uplinks(now, uplinks)
+
+    def _settle_uplinks(self, now: float, uplinks: Uplinks) -> None:
+        """Paths go by the uplinks that are usable now."""
+        ways = self.finder.shared.ways
+        self._events.extend(uplinks.drain_events())
+        self._events.extend(UplinkProbeWanted(index) for index in uplinks.drain_probes())
+        usable, several = uplinks.ways(now), len(uplinks.bound) > 1
+        if usable != list(ways.uplinks.values()) or several != ways.several:
+            self._events.extend(self._paths.handle_uplinks(now, usable, several=several))
+            self.whereabouts.tell_mappings(now)
 
     def _signal(self, device: str, frame: bytes) -> None:
         entry = self.client.records.get(device)
