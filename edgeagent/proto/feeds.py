@@ -44,7 +44,8 @@ class FeedSubscriptions:
 
     def again(self, device: str) -> None:
         """Subscribe again, which makes the broker send the retained feed again."""
-        self._held.pop(device, None)
+        if device in self._wanted:
+            self._held.pop(device, None)
 
     def stray(self, device: str) -> None:
         """A feed came that nobody wants: an earlier life subscribed to it."""
