@@ -13,6 +13,7 @@ from edgeagent.proto.relay_frames import (
     FRAME_HEAD,
     FRAME_HEAD_SIZE,
     KEY_SIZE,
+    KNOCK,
     LOGIN,
     PEER_GONE,
     PONG,
@@ -27,6 +28,7 @@ from edgeagent.proto.relay_frames import (
     frame,
     to_gone,
     to_refusal,
+    write_knock,
 )
 from edgeagent.proto.relay_login import Role, SessionKeys, open_welcome, write_login
 from edgeagent.proto.relay_probe import Liveness
@@ -118,6 +120,10 @@ class StreamClient:
             if dropped:
                 self._inbox.drop(RelayClientDrop.QUEUE_FULL, dropped)
         self.liveness.sent_data_at = now
+
+    def knock(self, challenge: bytes, address: tuple[bytes, int]) -> None:
+        """While `state` is UP. One that finds too much waiting is lost, as a datagram is."""
+        self._queue.push_control(frame(KNOCK, write_knock(challenge, address)))
 
     def handle(self, now: float, data: bytes) -> None:
         try:

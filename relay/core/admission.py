@@ -121,15 +121,15 @@ class Admission:
         stamp = _STAMP.pack(int(now * 1000))
         return stamp + self._mac(stamp, source)
 
-    def check_challenge(self, now: float, challenge: bytes, source: bytes) -> bool:
-        """Whether it was made for `source` within the last CHALLENGE_LIFE_S."""
+    def check_challenge(self, now: float, challenge: bytes, source: bytes, life_s: float = CHALLENGE_LIFE_S) -> bool:
+        """Whether it was made for `source` within the last `life_s`: for a login or a new address CHALLENGE_LIFE_S."""
         stamp = challenge[: _STAMP.size]
         if len(challenge) != CHALLENGE_SIZE or not self._crypto.equal(
             self._mac(stamp, source), challenge[_STAMP.size :]
         ):
             return False
         age_s: float = now - _STAMP.unpack(stamp)[0] / 1000
-        return 0 <= age_s <= CHALLENGE_LIFE_S
+        return 0 <= age_s <= life_s
 
     def allow_attempt(self, now: float, source: bytes) -> bool:
         """Whether an address (4 or 16 B) may try one more login: each costs public-key operations."""

@@ -9,6 +9,7 @@ from edgeagent.proto.relay_frames import DRAIN, DRAINING, SECONDS, Refusal, fram
 from relay.core.admission import Admission, Neighbour
 from relay.core.datagrams import Datagrams
 from relay.core.forwarding import Forwarder
+from relay.core.knocks import Knocks
 from relay.core.limits import MEMBER_RATE, NETWORK_RATE, Rate, RelayLimits
 from relay.core.lobby import REPLACED_LINGER_S, Lobby
 from relay.core.shared import Happening, Shared, Train
@@ -85,8 +86,9 @@ class RelayCore:
         self._siblings = Siblings(self.shared)
         self._lobby = Lobby(self.shared, self._siblings)
         self.stun = StunServer(now, self.shared, ports)
-        self.streams = Streams(self.shared, self._forwarder, self._lobby, self._siblings, private)
-        self._datagrams = Datagrams(self.shared, self._forwarder, self._lobby, self.stun)
+        knocks = Knocks(self.shared)
+        self.streams = Streams(self.shared, self._forwarder, self._lobby, self._siblings, knocks, private)
+        self._datagrams = Datagrams(self.shared, self._forwarder, self._lobby, self.stun, knocks)
         self._sweep_at = now + SWEEP_S
         self._drain_at: float | None = None
         self.drained = False
