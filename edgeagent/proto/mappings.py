@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgeagent.proto.endpoint import Endpoint
+from edgeagent.proto.endpoint import Endpoint, UplinkEndpoint
 from edgeagent.proto.stun_exchange import StunExchange
 
 if TYPE_CHECKING:
@@ -217,6 +217,11 @@ class Outside:
     def mapped(self) -> list[UdpAddress]:
         """Where we are seen by whatever uplink."""
         return list(dict.fromkeys(address for each in self._by_uplink.values() for address in each.mapped))
+
+    def mapped_by(self, uplink: int) -> list[UdpAddress]:
+        """Where we are seen by the uplink of that interface index; 0 is the kernel's choice, as is any where it is."""
+        each = self._by_uplink.get(uplink) or self._by_uplink.get(0)
+        return [] if each is None else each.mapped
 
     def set_uplinks(self, now: float, indices: list[int]) -> None:
         """Interface indices, the best first; with fewer than two it is left to the kernel by which to ask."""
