@@ -123,6 +123,13 @@ def _ledger(now: float, agent: Agent, client: Client, _request: dict[str, Any]) 
     client.answer(agent.context.accounts.describe(now))
 
 
+def _relays(_now: float, agent: Agent, client: Client, _request: dict[str, Any]) -> None:
+    """The relays of the hub's map, as RelayInfo.encode() has them, bytes in hexadecimal."""
+    if member := _member(agent, client):
+        rows = [relay.encode() for relay in member.node.map.relays]
+        client.answer([row | {"k": row["k"].hex(), "pin": row["pin"].hex()} for row in rows])
+
+
 def _down(_now: float, agent: Agent, client: Client, _request: dict[str, Any]) -> None:
     agent.stop(client)
 
@@ -138,6 +145,7 @@ _VERBS: dict[str, Callable[[float, Agent, Client, dict[str, Any]], None]] = {
     "ip": _ip,
     "whois": _whois,
     "ledger": _ledger,
+    "relays": _relays,
     "down": _down,
     "version": _version,
 }

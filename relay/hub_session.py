@@ -20,6 +20,7 @@ from edgeagent.proto.identity import Admission
 from edgeagent.proto.join import Joined, Joiner, JoinRefused, JoinWaiting
 from edgeagent.proto.outbox import Outbox
 from edgeagent.proto.publishing import Publish
+from edgeagent.proto.refusals import ControlDrop
 from edgeagent.proto.relaymap import RelayInfo
 from edgeagent.proto.token import Token
 from edgeagent.proto.walltime import WallFloor
@@ -28,7 +29,7 @@ from relay.hub_store import HubStore
 
 log = logging.getLogger("edgerelay")
 
-REFUSALS_MAX = 3  # of a member's credentials, before a token that is at hand is tried
+REFUSALS_MAX = 2  # of a member's credentials, before a token that is at hand is tried
 JOIN_KEEPALIVE_S = 60
 _TAG = "tag:"
 
@@ -172,6 +173,12 @@ class HubSession:
             self._registration.farewell(now)
         self._settle(now)
         self._store.save(now)
+
+    @property
+    def drops(self) -> dict[ControlDrop, int]:
+        """What of the hub's messages was refused, since the last join or start."""
+        machine = self._joiner or self._registration
+        return machine.drops.copy() if machine is not None else {}
 
     @property
     def unsent(self) -> bool:

@@ -37,13 +37,14 @@ Order = Serve | Leave | Revoke | Neighbourhood
 class RegistrationState:
     """How it stands with one hub, for metrics and `status`."""
 
-    __slots__ = ("network", "region", "relay", "state")
+    __slots__ = ("drops", "network", "region", "relay", "state")
 
-    def __init__(self, network: str, relay: str, region: str, state: str) -> None:
-        self.network = network
-        self.relay = relay
-        self.region = region
-        self.state = state
+    def __init__(self, session: HubSession) -> None:
+        self.network = session.network
+        self.relay = session.name
+        self.region = session.region
+        self.state = session.state
+        self.drops = {reason.value: count for reason, count in session.drops.items()}
 
 
 class Registrar:
@@ -132,7 +133,7 @@ class Registrar:
         self._members = members
 
     def states(self) -> list[RegistrationState]:
-        return [RegistrationState(s.network, s.name, s.region, s.state) for s in self._sessions]
+        return [RegistrationState(session) for session in self._sessions]
 
     def stop(self) -> None:
         """Say good-bye, and end the thread."""

@@ -321,7 +321,7 @@ class Relay:
             self._core,
             uptime_s=time.monotonic() - self._began,
             version=self._version,
-            registrations=[(at.network, at.relay, at.region, at.state) for at in registrations],
+            registrations=[(at.network, at.relay, at.region, at.state, at.drops) for at in registrations],
         )
 
 

@@ -57,6 +57,8 @@ def summarise(samples: list[Sample]) -> dict[str, Any]:
             carrier[f"{name.removesuffix('_total')}_{labels['way']}"] = value
         elif name == "registration":
             status["hubs"][labels["network"]] = {part: labels[part] for part in ("relay", "region", "state")}
+        elif name == "hub_drops_total":
+            status["hubs"][labels["network"]].setdefault("drops", {})[labels["reason"]] = value
         elif name.startswith("network_"):
             network = status["networks"].setdefault(labels["network"], {})
             network[name.removeprefix("network_").removesuffix("_total")] = value
@@ -81,7 +83,8 @@ def show(status: dict[str, Any]) -> str:
     ]
     for network, hub in status["hubs"].items():
         known = f" as {hub['relay']} in {hub['region']}" if hub["relay"] else ""
-        lines.append(f"hub       {network} {hub['state']}{known}")
+        dropped = "".join(f", dropped {reason} {count}" for reason, count in hub.get("drops", {}).items())
+        lines.append(f"hub       {network} {hub['state']}{known}{dropped}")
     lines += [
         "",
         f"{'carrier':<10}{'packets in':>14}{'packets out':>14}{'bytes in':>18}{'bytes out':>18}",

@@ -10,7 +10,8 @@ from relay.core.shared import Traffic
 Labels = dict[str, str]
 
 
-Registration = tuple[str, str, str, str]  # network, the relay's name there, its region, in a word how it stands
+# Network, the relay's name there, its region, in a word how it stands, what of the hub's messages was dropped
+Registration = tuple[str, str, str, str, dict[str, int]]
 
 
 def render(core: RelayCore, *, uptime_s: float, version: str, registrations: Sequence[Registration] = ()) -> str:
@@ -40,7 +41,17 @@ def render(core: RelayCore, *, uptime_s: float, version: str, registrations: Seq
         "1 while the hub of the network is connected.",
         [
             ({"network": network, "relay": relay, "region": region, "state": state}, int(state == "registered"))
-            for network, relay, region, state in registrations
+            for network, relay, region, state, _ in registrations
+        ],
+    )
+    lines += _metric(
+        "hub_drops_total",
+        "counter",
+        "Messages of hubs dropped, by reason.",
+        [
+            ({"network": network, "reason": reason}, count)
+            for network, *_, drops in registrations
+            for reason, count in drops.items()
         ],
     )
     lines += _metric("siblings", "gauge", "Relays of the region that are linked.", [({}, len(shared.links))])

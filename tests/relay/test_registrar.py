@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import ssl
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from edgeagent.proto import topics
 from edgeagent.proto.relay_events import Carrier, PassRefused, RelayDown
 from edgeagent.proto.relay_frames import Refusal
 from relay.status import show
@@ -145,6 +147,50 @@ def test_a_removed_relay_lets_its_members_go_and_comes_back_with_a_new_token(rig
         relay.start()
         relay.wait_state(rig.network.id, "registered")
         a.wait_relays("fra-1")
+
+
+def test_an_account_that_is_gone_comes_back_with_a_new_token(rig: Rig, tmp_path: Path) -> None:
+    """As after a restore of a backup from before it joined, or a removal that it did not hear of."""
+    with enlisted(tmp_path / "relay", invite(rig)) as relay, device(rig) as a:
+        relay.start()
+        [info] = a.wait_relays("fra-1")
+        relay.stop()
+        rig.run("relays", "remove", "fra-1")
+        rig.wait_settled()
+        pass_object = a.pass_of()
+        a.wait_relays()
+        relay.files[0].unlink()
+        relay.start()
+        relay.wait_state(rig.network.id, "refused by the broker")  # nobody signed that: it serves
+        a.pass_of = lambda: pass_object  # type: ignore[method-assign]
+        info.udp_port = relay.ports["udp"]
+        with driving(a.driver(info, UDP)) as (member,):
+            assert member.client.alive
+        relay.stop()
+        relay.files[0].write_text(invite(rig))
+        relay.start()
+        relay.wait_state(rig.network.id, "registered")
+        a.wait_relays("fra-1")
+
+
+def test_a_broker_that_talks_nonsense_is_counted(rig: Rig, tmp_path: Path) -> None:
+    site = rig.site
+    with enlisted(tmp_path / "relay", invite(rig)) as relay, device(rig) as a:
+        relay.start()
+        a.wait_relays("fra-1")
+        [listed] = rig.json("relays", "list")
+        topic = topics.down(rig.network.id, listed["device_id"], "rec")
+        with rig.client(site.user, site.password, "somebody-in-the-broker") as client:
+            for _ in range(50):
+                client.publish(topic, os.urandom(300))
+
+        def counted() -> bool:
+            return bool(relay.status()["hubs"][rig.network.id].get("drops") == {"bad-box": 50})
+
+        relay.wait(counted, "drops")
+        assert "dropped bad-box 50" in show(relay.status())
+        with driving(a.driver(a.map.relays[0], UDP)) as (member,):
+            assert member.client.alive
 
 
 def test_a_token_for_devices_is_no_invitation(rig: Rig, tmp_path: Path) -> None:
