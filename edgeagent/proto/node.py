@@ -267,6 +267,17 @@ class Node:
         self.relays.set_on_demand(now, on_demand)
         self._settle(now)
 
+    def keep_bindings(self, now: float, interval_s: float) -> None:
+        """A NAT binding in use is to carry something each `interval_s`."""
+        self.relays.sessions.set_idle_interval(now, interval_s)
+        self._settle(now)
+
+    def knock(self, now: float, relay: str, challenge: bytes, address: UdpAddress) -> bool:
+        """Have a relay send to another socket of ours (relay_trial.py). False where no session there carries that."""
+        known = self.relays.sessions.knock(now, relay, challenge, address)
+        self._settle(now)
+        return known
+
     def stream_opened(self, now: float, number: int) -> None:
         """The relay answered the HTTP upgrade."""
         self.relays.stream_opened(now, number)

@@ -27,6 +27,7 @@ def status(now: float, node: Node) -> dict[str, Any]:
             "home_relay": node.finder.home_relay,
             "mapped": [_udp_text(*endpoint) for endpoint in node.outside.mapped],
             "nat_mapping": node.finder.shared.nat,
+            "keepalive_s": node.relays.sessions.idle_s,
             "node_key_renewal": node.renewal.state.value,
             "admitted_until": device_map.not_after,
             "removed": node.removed,

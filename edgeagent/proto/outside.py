@@ -51,6 +51,11 @@ class Outside:
         """Where we are seen by whatever uplink."""
         return list(dict.fromkeys(address for each in self._by_uplink.values() for address in each.mapped))
 
+    def mapped_by(self, uplink: int) -> list[UdpAddress]:
+        """Where we are seen by the uplink of that interface index; 0 is the kernel's choice, as is any where it is."""
+        each = self._by_uplink.get(uplink) or self._by_uplink.get(0)
+        return [] if each is None else each.mapped
+
     def set_uplinks(self, now: float, indices: list[int]) -> None:
         """Interface indices, the best first; with fewer than two it is left to the kernel by which to ask."""
         wanted = indices if len(indices) > 1 else [0]

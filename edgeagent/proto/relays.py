@@ -83,6 +83,7 @@ class Relays:
         self.broker_reachable = False
         self.home: str | None = None
         self.moved = False
+        self.moves = 0  # how often that was so
 
     # What comes to be known
 
@@ -289,6 +290,7 @@ class Relays:
                     self._gone.append(event.key)
             elif isinstance(event, RelaySawUsMove):
                 self.moved = True
+                self.moves += 1
         if events:
             self._step(now)
 
