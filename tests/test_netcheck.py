@@ -31,6 +31,7 @@ EI, AD, APD = (
     "address-and-port-dependent",
 )
 EITHER = "endpoint-independent-or-address-dependent"
+OTHER = bytes((198, 51, 100, 9))
 HAIRPIN_STRICT = sim.Kind(
     "hairpin-strict", sim.Mapping.ENDPOINT_INDEPENDENT, sim.Filtering.ADDRESS_AND_PORT_DEPENDENT, hairpin=True
 )
@@ -74,6 +75,11 @@ def test_kinds_by_two_relays(kind: sim.Kind, mapping: str, filtering: str, hairp
 def test_a_server_with_a_second_address_tells_filtering_apart(kind: sim.Kind, filtering: str) -> None:
     found = report(World(kind, servers=[Server(SERVERS[0], other=SERVERS[1])]).run())
     assert found["nat"]["ipv4"]["filtering"] == filtering
+
+
+def test_a_server_with_a_second_address_is_preferred() -> None:
+    found = report(World(sim.ADDRESS, servers=[Server(SERVERS[1]), Server(SERVERS[0], other=OTHER)]).run())
+    assert found["nat"]["ipv4"]["filtering"] == AD
 
 
 @pytest.mark.parametrize(("kind", "mapping"), [(sim.PORT, EITHER), (sim.SYMMETRIC, APD), (sim.BY_ADDRESS, EITHER)])

@@ -59,6 +59,7 @@ class Way:
         "mtu",
         "mtu_exact",
         "nonce",
+        "other_address",
         "second_mapped",
         "stun_port",
         "tls",
@@ -74,6 +75,7 @@ class Way:
         self.nonce = nonce  # of the probes by HTTP
         self.mapped: UdpAddress | None = None
         self.second_mapped: UdpAddress | None = None  # as its second port sees us
+        self.other_address = False  # whether it says that it can answer from another one
         self.latencies: list[float] = []
         self.mtu = 0  # the largest IP packet that reached it, 0 for not known
         self.mtu_exact = False
