@@ -122,10 +122,10 @@ class RelayFacts:
 class NatFacts:
     """How UDP of one IP version fares. What is None could not be told."""
 
-    __slots__ = ("asked", "filtering", "hairpin", "local", "mapped", "mapping", "port_kept")
+    __slots__ = ("filtering", "hairpin", "local", "mapped", "mapping", "port_kept", "unanswered")
 
     def __init__(self) -> None:
-        self.asked = False
+        self.unanswered = False  # relays were asked, long enough, and none has answered
         self.local: UdpAddress | None = None
         self.mapped: list[UdpAddress] = []
         self.mapping = Mapping.UNKNOWN

@@ -76,7 +76,6 @@ class NatProbe:
         "_ports",
         "_samples",
         "_transmits",
-        "asked",
         "timed",
     )
 
@@ -101,7 +100,6 @@ class NatProbe:
         self._hairpin_at: list[tuple[float, Role, Endpoint, bytes]] = []  # when what is to be sent
         self._hairpin_request = b""
         self._hairpinned: bool | None = None
-        self.asked = False
         self.timed: list[Way] = []
 
     def add(self, now: float, way: Way) -> None:
@@ -153,7 +151,7 @@ class NatProbe:
 
     def facts(self) -> NatFacts:
         facts = NatFacts()
-        facts.asked = self.asked
+        facts.unanswered = bool(self._asked) and not self._samples and not self.under_way
         facts.mapped = list(dict.fromkeys(self._samples.values()))
         locals_ = [way.local for way in self._asked.values() if way.local is not None and way.by_udp]
         if not facts.mapped or not locals_:
@@ -172,7 +170,6 @@ class NatProbe:
     def _ask(self, now: float, way: Way, port: int) -> None:
         at = (way.address, port)
         if at not in self._asked:  # two relays may share an address
-            self.asked = True
             self._asked[at] = way
             self._exchanges[Role.MAPPING].begin(now, to_endpoint(at))
 
