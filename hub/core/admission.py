@@ -28,7 +28,6 @@ from hub.core.model import (
 from hub.core.scribe import NODE_KEYS_SHOWN_MAX, Scribe
 from hub.core.store import Tx
 
-
 RELAY_FACT = "relay"  # among the facts of a join: its version, when it is a relay that joins
 
 
