@@ -142,6 +142,13 @@ class Relays:
         self.sessions.uplink_changed(now, self.sessions.via)
         self._step(now)
 
+    def uplink_changed(self, now: float, index: int) -> None:
+        """Relays are reached by another uplink, given by its interface index; 0: as the routes decide."""
+        if index != self.sessions.via:
+            self._choice.forget_latencies()
+            self.sessions.uplink_changed(now, index)
+            self._step(now)
+
     def set_on_demand(self, now: float, on_demand: bool) -> None:
         """Whether sessions are only kept while they are of use."""
         if on_demand != self.on_demand:
