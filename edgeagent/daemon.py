@@ -20,6 +20,7 @@ from edgeagent.io.keystore import Keystore, StateError, StateFile
 from edgeagent.io.localapi import LocalApi, refusal
 from edgeagent.io.logring import LogRing
 from edgeagent.io.mqtt import MqttLink
+from edgeagent.io.proxy import parse_proxy
 from edgeagent.io.tun import TunGone
 from edgeagent.membership import Membership
 from edgeagent.proto.limits import Limits
@@ -88,7 +89,7 @@ class Agent:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.now = context.started_at
-        self.link = MqttLink(context.selector)
+        self.link = MqttLink(context.selector, parse_proxy(context.settings.proxy))
         self.api = LocalApi(
             context.settings.socket,
             lambda now, client, verb, request: requests.serve(now, self, client, verb, request),

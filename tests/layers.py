@@ -83,7 +83,13 @@ RULES = (
 
 # What several shells stand on: imports nothing of ours but the ground, and is a shell to nobody.
 SHELL_HELPERS = frozenset(
-    ("edgeagent.engine.offload", "edgeagent.io.pahoclient", "edgeagent.io.pinnedtls", "edgeagent.io.rtnetlink")
+    (
+        "edgeagent.engine.offload",
+        "edgeagent.io.pahoclient",
+        "edgeagent.io.pinnedtls",
+        "edgeagent.io.proxy",
+        "edgeagent.io.rtnetlink",
+    )
 )
 
 
