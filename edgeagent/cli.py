@@ -18,6 +18,7 @@ OK, FAILED, USAGE, NOT_RUNNING, REFUSED, TIMED_OUT = range(6)
 _EXIT_OF_CODE = {"usage": USAGE, "refused": REFUSED, "timeout": TIMED_OUT}
 UP_TIMEOUT_S = 60.0
 ASK_TIMEOUT_S = 10.0
+CHECK_TIMEOUT_S = 6.0
 TOKEN_CHARS_MAX = 8_192
 
 _EPILOG = """\
@@ -26,6 +27,7 @@ examples:
   edgeagent up                          start again after a stop
   edgeagent status                      what this device is doing
   edgeagent ping gw-2                   is it there, how far, by which path
+  edgeagent netcheck                    what this device's network lets through
   edgeagent peers --json | jq .         the same as data
 
 exit status: 0 ok, 1 failed, 2 usage, 3 not running, 4 refused by the hub, 5 timed out
@@ -91,6 +93,18 @@ def _parser() -> argparse.ArgumentParser:
         "--mtu", metavar="BYTES", default=argparse.SUPPRESS, help="largest packet inside the tunnel (1280)"
     )
     group.add_argument(
+        "--metered",
+        metavar="NAMES",
+        default=argparse.SUPPRESS,
+        help="interfaces whose bytes cost money, comma separated, * for any characters (auto: modems)",
+    )
+    group.add_argument(
+        "--budget",
+        metavar="RULES",
+        default=argparse.SUPPRESS,
+        help="what metered interfaces may take: wwan0=2MB/day,60MB/month",
+    )
+    group.add_argument(
         "--log-level", metavar="LEVEL", default=argparse.SUPPRESS, help="debug, info, warning, error (info)"
     )
     for action in group._group_actions:
@@ -143,6 +157,29 @@ def _parser() -> argparse.ArgumentParser:
     whois = verb("whois", _whois, "whose address or name it is")
     whois.add_argument("target", metavar="IP|NAME", help="address or host name of a device of this network")
     as_json(whois)
+    as_json(verb("ledger", _ledger, "what was sent and received, by uplink and cause, and how much of budgets is used"))
+    check = verb(
+        "netcheck",
+        _netcheck,
+        "what this device's network lets through: UDP, NAT behaviour, MTU and latency of each relay, who opens ports",
+        epilog="Asks from sockets of its own, whether the agent runs or not. The relays are those of the running "
+        "agent, else of the network that this device has joined. Exit status 0: a relay can be reached, by UDP or TLS.",
+    )
+    check.add_argument(
+        "--relay",
+        metavar="HOST:TLSPORT[:UDPPORT[:STUNPORT]]",
+        action="append",
+        default=[],
+        help="a relay to ask, instead of the network's; may be repeated (UDP 3478, second port 3479; 0: none)",
+    )
+    check.add_argument(
+        "--timeout",
+        metavar="S",
+        type=float,
+        default=CHECK_TIMEOUT_S,
+        help=f"seconds for all of it ({CHECK_TIMEOUT_S:.0f})",
+    )
+    as_json(check)
     as_json(verb("version", _version, "version of this command and of the running agent"))
     run = verb(
         "run",
@@ -237,6 +274,17 @@ def _whois(options: argparse.Namespace) -> int:
     return OK
 
 
+def _ledger(options: argparse.Namespace) -> int:
+    ledger = _ask(options, {"do": "ledger"})
+    if options.json:
+        print(json.dumps(ledger))
+    else:
+        from edgeagent.status import show_ledger
+
+        print(show_ledger(ledger))
+    return OK
+
+
 def _ping(options: argparse.Namespace) -> int:
     from edgeagent.io.ping import Rhythm, ping
 
@@ -259,6 +307,26 @@ def _ping(options: argparse.Namespace) -> int:
     except OSError as error:
         raise CommandError(FAILED, f"ping {options.target}: {error.strerror or error}.") from None
     return OK if answered else FAILED
+
+
+def _netcheck(options: argparse.Namespace) -> int:
+    from edgeagent.io.localclient import LocalError
+    from edgeagent.netcheck import NetcheckError, known_relays, netcheck, parse_relays
+
+    if not 0 < options.timeout <= 300:
+        raise CommandError(USAGE, f"--timeout: {options.timeout}: want seconds, more than 0 and at most 300.")
+    settings = _settings(options)
+    try:
+        relays = parse_relays(options.relay) or known_relays(settings, _connect(settings, ASK_TIMEOUT_S))
+        return OK if netcheck(relays, options.timeout, as_json=options.json) else FAILED
+    except ValueError as error:
+        raise CommandError(USAGE, f"--relay: {error}.") from None
+    except NetcheckError as error:
+        raise CommandError(FAILED, f"{error}.") from None
+    except LocalError as error:
+        raise CommandError(_EXIT_OF_CODE.get(error.code, FAILED), str(error)) from None
+    except OSError as error:
+        raise CommandError(FAILED, f"netcheck: {error.strerror or error}.") from None
 
 
 def _version(options: argparse.Namespace) -> int:

@@ -69,6 +69,22 @@ def _proxy(text: str) -> str:
     return text
 
 
+def _metered(text: str) -> str:
+    if text != "auto":
+        from edgeagent.proto.budget import read_metered
+
+        read_metered(text)
+    return text
+
+
+def _budget(text: str) -> str:
+    if text:
+        from edgeagent.proto.budget import read_budgets
+
+        read_budgets(text)
+    return text
+
+
 # name -> (environment variable, default, parser, help)
 SETTINGS: dict[str, tuple[str, str, Callable[[str], str | int], str]] = {
     "state-dir": ("EDGEAGENT_STATE", "/var/lib/edgeagent", _path, "directory for keys and cache"),
@@ -78,6 +94,18 @@ SETTINGS: dict[str, tuple[str, str, Callable[[str], str | int], str]] = {
     "mtu": ("EDGEAGENT_MTU", "1280", _integer(1280, 9000), "largest packet inside the tunnel, bytes"),
     "hostname": ("EDGEAGENT_HOSTNAME", "", _hostname, "host name to ask the hub for"),
     "proxy": ("EDGEAGENT_PROXY", "", _proxy, "HTTP proxy to the broker and to relays: [USER:PASSWORD@]HOST:PORT"),
+    "metered": (
+        "EDGEAGENT_METERED",
+        "auto",
+        _metered,
+        "interfaces whose bytes cost money: names, comma separated, * for any characters; auto: modems; none",
+    ),
+    "budget": (
+        "EDGEAGENT_BUDGET",
+        "",
+        _budget,
+        "what metered interfaces may take: wwan0=2MB/day,60MB/month (kB, MB, GB, KiB, MiB, GiB)",
+    ),
     "log-level": ("EDGEAGENT_LOG", "info", _log_level, "debug, info, warning or error"),
 }
 
@@ -88,7 +116,19 @@ _SECRET = ("proxy",)  # may hold a password: never shown, never in an argument l
 class Settings:
     """All settings, checked. `port_fixed` is True when the user named the port: then another one will not do."""
 
-    __slots__ = ("hostname", "interface", "log_level", "mtu", "port", "port_fixed", "proxy", "socket", "state_dir")
+    __slots__ = (
+        "budget",
+        "hostname",
+        "interface",
+        "log_level",
+        "metered",
+        "mtu",
+        "port",
+        "port_fixed",
+        "proxy",
+        "socket",
+        "state_dir",
+    )
 
     state_dir: str
     socket: str
@@ -96,6 +136,8 @@ class Settings:
     port: int
     mtu: int
     hostname: str
+    metered: str
+    budget: str
     log_level: str
     proxy: str
     port_fixed: bool

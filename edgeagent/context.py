@@ -8,6 +8,7 @@ import struct
 import sys
 from typing import TYPE_CHECKING
 
+from edgeagent.accounts import Accounts
 from edgeagent.io.keystore import Keystore, StateDamaged, StateError, StateFile, entropy
 from edgeagent.proto.identity import Admission, Identity
 from edgeagent.proto.limits import Limits
@@ -29,7 +30,7 @@ _NS = 1_000_000_000
 
 
 class Context:
-    """Settings, keys and clocks. Raises StateError when the state directory cannot be used as it is."""
+    """Settings, keys, clocks and accounts. Raises StateError when the state directory cannot be used as it is."""
 
     def __init__(
         self,
@@ -60,6 +61,7 @@ class Context:
         self.wall = WallFloor(now, floor_s)
         self._stamps_reserved_ns = reserved_ns
         self.tai64n = Tai64nClock(now, floor_s, reserved_ns, self._reserve_stamps)
+        self.accounts = Accounts(now, self)
 
     def save(self, file: StateFile, body: bytes) -> bool:
         """False when the disk refused: said and counted."""

@@ -10,11 +10,10 @@ import socket
 import sys
 from contextlib import suppress
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from edgeagent import crypto, memory, requests
+from edgeagent import crypto, memory
 from edgeagent.context import Context
-from edgeagent.enrolment import Enrolment
 from edgeagent.io import logring
 from edgeagent.io.keystore import Keystore, StateError, StateFile
 from edgeagent.io.localapi import LocalApi, refusal
@@ -23,6 +22,7 @@ from edgeagent.io.mqtt import MqttLink
 from edgeagent.io.proxy import parse_proxy
 from edgeagent.io.tun import TunGone
 from edgeagent.membership import Membership
+from edgeagent.proto.ledger import Cause
 from edgeagent.proto.limits import Limits
 from edgeagent.proto.token import Token, TokenError
 from edgeagent.tunnel import TunnelError
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from edgeagent.config import Settings
+    from edgeagent.enrolment import Enrolment
     from edgeagent.io.localapi import Client
 
 log = logging.getLogger("edgeagent")
@@ -90,11 +91,8 @@ class Agent:
         self.context = context
         self.now = context.started_at
         self.link = MqttLink(context.selector, parse_proxy(context.settings.proxy))
-        self.api = LocalApi(
-            context.settings.socket,
-            lambda now, client, verb, request: requests.serve(now, self, client, verb, request),
-            context.selector,
-        )
+        context.accounts.watch(self.link, Cause.CONTROL)
+        self.api = LocalApi(context.settings.socket, self._serve, context.selector)
         self.membership: Membership | None = None
         self.exit_status = OK
         self._enrolment: Enrolment | None = None
@@ -163,6 +161,7 @@ class Agent:
         self.link.close()
         if self.membership is not None:
             self.membership.close()
+        self.context.accounts.close(monotonic())
         self.context.keystore.close()
         self.api.stop_listening()
         for client in self._last_words:
@@ -187,6 +186,8 @@ class Agent:
             self.membership = None
             self.context.keystore.remove(StateFile.ADMISSION)
         self._refusal = ""
+        from edgeagent.enrolment import Enrolment  # a member never needs it: 0.3 MiB
+
         self._enrolment = Enrolment(now, self.context, self.link, token, host or self.context.settings.hostname)
         return True
 
@@ -212,6 +213,7 @@ class Agent:
             self.api.poll_timeout(),
             self._release_at,
             part.poll_timeout() if part is not None else None,
+            self.context.accounts.poll_timeout(),
         ]
         return min((at for at in times if at is not None), default=None)
 
@@ -232,6 +234,7 @@ class Agent:
                 part.handle(now, events.popleft())
             part.on_timeout(now)
             part.settle(now)
+        self.context.accounts.on_wake(now)
         if self._enrolment is not None:
             self._follow_enrolment(now)
         if self._waiting or self._control is not None:
@@ -280,13 +283,21 @@ class Agent:
     def _tell_waiting(self) -> None:
         self._waiting = [client for client in self._waiting if client.is_open]
         if self.membership is not None:
-            for client in self._waiting:
-                client.answer(requests.describe(self.membership))
-            self._waiting.clear()
+            if self._waiting:
+                from edgeagent import requests
+
+                for client in self._waiting:
+                    client.answer(requests.describe(self.membership))
+                self._waiting.clear()
         elif self.progress != self._told:
             self._told = self.progress
             for client in self._waiting:
                 client.progress(text=self.progress)
+
+    def _serve(self, now: float, client: Client, verb: str, request: dict[str, Any]) -> None:
+        from edgeagent import requests  # not before somebody asks: 0.15 MiB
+
+        requests.serve(now, self, client, verb, request)
 
     def _leave_terminal(self) -> None:
         """The command that started us has its answer: its terminal is no longer ours to write to."""

@@ -12,6 +12,7 @@ from edgeagent.io.mqtt import Closed, Connected, Received
 from edgeagent.io.pahoclient import Login
 from edgeagent.io.pinnedtls import Trust
 from edgeagent.proto.control_client import Answer
+from edgeagent.proto.ledger import Cause
 from edgeagent.proto.node import Node
 from edgeagent.proto.node_events import (
     AdmissionChanged,
@@ -78,6 +79,9 @@ class Membership:
         )
         self.tunnel = Tunnel(now, context, self.node)
         self.relays = RelayLinks(context, self.node)
+        self.tunnel.engine.count_with(context.accounts.meter)
+        context.accounts.watch(self.relays.streams, Cause.RELAY, self.relays.carried_of)
+        context.accounts.set_hub_budget(now, self.node.map)
         log.info("%s is up as %s, UDP port %d", context.settings.interface, self.node.map.name, self.tunnel.port)
 
     @property
@@ -114,11 +118,18 @@ class Membership:
             node.handle_timeout(now)
         addresses = self.tunnel.on_timeout(now)
         if addresses is not None:
+            self._context.accounts.interfaces_changed()
             self._link.keep_if_local(addresses)
         self.relays.on_timeout(now)
         due = self._cache.poll_timeout()
         if due is not None and due <= now:
             self.save_cache(now)
+        if self._context.accounts.reconnect_wanted:
+            before_s = node.mqtt_keepalive_s
+            self._agree_on_keepalive()
+            if node.mqtt_keepalive_s > before_s and self._link.is_up:
+                self._link.close()
+                node.handle_disconnected(now)
         if self._link.is_idle and node.next_connect_at is not None and node.next_connect_at <= now:
             self._connect(now)
 
@@ -159,10 +170,12 @@ class Membership:
                 on_resolved(None)
         self._lookups.clear()
         self.relays.close()
+        self._context.accounts.unwatch(self.relays.streams)
         self.tunnel.close()
 
     def _connect(self, now: float) -> None:
         node = self.node
+        self._agree_on_keepalive()
         node.begin_session(now)
         self._take_events(now)
         will = node.last_will(now)
@@ -175,6 +188,12 @@ class Membership:
             will=(will.topic, will.payload),
         )
         self._link.open(now, node.hosts, login, Trust(self._pin, node.ca_der, self._context.wall.known))
+
+    def _agree_on_keepalive(self) -> None:
+        """A connection's keepalive is told to the broker at its beginning: a longer one takes another connection."""
+        accounts, client = self._context.accounts, self.node.client
+        client.keepalive_factor = accounts.control_policy(self.node.hosts).keepalive_factor
+        accounts.reconnect_wanted = False
 
     def _take_events(self, now: float) -> None:
         for event in self.node.drain_events():
@@ -200,6 +219,7 @@ class Membership:
     def _map_changed(self, now: float, event: MapChanged) -> None:
         log.info("the hub's map is new: this is %s", event.map.name)
         self.tunnel.apply(event.map)
+        self._context.accounts.set_hub_budget(now, event.map)
 
     def _resolved(self, now: float, event: Resolved) -> None:
         for on_resolved in self._lookups.pop(event.query, ()):

@@ -13,7 +13,10 @@ from edgeagent.io.proxy import parse_proxy
 from edgeagent.io.relaystream import Closed, Data, Flow, Opened, RelayStreams
 
 if TYPE_CHECKING:
+    from socket import socket
+
     from edgeagent.context import Context
+    from edgeagent.proto.causes import Carried
     from edgeagent.proto.node import Node
 
 log = logging.getLogger("edgeagent")
@@ -45,6 +48,11 @@ class RelayLinks:
         self._failed = False
         self._again_at = now + LOOK_UP_ANEW_S if self._waiting else None
         self._next(now)
+
+    def carried_of(self, sock: socket) -> Carried | None:
+        """What a connection carried for members; None once its session has ended."""
+        number = self.streams.number_of(sock)
+        return None if number is None else self._node.relays.sessions.carried(number)
 
     def poll_timeout(self) -> float | None:
         times = (self.streams.poll_timeout(), self._again_at)

@@ -79,6 +79,7 @@ def _status(now: float, agent: Agent, client: Client, request: dict[str, Any]) -
             "progress": agent.progress,
             "local_api": {"refused": agent.api.refused, "malformed": agent.api.malformed},
         },
+        "metered": context.accounts.describe_metered(now),
         "mqtt": {"stage": link.stage, "broker": link.broker, **link.counters},
     }
     if member is not None:
@@ -118,6 +119,17 @@ def _whois(now: float, agent: Agent, client: Client, request: dict[str, Any]) ->
         member.lookup(now, query, lambda record: _tell(agent, member, client, str(target), record))
 
 
+def _ledger(now: float, agent: Agent, client: Client, _request: dict[str, Any]) -> None:
+    client.answer(agent.context.accounts.describe(now))
+
+
+def _relays(_now: float, agent: Agent, client: Client, _request: dict[str, Any]) -> None:
+    """The relays of the hub's map, as RelayInfo.encode() has them, bytes in hexadecimal."""
+    if member := _member(agent, client):
+        rows = [relay.encode() for relay in member.node.map.relays]
+        client.answer([row | {"k": row["k"].hex(), "pin": row["pin"].hex()} for row in rows])
+
+
 def _down(_now: float, agent: Agent, client: Client, _request: dict[str, Any]) -> None:
     agent.stop(client)
 
@@ -132,6 +144,8 @@ _VERBS: dict[str, Callable[[float, Agent, Client, dict[str, Any]], None]] = {
     "peers": _peers,
     "ip": _ip,
     "whois": _whois,
+    "ledger": _ledger,
+    "relays": _relays,
     "down": _down,
     "version": _version,
 }

@@ -25,6 +25,8 @@ def show_status(status: dict[str, Any]) -> str:
             ("addresses", " ".join(me["addresses"])),
             ("interface", f"{interface['name']}, MTU {interface['mtu']}, UDP port {interface['port']}"),
             ("reachable at", " ".join(me["endpoints"]) or "no address yet"),
+            ("NAT", _nat(me)),
+            ("relays", _relays(me, status["relays"])),
             ("tags", " ".join(me["tags"]) or "none"),
         ]
     lines.append(("broker", _broker(status, mqtt)))
@@ -33,6 +35,7 @@ def show_status(status: dict[str, Any]) -> str:
         lines.append(("records", f"{tables['records']['used']} of {tables['records']['ceiling']}"))
     lines.append(("memory", f"{agent['rss_kib'] / 1024:.1f} MiB, {agent['flash_writes']} flash writes"))
     lines.append(("control", f"{size(mqtt['rx_bytes'])} received, {size(mqtt['tx_bytes'])} sent"))
+    lines += [("metered", _metered(uplink)) for uplink in status["metered"]]
     drops = status.get("drops", {})
     lines.append(("dropped", ", ".join(f"{reason} {count}" for reason, count in drops.items()) or "nothing"))
     for key, text in (("failed_writes", "writes that the disk refused"), ("damaged_files", "damaged state files")):
@@ -50,13 +53,15 @@ def show_peers(peers: list[dict[str, Any]]) -> str:
     """`edgeagent peers`: one line for each."""
     if not peers:
         return "no peers: nothing was sent to or heard from another device lately"
-    rows = [("NAME", "ADDRESS", "PATH", "ENDPOINT", "HANDSHAKE", "RECEIVED", "SENT")]
+    rows = [("NAME", "ADDRESS", "PATH", "ENDPOINT", "LATENCY", "MTU", "HANDSHAKE", "RECEIVED", "SENT")]
     rows += [
         (
             peer["name"],
             peer["addresses"][0] if peer["addresses"] else "-",
             peer["path"],
             peer["endpoint"] or "-",
+            "-" if peer["latency_ms"] is None else f"{peer['latency_ms']:.1f} ms",
+            str(peer["path_mtu"] or "-"),
             "never" if peer["handshake_age_s"] is None else duration(peer["handshake_age_s"]) + " ago",
             size(peer["rx_bytes"]),
             size(peer["tx_bytes"]),
@@ -83,6 +88,40 @@ def show_whois(record: dict[str, Any]) -> str:
     if "path" in record:
         lines.append(("path", record["path"] or "none: not spoken to lately"))
     return "\n".join(f"{name:<13} {value}" for name, value in lines)
+
+
+def show_ledger(ledger: dict[str, Any]) -> str:
+    """`edgeagent ledger`: sent and received by uplink and cause, then what that is of the budgets."""
+    if not ledger["uplinks"]:
+        return "nothing was sent or received yet"
+    periods = ("since_start", "day", "month")
+    day, month = ("TODAY", "THIS MONTH") if ledger["date_known"] else ("LAST DAY", "LAST MONTH")
+    heads = ("SINCE START", day, month)
+    rows = [("UPLINK", "CAUSE", *(cell for head in heads for cell in (head, "")))]
+    rows.append(("", "", *("sent", "received") * len(periods)))
+    for uplink in ledger["uplinks"]:
+        totals = dict.fromkeys([(period, way) for period in periods for way in ("sent", "received")], 0)
+        for cause in uplink["causes"]:
+            for period, way in totals:
+                totals[period, way] += cause[period][way]
+            rows.append((uplink["uplink"], cause["cause"], *(size(cause[period][way]) for period, way in totals)))
+        rows.append((uplink["uplink"], "total", *map(size, totals.values())))
+    text = f"{table(rows)}\n\nstarted {duration(ledger['since_s'])} ago"
+    metered = [uplink for uplink in ledger["uplinks"] if uplink["metered"]]
+    if metered:
+        text += "".join(f"\nmetered: {_metered(uplink)}" for uplink in metered)
+    if not ledger["date_known"]:
+        text += "\nThe hub has not told the time yet: what came since counts to the last day and month on record."
+    return text
+
+
+def _metered(uplink: dict[str, Any]) -> str:
+    parts = [
+        f"{uplink['used_percent'][period]:g} % of {size(uplink['budget'][key])} a {period}"
+        for period, key in (("day", "daily_bytes"), ("month", "monthly_bytes"))
+        if uplink["used_percent"][period] is not None
+    ]
+    return f"{uplink['uplink']}: {uplink['level']}, {' and '.join(parts) + ' used' if parts else 'no budget'}"
 
 
 def duration(seconds: float) -> str:
@@ -113,6 +152,31 @@ def table(rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
+
+
+_NATS = {
+    None: "not known: too few servers answered",
+    "eim": "endpoint-independent mapping: direct paths to most networks",
+    "edm": "mapping depends on the destination: direct paths only to networks that let strangers in",
+}
+
+
+def _nat(me: dict[str, Any]) -> str:
+    """How the NAT in front of us maps (RFC 4787, section 4.1), and where servers see us."""
+    seen = " ".join(dict.fromkeys(me["mapped"]))
+    return f"{seen}, {_NATS[me['nat_mapping']]}" if seen else _NATS[None]
+
+
+def _relays(me: dict[str, Any], relays: list[dict[str, Any]]) -> str:
+    parts = []
+    for relay in relays:
+        carrier = f" by {relay['carrier'].upper()}" if relay["carrier"] else ""
+        latency = "" if relay["latency_ms"] is None else f", {relay['latency_ms']:.1f} ms"
+        state = "" if relay["serves"] else ", does not answer"
+        parts.append(f"{relay['id']}{carrier}{latency}{' (home)' if relay['home'] else ''}{state}")
+    if not any(relay["home"] for relay in relays) and me["home_relay"]:
+        parts.append(f"{me['home_relay']} (home, asleep until somebody calls)")
+    return "; ".join(parts) or "none"
 
 
 def _broker(status: dict[str, Any], mqtt: dict[str, Any]) -> str:

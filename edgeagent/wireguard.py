@@ -142,7 +142,7 @@ class Interface:
         self._tick_at = now
         self._stopping = False
         self._selector = DefaultSelector()
-        self._udp = Udp()
+        self._udp = Udp(mtu_by_kernel=True)  # as other implementations leave it
         self._engine = PureEngine(_Flow(self.device), tun, self._udp, self._selector)
         self._netlink = Netlink()
         self._monitor = NetlinkMonitor()

@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from edgeagent.crypto import CryptoUnavailable
 from edgeagent.crypto import load as load_crypto
 from edgeagent.proto.keys import generate_private_key, to_base64
-from relay.config import REQUIRED, SETTINGS, ConfigError, load, parse_address, read_private_key
+from relay.config import SETTINGS, ConfigError, load, parse_address, read_private_key
 from relay.serve import Ports, Relay
 from relay.status import NoAnswer, fetch, show, summarise
 
@@ -25,17 +25,15 @@ A relay passes sealed packets between devices that no direct path connects. It c
 devices whose network signed a pass for it.
 
 first steps:
-  edgerelay keygen /etc/edgerelay/relay.key         make this relay's key; prints the public half for the hub
-  edgerelay serve --config /etc/edgerelay/relay.toml
+  edgehub relays invite --region fra > relay.token  on the hub; copy the file to the relay
+  edgerelay serve --join-file relay.token --public fra-1.relay.example
   edgerelay status                                  who is connected, what was forwarded, what was dropped and why
 
 a configuration file, every setting of `edgerelay serve --help` may stand in it:
-  id = "fra-1"
-  region = "fra"
-  cert = "/etc/letsencrypt/live/fra-1.relay.example/fullchain.pem"
+  join-file = ["/etc/edgerelay/relay.token"]
+  public = ["fra-1.relay.example"]
+  cert = "/etc/letsencrypt/live/fra-1.relay.example/fullchain.pem"   # without: one that it makes itself
   key = "/etc/letsencrypt/live/fra-1.relay.example/privkey.pem"
-  relay-key = "/etc/edgerelay/relay.key"
-  network-key = ["<what `edgehub` shows as the network key>"]
   [classes.1]          # passes of rate class 1
   mbit = 500
   packets = 100000
@@ -85,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="(info)")
     for name, (_, several, default, meaning) in SETTINGS.items():
         ends = "; may be repeated" if several else ""
-        ends += " (required)" if name in REQUIRED else f" ({default})" if default else ""
+        ends += f" ({default})" if default else ""
         serve.add_argument(f"--{name}", metavar="VALUE", action="append", help=meaning + ends)
     serve.set_defaults(run=_serve)
 
@@ -116,7 +114,10 @@ def _serve(options: argparse.Namespace) -> int:
     try:
         ports = relay.open()
     except ssl.SSLError as error:
-        print(f"edgerelay: certificate {settings.cert}: {error}. Give the chain and its key as PEM", file=sys.stderr)
+        print(
+            f"edgerelay: certificate {settings.cert or settings.state_dir}: {error}. Give the chain and its key as PEM",
+            file=sys.stderr,
+        )
         return FAILED
     except OSError as error:
         where = f"listen {settings.listen}, udp {settings.udp}"

@@ -8,14 +8,17 @@ from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from typing import Any
 
+from edgeagent.proto.control import RELAY_HOSTS_MAX
 from edgeagent.proto.errors import RemoteProtocolError
 from edgeagent.proto.keys import clamp, from_base64, from_hex
-from edgeagent.proto.names import is_host_name
+from edgeagent.proto.names import is_host_name, is_host_port
 from relay.core.limits import MEMBER_RATE, NETWORK_RATE, Rate, RelayLimits
+from relay.state import StateUnusable, own_name, relay_key, saved_networks
 
 CONFIG_BYTES_MAX = 65_536
 KEY_FILE_BYTES_MAX = 4_096
 RATE_CLASSES = range(1, 8)
+JOIN_FILES_MAX = 16
 BITS = 8
 
 
@@ -84,6 +87,12 @@ def _no_or_port(text: str) -> int | None:
     return None if text in ("", "no", "0") else _integer(1, 65_535)(text)
 
 
+def _public(text: str) -> str:
+    if not is_host_port(text) and not is_host_port(f"{text}:443") and not is_host_port(f"[{text}]:443"):
+        raise ValueError("a host name or an IP address, with `:port` if it is not the one of --listen")
+    return text
+
+
 def _integer(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         if not text.isascii() or not text.isdecimal() or len(text) > 9 or not low <= int(text) <= high:
@@ -114,19 +123,24 @@ def _sibling(text: str) -> Sibling:
         raise ValueError("ID=IP-ADDRESS:PORT=KEY, the key in base64 as `edgerelay keygen` prints it") from None
 
 
+STATE_DIR = "/var/lib/edgerelay"
+
 # name → (what parses it, whether there may be several, default, meaning)
 SETTINGS: dict[str, tuple[Callable[[str], Any], bool, str | None, str]] = {
-    "id": (_label, False, None, "name of this relay in the relay map"),
-    "region": (_label, False, None, "relays of one region forward to each other's members"),
+    "join-file": (_path, True, None, "file with a token of `edgehub relays invite`; one for each network"),
+    "state-dir": (_path, False, STATE_DIR, "keys, and what hubs said, so that it serves without them"),
+    "public": (_public, True, None, "where devices reach --listen: HOST or HOST:PORT; default: its address"),
+    "id": (_label, False, None, "name in the relay map, hubs may add a number; default: this host's name"),
+    "region": (_label, False, None, "relays of one region forward to each other's members; default: the invitation's"),
     "listen": (parse_address, False, "443", "TLS: members, the page, probes"),
     "http": (_no_or_address, False, "no", "plain HTTP: the page, and probes for captive portals"),
     "metrics": (_no_or_address, False, "127.0.0.1:9478", "plain HTTP: metrics, for this host alone"),
     "udp": (parse_address, False, "3478", "UDP: members, and STUN"),
     "second-port": (_no_or_port, False, "3479", "second UDP port of STUN, for discovering how a NAT filters"),
-    "cert": (_path, False, None, "TLS certificate with its chain, PEM"),
+    "cert": (_path, False, None, "TLS certificate with its chain, PEM; default: one that is made in --state-dir"),
     "key": (_path, False, None, "its private key, PEM"),
-    "relay-key": (_path, False, None, "file with this relay's own key; `edgerelay keygen` makes it"),
-    "network-key": (_network_key, True, None, "public key of a network that is served: hex, base64 or a file"),
+    "relay-key": (_path, False, None, "file with this relay's own key; default: one that is made in --state-dir"),
+    "network-key": (_network_key, True, None, "public key of a network served without its hub: hex, base64 or a file"),
     "sibling": (_sibling, True, None, "another relay of the region: ID=IP-ADDRESS:PORT=KEY"),
     "metrics-token-file": (_no_or_path, False, "no", "file with a token that opens /metrics on the TLS port too"),
     "drain": (_integer(0, 600), False, "10", "seconds between the first SIGTERM and the end"),
@@ -136,30 +150,36 @@ SETTINGS: dict[str, tuple[Callable[[str], Any], bool, str | None, str]] = {
     "network-mbit": (_integer(1, 1_000_000), False, "1000", "Mbit/s of one network"),
     "network-packets": (_integer(1, 100_000_000), False, "200000", "packets/s of one network"),
 }
-REQUIRED = ("id", "region", "cert", "key", "relay-key", "network-key")
 
 
 class Settings:
     """What `serve` needs, parsed."""
 
     def __init__(self, values: Mapping[str, Any], limits: RelayLimits, classes: dict[int, Rate]) -> None:
-        self.id: str = values["id"]
-        self.region: str = values["region"]
+        self.state_dir: str = values["state-dir"]
+        self.join_files: list[str] = values["join-file"]
+        self.public: list[str] = values["public"]
+        self.network_keys: list[bytes] = values["network-key"]
+        # With network keys alone there is no hub, and the state directory is not looked into
+        with_hubs = bool(self.join_files or not self.network_keys)
+        self.saved_networks = saved_networks(self.state_dir) if with_hubs else []
+        self.id: str = values["id"] or own_name()
+        self.region: str = values["region"] or ""
         self.listen: Address = values["listen"]
         self.http: Address | None = values["http"]
         self.metrics: Address | None = values["metrics"]
         self.udp: Address = values["udp"]
         self.second_port: int | None = values["second-port"]
-        self.cert: str = values["cert"]
-        self.key: str = values["key"]
-        self.network_keys: list[bytes] = values["network-key"]
+        self.cert: str | None = values["cert"]
+        self.key: str | None = values["key"]
         self.siblings: list[Sibling] = values["sibling"]
         self.drain_s: int = values["drain"]
         self.total_bytes_per_s: int | None = _bytes_per_s(values["total-mbit"]) or None
         self.network_rate = Rate(_bytes_per_s(values["network-mbit"]), values["network-packets"])
         self.member_rates = {0: Rate(_bytes_per_s(values["member-mbit"]), values["member-packets"]), **classes}
         self.limits = limits
-        self.private = read_private_key(values["relay-key"])
+        _check(self, values)
+        self.private = read_private_key(values["relay-key"]) if values["relay-key"] else _own_key(self.state_dir)
         self.metrics_token: bytes | None = None
         if values["metrics-token-file"]:
             self.metrics_token = read_secret(values["metrics-token-file"], "metrics-token-file").encode()
@@ -175,18 +195,44 @@ def load(file: str | None, given: Mapping[str, list[str]]) -> Settings:
     values: dict[str, Any] = {}
     for name, (parse, several, default, _) in SETTINGS.items():
         texts = given.get(name) or _texts(name, table.pop(name, None)) or ([] if default is None else [default])
-        if not texts and name in REQUIRED:
-            raise ConfigError(f"{name}: missing. Give it as --{name} or as {name} = … in the configuration file")
         if len(texts) > 1 and not several:
             raise ConfigError(f"{name}: given more than once")
         try:
             parsed = [parse(text) for text in texts]
         except ValueError as error:
             raise ConfigError(f"{name}: {error} expected") from None
-        values[name] = parsed if several else parsed[0]
+        values[name] = parsed if several else parsed[0] if parsed else None
     if table:
         raise ConfigError(f"{sorted(table)[0]}: no such setting; known are {', '.join(sorted(SETTINGS))}")
     return Settings(values, limits, classes)
+
+
+def _check(settings: Settings, values: Mapping[str, Any]) -> None:
+    """What goes together, and what is needed without a hub. Raises ConfigError."""
+    if not settings.network_keys and not settings.join_files and not settings.saved_networks:
+        raise ConfigError(
+            "join-file: missing. `edgehub relays invite --region REGION` prints what goes into the file; "
+            "a relay without a hub needs network-key, id and region"
+        )
+    if len(settings.join_files) > JOIN_FILES_MAX:
+        raise ConfigError(f"join-file: {len(settings.join_files)} given, at most {JOIN_FILES_MAX}")
+    for name in ("id", "region") if settings.network_keys else ():
+        if not values[name]:
+            raise ConfigError(f"{name}: missing. Give it as --{name} or as {name} = … in the configuration file")
+    if (settings.cert is None) != (settings.key is None):
+        raise ConfigError("cert and key: one without the other. Give both, or neither and one is made")
+    if len(settings.public) > RELAY_HOSTS_MAX:
+        raise ConfigError(f"public: {len(settings.public)} given, at most {RELAY_HOSTS_MAX}")
+    has_hubs = settings.join_files or settings.saved_networks
+    if has_hubs and not settings.public and settings.listen.host in ("", "0.0.0.0", "::"):
+        raise ConfigError("public: missing. Say where devices reach this relay, as in --public relay.example.org")
+
+
+def _own_key(directory: str) -> bytes:
+    try:
+        return relay_key(directory)
+    except StateUnusable as error:
+        raise ConfigError(str(error)) from None
 
 
 def read_private_key(path: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 import ssl
 from contextlib import suppress
@@ -30,7 +31,7 @@ class Phase(Enum):
 
 
 class Call:
-    """A sibling that this relay is to keep a link to. Of two relays the one with the lesser id calls."""
+    """A sibling that this relay is to keep a link to. Of two relays the one with the lesser key calls."""
 
     __slots__ = ("again_at", "conn", "host", "key", "port", "sibling")
 
@@ -85,6 +86,13 @@ def server_context(certificate: str, key: str) -> ssl.SSLContext:
     context.set_alpn_protocols(["http/1.1"])
     context.load_cert_chain(certificate, key)
     return context
+
+
+def certificate_pin(path: str) -> bytes:
+    """SHA-256 of the server's own certificate, the first of the chain. Raises OSError and ValueError."""
+    with open(path, encoding="ascii", errors="replace") as file:
+        first, end, _ = file.read().partition("-----END CERTIFICATE-----")
+    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(first[first.find("-----BEGIN") :] + end)).digest()
 
 
 def client_context() -> ssl.SSLContext:

@@ -12,21 +12,30 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
 
 from edgeagent.crypto import load as load_crypto
-from relay.config import Settings
-from relay.connection import Call, Listener, server_context
+from edgeagent.io.keystore import StateError
+from edgeagent.proto.names import is_host_port
+from edgeagent.proto.relay_frames import RelayError
+from relay.config import ConfigError, Settings
+from relay.connection import Call, Listener, certificate_pin, server_context
 from relay.core.doorway import Doorway
 from relay.core.http import Site
 from relay.core.metrics import render
 from relay.core.relay import RelayCore
+from relay.hub_session import Leave, Revoke, Serve
+from relay.neighbours import Neighbourhood
+from relay.registrar import Registrar
 from relay.server import StreamServer
+from relay.state import StateUnusable, certificate, make_directory, read_tokens
 from relay.udp import RelayUdp
 
 log = logging.getLogger("edgerelay")
 
 EVENTS_MAX = 256  # of one wake-up
 WALL_CHECK_S = 30.0
+COUNT_S = 5.0  # between two counts of members for hubs
 _IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 _DESCRIPTORS_SPARE = 64
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -56,7 +65,7 @@ class Relay:
         self._reloading = False
 
     def open(self) -> Ports:
-        """Raises OSError and ssl.SSLError, and then nothing stays open."""
+        """Raises ConfigError, OSError and ssl.SSLError, and then nothing stays open."""
         with ExitStack() as self._stack:
             ports = self._open()
             self._stack = self._stack.pop_all()
@@ -65,6 +74,7 @@ class Relay:
     def _open(self) -> Ports:
         settings = self._settings
         now = time.monotonic()
+        self._cert, self._key = self._certificate()
         _raise_descriptor_limit(settings.limits.members + settings.limits.doorway + _DESCRIPTORS_SPARE)
         self._epoll = select.epoll()
         self._stack.callback(self._epoll.close)
@@ -88,11 +98,12 @@ class Relay:
             total_bytes_per_s=settings.total_bytes_per_s,
             ports=(self._udp.port, settings.second_port),
         )
-        self._tls = server_context(settings.cert, settings.key)
-        calls = [
+        self._tls = server_context(self._cert, self._key)
+        own_key = self._core.shared.admission.public
+        self._given_calls = [
             Call(sibling.id, sibling.address.host, sibling.address.port, sibling.key)
             for sibling in settings.siblings
-            if settings.id < sibling.id  # one of two relays calls the other
+            if own_key < sibling.key  # one of two relays calls the other
         ]
         self._server = StreamServer(
             self._core,
@@ -100,7 +111,7 @@ class Relay:
             Site(crypto, settings.metrics_token, self._metrics),
             self._epoll,
             self._tls,
-            calls,
+            self._given_calls,
             random.random,
         )
         self._stack.callback(self._server.close)
@@ -115,7 +126,79 @@ class Relay:
         for i, (listener, address) in enumerate(listeners):
             if address is not None:
                 ports[i] = self._server.listen(listener, address.host, address.port)
+        self._hosts = _public_hosts(settings, ports[0])
+        self._registrar = self._open_registrar(own_key)
+        if self._registrar is not None:
+            self._obey(now, self._registrar)
         return Ports(ports[0], self._udp.port, ports[1], ports[2])
+
+    def _certificate(self) -> tuple[str, str]:
+        """Files of the certificate and of its key."""
+        settings = self._settings
+        if settings.cert is not None and settings.key is not None:
+            return settings.cert, settings.key
+        names = [host.rpartition(":")[0].strip("[]") for host in _public_hosts(settings, 443)]
+        try:
+            return certificate(settings.state_dir, names or [settings.id])
+        except StateUnusable as error:
+            raise ConfigError(str(error)) from None
+
+    def _open_registrar(self, own_key: bytes) -> Registrar | None:
+        """For the hubs of the settings, and those that took this relay in earlier; None when there are none."""
+        settings = self._settings
+        crypto = load_crypto()  # a provider is for one thread
+        try:
+            tokens = read_tokens(settings.join_files, settings.saved_networks, crypto)
+            networks = list(dict.fromkeys((*settings.saved_networks, *tokens)))
+            if not networks:
+                return None
+            make_directory(settings.state_dir)
+            registrar = Registrar(
+                directory=settings.state_dir,
+                networks=networks,
+                tokens=tokens,
+                crypto=crypto,
+                host=settings.id,
+                relay_key=own_key,
+                version=self._version,
+            )
+            self._stack.callback(registrar.close)
+            registrar.open()
+        except (StateUnusable, StateError) as error:
+            raise ConfigError(str(error)) from None
+        self._epoll.register(registrar.fileno(), _IN)
+        return registrar
+
+    def _word(self) -> dict[str, Any]:
+        """What hubs tell devices of this relay (RELAY_FIELDS without the region)."""
+        return {
+            "k": self._core.shared.admission.public,
+            "h": self._hosts,
+            "u": self._udp.port,
+            "s": self._settings.second_port or 0,
+            "pin": certificate_pin(self._cert),
+        }
+
+    def _obey(self, now: float, registrar: Registrar) -> None:
+        """What hubs have said since the last time."""
+        for order in registrar.take():
+            if isinstance(order, Serve):
+                self._core.serve(now, order.network_key, order.relay, order.region)
+            elif isinstance(order, Leave):
+                self._core.leave(order.network)
+            elif isinstance(order, Revoke):
+                try:
+                    self._core.revoke(order.data)
+                except RelayError as error:
+                    log.warning("a removal is not taken: %s", error)
+            else:
+                self._take_neighbourhood(order)
+
+    def _take_neighbourhood(self, found: Neighbourhood) -> None:
+        counting = self._core.set_siblings(found.neighbours)
+        given = {call.key for call in self._given_calls}
+        learned = [call for call in found.calls if call.key in counting and call.key not in given]
+        self._server.set_calls([*self._given_calls, *learned])
 
     def stop(self) -> None:
         """Drain and end; may be called from a signal handler."""
@@ -136,10 +219,16 @@ class Relay:
                 signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
             ]
             before_fd = signal.set_wakeup_fd(wake_out.fileno(), warn_on_full_buffer=False)
+            registrar = self._registrar
             try:
+                if registrar is not None:
+                    registrar.tell(self._word())
+                    registrar.start()
                 ready()
                 self._loop()
             finally:
+                if registrar is not None:
+                    registrar.stop()
                 signal.set_wakeup_fd(before_fd)
                 for number, handler in zip(_SIGNALS, before, strict=True):
                     signal.signal(number, handler)
@@ -153,13 +242,17 @@ class Relay:
             self._stopping = True
 
     def _loop(self) -> None:
-        core, server, udp = self._core, self._server, self._udp
+        core, server, udp, registrar = self._core, self._server, self._udp, self._registrar
+        hubs_fd = registrar.fileno() if registrar is not None else -1
+        count_at = time.monotonic()
         udp_fds, second_fds = frozenset(udp.fds), udp.second_fds
         blocked: set[int] = set()
         wall_at = time.monotonic() + WALL_CHECK_S
         while not core.drained:
             now = time.monotonic()
             due = min(core.poll_timeout(), wall_at)
+            if registrar is not None:
+                due = min(due, count_at)
             server_due = server.poll_timeout()
             if server_due is not None:
                 due = min(due, server_due)
@@ -179,6 +272,8 @@ class Relay:
                         udp.send(core.drain_trains())
                 elif fd == self._wake_fd:
                     self._on_wake(now)
+                elif fd == hubs_fd and registrar is not None:
+                    self._obey(now, registrar)
                 else:
                     server.ready(now, fd, mask)
             if now >= core.poll_timeout():
@@ -188,6 +283,9 @@ class Relay:
             if now >= wall_at:
                 wall_at = now + WALL_CHECK_S
                 core.set_wall(now, time.time())
+            if registrar is not None and now >= count_at:
+                count_at = now + COUNT_S
+                registrar.count({network.id: network.members for network in core.shared.roster.networks.values()})
             server.flush(now)
             udp.send(core.drain_trains())
             if blocked != udp.blocked_fds:
@@ -207,16 +305,38 @@ class Relay:
         if self._reloading:
             self._reloading = False
             try:
-                self._tls.load_cert_chain(self._settings.cert, self._settings.key)
+                self._tls.load_cert_chain(self._cert, self._key)
                 log.info("certificate: read again")
-            except OSError as error:
+                if self._registrar is not None:
+                    self._registrar.tell(self._word())
+            except (OSError, ValueError) as error:
                 log.error("certificate: %s. The old one stays in use", error)
         if self._stopping:
             self._server.stop_listening()
             self._core.begin_drain(now, self._settings.drain_s)
 
     def _metrics(self) -> str:
-        return render(self._core, uptime_s=time.monotonic() - self._began, version=self._version)
+        registrations = self._registrar.states() if self._registrar is not None else []
+        return render(
+            self._core,
+            uptime_s=time.monotonic() - self._began,
+            version=self._version,
+            registrations=[(at.network, at.relay, at.region, at.state, at.drops) for at in registrations],
+        )
+
+
+def _public_hosts(settings: Settings, port: int) -> list[str]:
+    """ "host:port" of the TLS port as devices reach it."""
+    wanted = settings.public
+    if not wanted and settings.listen.host not in ("", "0.0.0.0", "::"):
+        wanted = [settings.listen.host]
+    hosts = []
+    for text in wanted:
+        for candidate in (text, f"{text}:{port}", f"[{text}]:{port}"):
+            if is_host_port(candidate):
+                hosts.append(candidate)
+                break
+    return hosts
 
 
 def _raise_descriptor_limit(wanted: int) -> None:

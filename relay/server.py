@@ -76,6 +76,16 @@ class StreamServer:
         self._epoll.register(opened.fileno(), _IN)
         return int(opened.getsockname()[1])
 
+    def set_calls(self, calls: list[Call]) -> None:
+        """Keep links to these siblings and no others."""
+        if not self._listeners:
+            return
+        known = {(call.key, call.sibling, call.host, call.port): call for call in self._calls}
+        self._calls = [known.pop((call.key, call.sibling, call.host, call.port), call) for call in calls]
+        for call in known.values():
+            if call.conn is not None:
+                self._close(self._by_id[call.conn])
+
     def stop_listening(self) -> None:
         """Nobody new, but for metrics."""
         for fd, (listener, opened) in list(self._listeners.items()):

@@ -45,7 +45,7 @@ def parse(text: str) -> list[Sample]:
 
 def summarise(samples: list[Sample]) -> dict[str, Any]:
     """The figures that an operator asks for, drops and refusals only where there were some."""
-    status: dict[str, Any] = {"members": {}, "networks": {}, "traffic": {}, "drops": {}, "refusals": {}}
+    status: dict[str, Any] = {"members": {}, "networks": {}, "hubs": {}, "traffic": {}, "drops": {}, "refusals": {}}
     for name, labels, number in samples:
         value = int(number) if number == int(number) else number
         if name == "info":
@@ -55,6 +55,10 @@ def summarise(samples: list[Sample]) -> dict[str, Any]:
         elif name in ("packets_total", "bytes_total"):
             carrier = status["traffic"].setdefault(labels["carrier"], {})
             carrier[f"{name.removesuffix('_total')}_{labels['way']}"] = value
+        elif name == "registration":
+            status["hubs"][labels["network"]] = {part: labels[part] for part in ("relay", "region", "state")}
+        elif name == "hub_drops_total":
+            status["hubs"][labels["network"]].setdefault("drops", {})[labels["reason"]] = value
         elif name.startswith("network_"):
             network = status["networks"].setdefault(labels["network"], {})
             network[name.removeprefix("network_").removesuffix("_total")] = value
@@ -76,6 +80,12 @@ def show(status: dict[str, Any]) -> str:
         f"members   {sum(members.values())} ({', '.join(f'{count} {name}' for name, count in members.items())})",
         f"siblings  {status.get('siblings', 0)} linked, {status.get('sibling_members', 0)} members on them",
         f"waiting   {status.get('queued_bytes', 0)} bytes for members that read slowly",
+    ]
+    for network, hub in status["hubs"].items():
+        known = f" as {hub['relay']} in {hub['region']}" if hub["relay"] else ""
+        dropped = "".join(f", dropped {reason} {count}" for reason, count in hub.get("drops", {}).items())
+        lines.append(f"hub       {network} {hub['state']}{known}{dropped}")
+    lines += [
         "",
         f"{'carrier':<10}{'packets in':>14}{'packets out':>14}{'bytes in':>18}{'bytes out':>18}",
     ]

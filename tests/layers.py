@@ -62,6 +62,9 @@ class Rule:
 
 GROUND = ("edgeagent.proto", "edgeagent.crypto")
 
+# What carries the control plane of an agent, and of a relay too.
+CONTROL_SHELLS = ("edgeagent.io.keystore", "edgeagent.io.mqtt", "edgeagent.io.pahoclient", "edgeagent.io.pinnedtls")
+
 # The longest `who` that fits a module is its rule.
 RULES = (
     Rule("edgeagent.proto", ("edgeagent.proto",), pure=True),
@@ -74,7 +77,8 @@ RULES = (
     Rule("hub.io", (*GROUND, "hub.core")),
     Rule("hub", (*GROUND, "hub")),
     Rule("relay.core", ("edgeagent.proto", "relay.core"), pure=True),
-    Rule("relay", (*GROUND, "relay")),
+    # A relay talks to hubs as a device does, and a second MQTT client would be worse: ARCHITECTURE.md, "Parts".
+    Rule("relay", (*GROUND, "relay", *CONTROL_SHELLS)),
     Rule("boards", ("boards",)),
     Rule("hil", ("hil", "boards")),
     Rule("tools", ("tools", "tests", "hil", "boards", *PRODUCT)),
@@ -89,6 +93,8 @@ SHELL_HELPERS = frozenset(
         "edgeagent.io.pinnedtls",
         "edgeagent.io.proxy",
         "edgeagent.io.rtnetlink",
+        "edgeagent.io.udpsocket",
+        "edgeagent.io.upnp",
     )
 )
 

@@ -67,11 +67,27 @@ def give(world: World, board: Board, frame: bytes, source: Endpoint = ELSEWHERE)
 # Form
 
 
-@given(st.binary(min_size=12, max_size=12), st.binary(min_size=32, max_size=32), st.integers(0, 2_000))
-def test_pings(transaction: bytes, key: bytes, size: int) -> None:
-    message = disco.read(disco.write_ping(transaction, key, size))
+@given(
+    st.binary(min_size=12, max_size=12),
+    st.binary(min_size=32, max_size=32),
+    st.integers(0, 2_000),
+    st.floats(-1e9, 1e9),
+)
+def test_pings(transaction: bytes, key: bytes, size: int, cost_ms: float) -> None:
+    message = disco.read(disco.write_ping(transaction, key, size, cost_ms))
     assert isinstance(message, Ping)
     assert (message.transaction, message.node_key) == (transaction, key)
+    assert message.cost_ms == max(0, min(int(cost_ms), disco.COST_MAX_MS))
+
+
+@pytest.mark.parametrize("size", range(40, 50))
+def test_pings_of_earlier_versions_say_nothing_of_cost(size: int) -> None:
+    whole = disco.write_ping(TRANSACTION, bytes(range(32)), cost_ms=258)
+    message = disco.read(whole[:size])
+    if size < 45:
+        assert message is None
+    else:
+        assert isinstance(message, Ping) and message.cost_ms == (258 if size >= 47 else 0)
 
 
 @given(st.binary(min_size=12, max_size=12), st.none() | ADDRESSES, st.integers(0, 2_000))

@@ -51,9 +51,10 @@ def test_what_is_awake_takes_what_is_due_soon() -> None:
     timers.arm("a", 100.0, 20.0)
     timers.arm("b", 90.0, 5.0)
     timers.arm("c", 300.0, 10.0)
+    assert timers.first_begin() == 80.0
     assert timers.take(50.0) == []
     assert timers.take(86.0) == ["b", "a"]
-    assert timers.poll_timeout() == 300.0
+    assert (timers.first_begin(), timers.poll_timeout()) == (290.0, 300.0)
     timers.arm("c", 400.0, 0.0)
     assert timers.take(300.0) == [] and len(timers) == 1
     timers.disarm("c")

@@ -103,7 +103,7 @@ def test_a_clock_that_was_ahead_takes_nothing_away() -> None:
     assert ledger.used(4.0 + DAY_S, "wwan0") == (0, 0)
 
 
-def test_saving_is_asked_for_once_an_hour_at_most() -> None:
+def test_saving_is_asked_for_some_time_after_the_first_booking() -> None:
     ledger = Ledger()
     asked = [ledger.save_at]
     for now in (10.0, 500.0):
@@ -268,3 +268,13 @@ def test_booking_is_cheap_in_memory() -> None:
     assert (
         sum(sys.getsizeof(counts) for book in books for counts in (*book.days.values(), *book.months.values())) < 24_576
     )
+
+
+def test_the_next_midnight_is_always_ahead() -> None:
+    ledger = Ledger()
+    assert ledger.next_day_at(0.0) is None
+    ledger.set_wall(0.0, NOON)
+    assert ledger.next_day_at(0.0) == DAY_S / 2
+    assert ledger.next_day_at(DAY_S / 2 - 0.5) == DAY_S / 2
+    assert ledger.next_day_at(DAY_S / 2) == 1.5 * DAY_S
+    assert ledger.next_day_at(7.0 * DAY_S) == 7.5 * DAY_S  # though nothing was booked meanwhile

@@ -163,6 +163,22 @@ def test_a_peer_of_an_older_version_is_left_to_wireguard(world: World) -> None:
     assert send(world, a, b, b"there") == b.received[-1]
 
 
+def test_a_path_is_looked_for_again_when_the_last_one_is_dead(world: World) -> None:
+    a, b = joined(world)
+    world.lose = lambda sender, datagram, to: datagram[:4] == disco.MAGIC
+    for board in (a, b):
+        board.node.handle_addresses(world.now, [*board.endpoints, (HERE, 4_000)])  # doubts every path
+    for _ in range(60):
+        send(world, a, b)
+        world.run(0.5)
+    assert a.node.finder.current(b.id) is None
+    world.run(130)  # until no search is under way
+    world.lose = lambda sender, datagram, to: False
+    assert send(world, a, b, b"by the word of WireGuard") == b.received[-1]
+    world.run(2)
+    assert path_of(a, b).state is State.PROVEN
+
+
 # Relays
 
 
@@ -352,7 +368,7 @@ def test_no_order_of_events_breaks_a_path(actions: list[tuple[str, int]]) -> Non
         elif action == "move":
             a.node.handle_addresses(world.now, [(bytes((192, 0, 2, 1)), 51820), (bytes((198, 18, 0, number)), 51820)])
         elif action == "map":
-            b.node.whereabouts.handle_mappings(world.now, [(HERE, 5_000), (HERE, 5_000 + number)])
+            b.node.whereabouts.handle_mappings(world.now, [(HERE, 5_000), (HERE, 5_000 + number)], 0)
         elif action == "relay":
             pair.at("r1" if number else None)
         else:

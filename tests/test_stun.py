@@ -131,6 +131,13 @@ def test_named_refusals() -> None:
         stun.write_request(b"short")
 
 
+def test_what_servers_send_for_older_clients_is_passed_over() -> None:
+    """coturn answers with MAPPED-ADDRESS beside the other one."""
+    old = [(name, b"\0\1\0\7" + V4) for name in (stun.MAPPED_ADDRESS, stun.SOURCE_ADDRESS, stun.CHANGED_ADDRESS)]
+    binding = stun.read_binding(answer(*old, stun.xor_mapped_address(TRANSACTION, (V4, 1))), TRANSACTION)
+    assert binding.mapped == (V4, 1)
+
+
 def test_the_first_of_two_counts() -> None:
     first, second = (stun.xor_mapped_address(TRANSACTION, (V4, port)) for port in (1, 2))
     assert stun.read_binding(answer(first, second), TRANSACTION).mapped == (V4, 1)

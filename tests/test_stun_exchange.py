@@ -82,6 +82,13 @@ def test_a_rhythm_of_ones_own() -> None:
     assert len(machine.drain_failures()) == 1
 
 
+def test_a_rhythm_for_one_server() -> None:
+    machine = exchange(requests_max=3, last_wait_rtos=1)
+    machine.begin(0.0, SERVER, rto_s=2.0)
+    assert [when for when, _ in run(machine, 7.9)] == [2.0, 6.0]
+    assert machine.poll_timeout() == 8.0
+
+
 def test_a_clock_that_jumps_does_not_make_a_burst() -> None:
     machine = exchange()
     machine.begin(0.0, SERVER)

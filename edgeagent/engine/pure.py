@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from edgeagent.proto.endpoint import Endpoint, Transmit
 
 TUN_FRAMES_MAX = 4  # read at one wake-up; each may hold 64 KiB
-UDP_READS_MAX = 4  # at one wake-up and IP version; each may hold 64 datagrams
+UDP_READS_MAX = 4  # at one wake-up and socket; each may hold 64 datagrams
+LOOK_AGAIN_S = 0.1  # with several uplinks: so long one that is full holds back what may by now go by another
 
 
 class Machine(Protocol):
@@ -47,22 +48,36 @@ class TunPort(Protocol):
 class UdpPort(Protocol):
     """What the engine wants of the UDP sockets: `edgeagent.io.udp.Udp`."""
 
-    blocked_fd: int | None
+    blocked_fds: set[int]
 
     @property
     def fds(self) -> list[int]: ...
 
     def open(self, port: int) -> int: ...
 
+    def set_uplinks(self, uplinks: list[tuple[str, int]]) -> list[str]: ...
+
     def close(self) -> None: ...
 
     def receive(self, fd: int, reads_max: int) -> list[tuple[bytes, Endpoint, int]]: ...
 
-    def send(self, transmits: list[Transmit]) -> None: ...
+    def send(self, transmits: list[Transmit]) -> bool: ...
 
     def resume(self) -> None: ...
 
     def drain_source_failures(self) -> list[Endpoint]: ...
+
+    def count_sent(self) -> None: ...
+
+    def drain_sent(self) -> list[tuple[Endpoint, list[bytes]]]: ...
+
+
+class Meter(Protocol):
+    """Who counts what goes over the line: `edgeagent.meter.Meter`."""
+
+    def received(self, now: float, batch: list[tuple[bytes, Endpoint, int]]) -> None: ...
+
+    def sent(self, now: float, batches: list[tuple[Endpoint, list[bytes]]]) -> None: ...
 
 
 class EngineDrop(Enum):
@@ -76,40 +91,59 @@ class PureEngine:
     """Moves packets between a TUN, a machine and a UDP port.
 
     Its descriptors are registered in `selector` with `readable` as their data: `key.data(now, key.fd)` for each that
-    is ready, then `flush(now)`, which is also due after any other input to the machine. Work per call is bounded.
-    Time and events of the machine are its owner's. Raises TunGone once the interface was removed. `is_router` is to
-    be true where packets from the TUN's peers are forwarded: then their checksums are checked here.
+    is ready, then `flush(now)`, which is also due after any other input to the machine, and at `poll_timeout()`. Work
+    per call is bounded. Time and events of the machine are its owner's. Raises TunGone once the interface was removed.
+    `is_router` is to be true where packets from the TUN's peers are forwarded: then their checksums are checked here.
+    `count_with` gives it a meter, which hears of every datagram that came in, and of those that the kernel took.
     """
 
-    __slots__ = ("_blocked_fd", "_machine", "_selector", "_tun", "_udp", "_udp_fds", "drops", "is_router")
+    __slots__ = (
+        "_blocked_fds", "_has_uplinks", "_machine", "_meter", "_paused_at", "_read_tun", "_selector", "_tun", "_udp",
+        "_udp_fds", "drops", "is_router",
+    )  # fmt: skip
 
     def __init__(self, machine: Machine, tun: TunPort, udp: UdpPort, selector: BaseSelector) -> None:
         self.drops: dict[EngineDrop, int] = dict.fromkeys(EngineDrop, 0)
         self.is_router = True
         self._machine = machine
+        self._meter: Meter | None = None
         self._tun = tun
         self._udp = udp
         self._selector = selector
         self._udp_fds: list[int] = []
-        self._blocked_fd: int | None = None
+        self._blocked_fds: set[int] = set()  # that the selector watches for room
+        self._has_uplinks = False  # several of them, with sockets of their own
+        self._paused_at: float | None = None  # since when the TUN is not read
+        self._read_tun = False  # since the last flush
         selector.register(tun.fd, EVENT_READ, self.readable)
+
+    def count_with(self, meter: Meter) -> None:
+        self._meter = meter
+        self._udp.count_sent()
 
     def bind(self, port: int) -> int:
         """(Re)open the UDP port, 0 for any, and return it. Raises OSError, and then the port is closed."""
         self.unbind()
         bound = self._udp.open(port)
-        self._udp_fds = self._udp.fds
-        for fd in self._udp_fds:
-            self._selector.register(fd, EVENT_READ, self.readable)
+        self._watch_udp()
         return bound
 
     def unbind(self) -> None:
         """Close the UDP port. What the machine still wants sent is dropped and counted."""
-        self._unblock()
-        for fd in self._udp_fds:
-            self._selector.unregister(fd)
-        self._udp_fds = []
+        self._leave_udp()
+        self._has_uplinks = False
         self._udp.close()
+        self._pause_tun(None)
+
+    def set_uplinks(self, uplinks: list[tuple[str, int]]) -> list[str]:
+        """(name, interface index) of each. Returns the names of those that could not be bound."""
+        self._leave_udp()
+        refused = self._udp.set_uplinks(uplinks)
+        self._has_uplinks = len(uplinks) > 1
+        self._watch_udp()
+        if not self._blocked_fds:
+            self._pause_tun(None)
+        return refused
 
     def close(self) -> None:
         """Let go of the selector and the port; the TUN is its owner's to close."""
@@ -121,8 +155,11 @@ class PureEngine:
         if fd != self._tun.fd:
             batch = self._udp.receive(fd, UDP_READS_MAX)
             if batch:
+                if self._meter is not None:
+                    self._meter.received(now, batch)
                 self._machine.handle_datagrams(now, batch)
             return
+        self._read_tun = True
         packets: list[bytes] = []
         for _ in range(TUN_FRAMES_MAX):
             frame = self._tun.read()
@@ -144,27 +181,52 @@ class PureEngine:
             for frame in coalesce(packets, udp=self._tun.udp_offload, verify=self.is_router):
                 if not write(frame):
                     self.drops[EngineDrop.TUN_REFUSED] += 1
-        if self._blocked_fd is not None:
+        if self._blocked_fds:
             self._udp.resume()
         transmits = self._machine.drain_transmits()
-        if transmits:
-            self._udp.send(transmits)
+        waits = bool(transmits) and not self._udp.send(transmits)
+        if self._meter is not None:
+            self._meter.sent(now, self._udp.drain_sent())
         for endpoint in self._udp.drain_source_failures():
             self._machine.transmit_failed(now, endpoint)
-        if self._udp.blocked_fd != self._blocked_fd:
-            self._block()
+        if self._udp.blocked_fds or self._blocked_fds:
+            self._hold_back(now, waits and self._read_tun)
+        self._read_tun = False
 
-    def _block(self) -> None:
-        """Pause the TUN while a send buffer is full: its own queue then holds the senders back."""
-        fd = self._udp.blocked_fd
-        self._unblock()
-        if fd is not None:
-            self._selector.modify(fd, EVENT_READ | EVENT_WRITE, self.readable)
-            self._selector.unregister(self._tun.fd)
-            self._blocked_fd = fd
+    def poll_timeout(self) -> float | None:
+        """When to `flush` though nothing happened; None for never."""
+        return self._paused_at + LOOK_AGAIN_S if self._has_uplinks and self._paused_at is not None else None
 
-    def _unblock(self) -> None:
-        if self._blocked_fd is not None:
-            self._selector.modify(self._blocked_fd, EVENT_READ, self.readable)
+    def _hold_back(self, now: float, waits: bool) -> None:
+        """Pause the TUN while a send buffer is full: its own queue then holds the senders back. With several uplinks
+        only if what came from the TUN now `waits`, and for a moment: by then it may go another way."""
+        blocked = self._udp.blocked_fds
+        for fd in blocked ^ self._blocked_fds:
+            self._selector.modify(fd, EVENT_READ | EVENT_WRITE if fd in blocked else EVENT_READ, self.readable)
+        self._blocked_fds = set(blocked)
+        if not blocked:
+            self._pause_tun(None)
+        elif waits or not self._has_uplinks:
+            self._pause_tun(now)
+        elif self._paused_at is not None and now - self._paused_at >= LOOK_AGAIN_S:
+            self._pause_tun(None)
+
+    def _pause_tun(self, since: float | None) -> None:
+        if since is None and self._paused_at is not None:
             self._selector.register(self._tun.fd, EVENT_READ, self.readable)
-            self._blocked_fd = None
+        elif since is not None and self._paused_at is None:
+            self._selector.unregister(self._tun.fd)
+        self._paused_at = since
+
+    def _watch_udp(self) -> None:
+        self._udp_fds = self._udp.fds
+        self._blocked_fds = set(self._udp.blocked_fds)
+        for fd in self._udp_fds:
+            events = EVENT_READ | EVENT_WRITE if fd in self._blocked_fds else EVENT_READ
+            self._selector.register(fd, events, self.readable)
+
+    def _leave_udp(self) -> None:
+        for fd in self._udp_fds:
+            self._selector.unregister(fd)
+        self._udp_fds = []
+        self._blocked_fds = set()

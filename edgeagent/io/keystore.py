@@ -32,6 +32,8 @@ class StateFile(Enum):
     CACHE = ("cache", 1_048_576)  # map, records, session epoch
     CLOCK = ("clock", 16)  # TAI64N reservation ns 8, time floor s 8
     TOKEN = ("token", 16_384)  # the join token, until it has been answered
+    LEDGER = ("ledger", 32_768)  # bytes by uplink, cause, day and month
+    BINDINGS = ("bindings", 8_192)  # how long the NATs that were met remember a silent UDP binding
 
     def __init__(self, filename: str, bytes_max: int) -> None:
         self.filename = filename

@@ -24,7 +24,7 @@ from edgeagent.proto.names import split_host_port
 from edgeagent.proto.relay_http import HttpError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from selectors import BaseSelector
 
     from edgeagent.io.proxy import Proxy
@@ -99,6 +99,7 @@ class MqttLink:
 
     Drive: `open`; its descriptor is registered in `selector` with `ready` as its data, to be called as
     `key.data(now, key.fd)`; call `on_timeout` at `poll_timeout()`. After any of these drain `events`.
+    Whoever counts what connections take asks for `sockets`, and sets `on_closing` to hear of one before it is closed.
     """
 
     def __init__(self, selector: BaseSelector, proxy: Proxy | None = None) -> None:
@@ -108,6 +109,7 @@ class MqttLink:
         self._registered: tuple[int, int] | None = None  # (descriptor, mask)
         self.events: deque[Event] = deque()
         self.unacknowledged = 0  # published on this connection and not yet known to be with the broker
+        self.on_closing: Callable[[socket.socket], None] | None = None
         self._rx_bytes = self._tx_bytes = self._oversize = 0  # of connections that ended
         self._stage = _Stage.CLOSED
         self._deadline: float | None = None
@@ -133,6 +135,10 @@ class MqttLink:
             "tx_bytes": self._tx_bytes + (0 if client is None else client.tx_bytes),
             "oversize": self._oversize + (0 if client is None else client.oversize),
         }
+
+    def sockets(self) -> list[socket.socket]:
+        """Of the connection that is there or being made."""
+        return [] if self._sock is None else [self._sock]
 
     @property
     def is_idle(self) -> bool:
@@ -240,6 +246,7 @@ class MqttLink:
             if self._client.want_write():
                 self._client.loop_write()
             self._read()
+            self._plan_check(now)
         self._watch()
 
     def on_timeout(self, now: float) -> None:
@@ -249,10 +256,14 @@ class MqttLink:
             if self._stage is not _Stage.UP:
                 self._failed(now, f"no answer from {self.broker} ({self._stage.value})")
             elif self._client is not None and self._login is not None:
-                # paho counts the keepalive on its own clock; it has to be asked often enough, not exactly.
-                self._deadline = now + self._login.keepalive_s / 4
                 self._client.loop_misc()
+                self._plan_check(now)
         self._watch()
+
+    def _plan_check(self, now: float) -> None:
+        """While it is up, nothing wakes us but a ping that is due, or an answer that does not come."""
+        if self._client is not None and self._stage is _Stage.UP:
+            self._deadline = self._client.next_check(now)
 
     def _watch(self) -> None:
         """Register what the stage waits for. The descriptor changes with the stages, and so does the mask."""
@@ -402,6 +413,7 @@ class MqttLink:
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
         client.on_publish = self._on_publish
+        client.on_socket_close = self._on_socket_close
         self._client = client
         self._stage, self._deadline = _Stage.CONNACK, now + CONNACK_TIMEOUT_S
         host, port = self._hosts[self._next_host]
@@ -441,6 +453,11 @@ class MqttLink:
             why = "" if reason.value == 0x80 else f" ({reason})"  # 0x80: paho knows no more than that
             self._closed(f"{self.broker}: connection lost{why}", refused=False)
 
+    def _on_socket_close(self, _client: Any, _data: Any, sock: Any) -> None:
+        """paho closes by itself, after its DISCONNECT and when the connection is lost."""
+        if self.on_closing is not None:
+            self.on_closing(sock)
+
     # Endings
 
     def _failed(self, now: float, reason: str) -> None:
@@ -478,4 +495,6 @@ class MqttLink:
             self._oversize += client.oversize
         sock, self._sock = self._sock, None
         if sock is not None:
+            if self.on_closing is not None and sock.fileno() >= 0:
+                self.on_closing(sock)
             sock.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
+from time import monotonic
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 INFLIGHT_MAX = 20  # QoS 1 messages that the broker has not acknowledged
 QUEUED_MAX = 128  # with those that wait for their turn
 PACKET_BYTES_MAX = 65_536 + 256  # a control message and its topic
+_CHECK_MARGIN_S = 0.1  # paho notes what was sent a little later than we do
 SUCCESS = MQTTErrorCode.MQTT_ERR_SUCCESS
 
 
@@ -68,6 +70,7 @@ class PahoClient(Client):
         self.rx_bytes = 0
         self.tx_bytes = 0
         self.oversize = 0
+        self._said_at = self._heard_at = monotonic()  # paho's clock
         self._ready = ready
         self._room = room
         self.username_pw_set(login.username, login.password)
@@ -75,6 +78,14 @@ class PahoClient(Client):
         self.max_queued_messages_set(QUEUED_MAX)
         if login.will is not None:
             self.will_set(login.will[0], login.will[1], qos=1, retain=True)
+
+    def next_check(self, now: float) -> float:
+        """When to call `loop_misc` again, after having done so: paho then pings, if nothing else was said or heard.
+
+        Sooner than a quarter of the keepalive it never has to be; so an answer that is missing is waited for.
+        """
+        since = min(self._said_at, self._heard_at)
+        return max(since + self.keepalive + _CHECK_MARGIN_S, now + self.keepalive / 4)
 
     def _create_socket(self) -> ssl.SSLSocket:
         return self._ready
@@ -91,9 +102,11 @@ class PahoClient(Client):
             raise ConnectionAbortedError(errno.EPROTO, "the broker sent a QoS 2 message")
         data = super()._sock_recv(bufsize)
         self.rx_bytes += len(data)
+        self._heard_at = monotonic()
         return data
 
     def _sock_send(self, buf: bytes | bytearray) -> int:
         sent = super()._sock_send(buf)
         self.tx_bytes += sent
+        self._said_at = monotonic()
         return sent

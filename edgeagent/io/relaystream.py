@@ -21,6 +21,7 @@ from edgeagent.proto.names import split_host_port
 from edgeagent.proto.relay_http import HttpError, ResponseReader, upgrade_request
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from selectors import BaseSelector
 
     from edgeagent.io.proxy import Proxy
@@ -105,7 +106,8 @@ class RelayStreams:
     """`open`, `write` and `close` streams by number; their descriptors are registered in `selector` with `ready` as the
     data, to be called as `key.data(now, key.fd)`; `on_timeout` at `poll_timeout()`. After any of these drain `events`.
 
-    `device` is the interface that new connections are bound to, None for the routes' choice.
+    `device` is the interface that new connections are bound to, None for the routes' choice. Whoever counts what
+    connections take asks for `sockets`, and sets `on_closing` to hear of one before it is closed.
     """
 
     def __init__(self, selector: BaseSelector, proxy: Proxy | None = None) -> None:
@@ -117,6 +119,7 @@ class RelayStreams:
         self._context: ssl.SSLContext | None = None
         self.events: deque[Event] = deque()
         self.device: str | None = None
+        self.on_closing: Callable[[socket.socket], None] | None = None
 
     def open(self, now: float, number: int, hosts: list[str]) -> None:
         """Begin to connect to the first of `hosts` that answers; the outcome is an event."""
@@ -153,8 +156,12 @@ class RelayStreams:
             self.close(number)
 
     def sockets(self) -> list[socket.socket]:
-        """Of connections that are up, for counting what they cost."""
-        return [each.sock for each in self._streams.values() if each.sock is not None and each.stage is _Stage.UP]
+        """Of connections that are there or being made."""
+        return [each.sock for each in self._streams.values() if each.sock is not None]
+
+    def number_of(self, sock: socket.socket) -> int | None:
+        """The stream that one of them is of."""
+        return next((each.number for each in self._by_fd.values() if each.sock is sock), None)
 
     def poll_timeout(self) -> float | None:
         if self._pending:
@@ -360,6 +367,8 @@ class RelayStreams:
             self.events.append(Closed(stream.number, why))
 
     def _drop_socket(self, stream: _Stream) -> None:
+        if stream.sock is not None and self.on_closing is not None:
+            self.on_closing(stream.sock)
         self._unwatch(stream)
         if stream.sock is not None:
             stream.sock.close()

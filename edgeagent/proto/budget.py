@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,13 @@ DAY_THRIFTY, DAY_EMERGENCY = 0.6, 0.9
 MONTH_THRIFTY, MONTH_EMERGENCY = 0.8, 0.95
 AHEAD = 0.1  # of the month's budget may be used before its time
 EASE = 0.9  # of a threshold that must be undercut to leave a level
+RULES_MAX = 16  # in one setting
+
+# Modems, as Linux, udev, OpenWrt and Android call them. Not "pppoe-wan": that is a fixed line.
+_AUTO = r"wwan\d+|ww[px].+|ppp\d+|rmnet.+|usb\d+|[34]g-.+"
+_NAME = re.compile(r"[A-Za-z0-9_.*-]{1,15}")
+_AMOUNT = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)(B|[kMG]B|[KMG]iB)/(day|month)")
+_UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
 class Level(IntEnum):
@@ -37,6 +45,68 @@ class Budget:
         self.daily_bytes = daily_bytes
         self.monthly_bytes = monthly_bytes
         self.metered = metered or bool(daily_bytes or monthly_bytes)
+
+
+_FREE = Budget()
+
+
+class BudgetRules:
+    """Which uplinks are metered, and their budgets, from the texts of two settings. Raises ValueError that says what is
+    wanted.
+
+    `metered`: names of interfaces, `*` for any characters; `auto` for what modems are called; `none`. `budgets`:
+    `wwan0=2MB/day,60MB/month,ppp*=500kB/day`; what has a budget is metered. `set_defaults` gives the budget of metered
+    uplinks that no rule names.
+    """
+
+    __slots__ = ("_budgets", "_defaults", "_metered")
+
+    def __init__(self, metered: str = "auto", budgets: str = "") -> None:
+        self._metered = read_metered(metered)
+        self._budgets = read_budgets(budgets)
+        self._defaults = Budget(metered=True)
+
+    def set_defaults(self, daily_bytes: int, monthly_bytes: int) -> None:
+        self._defaults = Budget(metered=True, daily_bytes=daily_bytes, monthly_bytes=monthly_bytes)
+
+    def of(self, uplink: str) -> Budget:
+        for name, budget in self._budgets:
+            if name.fullmatch(uplink):
+                return budget
+        return self._defaults if self._metered.fullmatch(uplink) else _FREE
+
+
+def read_metered(text: str) -> re.Pattern[str]:
+    names = [name.strip() for name in text.split(",")]
+    if len(names) > RULES_MAX or not all(map(_NAME.fullmatch, names)) or ("none" in names and len(names) > 1):
+        raise ValueError(f"at most {RULES_MAX} interface names, comma separated, * for any characters; auto; or none")
+    return re.compile("|".join(_AUTO if name == "auto" else _glob(name) for name in names if name != "none") or r"(?!)")
+
+
+def read_budgets(text: str) -> list[tuple[re.Pattern[str], Budget]]:
+    """In the order of the text: the first that fits counts."""
+    rules: dict[str, dict[str, int]] = {}
+    name = ""
+    for item in text.split(",") if text else ():
+        before, equals, amount = item.strip().rpartition("=")
+        if equals:
+            name = before.strip()
+            if name in rules or len(rules) >= RULES_MAX:
+                raise ValueError(f"at most {RULES_MAX} interfaces, each once")
+            rules[name] = {}
+        found = _AMOUNT.fullmatch(amount.strip())
+        size = round(float(found[1]) * _UNITS[found[2]]) if found else 0
+        if not found or not size or not _NAME.fullmatch(name) or found[3] in rules[name]:
+            raise ValueError("interface=amount/day,amount/month, such as wwan0=2MB/day,60MB/month (kB, MB, GB, KiB …)")
+        rules[name][found[3]] = size
+    return [
+        (re.compile(_glob(name)), Budget(daily_bytes=sizes.get("day", 0), monthly_bytes=sizes.get("month", 0)))
+        for name, sizes in rules.items()
+    ]
+
+
+def _glob(name: str) -> str:
+    return ".*".join(map(re.escape, name.split("*")))
 
 
 class Policy:

@@ -41,6 +41,10 @@ class TimerCoalescer:
     def poll_timeout(self) -> float | None:
         return min((at for _, at in self._windows.values()), default=None)
 
+    def first_begin(self) -> float | None:
+        """Before that `take` gives nothing."""
+        return min((begins for begins, _ in self._windows.values()), default=None)
+
     def take(self, now: float) -> list[Hashable]:
         """All that may be done now, the most urgent first. They are no longer armed."""
         due = sorted((at, number) for number, (begins, at) in enumerate(self._windows.values()) if begins <= now)

@@ -42,6 +42,7 @@ from edgeagent.proto.refusals import ControlDrop, ControlError
 from edgeagent.proto.signed import SeqGuard, Signed
 from edgeagent.proto.walltime import WallFloor
 
+KEEPALIVE_MAX_S = 3600
 STABLE_S = 60.0  # a connection that lasted so long was a good one
 REFRESH_SPACING_S = 60.0  # between two questions whether one record is still right
 REFRESH_ALL_S = 6 * 3600.0  # between two rounds over all records, while the broker keeps our session
@@ -101,6 +102,7 @@ class ControlClient:
         self.hub_up: bool | None = None  # None: not known
         self.drops: dict[ControlDrop, int] = dict.fromkeys(ControlDrop, 0)
         self.next_connect_at: float | None = now
+        self.keepalive_factor = 1  # by which the uplink of the next connection wants fewer pings
         self._apply_settings()
 
     @property
@@ -110,7 +112,8 @@ class ControlClient:
     @property
     def keepalive_s(self) -> int:
         """Of the MQTT connection."""
-        return self.map.setting("mqtt_keepalive_s", 300, 10, 3600)
+        wanted_s = self.map.setting("mqtt_keepalive_s", 300, 10, KEEPALIVE_MAX_S)
+        return min(KEEPALIVE_MAX_S, self.keepalive_factor * wanted_s)
 
     @property
     def reachable(self) -> bool:

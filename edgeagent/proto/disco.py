@@ -30,15 +30,18 @@ ENDPOINTS_MAX = 16  # in one call-me
 FRAME_BYTES_MAX = 9_216
 OVERHEAD = len(MAGIC) + KEY_ID_SIZE + NONCE_SIZE + TAG_SIZE
 
-PING = 0x01  # 12 B transaction, 32 B node key of the sender, zeros
+PING = 0x01  # 12 B transaction, 32 B node key of the sender, u16 ms that its uplink costs, zeros
 PONG = 0x02  # 12 B transaction, where the ping came from (u8 size 0, 4 or 16, address, u16 port), zeros
 CALL_ME = 0x03  # u8 number of endpoints ≤ 16, then each: u8 size 4 or 16, address, u16 port
 
-PING_BYTES = OVERHEAD + 1 + TRANSACTION_SIZE + KEY_SIZE  # the smallest; the answer has as many
+COST_MAX_MS = 65_535
+
+PING_BYTES = OVERHEAD + 1 + TRANSACTION_SIZE + KEY_SIZE + 2  # the smallest; the answer has as many
 
 _HEAD = Struct(">4s8s24s")
 _COUNTER = Struct(">Q")
 _PORT = Struct(">H")
+_COST = Struct(">H")
 _LABEL = b"em1 disco"
 
 UdpAddress = tuple[bytes, int]
@@ -73,11 +76,14 @@ class DiscoDrop(Enum):
 
 
 class Ping:
-    __slots__ = ("node_key", "transaction")
+    """`cost_ms` is what the sender adds to the latency of the uplink it pings by, so that both choose the same one."""
 
-    def __init__(self, transaction: bytes, node_key: bytes) -> None:
+    __slots__ = ("cost_ms", "node_key", "transaction")
+
+    def __init__(self, transaction: bytes, node_key: bytes, cost_ms: int = 0) -> None:
         self.transaction = transaction
         self.node_key = node_key
+        self.cost_ms = cost_ms
 
 
 class Pong:
@@ -176,11 +182,12 @@ def key_id(crypto: Crypto, public: bytes) -> bytes:
     return crypto.blake2s(b"em1 disco id" + public)[:KEY_ID_SIZE]
 
 
-def write_ping(transaction: bytes, node_key: bytes, frame_bytes: int = PING_BYTES) -> bytes:
+def write_ping(transaction: bytes, node_key: bytes, frame_bytes: int = PING_BYTES, cost_ms: float = 0.0) -> bytes:
     """A ping whose frame has `frame_bytes`, or as few as a ping can have."""
     if len(transaction) != TRANSACTION_SIZE or len(node_key) != KEY_SIZE:
         raise LocalProtocolError("ping: a transaction of 12 bytes and a node key of 32")
-    return _pad(bytes((PING,)) + transaction + node_key, frame_bytes)
+    cost = _COST.pack(max(0, min(int(cost_ms), COST_MAX_MS)))
+    return _pad(bytes((PING,)) + transaction + node_key + cost, frame_bytes)
 
 
 def write_pong(transaction: bytes, observed: UdpAddress | None, frame_bytes: int) -> bytes:
@@ -199,7 +206,8 @@ def read(plain: bytes) -> Message | None:
     kind = plain[0] if plain else 0
     if kind == PING:
         transaction, node_key = plain[1:13], plain[13:45]
-        return Ping(transaction, node_key) if len(node_key) == KEY_SIZE else None
+        cost_ms: int = _COST.unpack_from(plain, 45)[0] if len(plain) >= 47 else 0  # earlier versions do not say
+        return Ping(transaction, node_key, cost_ms) if len(node_key) == KEY_SIZE else None
     if kind == PONG:
         observed = _read_address(plain, 13)
         if len(plain) < 14 or (observed is None and plain[13]):

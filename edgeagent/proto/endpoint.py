@@ -49,6 +49,33 @@ class Endpoint:
         """The same remote, with the source address left to the kernel."""
         return Endpoint(self.addr)
 
+    @property
+    def uplink(self) -> int:
+        """The interface index of the uplink that it is bound to; 0: the kernel's routes decide."""
+        return 0
+
+
+class UplinkEndpoint(Endpoint):
+    """An endpoint by way of one uplink, where a device has several: what is sent there leaves by that uplink's socket.
+
+    `local` is always there; its address is all zeros while the source is left to the kernel.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def by(cls, uplink: int, endpoint: Endpoint) -> UplinkEndpoint:
+        """The way to the remote of `endpoint` that goes by the interface `uplink`."""
+        return cls(endpoint.addr, (bytes(4 if len(endpoint.addr) == 2 else 16), uplink))
+
+    def unpinned(self) -> UplinkEndpoint:
+        return UplinkEndpoint.by(self.uplink, self)
+
+    @property
+    def uplink(self) -> int:
+        assert self.local is not None
+        return self.local[1]
+
 
 class Transmit:
     """Datagrams to one endpoint, all with one ECN field (0–3), in order.

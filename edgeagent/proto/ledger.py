@@ -14,7 +14,7 @@ UPLINKS_MAX = 8
 UPLINK_BYTES_MAX = 64
 OTHER = "other"  # what is left of uplinks that had to make room
 DAYS_MAX, MONTHS_MAX = 8, 4
-SAVE_AFTER_S = 3_600.0  # a power cut loses an hour of counting; flash is spared for it
+SAVE_AFTER_S = 10_800.0  # a power cut loses three hours of counting; flash is spared for it
 
 IPV4_UDP, IPV6_UDP = 28, 48  # headers of a datagram: IP and UDP
 IPV4_TCP, IPV6_TCP = 52, 72  # of a segment: IP, TCP and the timestamps that Linux sends (RFC 7323)
@@ -154,6 +154,17 @@ class Ledger:
                 if any(map(any, pairs)):
                     found.append(Line(uplink, cause, *pairs))
         return found
+
+    @property
+    def uplinks(self) -> list[str]:
+        """All that have a book."""
+        return sorted(self._books)
+
+    def next_day_at(self, now: float) -> float | None:
+        """The next midnight; None while the date is not known."""
+        if self._anchor_s is None:
+            return None
+        return ((self._anchor_s + now) // _DAY_S + 1) * _DAY_S - self._anchor_s
 
     def used(self, now: float, uplink: str) -> tuple[int, int]:
         """Bytes in both directions of this day and of this month."""

@@ -14,17 +14,18 @@ from edgeagent.proto.messages import INITIATION, TRANSPORT, TRANSPORT_SIZE_MIN
 from edgeagent.proto.node_events import PathChanged
 from edgeagent.proto.path import key_of
 from edgeagent.proto.pathfinder import INTRODUCED_MAX, INTRODUCED_S, Pathfinder
-from edgeagent.proto.paths import to_endpoint
 from edgeagent.proto.relay_endpoint import RelayEndpoint
 
 if TYPE_CHECKING:
     from edgeagent.proto.control_client import ControlClient
     from edgeagent.proto.device import Device
-    from edgeagent.proto.mappings import Mappings
+    from edgeagent.proto.mappings import Outside
+    from edgeagent.proto.pathtable import PeerPaths
     from edgeagent.proto.peer import Peer
     from edgeagent.proto.peering import Link, Peering
     from edgeagent.proto.records import Entry
     from edgeagent.proto.relays import Relays
+    from edgeagent.proto.ways import WayOut
 
 Batch = list[tuple[bytes, Endpoint, int]]
 
@@ -41,14 +42,14 @@ class LinkPaths:
         peering: Peering,
         finder: Pathfinder,
         relays: Relays,
-        mappings: Mappings,
+        outside: Outside,
     ) -> None:
         self._device = device
         self._client = client
         self._peering = peering
         self._finder = finder
         self._relays = relays
-        self._mappings = mappings
+        self._outside = outside
         self._introduced: dict[str, float] = {}  # devices without a link, that may be about to call
 
     # Datagrams
@@ -76,7 +77,7 @@ class LinkPaths:
             elif kind is Kind.RELAY:
                 self._relays.handle_datagram(now, datagram, source, ecn)
             else:
-                self._mappings.handle_datagram(now, datagram, source)
+                self._outside.handle_datagram(now, datagram, source)
         return wireguard
 
     def received(self, now: float, batch: Batch) -> None:
@@ -172,6 +173,22 @@ class LinkPaths:
             events.append(PathChanged(device, link.name, path.kind.value, path.endpoint, path.latency_ms))
         return events
 
+    def handle_uplinks(self, now: float, uplinks: list[WayOut], *, several: bool) -> list[PathChanged]:
+        """Our uplinks are others: nothing stays bound to one that is down. Peers that lost their path this way hear
+        from us at once by the new one, so that they do not go on sending to the old."""
+        self._finder.handle_uplinks(now, uplinks, several=several)
+        for link in self._peering:
+            for peer in (link.peer, link.coming):
+                if peer is not None and peer.endpoint is not None and not self._finder.is_open(peer.endpoint):
+                    peer.set_endpoint(Endpoint(peer.endpoint.addr))
+        events = self.apply(now)
+        for event in events:
+            link = self._peering.links[event.device]
+            if link.is_live(now) and self._finder.peers[event.device].is_wanted(now):
+                link.peer.send_keepalive(now)
+                self._device.touched(link.peer)
+        return events
+
     # Transmits
 
     def carry(self, now: float, transmits: list[Transmit]) -> list[Transmit]:
@@ -180,6 +197,8 @@ class LinkPaths:
         for transmit in transmits:
             first = transmit.datagrams[0]
             paths = self._finder.owner(transmit.endpoint)
+            if paths is None and self._finder.pathless:
+                paths = self._pathless(transmit.endpoint)
             if paths is not None:
                 # A keepalive wants no answer, so it starts no search and no doubt
                 is_data = len(first) > TRANSPORT_SIZE_MIN or first[0] != TRANSPORT
@@ -188,6 +207,14 @@ class LinkPaths:
             if first[0] == INITIATION:
                 copies += self._fan_out(now, transmit)
         return transmits + copies
+
+    def _pathless(self, endpoint: Endpoint) -> PeerPaths | None:
+        """Whose traffic goes there without a path: it is a reason to look for one."""
+        for device, paths in self._finder.pathless.items():
+            link = self._peering.links.get(device)
+            if link is not None and link.peer.endpoint is endpoint:
+                return paths
+        return None
 
     def _fan_out(self, now: float, transmit: Transmit) -> list[Transmit]:
         """The answer to one of the copies tells WireGuard which endpoint works."""
@@ -198,7 +225,7 @@ class LinkPaths:
             again = peer.timers.attempts > 0
             if again or (not link.is_live(now) and self._finder.current(link.device) is None):
                 sent_to = key_of(transmit.endpoint)
-                endpoints = [to_endpoint(candidate) for candidate in link.candidates]
+                endpoints = [way for candidate in link.candidates for way in self._finder.ways_to(candidate)]
                 return [
                     Transmit(endpoint, transmit.datagrams, transmit.ecn)
                     for endpoint in endpoints

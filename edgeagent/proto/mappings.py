@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgeagent.proto.endpoint import Endpoint
+from edgeagent.proto.endpoint import Endpoint, UplinkEndpoint
 from edgeagent.proto.stun_exchange import StunExchange
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Mappings:
         self._surveys = False  # this round measures all relays
         self._measured: list[Measured] = []
         self._news = False
-        self.via: tuple[bytes, int] | None = None  # the uplink to ask through, as in Endpoint.local
+        self.via: int | None = None  # the interface index of the uplink to ask through
         self.mapped: list[UdpAddress] = []  # in the order the servers were asked
 
     @property
@@ -163,11 +163,8 @@ class Mappings:
         return targets[:TARGETS_MAX]
 
     def _ask(self, now: float, relay: str, endpoint: Endpoint, place: int) -> None:
-        via = self.via
-        self._asked[self._exchange.begin(now, endpoint if via is None else Endpoint(endpoint.addr, via))] = (
-            relay,
-            place,
-        )
+        through = endpoint if self.via is None else UplinkEndpoint.by(self.via, endpoint)
+        self._asked[self._exchange.begin(now, through)] = (relay, place)
 
     def _waits(self) -> bool:
         return any(place < 2 * TARGETS_MAX for _, place in self._asked.values())
@@ -194,3 +191,86 @@ class Mappings:
 def _with_port(endpoint: Endpoint, port: int) -> Endpoint:
     host = endpoint.addr[0]
     return Endpoint((host, port)) if len(endpoint.addr) == 2 else Endpoint((host, port, 0, 0))
+
+
+class Outside:
+    """How this device looks from outside: Mappings for each uplink, 0 standing for the only one.
+
+    Drive it as one of them; `set_uplinks` when there are others. `drain_news` has what is new, by uplink.
+    """
+
+    def __init__(self, entropy: Entropy, servers: Callable[[], list[tuple[str, list[Endpoint], int]]]) -> None:
+        self._entropy = entropy
+        self._servers = servers
+        self._by_uplink: dict[int, Mappings] = {0: Mappings(entropy, servers)}
+        self._ended_drops: dict[StunDrop, int] = {}
+
+    @property
+    def drops(self) -> dict[StunDrop, int]:
+        """Of answers, by reason."""
+        total = dict(self._ended_drops)
+        for each in self._by_uplink.values():
+            _add(total, each.drops)
+        return total
+
+    @property
+    def mapped(self) -> list[UdpAddress]:
+        """Where we are seen by whatever uplink."""
+        return list(dict.fromkeys(address for each in self._by_uplink.values() for address in each.mapped))
+
+    def set_uplinks(self, now: float, indices: list[int]) -> None:
+        """Interface indices, the best first; with fewer than two it is left to the kernel by which to ask."""
+        wanted = indices if len(indices) > 1 else [0]
+        kept = {index: self._by_uplink[index] for index in wanted if index in self._by_uplink}
+        for index, each in self._by_uplink.items():
+            if index not in kept:
+                _add(self._ended_drops, each.drops)
+        self._by_uplink = {}
+        for index in wanted:
+            mappings = kept.get(index)
+            if mappings is None:
+                mappings = Mappings(self._entropy, self._servers)
+                mappings.via = index or None
+                mappings.doubt(now)
+            self._by_uplink[index] = mappings
+
+    def want(self, now: float) -> None:
+        for each in self._by_uplink.values():
+            each.want(now)
+
+    def doubt(self, now: float, *, survey: bool = False) -> None:
+        """Relays are surveyed by the best uplink only."""
+        for place, each in enumerate(self._by_uplink.values()):
+            each.doubt(now, survey=survey and place == 0)
+
+    def forget(self, now: float) -> None:
+        for each in self._by_uplink.values():
+            each.forget(now)
+
+    def handle_datagram(self, now: float, datagram: bytes, source: Endpoint) -> None:
+        index = source.uplink if source.uplink in self._by_uplink else next(iter(self._by_uplink))
+        self._by_uplink[index].handle_datagram(now, datagram, source)
+
+    def handle_timeout(self, now: float) -> None:
+        for each in self._by_uplink.values():
+            each.handle_timeout(now)
+
+    def poll_timeout(self) -> float | None:
+        times = (each.poll_timeout() for each in self._by_uplink.values())
+        return min((at for at in times if at is not None), default=None)
+
+    def drain_transmits(self) -> list[Transmit]:
+        return [transmit for each in self._by_uplink.values() for transmit in each.drain_transmits()]
+
+    def drain_measured(self) -> list[Measured]:
+        return [measured for each in self._by_uplink.values() for measured in each.drain_measured()]
+
+    def drain_news(self) -> list[tuple[int, list[UdpAddress]]]:
+        """(uplink, where we are seen by it)."""
+        news = ((index, each.take_news()) for index, each in self._by_uplink.items())
+        return [(index, mapped) for index, mapped in news if mapped is not None]
+
+
+def _add(total: dict[StunDrop, int], drops: dict[StunDrop, int]) -> None:
+    for reason, count in drops.items():
+        total[reason] = total.get(reason, 0) + count

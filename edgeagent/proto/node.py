@@ -28,7 +28,7 @@ from edgeagent.proto.keyrenewal import KeyRenewal, Step
 from edgeagent.proto.keys import Entropy
 from edgeagent.proto.limits import Limits
 from edgeagent.proto.linkpaths import LinkPaths
-from edgeagent.proto.mappings import Mappings
+from edgeagent.proto.mappings import Outside
 from edgeagent.proto.node_events import (
     AdmissionChanged,
     CacheDirty,
@@ -136,8 +136,8 @@ class Node:
         )
         self.peering = Peering(self.device, self.client, self.finder, limits.peers)
         self.relays = Relays(now, crypto=crypto, entropy=entropy, jitter=jitter, private=identity.node_private)
-        self.mappings = Mappings(entropy, self.relays.udp_servers)
-        self._paths = LinkPaths(self.device, self.client, self.peering, self.finder, self.relays, self.mappings)
+        self.outside = Outside(entropy, self.relays.udp_servers)
+        self._paths = LinkPaths(self.device, self.client, self.peering, self.finder, self.relays, self.outside)
         self.whereabouts = Whereabouts(
             now,
             client=self.client,
@@ -222,8 +222,10 @@ class Node:
         self._settle(now)
 
     def farewell(self, now: float) -> None:
-        """Before the connection is closed on purpose: publish what this leaves, then close."""
+        """Before the connection is closed on purpose: publish and transmit what this leaves, then close."""
         self.client.farewell(now)
+        self.relays.close(now)
+        self._transmits += self.relays.drain_transmits()
 
     # Inputs: the tunnel
 
@@ -245,9 +247,9 @@ class Node:
         """Where this device may be reached: its own (address of 4 or 16 B, UDP port), the best first."""
         self.relays.set_families(list(dict.fromkeys(len(address) for address, _ in endpoints)))
         if self.whereabouts.handle_addresses(now, endpoints):
-            self.mappings.forget(now)
+            self.outside.forget(now)
             self.relays.network_changed(now)
-            self.mappings.doubt(now, survey=True)
+            self.outside.doubt(now, survey=True)
         self._settle(now)
 
     # Inputs: relays
@@ -255,7 +257,7 @@ class Node:
     def handle_relay_addresses(self, now: float, relay: str, addresses: list[UdpAddress]) -> None:
         """Where the UDP port of a relay is whose hosts are names: what RelayNamesChanged asked for."""
         self.relays.set_addresses(now, relay, addresses)
-        self.mappings.doubt(now, survey=True)
+        self.outside.doubt(now, survey=True)
         self._settle(now)
 
     def set_on_demand(self, now: float, on_demand: bool) -> None:
@@ -285,7 +287,7 @@ class Node:
     def transmit_failed(self, now: float, endpoint: Endpoint) -> None:
         """The kernel would not send from `endpoint.local`: let go of it."""
         self.device.transmit_failed(now, endpoint)
-        self.finder.unpin(endpoint)
+        self.finder.unpin(now, endpoint)
 
     # Time
 
@@ -295,7 +297,7 @@ class Node:
         self.resolver.handle_timeout(now)
         self.finder.handle_timeout(now)
         self.relays.handle_timeout(now)
-        self.mappings.handle_timeout(now)
+        self.outside.handle_timeout(now)
         if self._sweep_at is not None and self._sweep_at <= now:
             self._sweep_at = None
             self._paths.sweep(now)
@@ -313,7 +315,7 @@ class Node:
             self.renewal.poll_timeout(),
             self.finder.poll_timeout(),
             self.relays.poll_timeout(),
-            self.mappings.poll_timeout(),
+            self.outside.poll_timeout(),
             self._sweep_at,
         ]
         return min((at for at in times if at is not None), default=None)
@@ -394,7 +396,7 @@ class Node:
         self._events.extend(self._paths.apply(now))
         if self.finder.shared.mapping_doubted:
             self.finder.shared.mapping_doubted = False
-            self.mappings.doubt(now)
+            self.outside.doubt(now)
         self._send(now, self._paths.carry(now, self.device.drain_transmits()) + self.finder.drain_transmits())
         for device, frame in self.finder.drain_signals():
             self._signal(device, frame)
@@ -424,31 +426,29 @@ class Node:
             self.relays.wake(now)
         if self.finder.shared.seeking:
             self.finder.shared.seeking = False
-            self.mappings.want(now)
+            self.outside.want(now)
         self.relays.settle(now)
         if self.relays.moved:
             self.relays.moved = False
-            self.mappings.doubt(now)
-        for measured in self.mappings.drain_measured():
+            self.outside.doubt(now)
+        for measured in self.outside.drain_measured():
             self.relays.measured(now, measured.relay, measured.endpoint, measured.round_trip_s)
-        mapped = self.mappings.take_news()
-        if mapped is not None:
-            self.whereabouts.handle_mappings(now, mapped)
+        for uplink, mapped in self.outside.drain_news():
+            self.whereabouts.handle_mappings(now, mapped, uplink)
         if self.relays.home != self.finder.home_relay:
             self.whereabouts.handle_home_relay(now, self.relays.home)
         for key in self.relays.drain_gone():
             self.finder.not_at_relay(now, key)
         self._send(now, self.finder.drain_transmits())
         self._transmits += self.relays.drain_transmits()
-        self._transmits += self.mappings.drain_transmits()
+        self._transmits += self.outside.drain_transmits()
 
     def _use_relays(self, now: float) -> None:
         """Another map is in use."""
-        self.relays.set_map(now, self.map.relays, self.map.passes)
-        if self.relays.names_to_resolve():
-            self._events.append(RelayNamesChanged())
-        if self.map.relays and not self.mappings.mapped:
-            self.mappings.doubt(now, survey=True)
+        if self.relays.set_map(now, self.map.relays, self.map.passes):
+            if self.relays.names_to_resolve():
+                self._events.append(RelayNamesChanged())
+            self.outside.doubt(now, survey=True)
 
     def _signal(self, device: str, frame: bytes) -> None:
         entry = self.client.records.get(device)
@@ -510,6 +510,7 @@ class Node:
             self.peering.remove(now, link.device)
             self._tell_gone(link, "removed")
         self.device.remove_all_peers(now)
+        self.relays.set_map(now, [], [])
         self.resolver.refuse_all()
         self._events.append(Removed())
 

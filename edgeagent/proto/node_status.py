@@ -25,7 +25,7 @@ def status(now: float, node: Node) -> dict[str, Any]:
             "tags": device_map.tags,
             "endpoints": [_udp_text(*endpoint) for endpoint in client.own_feed.endpoints],
             "home_relay": node.finder.home_relay,
-            "mapped": [_udp_text(*endpoint) for endpoint in node.mappings.mapped],
+            "mapped": [_udp_text(*endpoint) for endpoint in node.outside.mapped],
             "nat_mapping": node.finder.shared.nat,
             "node_key_renewal": node.renewal.state.value,
             "admitted_until": device_map.not_after,
@@ -57,7 +57,7 @@ def status(now: float, node: Node) -> dict[str, Any]:
             **{reason.value: count for reason, count in client.all_drops().items() if count},
             **{reason.value: count for reason, count in node.finder.drops.items() if count},
             **{reason.value: count for reason, count in node.relays.sessions.drops.items() if count},
-            **{reason.value: count for reason, count in node.mappings.drops.items() if count},
+            **{reason.value: count for reason, count in node.outside.drops.items() if count},
         },
         "relays": [
             {

@@ -8,7 +8,7 @@
 | ANSWERED | a small probe was answered; whether whole packets pass is open |
 | PROVEN | a probe as long as a full packet was answered as long: both directions carry traffic |
 | DOUBTFUL | traffic or a probe stayed without an answer: other ways carry a copy until that is settled |
-| DEAD | a whole row of probes stayed without an answer; tried again later |
+| DEAD | a whole row of probes stayed without an answer, or its uplink went down; tried again later |
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class Input(Enum):
     SILENCE = "silence"  # traffic, or one probe to a proven path, stayed without an answer
     GAVE_UP = "gave-up"  # the whole row of probes stayed without an answer
     RETRY = "retry"  # its time has come again
+    GONE = "gone"  # the uplink that it goes by is down
 
 
 _S, _I = State, Input
@@ -79,6 +80,7 @@ TABLE: dict[tuple[State, Input], State] = {
     (_S.DEAD, _I.PONG): _S.ANSWERED,
     (_S.DEAD, _I.FULL_PONG): _S.PROVEN,
     (_S.DEAD, _I.RETRY): _S.UNTRIED,
+    **{(state, _I.GONE): _S.DEAD for state in State},
 }
 
 
@@ -103,6 +105,7 @@ PENALTY_MS = {
 }
 LATENCY_UNKNOWN_MS = 500.0
 LATENCY_WEIGHT = 0.25  # of the newest measurement
+DEAR_MS = 1_000.0  # a path that costs so much is probed seldom while another one carries the traffic
 HYSTERESIS_MS = 5.0  # a way must be better by so much,
 HYSTERESIS_SHARE = 0.2  # and by this share of the latency, before traffic moves to it
 
@@ -121,10 +124,12 @@ PathKey = tuple[object, ...]
 
 
 def key_of(endpoint: Endpoint) -> PathKey:
-    """What two endpoints share that are one way: the remote address, whatever the source; by relay the member."""
+    """What two endpoints share that are one way: the remote address, whatever the source, and where there are several
+    uplinks that which it goes by; by relay the member."""
     if isinstance(endpoint, RelayEndpoint):
         return ("relay", endpoint.node_key)
-    return endpoint.addr[:2]
+    uplink = endpoint.uplink
+    return (*endpoint.addr[:2], uplink) if uplink else endpoint.addr[:2]
 
 
 class Path:
@@ -142,6 +147,7 @@ class Path:
         "latency_ms",
         "next_probe_at",
         "ponged_at",
+        "remote_cost_ms",
         "roamed_at",
         "state",
         "unanswered_since",
@@ -154,6 +160,7 @@ class Path:
         self.state = State.UNTRIED
         self.latency_ms: float | None = None
         self.cost_ms = 0.0  # of the uplink, set by its owner
+        self.remote_cost_ms = 0  # of the uplink at the other end, as the peer says
         self.frame_bytes = 0
         self.heard_at: float | None = None  # last pong, or traffic, from there
         self.ponged_at: float | None = None  # last pong
@@ -171,6 +178,11 @@ class Path:
             raise LocalProtocolError(f"path: {put.value} in state {self.state.value}") from None
         return self.state
 
+    def lose(self) -> None:
+        """Its uplink went down: nothing more comes of what is under way."""
+        self.take(Input.GONE)
+        self.next_probe_at = self.roamed_at = self.unanswered_since = None
+
     def measured(self, latency_ms: float) -> None:
         """One more round trip, in ms."""
         before = self.latency_ms
@@ -180,7 +192,12 @@ class Path:
     def score_ms(self) -> float:
         """Lower is better."""
         latency_ms = LATENCY_UNKNOWN_MS if self.latency_ms is None else self.latency_ms
-        return latency_ms + PENALTY_MS[self.kind] + self.cost_ms
+        return latency_ms + PENALTY_MS[self.kind] + self.cost_ms + self.remote_cost_ms
+
+    @property
+    def is_dear(self) -> bool:
+        """Whether probes on it are to be few."""
+        return self.cost_ms + self.remote_cost_ms >= DEAR_MS
 
     def is_better_than(self, other: Path) -> bool:
         """By so much that traffic should move."""

@@ -9,6 +9,7 @@ from edgeagent.proto.path import Path, PathKey, key_of
 from edgeagent.proto.pathtable import PeerPaths
 from edgeagent.proto.prober import DiscoShared
 from edgeagent.proto.relay_endpoint import RelayEndpoint
+from edgeagent.proto.ways import Ways
 
 if TYPE_CHECKING:
     from edgeagent.proto.crypto import Crypto
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from edgeagent.proto.endpoint import Endpoint, Transmit
     from edgeagent.proto.keys import Entropy
     from edgeagent.proto.records import Entry
+    from edgeagent.proto.ways import WayOut
 
 INTRODUCED_MAX = 32  # peers without a link that are met because the hub told us of them
 INTRODUCED_S = 30.0
@@ -44,6 +46,8 @@ class Pathfinder:
         self.called = False  # a device has called us since the owner last looked
         self._by_key_id: dict[bytes, PeerPaths] = {}
         self._by_path: dict[PathKey, PeerPaths] = {}  # the current way of each
+        self._keys: dict[str, PathKey] = {}  # the same by device
+        self.pathless: dict[str, PeerPaths] = {}  # those without one: WireGuard sends as it sees fit
         self._changed: dict[str, None] = {}  # devices whose current path is another, not yet drained
         self._answered: dict[str, None] = {}  # devices that answered a ping, not yet drained
         self._offered: dict[str, list[UdpAddress]] = {}  # what each feed said last
@@ -60,17 +64,44 @@ class Pathfinder:
 
     # Ourselves
 
-    def handle_own(self, now: float, own: list[UdpAddress], mapped: list[UdpAddress]) -> None:
-        """Our interfaces' addresses, or what servers see of them, are others: nothing is certain any more."""
-        if (own, mapped) == (self.shared.own, self.shared.mapped):
+    def handle_own(self, now: float, own: list[UdpAddress]) -> None:
+        """Our interfaces' addresses are others: nothing is certain any more but what goes by an uplink, of which
+        `handle_uplinks` tells."""
+        if own == self.shared.own:
             return
-        moved = own != self.shared.own
-        self.shared.own, self.shared.mapped = own, mapped
+        self.shared.own = own
         for paths in self._each():
-            if moved:
-                paths.anew(now)
-            elif not paths.is_direct and paths.is_wanted(now):
+            paths.anew(now, ours=True)
+            self._settle(now, paths)
+
+    def handle_mappings(self, now: float, mapped: list[UdpAddress], uplink: int) -> None:
+        """What servers see of us by `uplink`; 0 while there is but one."""
+        uplink = uplink if self.shared.ways.several else 0
+        if mapped == self.shared.mapped_by.get(uplink, []):
+            return
+        self.shared.mapped_by[uplink] = mapped
+        for paths in self._each():
+            if not paths.is_direct and paths.is_wanted(now):
                 paths.next_seek_at = now
+            self._settle(now, paths)
+
+    def handle_uplinks(self, now: float, uplinks: list[WayOut], *, several: bool) -> None:
+        """Those that are usable now, the best first; `several`: a socket is bound to each, at least two in all."""
+        shared, before = self.shared, self.shared.ways
+        ways = shared.ways = Ways(uplinks, several=several)
+        moved = [
+            index
+            for index, uplink in ways.uplinks.items()
+            if index not in before.uplinks or not uplink.is_where(before.uplinks[index])
+        ]
+        alone = next(iter(before.uplinks), 0) if several else next(iter(ways.uplinks), 0)
+        if before.several != several:
+            kept = shared.mapped_by.get(0 if several else alone)
+            shared.mapped_by = {} if kept is None else {alone if several else 0: kept}
+        if several:
+            shared.mapped_by = {index: seen for index, seen in shared.mapped_by.items() if index in ways.uplinks}
+        for paths in self._each():
+            paths.handle_uplinks(now, moved, self._offered.get(paths.device, []))
             self._settle(now, paths)
 
     # Peers
@@ -90,6 +121,7 @@ class Pathfinder:
                 self.shared.drop(DiscoDrop.UNKNOWN_SENDER)
                 return
             paths = self.peers[device] = self._by_key_id[them.key_id] = PeerPaths(now, self.shared, device, them)
+            self.pathless[device] = paths
         paths.node_keys = [key for key, _ in entry.record.node_keys]
         paths.nat = entry.nat
         if self.home_relay is not None and entry.home_relay is not None:
@@ -114,22 +146,37 @@ class Pathfinder:
         if paths is not None:
             self._by_key_id.pop(paths.them.key_id, None)
             self._by_path = {key: other for key, other in self._by_path.items() if other is not paths}
+            self._keys.pop(device, None)
+            self.pathless.pop(device, None)
             self._changed.pop(device, None)
             self._answered.pop(device, None)
             self._deadlines.pop(device, None)
             self._offered.pop(device, None)
 
-    def unpin(self, endpoint: Endpoint) -> None:
-        """The kernel would not send from `endpoint.local`."""
-        for paths in self.peers.values():
-            for path in paths.prober:
+    def unpin(self, now: float, endpoint: Endpoint) -> None:
+        """The kernel would not send from `endpoint.local`; where that is only an uplink, nothing goes by it."""
+        refused = endpoint.uplink != 0 and endpoint == endpoint.unpinned()
+        for paths in self._each():
+            for path in paths.prober.direct.values():
                 if path.endpoint == endpoint:
                     path.endpoint = endpoint.unpinned()
+                    if refused:
+                        path.lose()
+            if refused:
+                self._settle(now, paths)
 
     def current(self, device: str) -> Path | None:
         """Where traffic for `device` goes; None where WireGuard alone decides."""
         paths = self.peers.get(device)
         return None if paths is None else paths.current
+
+    def ways_to(self, remote: UdpAddress) -> list[Endpoint]:
+        """The endpoints that stand for an address, one for each uplink that leads there."""
+        return [endpoint for endpoint, _ in self.shared.ways.to(remote, self.shared)]
+
+    def is_open(self, endpoint: Endpoint) -> bool:
+        """False for one that is bound to an uplink which is down, or to one at all where there is but one."""
+        return self.shared.ways.is_open(endpoint)
 
     # Frames
 
@@ -227,12 +274,19 @@ class Pathfinder:
         return list(self.peers.values())
 
     def _settle(self, now: float, paths: PeerPaths) -> None:
-        before = paths.current
-        if paths.choose(now):
-            if before is not None and self._by_path.get(before.key) is paths:
-                del self._by_path[before.key]
-            if paths.current is not None:
-                self._by_path[paths.current.key] = paths
+        before = self._keys.get(paths.device)
+        changed = paths.choose(now)
+        key = None if paths.current is None else paths.current.key
+        if changed or key != before:
+            if before is not None and self._by_path.get(before) is paths:
+                del self._by_path[before]
+            self._keys.pop(paths.device, None)
+            if key is None:
+                self.pathless[paths.device] = paths
+            else:
+                self.pathless.pop(paths.device, None)
+                self._by_path[key] = paths
+                self._keys[paths.device] = key
             self._changed[paths.device] = None
         self._note(paths)
 

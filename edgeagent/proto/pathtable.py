@@ -2,6 +2,10 @@
 
 Traffic goes by the peer's relay at once. A direct path takes over when it is proven; when it falls silent the relay
 carries a copy, and when it is dead, everything. What arrives twice, WireGuard's replay window drops.
+
+Where another direct path is proven (an uplink that stands by, at either end), it is kept so while there is traffic, and
+takes over as soon as the current one leaves a probe unanswered, or at once when its uplink goes down. The other end
+hears that from where the packets come: until it knows whether its own way there still works, a copy goes there.
 """
 
 from __future__ import annotations
@@ -12,23 +16,29 @@ from edgeagent.proto.candidates import sort_candidates
 from edgeagent.proto.disco import CallMe, Correspondent, DiscoDrop, Ping, Pong, write_call_me, write_pong
 from edgeagent.proto.endpoint import Transmit
 from edgeagent.proto.path import Input, Path, PathKind, State
-from edgeagent.proto.paths import from_endpoint, to_endpoint
+from edgeagent.proto.paths import from_endpoint
 from edgeagent.proto.prober import DiscoShared, Prober
 from edgeagent.proto.punch import EDM, SPRAY_PORTS, SPRAYS_PER_PEER_MAX, Budget, Spray
 from edgeagent.proto.relay_endpoint import RelayEndpoint
+from edgeagent.proto.ways import migrate
 
 if TYPE_CHECKING:
     from edgeagent.proto.endpoint import Endpoint
+    from edgeagent.proto.path import PathKey
     from edgeagent.proto.records import UdpAddress
 
 WANTED_S = 30.0  # after traffic, or an introduction: so long a direct path is looked for
-SEEK_AGAIN_S = (3.0, 7.0, 15.0, 30.0, 60.0, 120.0, 300.0)  # between two searches that find none
+SEEK_AGAIN_S = (2.5, 2.5, 3.0, 7.0, 15.0, 30.0, 60.0, 120.0, 300.0)  # between two searches that find none
 CALL_BURST, CALL_PER_S = 4, 0.5  # of call-me, either way
 PING_BURST, PING_PER_S = 80, 20.0  # pings of one peer that are answered
 SILENCE_S = 1.0  # traffic without an answer for so long asks for a probe,
 VERIFY_SPACING_S = 3.0  # unless the last one was answered less long ago: one-way traffic is nobody's fault
 TRUST_S = 20.0  # a path not heard from for longer is in doubt when traffic begins again: NATs forget
+SPARE_SILENCE_S = 0.4  # the same where another proven path could take over: a wrong guess costs nothing there,
+SPARE_SPACING_S = 0.5
 RECHECK_S = 60.0  # between two looks at all live paths, while there is traffic
+STANDBY_S = 15.0  # the same by the uplinks that stand by, with small probes: before the peer stops to trust them
+RECHECKS = 4  # of those, every which one is a look at all
 ROAM_TRUST_S = 3.0  # how long WireGuard's word counts for a path that is not proven
 COPIES_MAX = 2
 
@@ -42,9 +52,9 @@ class PeerPaths:
     """
 
     __slots__ = (
-        "_answers", "_calls_in", "_calls_out", "_recheck_at", "_seeks", "_shared", "_spray", "_sprays", "_used_at",
-        "copies", "current", "device", "introduced_at", "nat", "next_seek_at", "node_keys", "prober", "rx_bytes",
-        "them",
+        "_answers", "_calls_in", "_calls_out", "_followed", "_has_spare", "_heard_key", "_recheck_at", "_rechecks",
+        "_seeks", "_shared", "_spray", "_sprays", "_used_at", "copies", "current", "device", "introduced_at", "nat",
+        "next_seek_at", "node_keys", "prober", "rx_bytes", "them",
     )  # fmt: skip
 
     def __init__(self, now: float, shared: DiscoShared, device: str, them: Correspondent) -> None:
@@ -57,6 +67,10 @@ class PeerPaths:
         self._spray: Spray | None = None
         self._sprays = 0
         self._recheck_at: float | None = None
+        self._rechecks = 0
+        self._has_spare = False  # another direct path than the current one is proven
+        self._heard_key: PathKey | None = None  # the proven path that the peer's traffic came by last
+        self._followed: Path | None = None  # gets copies, until the current path has answered
         self.device = device
         self.them = them
         self.nat: str | None = None  # as its feed says
@@ -74,10 +88,11 @@ class PeerPaths:
         """Where the peer says it is."""
         found, refused = sort_candidates(endpoints, self._shared.own, self._shared.device_map)
         self._shared.drop(DiscoDrop.CANDIDATE, refused)
-        for endpoint, kind in found:
-            path = self.prober.add(to_endpoint(endpoint), kind, self.current)
-            if path is not None and path.state is State.UNTRIED and self.is_wanted(now):
-                self.prober.begin(now, path, punch=True)
+        for endpoint, _ in found:
+            for way, kind in self._shared.ways.to(endpoint, self._shared):
+                path = self.prober.add(way, kind, self.current)
+                if path is not None and path.state is State.UNTRIED and self.is_wanted(now):
+                    self.prober.begin(now, path, punch=True)
 
     def set_relay(self, endpoint: RelayEndpoint | None) -> None:
         """The peer's home relay, as far as it is known."""
@@ -87,18 +102,37 @@ class PeerPaths:
         elif relay is None or relay.endpoint != endpoint:
             self.prober.relay = Path(endpoint, PathKind.RELAY)
 
-    def anew(self, now: float) -> None:
-        """The peer or we have moved: what failed before may succeed, and what worked may not."""
+    def anew(self, now: float, *, ours: bool = False) -> None:
+        """The peer has moved, or we have (`ours`): what failed before may succeed, and what worked may not."""
         self._seeks = self._sprays = 0
         for path in self.prober:
-            path.endpoint = path.endpoint.unpinned()  # the source address may be gone
-            if path.state is State.DEAD:
-                path.take(Input.RETRY)
-            elif path.state in (State.PROVEN, State.ANSWERED):
-                path.take(Input.SILENCE)
-                if self.is_wanted(now):
-                    self.prober.begin(now, path)
+            if not (ours and path.endpoint.uplink):
+                self._doubt_anew(now, path)
         self.next_seek_at = now if self.is_wanted(now) else None
+
+    def handle_uplinks(self, now: float, moved: list[int], offered: list[UdpAddress]) -> None:
+        """Our uplinks are others: those of `moved` are new, or lead somewhere else now; `offered` is what the peer said
+        last of where it is."""
+        migrate(self.prober, self._shared)
+        if moved:
+            self.offer(now, offered)
+        wanted = self.is_wanted(now)
+        for path in list(self.prober.direct.values()):
+            if path.endpoint.uplink in moved:
+                self._doubt_anew(now, path)
+            if wanted and path.state is State.UNTRIED and path.next_probe_at is None:
+                self.prober.begin(now, path, punch=True)
+        if wanted and moved and self._shared.ways.several:
+            self._call(now)
+
+    def _doubt_anew(self, now: float, path: Path) -> None:
+        path.endpoint = path.endpoint.unpinned()  # the source address may be gone
+        if path.state is State.DEAD:
+            path.take(Input.RETRY)
+        elif path.state in (State.PROVEN, State.ANSWERED):
+            path.take(Input.SILENCE)
+            if self.is_wanted(now):
+                self.prober.begin(now, path)
 
     def introduce(self, now: float) -> None:
         """Somebody says that there will be traffic."""
@@ -123,13 +157,20 @@ class PeerPaths:
         if by_relay:
             return
         path = self._path_from(source)
-        if path is not None and path.state in (State.UNTRIED, State.PROBING, State.DEAD):
+        if path is None:
+            return
+        path.remote_cost_ms = ping.cost_ms
+        if path.state in (State.UNTRIED, State.PROBING, State.DEAD):
             path.take(Input.HEARD)
             self.prober.hurry(now, path)
+        elif path is not self.current:
+            path.heard_at = now  # the other end keeps it up
 
     def handle_pong(self, now: float, pong: Pong, source: Endpoint, frame_bytes: int) -> bool:
         """False for a pong that counts for nothing."""
         path = self.prober.handle_pong(now, pong, source, frame_bytes)
+        if path is self.current:
+            self._followed = None
         if path is not None and path.state is State.PROVEN and not path.is_relay:
             self._seeks = 0
             self._spray = None
@@ -185,6 +226,7 @@ class PeerPaths:
         if path is not None:
             path.heard_at = now
             path.unanswered_since = None
+            self._heard_key = path.key
 
     def roamed(self, now: float, source: Endpoint) -> None:
         """WireGuard heard its peer where it did not expect it."""
@@ -207,7 +249,17 @@ class PeerPaths:
             if old is not None and old is not path and old.state is State.PROVEN and old.next_probe_at is None:
                 old.take(Input.SILENCE)
                 self.prober.begin(now, old)
+        elif path.state is State.PROVEN and path is not self.current and path.key != self._heard_key:
+            self._follow(now, path)
         self.heard(now, source)
+
+    def _follow(self, now: float, path: Path) -> None:
+        """The peer has gone over to another proven path, perhaps because ours is dead: that is to be found out."""
+        current = self.current
+        if current is not None and current.state is State.PROVEN and current.next_probe_at is None:
+            self._followed = path
+            self.prober.begin(now, current)
+            self._choose_copies()
 
     # Time
 
@@ -224,7 +276,8 @@ class PeerPaths:
         spray = self._spray
         if spray is not None and _is_due(spray.next_at, now):
             for endpoint in spray.take_due(now):
-                prober.ping(now, to_endpoint(endpoint), 0)
+                for way, _ in self._shared.ways.to(endpoint, self._shared)[:1]:
+                    prober.ping(now, way, 0)
 
     def deadline(self) -> float | None:
         times = [self.prober.deadline(), self._verify_at(), self.next_seek_at, self._recheck_at]
@@ -248,6 +301,8 @@ class PeerPaths:
         if path.state is not State.PROVEN and not (path.is_relay and path.state is State.ANSWERED):
             return None
         verified_at = path.unanswered_since if path.ponged_at is None else path.ponged_at
+        if self._has_spare:
+            return max(path.unanswered_since + SPARE_SILENCE_S, verified_at + SPARE_SPACING_S)
         return max(path.unanswered_since + SILENCE_S, verified_at + VERIFY_SPACING_S)
 
     def _use(self, now: float) -> None:
@@ -255,7 +310,7 @@ class PeerPaths:
         if not self.is_direct and self.next_seek_at is None:
             self.next_seek_at = now
         if self._recheck_at is None:
-            self._recheck_at = now + RECHECK_S
+            self._recheck_at = now + (STANDBY_S if self._shared.ways.several else RECHECK_S)
 
     # Search
 
@@ -297,15 +352,27 @@ class PeerPaths:
         self._recheck_at = None
         if not self.is_wanted(now):
             return
-        self._recheck_at = now + RECHECK_S
+        several = self._shared.ways.several
+        self._recheck_at = now + (STANDBY_S if several else RECHECK_S)
+        self._rechecks += 1
+        of_all = not several or self._rechecks % RECHECKS == 0
         for path in self.prober:
-            if path.next_probe_at is None and (path.state is State.PROVEN or (path.is_relay and path is self.current)):
-                self.prober.begin(now, path, full=True)
+            stands_by = path is not self.current
+            if path.next_probe_at is not None:
+                continue
+            if path.state is State.PROVEN:
+                if of_all or (several and stands_by and not path.is_dear):
+                    self.prober.begin(now, path, full=of_all and not (stands_by and path.is_dear))
+            elif path.is_relay:
+                if of_all and not stands_by:
+                    self.prober.begin(now, path, full=True)
+            elif several and path.state in (State.UNTRIED, State.DEAD) and (of_all or path.state is State.UNTRIED):
+                self.prober.begin(now, path, punch=True)
 
     def _path_from(self, source: Endpoint) -> Path | None:
-        """The path to where something authentic came from."""
+        """The path to where something authentic came from; None by an uplink that is not to be used."""
         path = self.prober.find(source)
-        if path is not None:
+        if path is not None or not self._shared.ways.is_open(source):
             return path
         kind = self.prober.kind(source)
         if kind is None:
@@ -318,12 +385,17 @@ class PeerPaths:
     def choose(self, now: float) -> bool:
         """Settle where traffic goes; True where that is another way than before."""
         before, self.current = self.current, self._best(now)
+        if self.current is not before or self._followed is self.current:
+            self._followed = None
+        self._has_spare = any(
+            path.state is State.PROVEN and path is not self.current for path in self.prober.direct.values()
+        )
         self._choose_copies()
         return self.current is not before
 
     def _best(self, now: float) -> Path | None:
         current, relay = self.current, self.prober.relay
-        if current is not None and current is not relay and current.key not in self.prober.direct:
+        if current is not None and current is not relay and self.prober.direct.get(current.key) is not current:
             current = None
         direct = list(self.prober.direct.values())
         proven = [path for path in direct if path.state is State.PROVEN]
@@ -350,6 +422,8 @@ class PeerPaths:
         current, relay = self.current, self.prober.relay
         self.copies = []
         if current is None or current.state is State.PROVEN:
+            if self._followed is not None:
+                self.copies.append(self._followed.endpoint)
             return
         if current.is_relay and current.state not in (State.DOUBTFUL, State.DEAD):
             return

@@ -239,7 +239,7 @@ class Peer:
         if before is endpoint or before == endpoint:
             return
         self.endpoint = endpoint
-        if before is None or before.addr != endpoint.addr:
+        if before is None or before.addr != endpoint.addr or before.uplink != endpoint.uplink:
             self._shared.events.append(EndpointRoamed(self, endpoint))
 
     def received(self, now: float, keypair: Keypair, *, data: bool) -> None:

@@ -277,7 +277,9 @@ class Peering:
             return path.endpoint
         if link.peer.endpoint is not None:
             return link.peer.endpoint.unpinned()
-        return to_endpoint(link.candidates[0]) if link.candidates else None
+        if not link.candidates:
+            return None
+        return (self._finder.ways_to(link.candidates[0]) or [to_endpoint(link.candidates[0])])[0]
 
     # Our own changes
 

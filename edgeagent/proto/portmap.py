@@ -100,6 +100,11 @@ class PortMapper:
         for key in [key for key in self._gateways if key[0] == uplink]:
             self._forget(now, key)
 
+    def remove_gateway(self, now: float, uplink: str, own: bytes) -> None:
+        """The same for one address family of it, that of `own`. Harmless where there is none."""
+        if (uplink, len(own)) in self._gateways:
+            self._forget(now, (uplink, len(own)))
+
     def close(self, now: float) -> None:
         """Give back all mappings: the asks to drain are the last."""
         for key in list(self._gateways):
@@ -139,6 +144,14 @@ class PortMapper:
     def mappings(self) -> list[tuple[str, Mapping]]:
         """All that hold, with their uplinks."""
         return [(key[0], gateway.mapping) for key, gateway in self._gateways.items() if gateway.mapping is not None]
+
+    def silent(self) -> list[tuple[str, bytes, bytes, int]]:
+        """(uplink, gateway, own address, port) where both protocols were tried over IPv4 and no answer ever came."""
+        return [
+            (key[0], gateway.address, gateway.own, gateway.port)
+            for key, gateway in self._gateways.items()
+            if gateway.silent and len(gateway.own) == 4
+        ]
 
     def drain_asks(self) -> list[Ask]:
         asks, self._asks = self._asks, []

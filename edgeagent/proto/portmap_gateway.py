@@ -65,6 +65,7 @@ class Gateway:
         "_datagrams",
         "_deadline",
         "_grant",
+        "_heard",
         "_jitter",
         "_natpmp_epoch",
         "_nonce",
@@ -75,6 +76,7 @@ class Gateway:
         "own",
         "port",
         "protocol",
+        "silent",
         "state",
         "told",
     )
@@ -87,6 +89,7 @@ class Gateway:
         self.protocol: str | None = None  # by which the mapping was granted; None without one
         self.mapping: Mapping | None = None
         self.told: Mapping | None = None  # the mapping that the owner has made known
+        self.silent = False  # it was asked by all that we speak and has never answered
         self._nonce = nonce
         self._jitter = jitter
         self._backoff = Backoff(jitter, WAIT_MIN_S, WAIT_MAX_S)
@@ -96,6 +99,7 @@ class Gateway:
         self._deadline = 0.0
         self._by_pcp = True
         self._tries = 0
+        self._heard = False
         # NAT-PMP answers in two halves, in either order
         self._address: bytes | None = None
         self._grant: tuple[int, int] | None = None  # port, lifetime in s
@@ -123,6 +127,8 @@ class Gateway:
 
     def read_pcp(self, now: float, answer: pcp.Answer) -> None:
         """Raises PortMapError: UNEXPECTED or USELESS."""
+        self._heard = True
+        self.silent = False
         if answer.result == pcp.UNSUPPORTED_VERSION:
             self._version_refused(now)
         elif isinstance(answer, pcp.MapAnswer):
@@ -140,6 +146,8 @@ class Gateway:
 
     def read_natpmp(self, now: float, answer: natpmp.AddressAnswer | natpmp.MapAnswer | natpmp.Refusal) -> None:
         """Raises PortMapError: UNEXPECTED or USELESS."""
+        self._heard = True
+        self.silent = False
         if isinstance(answer, natpmp.Refusal):
             if answer.result == natpmp.UNSUPPORTED_VERSION:
                 self._version_refused(now)
@@ -173,6 +181,7 @@ class Gateway:
         elif self._by_pcp and self.protocol is None and len(self.own) == 4:
             self._ask(now, by_pcp=False)
         else:
+            self.silent = not self._heard
             self._wait(now, 0)
 
     def poll_timeout(self) -> float:
@@ -210,7 +219,7 @@ class Gateway:
             self._granted(now, self._address, *self._grant, NAT_PMP)
 
     def _granted(self, now: float, address: bytes, port: int, lifetime_s: int, protocol: str) -> None:
-        if not _is_usable(address) or port == 0 or lifetime_s < LIFETIME_MIN_S:
+        if not is_usable_outside(address) or port == 0 or lifetime_s < LIFETIME_MIN_S:
             self._wait(now, 0)
             raise PortMapError(PortMapDrop.USELESS, "portmap: an address, a port or a lifetime that is of no use")
         lifetime_s = min(lifetime_s, LIFETIME_MAX_S)
@@ -244,7 +253,7 @@ class Gateway:
         self._deadline = min(self._deadline, now + self._jitter() * ANNOUNCED_SPREAD_S)
 
 
-def _is_usable(address: bytes) -> bool:
+def is_usable_outside(address: bytes) -> bool:
     """No zeros, loopback, link-local or multicast: nobody could send there."""
     if len(address) == 4:
         return address[0] not in (0, 127) and address[0] < 224 and address[:2] != b"\xa9\xfe"

@@ -21,9 +21,9 @@ from edgeagent.proto.disco import (
 from edgeagent.proto.endpoint import Endpoint, Transmit
 from edgeagent.proto.messages import TRANSPORT_HEADER
 from edgeagent.proto.path import Input, Path, PathKey, PathKind, State, key_of
-from edgeagent.proto.paths import from_endpoint, to_endpoint
-from edgeagent.proto.punch import SPRAYED_MAX, SPRAYED_PER_S, Budget, guess_next, mapping_behaviour
+from edgeagent.proto.punch import EDM, EIM, SPRAYED_MAX, SPRAYED_PER_S, Budget, guess_next, mapping_behaviour
 from edgeagent.proto.relay_endpoint import RelayEndpoint
+from edgeagent.proto.ways import Ways
 
 if TYPE_CHECKING:
     from edgeagent.proto.devicemap import DeviceMap
@@ -47,8 +47,8 @@ class DiscoShared:
     """What the paths of all peers have in common: our keys, what is known of ourselves, and the outputs."""
 
     __slots__ = (
-        "device_map", "drops", "entropy", "keys", "mapped", "mapping_doubted", "mtu", "node_key", "own", "seeking",
-        "signals", "sprayed", "transmits",
+        "device_map", "drops", "entropy", "heard_by", "keys", "mapped_by", "mapping_doubted", "mtu", "node_key", "own",
+        "seeking", "signals", "sprayed", "transmits", "ways",
     )  # fmt: skip
 
     def __init__(self, now: float, keys: DiscoKeys, entropy: Entropy, device_map: DeviceMap, node_key: bytes) -> None:
@@ -58,7 +58,10 @@ class DiscoShared:
         self.node_key = node_key
         self.mtu = 0  # of the TUN
         self.own: list[UdpAddress] = []  # our interfaces' addresses
-        self.mapped: list[UdpAddress] = []  # as servers saw us, in the order they were asked
+        self.ways = Ways([], several=False)
+        # By uplink (0 while there is but one): as servers saw us by it, in the order they were asked
+        self.mapped_by: dict[int, list[UdpAddress]] = {}
+        self.heard_by: dict[int, None] = {}  # uplinks by which a pong came, not yet taken note of
         self.mapping_doubted = False  # a direct path died that had worked: our NAT may have forgotten us
         self.seeking = False  # somebody is told where we are: it should be true
         self.sprayed = Budget(now, SPRAYED_MAX, SPRAYED_PER_S)
@@ -73,12 +76,21 @@ class DiscoShared:
 
     @property
     def nat(self) -> str | None:
-        """Our own NAT's mapping behaviour."""
-        return mapping_behaviour(self.mapped)
+        """Our own NAT's mapping behaviour; of the best uplink, where there are several."""
+        found = [mapping_behaviour(mapped) for mapped in self.mapped_by.values()]
+        return EIM if EIM in found else EDM if EDM in found else None
+
+    @property
+    def mapped(self) -> list[UdpAddress]:
+        """Where servers saw us, each address once: the newest of each uplink, then those before."""
+        newest_first = [mapped[::-1] for mapped in self.mapped_by.values()]
+        longest = max(map(len, newest_first), default=0)
+        return list(dict.fromkeys(mapped[at] for at in range(longest) for mapped in newest_first if at < len(mapped)))
 
     def endpoints(self) -> list[UdpAddress]:
         """Where we may be reached, for a call-me: interfaces, mappings, and where the next mapping may be."""
-        return list(dict.fromkeys([*self.own, *self.mapped[::-1], *guess_next(self.mapped)]))
+        guesses = [guess for mapped in self.mapped_by.values() for guess in guess_next(mapped)]
+        return list(dict.fromkeys([*self.own, *self.mapped, *guesses]))
 
     def drop(self, reason: DiscoDrop, count: int = 1) -> None:
         self.drops[reason] += count
@@ -133,20 +145,37 @@ class Prober:
                 return None
             del self.direct[min(poor, key=lambda old: old.state is State.UNTRIED).key]
         path = self.direct[key_of(endpoint)] = Path(endpoint.unpinned(), kind)
+        path.cost_ms = self._shared.ways.cost_ms(endpoint)
         return path
+
+    def rekey(self, path: Path, endpoint: Endpoint) -> None:
+        """`path` goes by another uplink now, or as the kernel routes it. Where two become one, the one alive stays."""
+        before, path.endpoint = path.key, endpoint
+        del self.direct[before]
+        path.key = key_of(endpoint)
+        other = self.direct.get(path.key)
+        if other is None or other.state is State.DEAD:
+            self.direct[path.key] = path
+        for probe in self._probes.values():
+            if probe.key == before:
+                probe.key = path.key
 
     def kind(self, endpoint: Endpoint) -> PathKind | None:
         """Of an endpoint that something authentic came from; None inside the mesh."""
-        address = endpoint.ip_bytes()
-        if self._shared.device_map.holds(address):
+        address, shared = endpoint.ip_bytes(), self._shared
+        if shared.device_map.holds(address):
             return None
-        return kind_of(address, self._shared.own, self._shared.device_map) or PathKind.PRIVATE
+        uplink = shared.ways.uplinks.get(endpoint.uplink)
+        own = shared.own if uplink is None else [(mine, 0) for mine in uplink.addresses]
+        return kind_of(address, own, shared.device_map) or PathKind.PRIVATE
 
     # Rows
 
     def begin(self, now: float, path: Path, *, punch: bool = False, full: bool = False) -> None:
         """A row of probes, the first of them now; `punch`: after one that opens our NAT and reaches nobody; `full`:
-        along a proven path, whether whole packets still pass."""
+        along a proven path, whether whole packets still pass. None by an uplink that is down."""
+        if not self._shared.ways.is_open(path.endpoint):
+            return
         if path.state is State.DEAD:
             path.take(Input.RETRY)
         path.take(Input.PROBE)
@@ -212,7 +241,8 @@ class Prober:
                 break
             self._probes.popitem(last=False)
         transaction = shared.entropy(TRANSACTION_SIZE)
-        frame = shared.keys.seal(self._them, write_ping(transaction, shared.node_key, frame_bytes))
+        cost_ms = shared.ways.cost_ms(endpoint)
+        frame = shared.keys.seal(self._them, write_ping(transaction, shared.node_key, frame_bytes, cost_ms))
         self._probes[transaction] = Probe(now, endpoint, len(frame))
         shared.transmits.append(Transmit(endpoint, [frame], ttl=ttl))
 
@@ -220,12 +250,12 @@ class Prober:
 
     def handle_pong(self, now: float, pong: Pong, source: Endpoint, frame_bytes: int) -> Path | None:
         """The path that was answered, or None for a pong that counts for nothing."""
-        probe = self._probes.get(pong.transaction)
+        shared, probe = self._shared, self._probes.get(pong.transaction)
         if probe is None or now - probe.sent_at > PROBE_LIFE_S or frame_bytes != probe.frame_bytes:
-            self._shared.drop(DiscoDrop.TRANSACTION)
+            shared.drop(DiscoDrop.TRANSACTION)
             return None
         if probe.key != key_of(source):
-            self._shared.drop(DiscoDrop.PONG_SOURCE)
+            shared.drop(DiscoDrop.PONG_SOURCE)
             return None
         del self._probes[pong.transaction]
         path = self.find(source)
@@ -240,6 +270,8 @@ class Prober:
         path.unanswered_since = None
         if source.local is not None:
             path.endpoint = source
+            if source.uplink:
+                shared.heard_by[source.uplink] = None
         self._answered(now, path, frame_bytes)
         return path
 
@@ -259,4 +291,4 @@ class Prober:
 
     def _sprayed(self, source: Endpoint) -> Path | None:
         kind = self.kind(source)
-        return None if kind is None else self.add(to_endpoint(from_endpoint(source)), kind)
+        return None if kind is None else self.add(source, kind)

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 
 from edgeagent.proto.backoff import Backoff
+from edgeagent.proto.causes import Carried
 from edgeagent.proto.crypto import Crypto
 from edgeagent.proto.errors import LocalProtocolError
 from edgeagent.proto.keys import Entropy
@@ -60,7 +61,7 @@ class RelayClient:
 
     Inputs: `start`, `stop`; `handle_datagrams` from the relay's UDP address; `stream_opened` (the HTTP upgrade was
     answered), then `handle_stream`, `stream_blocked` / `stream_writable`, `stream_closed` (also when it could not be
-    opened); `send`; `set_pass`; `handle_timeout`.
+    opened); `send`; `knock`; `set_pass`; `handle_timeout`.
     After any input drain `drain_events`, `drain_datagrams`, `drain_stream`, `drain_packets`, then wait until
     `poll_timeout`.
 
@@ -121,6 +122,11 @@ class RelayClient:
         """There and back through the relay, smoothed; None before the first answer."""
         liveness = self._liveness(self.carrier)
         return liveness.latency_s if liveness is not None else None
+
+    @property
+    def carried(self) -> Carried:
+        """What of the connection was members' packets, for whoever counts it."""
+        return self._stream.carried
 
     @property
     def drops(self) -> dict[RelayClientDrop, int]:
@@ -190,6 +196,18 @@ class RelayClient:
             self._inbox.drop(RelayClientDrop.NOT_UP, lost if self._running else len(fitting))
             if self._running:
                 self._waiting.extend((now, key, packet, ecn) for packet in fitting)
+
+    def knock(self, now: float, challenge: bytes, address: tuple[bytes, int]) -> bool:
+        """Have the relay send a small datagram to another socket of ours (relay_trial.py), which got `challenge` at
+        `address` (4 or 16 B, port). False while no carrier is up; whether it arrives is for that socket to see.
+        """
+        if self.carrier is None:
+            return False
+        if self.carrier is Carrier.DATAGRAM:
+            self._datagram.knock(challenge, address)
+        else:
+            self._stream.knock(challenge, address)
+        return True
 
     def handle_datagrams(self, now: float, batch: list[tuple[bytes, int]]) -> None:
         """(datagram, ECN field) as they came from the relay's UDP address."""

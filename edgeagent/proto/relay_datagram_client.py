@@ -18,7 +18,6 @@ from edgeagent.proto.relay_frames import (
     BIND_BODY,
     BOUND,
     BYE,
-    CHALLENGE_SIZE,
     CHALLENGED,
     CHANNEL_MAX,
     DATA,
@@ -28,9 +27,8 @@ from edgeagent.proto.relay_frames import (
     DRAINING,
     ECHO_SIZE,
     GONE,
-    HELLO,
-    HELLO_BYTES,
     KEY_SIZE,
+    KNOCKING,
     LOGGING_IN,
     OWN_CHANNEL,
     PACKET_BYTES_MAX,
@@ -44,9 +42,12 @@ from edgeagent.proto.relay_frames import (
     control_datagram,
     data_datagram,
     echo_of,
+    hello_datagram,
     open_control,
+    read_challenged,
     to_gone,
     to_refusal,
+    write_knock,
 )
 from edgeagent.proto.relay_login import Role, SessionKeys, write_login
 from edgeagent.proto.relay_probe import Liveness
@@ -116,9 +117,7 @@ class DatagramClient:
         self._begin()
         self.failed, self.failure = False, None
         self.state = DatagramState.HELLO
-        echo = self._login.entropy(ECHO_SIZE)
-        hello = DATAGRAM_HEAD.pack(HELLO, 0, 0, 0) + echo
-        self._datagram = hello + bytes(HELLO_BYTES - len(hello))
+        self._datagram = hello_datagram(self._login.entropy(ECHO_SIZE))
         self._send_attempt(now)
 
     def stop(self) -> None:
@@ -166,6 +165,10 @@ class DatagramClient:
         self._out += [(head + packet, ecn) for packet in packets]
         self.liveness.sent_data_at = now
 
+    def knock(self, challenge: bytes, address: tuple[bytes, int]) -> None:
+        """While `state` is UP."""
+        self._control(KNOCKING, write_knock(challenge, address))
+
     def handle(self, now: float, datagram: bytes, ecn: int) -> None:
         """One datagram from the relay's address."""
         if len(datagram) < DATAGRAM_HEAD_SIZE or datagram[1]:
@@ -212,11 +215,11 @@ class DatagramClient:
         self._attempt += 1
 
     def _on_challenged(self, now: float, datagram: bytes, session: int) -> None:
-        if len(datagram) != DATAGRAM_HEAD_SIZE + ECHO_SIZE + CHALLENGE_SIZE:
+        challenged = read_challenged(datagram)
+        if challenged is None:
             self._inbox.drop(RelayClientDrop.MALFORMED)
             return
-        echo = datagram[DATAGRAM_HEAD_SIZE : DATAGRAM_HEAD_SIZE + ECHO_SIZE]
-        challenge = datagram[-CHALLENGE_SIZE:]
+        echo, challenge = challenged
         if self.state is DatagramState.UP and session == self._session:
             self._on_hint(now, challenge)
         elif (

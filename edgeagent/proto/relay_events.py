@@ -24,6 +24,7 @@ class RelayClientDrop(Enum):
     UNKNOWN_CHANNEL = "relay-unknown-channel"  # data on a channel that we did not bind, or no longer
     STRANGE_PROBE = "relay-strange-probe"  # from ourselves, and no probe that we wait for
     NOT_UP = "relay-not-up"  # packets for a relay that is not there (yet)
+    NO_RELAY = "relay-not-named"  # packets for a relay that our map does not name, or without a pass for it
     TOO_LONG = "relay-too-long"  # packets longer than a relay forwards
     STRANGER = "relay-stranger"  # a relay's datagram from an address at which we have no relay
     QUEUE_FULL = "relay-queue-full"  # the oldest packets to a relay that takes them too slowly gave way

@@ -33,6 +33,7 @@ PING = 0x09  # 8 B that come back
 PONG = 0x0A  # the 8 B of a PING
 PRESENT = 0x0B  # 16 B network id, then 32 B keys of members that are here; relay → relay of one region
 ABSENT = 0x0C  # 16 B network id, then 32 B keys of members that are here no longer
+KNOCK = 0x0E  # a knock (write_knock); member → relay
 FORWARD = 0x0D  # 32 B source key, 32 B destination key, packet; relay → relay, and never further
 
 # Datagram types
@@ -49,9 +50,11 @@ REBOUND = 0xE9  # control: nothing
 GONE = 0xEA  # control: 32 B key, u8 reason (Gone)
 DRAINING = 0xEB  # control: u16 seconds
 BYE = 0xEC  # control: u8 reason (Refusal); either side ends the session
+KNOCKING = 0xED  # control: a knock (write_knock): send KNOCKED to where its challenge was got
+KNOCKED = 0xEE  # the last 8 B of that challenge; from the relay's UDP port to a socket that no session has
 
 DATAGRAM_FIRST, DATAGRAM_LAST = 0xE0, 0xEF
-MEMBER_CONTROLS = frozenset((BIND, REBIND, BYE))
+MEMBER_CONTROLS = frozenset((BIND, REBIND, BYE, KNOCKING))
 RELAY_CONTROLS = frozenset((WELCOMED, BOUND, REBOUND, GONE, DRAINING, BYE))
 
 FRAME_HEAD = Struct(">BH")
@@ -67,6 +70,10 @@ NETWORK_ID_SIZE = 16
 KEYS_PER_FRAME_MAX = 256  # of PRESENT and ABSENT
 OWN_CHANNEL = 1  # bound from the start to the member's own key: what is sent there comes back
 CHANNEL_MAX = 0xFFFF
+
+KNOCK_TAIL_SIZE = 8
+KNOCKED_BYTES = DATAGRAM_HEAD_SIZE + KNOCK_TAIL_SIZE
+KNOCK_SIZES = tuple(CHALLENGE_SIZE + 1 + size + 2 for size in (4, 16))
 
 WELCOME_BODY = Struct(">IHH")
 WELCOMED_BODY = Struct(">HH")
@@ -95,6 +102,7 @@ FRAME_SIZES = {
     PRESENT: (NETWORK_ID_SIZE + KEY_SIZE, NETWORK_ID_SIZE + KEYS_PER_FRAME_MAX * KEY_SIZE),
     ABSENT: (NETWORK_ID_SIZE + KEY_SIZE, NETWORK_ID_SIZE + KEYS_PER_FRAME_MAX * KEY_SIZE),
     FORWARD: (2 * KEY_SIZE + 1, 2 * KEY_SIZE + PACKET_BYTES_MAX),
+    KNOCK: (KNOCK_SIZES[0], KNOCK_SIZES[1]),
 }
 
 
@@ -197,6 +205,32 @@ def open_control(crypto: Crypto, key: bytes, datagram: bytes, last_counter: int)
     if counter <= last_counter or not crypto.equal(crypto.blake2s(signed, key, MAC_SIZE), datagram[-MAC_SIZE:]):
         return None
     return counter, signed[DATAGRAM_HEAD_SIZE + _COUNTER.size :]
+
+
+def hello_datagram(echo: bytes) -> bytes:
+    """The first datagram of whoever wants a challenge; `echo` (8 B) comes back with it."""
+    return (DATAGRAM_HEAD.pack(HELLO, 0, 0, 0) + echo).ljust(HELLO_BYTES, b"\0")
+
+
+def read_challenged(datagram: bytes) -> tuple[bytes, bytes] | None:
+    """(echo, challenge) of a CHALLENGED, None for what has another length."""
+    if len(datagram) != DATAGRAM_HEAD_SIZE + ECHO_SIZE + CHALLENGE_SIZE:
+        return None
+    return datagram[DATAGRAM_HEAD_SIZE : DATAGRAM_HEAD_SIZE + ECHO_SIZE], datagram[-CHALLENGE_SIZE:]
+
+
+def write_knock(challenge: bytes, address: tuple[bytes, int]) -> bytes:
+    """challenge 24 ‖ size of the address ‖ address ‖ port 2: the address is where the challenge was sent to."""
+    ip, port = address
+    return challenge + bytes((len(ip),)) + ip + port.to_bytes(2, "big")
+
+
+def read_knock(body: bytes) -> tuple[bytes, tuple[bytes, int]] | None:
+    """(challenge, (address, port)), None for what is no knock."""
+    ip = body[CHALLENGE_SIZE + 1 : -2]
+    if len(body) not in KNOCK_SIZES or body[CHALLENGE_SIZE] != len(ip) or body[-2:] == bytes(2):
+        return None
+    return body[:CHALLENGE_SIZE], (ip, int.from_bytes(body[-2:], "big"))
 
 
 def echo_of(datagram: bytes) -> bytes:

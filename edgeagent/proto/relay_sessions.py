@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from edgeagent.proto.endpoint import Endpoint, Transmit
+from edgeagent.proto.endpoint import Endpoint, Transmit, UplinkEndpoint
 from edgeagent.proto.relay_client import RelayClient
 from edgeagent.proto.relay_endpoint import RelayEndpoint
 from edgeagent.proto.relay_events import Carrier, CloseStream, OpenStream, RelayClientDrop, RelayEvent
@@ -16,6 +16,7 @@ from edgeagent.proto.relay_events import Carrier, CloseStream, OpenStream, Relay
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from edgeagent.proto.causes import Carried
     from edgeagent.proto.crypto import Crypto
     from edgeagent.proto.keys import Entropy
     from edgeagent.proto.path import PathKey
@@ -75,7 +76,7 @@ class RelaySessions:
         self._events: list[tuple[Session, RelayEvent]] = []
         self._ended_drops: dict[RelayClientDrop, int] = dict.fromkeys(RelayClientDrop, 0)
         self._transmits: list[Transmit] = []  # last words of sessions that ended
-        self.via: tuple[bytes, int] | None = None  # the uplink by which relays are reached, as in Endpoint.local
+        self.via = 0  # the interface index of the uplink by which relays are reached; 0: the routes decide
         self.idle_s = 25.0  # between signs of life on a session that carries nothing
 
     @property
@@ -96,6 +97,9 @@ class RelaySessions:
             for reason, count in session.client.drops.items():
                 total[reason] += count
         return total
+
+    def drop(self, reason: RelayClientDrop, count: int) -> None:
+        self._ended_drops[reason] += count
 
     # Beginning and ending
 
@@ -149,7 +153,7 @@ class RelaySessions:
         for session in self._by_number.values():
             session.client.set_idle_interval(idle_s)
 
-    def uplink_changed(self, now: float, via: tuple[bytes, int] | None) -> None:
+    def uplink_changed(self, now: float, via: int) -> None:
         """Another uplink leads to the relays: show every one of them where we are now."""
         self.via = via
         for session in self._by_number.values():
@@ -197,6 +201,11 @@ class RelaySessions:
             session.client.stream_blocked()
         elif session is not None:
             session.client.stream_writable()
+
+    def carried(self, number: int) -> Carried | None:
+        """What of a stream was members' packets, for whoever counts it."""
+        session = self._by_number.get(number)
+        return None if session is None else session.client.carried
 
     def stream_closed(self, now: float, number: int) -> None:
         session = self._by_number.get(number)
@@ -267,7 +276,7 @@ class RelaySessions:
         datagrams = session.client.drain_datagrams()
         if not datagrams or session.udp is None:
             return []
-        udp = session.udp if self.via is None else Endpoint(session.udp.addr, self.via)
+        udp = UplinkEndpoint.by(self.via, session.udp) if self.via else session.udp
         transmits: list[Transmit] = []
         for datagram, ecn in datagrams:
             if transmits and transmits[-1].ecn == ecn:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum
 
+from edgeagent.proto.causes import Carried, Direction
 from edgeagent.proto.relay_events import Inbox, Login, RelayClientDrop, RelayDraining, RelayPeerGone
 from edgeagent.proto.relay_frames import (
     CHALLENGE,
     DRAIN,
     FRAME_HEAD,
+    FRAME_HEAD_SIZE,
     KEY_SIZE,
+    KNOCK,
     LOGIN,
     PEER_GONE,
     PONG,
@@ -25,6 +28,7 @@ from edgeagent.proto.relay_frames import (
     frame,
     to_gone,
     to_refusal,
+    write_knock,
 )
 from edgeagent.proto.relay_login import Role, SessionKeys, open_welcome, write_login
 from edgeagent.proto.relay_probe import Liveness
@@ -33,6 +37,7 @@ from edgeagent.proto.sendqueue import SendQueue
 CONNECT_TIMEOUT_S = 10.0
 STREAM_IDLE_MIN_S = 240.0  # routers remember connections for longer than they do UDP (RFC 5382, REQ-5: two hours)
 QUEUE_BYTES_MAX = 131_072
+_PACKET_AT = FRAME_HEAD_SIZE + KEY_SIZE  # in a frame
 
 
 class StreamState(Enum):
@@ -44,7 +49,10 @@ class StreamState(Enum):
 
 
 class StreamClient:
-    """`start` (then the shell connects), `opened`, bytes in by `handle`, out by `drain`; then see `state`, `failed`."""
+    """`start` (then the shell connects), `opened`, bytes in by `handle`, out by `drain`; then see `state`, `failed`.
+
+    `carried` says what of the stream was other members' packets.
+    """
 
     def __init__(self, login: Login, inbox: Inbox, *, active_s: float) -> None:
         self._login = login
@@ -55,6 +63,7 @@ class StreamClient:
         self.failure: Refusal | None = None
         self.liveness: Liveness | None = None
         self.pass_used = b""  # of the last login
+        self.carried = Carried()
         # What may come in which state; anything else ends the connection
         self._inputs: dict[tuple[StreamState, int], Callable[[float, bytes], None]] = {
             (StreamState.CHALLENGE, CHALLENGE): self._on_challenge,
@@ -112,6 +121,10 @@ class StreamClient:
                 self._inbox.drop(RelayClientDrop.QUEUE_FULL, dropped)
         self.liveness.sent_data_at = now
 
+    def knock(self, challenge: bytes, address: tuple[bytes, int]) -> None:
+        """While `state` is UP. One that finds too much waiting is lost, as a datagram is."""
+        self._queue.push_control(frame(KNOCK, write_knock(challenge, address)))
+
     def handle(self, now: float, data: bytes) -> None:
         try:
             for kind, payload in self._splitter.feed(data):
@@ -142,7 +155,12 @@ class StreamClient:
 
     def drain(self) -> bytes:
         """What to write, or nothing while the connection is blocked."""
-        return b"" if self._queue.blocked else self._queue.take()
+        if self._queue.blocked:
+            return b""
+        for each in self._queue.packets:
+            if not each.startswith(self._login.node_key, FRAME_HEAD_SIZE):  # a probe of our own
+                self.carried.add(Direction.SENT, each, _PACKET_AT)
+        return self._queue.take()
 
     def _on_challenge(self, now: float, payload: bytes) -> None:
         login = self._login
@@ -182,6 +200,7 @@ class StreamClient:
         key, packet = payload[:KEY_SIZE], payload[KEY_SIZE:]
         if key != self._login.node_key:
             self._inbox.packets.append((key, packet, 0))
+            self.carried.add(Direction.RECEIVED, packet)
         elif self.liveness is None or not self.liveness.is_probe_answer(now, packet):
             self._inbox.drop(RelayClientDrop.STRANGE_PROBE)
 

@@ -19,6 +19,7 @@ from edgeagent.proto.endpoint import Endpoint, Transmit
 from edgeagent.proto.paths import to_endpoint
 from edgeagent.proto.relay_events import (
     PassRefused,
+    RelayClientDrop,
     RelayDown,
     RelayDraining,
     RelayPeerGone,
@@ -85,8 +86,8 @@ class Relays:
 
     # What comes to be known
 
-    def set_map(self, now: float, relays: list[RelayInfo], passes: list[bytes]) -> None:
-        """The relays that the hub's map names, and a pass for each of our node keys."""
+    def set_map(self, now: float, relays: list[RelayInfo], passes: list[bytes]) -> bool:
+        """The relays that the hub's map names, and a pass for each of our node keys. False for relays as before."""
         before, self._relays = self._relays, {relay.id: relay for relay in relays}
         self._choice.set_relays(relays)
         found = ((peek_node_key(each), each) for each in passes)
@@ -103,6 +104,7 @@ class Relays:
             for gone in [relay for relay in self._addresses if relay not in self._relays]:
                 del self._addresses[gone]
         self._step(now)
+        return before != self._relays
 
     def set_node_key(self, now: float, private: bytes) -> None:
         """Another node key is in use; who still sends to the old one is heard for a while."""
@@ -136,8 +138,7 @@ class Relays:
         """We are somewhere else: distances are measured anew."""
         self._choice.forget_latencies()
         self._began_at, self._surveyed = now, False
-        for session in self.sessions.all:
-            session.client.uplink_changed(now)
+        self.sessions.uplink_changed(now, self.sessions.via)
         self._step(now)
 
     def set_on_demand(self, now: float, on_demand: bool) -> None:
@@ -168,12 +169,19 @@ class Relays:
             if _literal(host) is None
         ]
 
+    def close(self, now: float) -> None:
+        """Take leave of all relays; `drain_transmits` has the last words."""
+        for session in self.sessions.all:
+            self.sessions.end(now, session)
+        self._check_at = None
+
     # Packets
 
     def send(self, now: float, endpoint: RelayEndpoint, datagrams: list[bytes], ecn: int) -> bool:
         """Packets for a member of `endpoint.relay`. False where there is no such relay for us."""
         session = self._session(now, endpoint.relay)
         if session is None:
+            self.sessions.drop(RelayClientDrop.NO_RELAY, len(datagrams))
             return False
         if self.on_demand:
             self._awake_until = now + AWAKE_S

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 
 PACKETS_MAX = 32
 CONTROLS_MAX = 64
@@ -33,6 +34,11 @@ class SendQueue:
 
     def __len__(self) -> int:
         return len(self._packets)
+
+    @property
+    def packets(self) -> Iterable[bytes]:
+        """The frames of packets that wait, the oldest first."""
+        return self._packets
 
     def push_control(self, frame: bytes) -> bool:
         """False, and the frame is not taken, when the other side has read none of the last `controls_max`."""

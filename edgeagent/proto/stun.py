@@ -21,7 +21,9 @@ REQUEST_BYTES = 100  # what the fullest answer takes: three IPv6 addresses and a
 
 BINDING_REQUEST, BINDING_SUCCESS, BINDING_ERROR = 0x0001, 0x0101, 0x0111
 
+MAPPED_ADDRESS = 0x0001  # what XOR-MAPPED-ADDRESS says, for clients older than it (RFC 8489, section 14.1)
 CHANGE_REQUEST = 0x0003  # u32: bit 2 another address, bit 1 another port (RFC 5780, section 7.2)
+SOURCE_ADDRESS, CHANGED_ADDRESS = 0x0004, 0x0005  # of RFC 3489; servers that serve old clients too still send them
 ERROR_CODE = 0x0009  # u16 zero, u8 hundreds, u8 rest, reason phrase
 UNKNOWN_ATTRIBUTES = 0x000A  # u16 each
 XOR_MAPPED_ADDRESS = 0x0020  # u8 zero, u8 family, u16 port ^ cookie, address ^ cookie ‖ transaction id
@@ -42,6 +44,7 @@ _ADDRESS_HEAD = Struct(">BBH")
 _U32 = Struct(">I")
 _IPV4, _IPV6 = 1, 2
 _OPTIONAL = 0x8000
+_IN_ANSWERS = (MAPPED_ADDRESS, SOURCE_ADDRESS, CHANGED_ADDRESS, XOR_MAPPED_ADDRESS, PADDING)
 
 Address = tuple[bytes, int]  # 4 or 16 B, port
 
@@ -145,7 +148,7 @@ def read_binding(datagram: bytes, transaction: bytes) -> Binding:
         raise StunError(StunDrop.REFUSED, f"stun: error {read_error_code(message)}")
     if message.kind != BINDING_SUCCESS:
         raise StunError(StunDrop.UNEXPECTED, f"stun: type 0x{message.kind:04x} is no answer to a binding request")
-    unknown = unknown_attributes(message, (XOR_MAPPED_ADDRESS, PADDING))
+    unknown = unknown_attributes(message, _IN_ANSWERS)
     if unknown:  # RFC 8489, section 6.3.3
         raise StunError(StunDrop.REFUSED, f"stun: attribute 0x{unknown[0]:04x} would have to be understood")
     mapped = message.attributes.get(XOR_MAPPED_ADDRESS)

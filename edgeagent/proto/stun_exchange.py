@@ -51,12 +51,13 @@ class Failure:
 
 
 class _Request:
-    __slots__ = ("change", "datagram", "deadline", "endpoint", "sent", "sent_at", "transaction")
+    __slots__ = ("change", "datagram", "deadline", "endpoint", "rto_s", "sent", "sent_at", "transaction")
 
-    def __init__(self, transaction: bytes, endpoint: Endpoint, change: int, datagram: bytes) -> None:
+    def __init__(self, transaction: bytes, endpoint: Endpoint, change: int, rto_s: float, datagram: bytes) -> None:
         self.transaction = transaction
         self.endpoint = endpoint
         self.change = change
+        self.rto_s = rto_s
         self.datagram = datagram
         self.sent = 0
         self.sent_at = self.deadline = 0.0
@@ -104,16 +105,26 @@ class StunExchange:
     def __len__(self) -> int:
         return len(self._under_way)
 
-    def begin(self, now: float, endpoint: Endpoint, *, change: int = 0, size: int = stun.REQUEST_BYTES) -> bytes:
+    def begin(
+        self,
+        now: float,
+        endpoint: Endpoint,
+        *,
+        change: int = 0,
+        size: int = stun.REQUEST_BYTES,
+        rto_s: float | None = None,
+    ) -> bytes:
         """Ask for a Binding, in a request of `size` bytes; returns its transaction. Raises LimitReached.
 
-        `change` is CHANGE_PORT | CHANGE_ADDRESS: from where the server is to answer.
+        `change` is CHANGE_PORT | CHANGE_ADDRESS: from where the server is to answer. `rto_s` is for a server whose
+        round trips are known to be others than those that this exchange was made for.
         """
         if len(self._under_way) >= UNDER_WAY_MAX:
             raise LimitReached(f"stun: at most {UNDER_WAY_MAX} requests under way")
         transaction = self._entropy(stun.TRANSACTION_SIZE)
         datagram = stun.write_request(transaction, size=size, change=change)
-        request = self._under_way[transaction] = _Request(transaction, endpoint, change, datagram)
+        request = _Request(transaction, endpoint, change, self._rto_s if rto_s is None else rto_s, datagram)
+        self._under_way[transaction] = request
         self._send(now, request)
         return transaction
 
@@ -165,7 +176,7 @@ class StunExchange:
         rtos = self._last_wait_rtos if request.sent + 1 == self._requests_max else 1 << request.sent
         request.sent += 1
         request.sent_at = now
-        request.deadline = now + rtos * self._rto_s
+        request.deadline = now + rtos * request.rto_s
         self._transmits.append(Transmit(request.endpoint, [request.datagram]))
 
 

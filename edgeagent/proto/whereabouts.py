@@ -51,8 +51,12 @@ class Whereabouts:
             self._peering.own_address_changed(now)
         return moved
 
-    def handle_mappings(self, now: float, mapped: list[UdpAddress]) -> None:
-        self._finder.handle_own(now, self._finder.shared.own, mapped)
+    def handle_mappings(self, now: float, mapped: list[UdpAddress], uplink: int) -> None:
+        self._finder.handle_mappings(now, mapped, uplink)
+        self.tell_mappings(now)
+
+    def tell_mappings(self, now: float) -> None:
+        """After what servers see of us has changed, or by which uplinks."""
         self._client.own_feed.nat = self._finder.shared.nat
         self._tell_endpoints(now)
         self._client.own_feed.changed(now, self._client.map)
@@ -94,9 +98,9 @@ class Whereabouts:
         """Put our own addresses, and where servers see us, into the feed. False when nothing changed."""
         client, mapped = self._client, self._finder.shared.mapped
         room = FEED_ENDPOINTS_MAX - min(len(mapped), MAPPED_TOLD_MAX)
-        told = list(dict.fromkeys([*self._own[:room], *mapped[::-1][:MAPPED_TOLD_MAX]]))
+        told = list(dict.fromkeys([*self._own[:room], *mapped[:MAPPED_TOLD_MAX]]))
         own = [endpoint for endpoint in self._own if is_usable(endpoint[0], client.map)]
-        self._finder.handle_own(now, own, mapped)
+        self._finder.handle_own(now, own)
         if not client.own_feed.set_endpoints(told, client.map):
             return False
         client.own_feed.changed(now, client.map)

@@ -28,6 +28,8 @@ from hub.core.model import (
 from hub.core.scribe import NODE_KEYS_SHOWN_MAX, Scribe
 from hub.core.store import Tx
 
+RELAY_FACT = "relay"  # among the facts of a join: its version, when it is a relay that joins
+
 
 class Join:
     """A join whose signature is checked: the fields that admission needs."""
@@ -64,7 +66,7 @@ def answer_join(
         else:
             _answer_ok(scribe, tx, device, wall_s)
     else:
-        refusal = token.refusal(wall_s) or _refusal(tx, token, device)
+        refusal = token.refusal(wall_s) or _refusal(tx, join, token, device)
         if refusal is None:
             refusal = _come_in(scribe, tx, join, token, device, wall_s)
         if refusal is not None:
@@ -110,12 +112,14 @@ def use_node_key(tx: Tx, device: Device, key: bytes) -> None:
     device.node_key = key
 
 
-def _refusal(tx: Tx, token: Token, device: Device | None) -> str | None:
+def _refusal(tx: Tx, join: Join, token: Token, device: Device | None) -> str | None:
     """Why this device may not come in, though the token is good."""
     if device is not None and device.state is DeviceState.REMOVED and token.created_seq <= device.removed_seq:
         return "denied"  # put out after this token was made: only a new token is an operator's word that it may return
     if device is None and tx.row_count() >= DEVICES_MAX:
         return "denied"
+    if (RELAY_FACT in join.facts) is not (token.kind is Kind.RELAY):
+        return "bad-request"  # the wrong kind of token: a relay is of no use as a device, nor the other way round
     if device is not None and device.kind is not token.kind:
         return "denied"  # others may know it as what it was
     if token.kind is Kind.RELAY and len(tx.relays()) >= RELAYS_KNOWN_MAX:

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from struct import Struct
 from typing import TypeVar
 
+from edgeagent.proto.control import PASS_BYTES_MAX
 from edgeagent.proto.crypto import Crypto
 from edgeagent.proto.keys import Entropy
 from edgeagent.proto.names import network_id
@@ -25,6 +26,33 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
+class Served:
+    """A network that is served: its Ed25519 key, and the id and the region that it knows this relay by."""
+
+    __slots__ = ("key", "region", "relay")
+
+    def __init__(self, key: bytes, relay: str, region: str) -> None:
+        self.key = key
+        self.relay = relay
+        self.region = region
+
+
+class Neighbour:
+    """Another relay of the region, and the networks that both serve; None: all, as the settings say so."""
+
+    __slots__ = ("id", "networks")
+
+    def __init__(self, neighbour: str, networks: frozenset[str] | None = None) -> None:
+        self.id = neighbour
+        self.networks = networks
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Neighbour) and (self.id, self.networks) == (other.id, other.networks)
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.networks))
+
+
 class Guest:
     """Somebody whose login holds: a member with its pass, or a sibling by its id."""
 
@@ -39,8 +67,9 @@ class Guest:
 class Admission:
     """`create_challenge`, then `admit` with what was made of it. Everything that is not plainly right is refused.
 
-    `networks` are the Ed25519 keys of the networks that the relay serves, `siblings` maps the relay keys of the
-    region's other relays to their ids.
+    `networks` are the Ed25519 keys of the networks that know the relay as `relay` in `region`; `serve` adds others, by
+    whatever names those have for it. `siblings` maps the relay keys of the region's other relays to what is known of
+    them.
     """
 
     def __init__(
@@ -52,17 +81,18 @@ class Admission:
         region: str,
         private: bytes,
         networks: list[bytes],
-        siblings: dict[bytes, str],
+        siblings: dict[bytes, Neighbour],
         limits: RelayLimits,
     ) -> None:
         self._crypto = crypto
         self._entropy = entropy
-        self.relay = relay
+        self.relay = relay  # as the settings say; without a network of theirs, as the first hub does
         self.region = region
+        self._named = bool(networks)
         self._private = private
         self.public = crypto.x25519_base(private)
-        self.networks = {network_id(crypto, key): key for key in networks}
-        self._siblings = siblings
+        self.networks = {network_id(crypto, key): Served(key, relay, region) for key in networks}
+        self.siblings = siblings
         self._secret = entropy(32)
         self._limiter = RateLimiter(
             limits.doorway, float(limits.logins_per_source_per_s), 2.0 * limits.logins_per_source_per_s
@@ -72,20 +102,34 @@ class Admission:
         self._passes: OrderedDict[bytes, tuple[int, int]] = OrderedDict()  # node key → stamp of the newest pass
         self._revoked: OrderedDict[tuple[str, str], int] = OrderedDict()  # (network, device) → wall time of its removal
 
+    def serve(self, key: bytes, relay: str, region: str) -> str:
+        """One more network, or new names for one that is served. Returns its id."""
+        network = network_id(self._crypto, key)
+        self.networks[network] = Served(key, relay, region)
+        if not self._named:
+            self._named = True
+            self.relay, self.region = relay, region
+        return network
+
+    def shares(self, sibling_key: bytes, network: str) -> bool:
+        """Whether a sibling may hear and speak of members of a network."""
+        sibling = self.siblings.get(sibling_key)
+        return sibling is not None and (sibling.networks is None or network in sibling.networks)
+
     def create_challenge(self, now: float, source: bytes) -> bytes:
         """For whoever is at `source`; nothing is remembered."""
         stamp = _STAMP.pack(int(now * 1000))
         return stamp + self._mac(stamp, source)
 
-    def check_challenge(self, now: float, challenge: bytes, source: bytes) -> bool:
-        """Whether it was made for `source` within the last CHALLENGE_LIFE_S."""
+    def check_challenge(self, now: float, challenge: bytes, source: bytes, life_s: float = CHALLENGE_LIFE_S) -> bool:
+        """Whether it was made for `source` within the last `life_s`: for a login or a new address CHALLENGE_LIFE_S."""
         stamp = challenge[: _STAMP.size]
         if len(challenge) != CHALLENGE_SIZE or not self._crypto.equal(
             self._mac(stamp, source), challenge[_STAMP.size :]
         ):
             return False
         age_s: float = now - _STAMP.unpack(stamp)[0] / 1000
-        return 0 <= age_s <= CHALLENGE_LIFE_S
+        return 0 <= age_s <= life_s
 
     def allow_attempt(self, now: float, source: bytes) -> bool:
         """Whether an address (4 or 16 B) may try one more login: each costs public-key operations."""
@@ -93,14 +137,21 @@ class Admission:
 
     def open(self, challenge: bytes, sealed: bytes) -> Login:
         """The login whose proof holds for `challenge`, which the caller checked. Raises RelayError(BAD_LOGIN)."""
-        return open_login(
-            self._crypto,
-            relay=self.relay,
-            relay_private=self._private,
-            relay_key=self.public,
-            challenge=challenge,
-            login=sealed,
-        )
+        names = dict.fromkeys(served.relay for served in self.networks.values())  # most often one
+        refused = RelayError(Refusal.WRONG_NETWORK, "login: this relay serves no network yet")
+        for name in names:
+            try:
+                return open_login(
+                    self._crypto,
+                    relay=name,
+                    relay_private=self._private,
+                    relay_key=self.public,
+                    challenge=challenge,
+                    login=sealed,
+                )
+            except RelayError as error:
+                refused = error
+        raise refused
 
     def use_challenge(self, key: bytes, challenge: bytes) -> None:
         """A challenge serves one login of a key, and no older one serves after it. Raises RelayError(REPLAYED)."""
@@ -112,11 +163,11 @@ class Admission:
     def admit(self, wall_s: float, login: Login) -> Guest:
         """Raises RelayError with the reason."""
         if login.role is Role.SIBLING:
-            sibling = self._siblings.get(login.key)
+            sibling = self.siblings.get(login.key)
             if sibling is None:
                 raise RelayError(Refusal.BAD_LOGIN, "login: no relay of this region has this key")
-            return Guest(login, None, sibling)
-        pass_ = open_pass(self._crypto, self.networks, self.relay, self.region, login.key, wall_s, login.pass_object)
+            return Guest(login, None, sibling.id)
+        pass_ = self._open_pass(wall_s, login)
         if pass_.stamp < self._passes.get(login.key, pass_.stamp):
             raise RelayError(Refusal.REPLAYED, "pass: a newer one was seen")
         if pass_.wall_s <= self._revoked.get((pass_.network, pass_.device), -1):
@@ -124,24 +175,42 @@ class Admission:
         _remember(self._passes, login.key, pass_.stamp, self._memory_max)
         return Guest(login, pass_, None)
 
-    def revoke(self, data: bytes) -> tuple[str, str]:
-        """A signed `gone`: no pass of that device from before it counts again. Returns (network, device).
+    def _open_pass(self, wall_s: float, login: Login) -> Pass:
+        """By the names that the pass's own network has for this relay. Raises RelayError."""
+        try:
+            network = peek_payload(login.pass_object, "pass", max_bytes=PASS_BYTES_MAX)["n"]
+        except ControlError as error:
+            raise RelayError(Refusal.BAD_PASS, str(error)) from None
+        served = self.networks.get(network)
+        if served is None:
+            raise RelayError(Refusal.WRONG_NETWORK, "pass: of a network that this relay does not serve")
+        keys = {network: served.key}
+        return open_pass(self._crypto, keys, served.relay, served.region, login.key, wall_s, login.pass_object)
+
+    def revoke(self, data: bytes) -> tuple[str, str, int]:
+        """A signed `gone`: no pass of that device from before it counts again. Returns (network, device, when).
 
         Raises RelayError: WRONG_NETWORK or BAD_PASS.
         """
         try:
             head = peek_payload(data, "gone", max_bytes=_GONE_BYTES_MAX)
-            key = self.networks.get(head["n"])
-            if key is None:
+            served = self.networks.get(head["n"])
+            if served is None:
                 raise RelayError(Refusal.WRONG_NETWORK, "gone: of a network that this relay does not serve")
             gone = open_signed(
-                self._crypto, key, data, kind="gone", network=head["n"], subject=head["s"], max_bytes=_GONE_BYTES_MAX
+                self._crypto,
+                served.key,
+                data,
+                kind="gone",
+                network=head["n"],
+                subject=head["s"],
+                max_bytes=_GONE_BYTES_MAX,
             )
         except ControlError as error:
             raise RelayError(Refusal.BAD_PASS, str(error)) from None
         who = (gone.network, gone.subject)
         _remember(self._revoked, who, max(gone.wall_s, self._revoked.get(who, 0)), self._memory_max)
-        return who
+        return (*who, gone.wall_s)
 
     def _mac(self, stamp: bytes, source: bytes) -> bytes:
         return self._crypto.blake2s(stamp + source, self._secret, MAC_SIZE)

@@ -11,7 +11,6 @@ from edgeagent.proto.relay_frames import (
     BIND,
     BIND_BODY,
     BOUND,
-    BYE,
     CHALLENGE_SIZE,
     CHALLENGED,
     DATA,
@@ -24,8 +23,10 @@ from edgeagent.proto.relay_frames import (
     HELLO,
     HELLO_BYTES,
     KEY_SIZE,
+    KNOCKING,
     LOGGING_IN,
     LOGIN_BYTES_MAX,
+    MEMBER_CONTROLS,
     OWN_CHANNEL,
     PACKET_BYTES_MAX,
     REBIND,
@@ -38,6 +39,7 @@ from edgeagent.proto.relay_frames import (
 from edgeagent.proto.seal import BOX_OVERHEAD_BYTES
 from edgeagent.proto.stun import looks_like_stun
 from relay.core.forwarding import Forwarder
+from relay.core.knocks import Knocks
 from relay.core.lobby import Lobby
 from relay.core.members import Member, Session
 from relay.core.reasons import RelayDrop
@@ -48,11 +50,12 @@ _LOGIN_AT = DATAGRAM_HEAD_SIZE + CHALLENGE_SIZE
 
 
 class Datagrams:
-    def __init__(self, shared: Shared, forwarder: Forwarder, lobby: Lobby, stun: StunServer) -> None:
+    def __init__(self, shared: Shared, forwarder: Forwarder, lobby: Lobby, stun: StunServer, knocks: Knocks) -> None:
         self._shared = shared
         self._forwarder = forwarder
         self._lobby = lobby
         self._stun = stun
+        self._knocks = knocks
         limits = shared.limits
         # Hints to sessions whose address changed or that are gone; a lost one costs the member a probe's time
         self._hints = RateLimiter(limits.doorway, float(limits.logins_per_source_per_s), 8.0)
@@ -127,7 +130,7 @@ class Datagrams:
             self._on_hello(now, datagram, endpoint)
         elif datagram[0] == LOGGING_IN:
             self._on_login(now, datagram, endpoint)
-        elif datagram[0] in (BIND, REBIND, BYE):
+        elif datagram[0] in MEMBER_CONTROLS:
             self._on_control(now, datagram, endpoint)
         else:
             shared.drop(RelayDrop.BAD_DATAGRAM)
@@ -208,6 +211,9 @@ class Datagrams:
         elif kind == BIND:
             member.heard_at = now
             self._on_bind(member, session, channel, body)
+        elif kind == KNOCKING:
+            member.heard_at = now
+            self._knocks.handle(now, member, body)
         else:
             shared.refusals[Refusal.LEAVING] += 1
             self._lobby.forget(member)

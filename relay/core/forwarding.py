@@ -79,12 +79,15 @@ class Forwarder:
         self._count_in(source, count, size)
         self._count_out(destination, count, size)
 
-    def from_sibling(self, now: float, source: bytes, destination: bytes, packet: bytes) -> None:
+    def from_sibling(self, now: float, sibling: bytes, source: bytes, destination: bytes, packet: bytes) -> None:
         """A packet that another relay forwarded: for a member here, or for nobody."""
         shared = self._shared
         member = shared.roster.by_key.get(destination)
         if member is None:
             shared.drop(RelayDrop.SECOND_HOP)
+            return
+        if not shared.admission.shares(sibling, member.network.id):
+            shared.drop(RelayDrop.SIBLING_FOREIGN)
             return
         shared.by_sibling.packets_in += 1
         shared.by_sibling.bytes_in += len(packet)

@@ -70,7 +70,7 @@ class Stream:
         self.splitter = FrameSplitter()
         self.challenge = b""
         self.member: Member | None = None
-        self.sibling = ""  # its id
+        self.sibling = ""  # its id, "" for what is no sibling
         self.sibling_key = b""
         self.keys: SessionKeys | None = None  # of our own login at a sibling
 
@@ -199,6 +199,11 @@ class Roster:
         found = self._away.get(key)
         if found is not None and found[0] is link:
             del self._away[key]
+
+    def forget_network(self, network: str) -> None:
+        """Nobody of it is here any more."""
+        self.networks.pop(network, None)
+        self._away = {key: found for key, found in self._away.items() if found[1] != network}
 
     def forget_link(self, link: Stream) -> None:
         self._away = {key: found for key, found in self._away.items() if found[0] is not link}

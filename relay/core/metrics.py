@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from relay.core.relay import RelayCore
 from relay.core.shared import Traffic
@@ -10,7 +10,11 @@ from relay.core.shared import Traffic
 Labels = dict[str, str]
 
 
-def render(core: RelayCore, *, uptime_s: float, version: str) -> str:
+# Network, the relay's name there, its region, in a word how it stands, what of the hub's messages was dropped
+Registration = tuple[str, str, str, str, dict[str, int]]
+
+
+def render(core: RelayCore, *, uptime_s: float, version: str, registrations: Sequence[Registration] = ()) -> str:
     """All metrics; every name begins with edgerelay_."""
     shared = core.shared
     members = list(shared.roster)
@@ -30,6 +34,25 @@ def render(core: RelayCore, *, uptime_s: float, version: str) -> str:
     )
     lines += _metric(
         "network_members", "gauge", "Logged in, by network.", [({"network": n.id}, n.members) for n in networks]
+    )
+    lines += _metric(
+        "registration",
+        "gauge",
+        "1 while the hub of the network is connected.",
+        [
+            ({"network": network, "relay": relay, "region": region, "state": state}, int(state == "registered"))
+            for network, relay, region, state, _ in registrations
+        ],
+    )
+    lines += _metric(
+        "hub_drops_total",
+        "counter",
+        "Messages of hubs dropped, by reason.",
+        [
+            ({"network": network, "reason": reason}, count)
+            for network, *_, drops in registrations
+            for reason, count in drops.items()
+        ],
     )
     lines += _metric("siblings", "gauge", "Relays of the region that are linked.", [({}, len(shared.links))])
     lines += _metric("sibling_members", "gauge", "Members on them.", [({}, shared.roster.away)])

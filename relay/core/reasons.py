@@ -27,7 +27,11 @@ class RelayDrop(Enum):
     QUEUE_FULL = "queue-full"  # the oldest packet to a member that reads too slowly gave way
     QUEUES_FULL = "queues-full"  # too much waits for all slow members together
     SECOND_HOP = "second-hop"  # a sibling forwarded to a key that is not here: packets go one hop only
+    SIBLING_FOREIGN = "sibling-foreign"  # a sibling spoke of a network that it is no relay of
     SIBLING_FULL = "sibling-full"  # a sibling announced more members than there is room for
+    KNOCK_MALFORMED = "knock-malformed"  # a member's knock of a form that cannot be
+    KNOCK_RATE = "knock-rate"  # more knocks than a member may ask for
+    KNOCK_REFUSED = "knock-refused"  # a knock with a challenge that is forged, too old, or another address's
     STUN_MALFORMED = "stun-malformed"  # begins like STUN and is none, or has a wrong fingerprint
     STUN_UNEXPECTED = "stun-unexpected"  # STUN, but no binding request
     STUN_SHORT = "stun-short"  # a request smaller than its answer, beyond the few that are answered all the same

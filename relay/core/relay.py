@@ -6,9 +6,10 @@ from edgeagent.proto.crypto import Crypto
 from edgeagent.proto.errors import LocalProtocolError
 from edgeagent.proto.keys import Entropy
 from edgeagent.proto.relay_frames import DRAIN, DRAINING, SECONDS, Refusal, frame
-from relay.core.admission import Admission
+from relay.core.admission import Admission, Neighbour
 from relay.core.datagrams import Datagrams
 from relay.core.forwarding import Forwarder
+from relay.core.knocks import Knocks
 from relay.core.limits import MEMBER_RATE, NETWORK_RATE, Rate, RelayLimits
 from relay.core.lobby import REPLACED_LINGER_S, Lobby
 from relay.core.shared import Happening, Shared, Train
@@ -25,11 +26,13 @@ class RelayCore:
 
     Inputs: `stream_opened` (the HTTP upgrade was answered), `stream_called` (we connected to a sibling),
     `stream_received`, `stream_blocked` / `stream_writable` (a write did not take all; it does again), `stream_closed`;
-    `handle_trains`; `handle_stun` for the second port; `handle_timeout`; `set_wall`; `revoke`; `begin_drain`.
+    `handle_trains`; `handle_stun` for the second port; `handle_timeout`; `set_wall`; what hubs say: `serve`, `leave`,
+    `set_siblings`, `revoke`; `begin_drain`.
     After any input drain `drain_writes`, `drain_closes` (close what is named once its writes are out), `drain_brakes`,
     `drain_trains` and `drain_happenings`, then wait until `poll_timeout`.
 
-    `networks` are the keys whose passes count, `siblings` the region's other relays by relay key, `member_rates` the
+    `networks` are the keys whose passes count, `siblings` the region's other relays by relay key; both are there before
+    and beside what hubs say. `member_rates` are the
     rate of each class of pass (class 0 must be there), `total_bytes_per_s` what the relay's own uplink bears, `ports`
     the UDP ports that STUN answers name. Raises LocalProtocolError for settings that cannot be.
     """
@@ -44,7 +47,7 @@ class RelayCore:
         relay: str,
         region: str,
         private: bytes,
-        networks: list[bytes],
+        networks: list[bytes] | None = None,
         siblings: dict[bytes, str] | None = None,
         limits: RelayLimits | None = None,
         network_rate: Rate = NETWORK_RATE,
@@ -54,17 +57,17 @@ class RelayCore:
     ) -> None:
         limits = limits or RelayLimits()
         member_rates = member_rates or {0: MEMBER_RATE}
-        siblings = siblings or {}
-        if 0 not in member_rates or not networks or len(siblings) > limits.siblings:
-            raise LocalProtocolError("relay: a rate for class 0, a network key, and no more siblings than the limit")
+        self._given_siblings = {key: Neighbour(sibling) for key, sibling in (siblings or {}).items()}
+        if 0 not in member_rates or len(self._given_siblings) > limits.siblings:
+            raise LocalProtocolError("relay: a rate for class 0, and no more siblings than the limit")
         admission = Admission(
             crypto=crypto,
             entropy=entropy,
             relay=relay,
             region=region,
             private=private,
-            networks=networks,
-            siblings=siblings,
+            networks=networks or [],
+            siblings=dict(self._given_siblings),
             limits=limits,
         )
         self.shared = Shared(
@@ -83,8 +86,9 @@ class RelayCore:
         self._siblings = Siblings(self.shared)
         self._lobby = Lobby(self.shared, self._siblings)
         self.stun = StunServer(now, self.shared, ports)
-        self.streams = Streams(self.shared, self._forwarder, self._lobby, self._siblings, private)
-        self._datagrams = Datagrams(self.shared, self._forwarder, self._lobby, self.stun)
+        knocks = Knocks(self.shared)
+        self.streams = Streams(self.shared, self._forwarder, self._lobby, self._siblings, knocks, private)
+        self._datagrams = Datagrams(self.shared, self._forwarder, self._lobby, self.stun, knocks)
         self._sweep_at = now + SWEEP_S
         self._drain_at: float | None = None
         self.drained = False
@@ -134,9 +138,40 @@ class RelayCore:
 
         Raises RelayError.
         """
-        network, device = self.shared.admission.revoke(data)
+        network, device, wall_s = self.shared.admission.revoke(data)
         for member in self.shared.roster.of_device(network, device):
-            self._lobby.dismiss(member, Refusal.REVOKED)
+            if member.pass_.wall_s <= wall_s:
+                self._lobby.dismiss(member, Refusal.REVOKED)
+
+    def serve(self, now: float, network_key: bytes, relay: str, region: str) -> None:
+        """Passes of one more network count, which knows this relay as `relay` in `region`; or its names are new."""
+        self.shared.network(now, self.shared.admission.serve(network_key, relay, region))
+
+    def leave(self, network: str) -> None:
+        """A network takes its relay back: its members go, and no pass of it counts any more."""
+        shared = self.shared
+        shared.admission.networks.pop(network, None)
+        for member in shared.roster:
+            if member.network.id == network:
+                self._lobby.dismiss(member, Refusal.WRONG_NETWORK)
+        shared.roster.forget_network(network)
+
+    def set_siblings(self, learned: dict[bytes, Neighbour]) -> list[bytes]:
+        """What maps say of the region's other relays. Returns the keys of those that count: as many as the limit.
+
+        Those of the settings stay, whatever maps say. A link to one that is other than before ends, and begins anew.
+        """
+        admission = self.shared.admission
+        chosen = dict(self._given_siblings)
+        for key in sorted(learned):
+            if key not in chosen and key != admission.public and len(chosen) < self.shared.limits.siblings:
+                chosen[key] = learned[key]
+        before, admission.siblings = admission.siblings, chosen
+        for key, link in list(self.shared.links.items()):
+            if before.get(key) != chosen.get(key):
+                self._siblings.link_down(link)
+                self.shared.refuse(link, Refusal.REPLACED)
+        return list(chosen)
 
     def begin_drain(self, now: float, seconds: int) -> None:
         """Admit nobody from now on, tell all, and end what is left after `seconds`."""

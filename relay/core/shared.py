@@ -95,7 +95,7 @@ class Shared:
         self.member_rates = member_rates
         self.roster = Roster()
         self.draining = False
-        self.links: dict[str, Stream] = {}  # siblings that are up
+        self.links: dict[bytes, Stream] = {}  # siblings that are up, by relay key
         self.drops: dict[RelayDrop, int] = dict.fromkeys(RelayDrop, 0)
         self.refusals: dict[Refusal, int] = dict.fromkeys(Refusal, 0)
         self.by_stream, self.by_datagram, self.by_sibling = Traffic(), Traffic(), Traffic()

@@ -38,7 +38,7 @@ class Siblings:
     def link_up(self, stream: Stream, sibling: str) -> None:
         """Both sides have proved who they are: say who is here. A second link to a sibling replaces the first."""
         shared = self._shared
-        before = shared.links.get(sibling)
+        before = shared.links.get(stream.sibling_key)
         if before is not None:
             self.link_down(before)
             shared.refuse(before, Refusal.REPLACED)
@@ -47,25 +47,29 @@ class Siblings:
         stream.queue.controls_max = SIBLING_CONTROLS_MAX
         stream.queue.packets_max = SIBLING_PACKETS_MAX
         stream.queue.bytes_max = SIBLING_QUEUE_BYTES_MAX
-        shared.links[sibling] = stream
+        shared.links[stream.sibling_key] = stream
         shared.happenings.append((Happening.SIBLING_UP, sibling))
         by_network: dict[str, list[bytes]] = {}
         for key, member in shared.roster.by_key.items():
             by_network.setdefault(member.network.id, []).append(key)
         for network, keys in by_network.items():
+            if not shared.admission.shares(stream.sibling_key, network):
+                continue
             for at in range(0, len(keys), KEYS_PER_FRAME_MAX):
                 self._say(stream, PRESENT, network, keys[at : at + KEYS_PER_FRAME_MAX])
 
     def link_down(self, stream: Stream) -> None:
         """The stream of a sibling that was up has ended."""
         shared = self._shared
-        if shared.links.get(stream.sibling) is stream:
-            del shared.links[stream.sibling]
+        if shared.links.get(stream.sibling_key) is stream:
+            del shared.links[stream.sibling_key]
             shared.roster.forget_link(stream)
             shared.happenings.append((Happening.SIBLING_DOWN, stream.sibling))
 
     def announce(self, member: Member, *, here: bool) -> None:
-        for link in list(self._shared.links.values()):
+        for key, link in list(self._shared.links.items()):
+            if not self._shared.admission.shares(key, member.network.id):
+                continue
             self._say(link, PRESENT if here else ABSENT, member.network.id, [member.key])
 
     def learn(self, stream: Stream, kind: int, payload: bytes) -> None:
@@ -76,6 +80,9 @@ class Siblings:
             raise RelayError(Refusal.BAD_FRAME, "present: a network id and keys of 32 bytes expected")
         if network not in shared.admission.networks:
             return  # of a network that the other relay serves and this one does not
+        if not shared.admission.shares(stream.sibling_key, network):
+            shared.drop(RelayDrop.SIBLING_FOREIGN)
+            return
         roster = shared.roster
         for at in range(NETWORK_ID_SIZE, len(payload), KEY_SIZE):
             key = payload[at : at + KEY_SIZE]

@@ -11,6 +11,7 @@ from edgeagent.proto.relay_frames import (
     DRAIN,
     FORWARD,
     KEY_SIZE,
+    KNOCK,
     LOGIN,
     PING,
     PONG,
@@ -26,6 +27,7 @@ from edgeagent.proto.relay_frames import (
 from edgeagent.proto.relay_login import Role, open_welcome, write_login
 from edgeagent.proto.sendqueue import SendQueue
 from relay.core.forwarding import Forwarder
+from relay.core.knocks import Knocks
 from relay.core.lobby import Lobby
 from relay.core.members import Stream, StreamState
 from relay.core.reasons import RelayDrop
@@ -39,17 +41,27 @@ SIBLING_SILENCE_S = 15.0
 class Streams:
     """Connections by the number that the shell gives them."""
 
-    def __init__(self, shared: Shared, forwarder: Forwarder, lobby: Lobby, siblings: Siblings, private: bytes) -> None:
+    def __init__(
+        self,
+        shared: Shared,
+        forwarder: Forwarder,
+        lobby: Lobby,
+        siblings: Siblings,
+        knocks: Knocks,
+        private: bytes,
+    ) -> None:
         self._shared = shared
         self._forwarder = forwarder
         self._lobby = lobby
         self._siblings = siblings
+        self._knocks = knocks
         self._private = private
         self._ping_at = 0.0
         # What may come in which state; anything else ends the stream. Printed by `print_table`.
         self._inputs: dict[tuple[StreamState, int], Callable[[float, Stream, bytes], None]] = {
             (StreamState.STRANGER, LOGIN): self._on_login,
             (StreamState.MEMBER, PING): self._on_ping,
+            (StreamState.MEMBER, KNOCK): self._on_knock,
             (StreamState.CALLED, CHALLENGE): self._on_challenge,
             (StreamState.CALLED, REFUSED): self._on_refused,
             (StreamState.ASKED, WELCOME): self._on_welcome,
@@ -166,8 +178,13 @@ class Streams:
         if guest.login.role is Role.MEMBER:
             self._lobby.seat_stream(now, stream, guest)
         else:
+            stream.sibling_key = guest.login.key
             self._lobby.welcome_sibling(stream, guest)
             self._siblings.link_up(stream, guest.sibling or "")
+
+    def _on_knock(self, now: float, stream: Stream, payload: bytes) -> None:
+        assert stream.member is not None
+        self._knocks.handle(now, stream.member, payload)
 
     def _on_challenge(self, now: float, stream: Stream, payload: bytes) -> None:
         login, stream.keys = write_login(
@@ -201,7 +218,8 @@ class Streams:
         self._siblings.learn(stream, ABSENT, payload)
 
     def _on_forward(self, now: float, stream: Stream, payload: bytes) -> None:
-        self._forwarder.from_sibling(now, payload[:KEY_SIZE], payload[KEY_SIZE : 2 * KEY_SIZE], payload[2 * KEY_SIZE :])
+        source, destination = payload[:KEY_SIZE], payload[KEY_SIZE : 2 * KEY_SIZE]
+        self._forwarder.from_sibling(now, stream.sibling_key, source, destination, payload[2 * KEY_SIZE :])
 
     def _on_ping(self, now: float, stream: Stream, payload: bytes) -> None:
         self._shared.write_control(stream, frame(PONG, payload))

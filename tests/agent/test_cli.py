@@ -20,7 +20,7 @@ from edgeagent.version import VERSION
 from tests.agent.broker import free_port
 
 PROVIDER = crypto.load()
-VERBS = ("up", "down", "status", "peers", "ping", "ip", "whois", "version", "run")
+VERBS = ("up", "down", "status", "peers", "ping", "ip", "whois", "ledger", "version", "run")
 
 
 class Cli:
@@ -145,6 +145,9 @@ def test_a_hub_that_does_not_answer(cli: Cli) -> None:
     for verb in ("peers", "ip", "whois"):
         refused = cli(verb, *(["x"] if verb == "whois" else []))
         assert refused.returncode == 1 and "member of no network" in refused.stderr
+    ledger = json.loads(cli("ledger", "--json").stdout)  # tries cost something, too
+    assert [row["cause"] for uplink in ledger["uplinks"] for row in uplink["causes"]] == ["control"]
+    assert "control" in cli("ledger").stdout
 
     identity = Identity.decode(PROVIDER, (cli.state / "identity").read_bytes()[44:])
     secrets = [text, text[4:40], token.password(PROVIDER), identity.password]

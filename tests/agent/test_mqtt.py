@@ -351,6 +351,69 @@ def test_a_flood_is_taken_in_portions(links: Links, link: MqttLink, tmp_path: Pa
         broker.close()
 
 
+def test_it_wakes_up_for_pings_and_for_nothing_else(
+    links: Links,
+    link: MqttLink,
+    make_broker: Callable[..., Broker],
+    authority: Authority,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ahead = 0.0
+
+    def clock() -> float:
+        return time.monotonic() + ahead
+
+    for target in ("paho.mqtt.client.time_func", "edgeagent.io.pahoclient.monotonic"):
+        monkeypatch.setattr(target, clock)
+    who = login(keepalive_s=600)
+    assert isinstance(
+        links.connect(link, [make_broker(authority).host], pinned(authority, authority.der), who), Connected
+    )
+    link.publish("em1/a/dev/u/state", b"x", qos=1, retain=False)
+    links.drive(lambda: link.unacknowledged == 0)
+    for _ in range(3):
+        before = link.counters
+        due = link.poll_timeout()
+        assert due is not None and 590 < due - clock() <= 601
+        ahead += due - clock()
+        link.on_timeout(clock())
+        assert link.counters["tx_bytes"] == before["tx_bytes"] + 2  # PINGREQ
+        again = link.poll_timeout()
+        assert again is not None and 140 < again - clock() <= 150  # is there an answer?
+        links.drive(lambda: link.counters["rx_bytes"] == before["rx_bytes"] + 2)  # noqa: B023  # PINGRESP
+    ahead += 400
+    link.publish("em1/a/dev/u/state", b"x", qos=0, retain=False)
+    ahead += 201
+    before = link.counters
+    link.on_timeout(clock())
+    assert (
+        link.counters["tx_bytes"] == before["tx_bytes"] + 2
+    )  # nothing was heard for so long, though something was said
+    link.close()
+
+
+def test_the_end_of_each_connection_is_told_once_while_it_can_be_counted(
+    links: Links, link: MqttLink, make_broker: Callable[..., Broker], authority: Authority
+) -> None:
+    told: list[int] = []
+    link.on_closing = lambda sock: told.append(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)[0])
+    assert link.sockets() == []
+    broker = make_broker(authority)
+    trust = pinned(authority)
+    links.connect(link, [broker.host], trust)
+    assert len(told) == 1 and len(link.sockets()) == 1  # the one that was looked at for the CA
+    link.close()
+    assert len(told) == 2 and link.sockets() == []
+    links.connect(link, [broker.host], trust)
+    assert len(told) == 2
+    broker.stop()
+    links.drive(lambda: any(isinstance(event, Closed) for event in link.events))
+    assert len(told) == 3
+    take(link, Closed)
+    links.connect(link, [f"127.0.0.1:{free_port()}"], trust)
+    assert len(told) == 4
+
+
 def test_paho_is_the_one_that_was_read() -> None:
     """`PahoClient` overrides three private methods of paho and reads one field: a new minor version is looked at."""
     assert version("paho-mqtt").split(".")[:2] in (["2", "1"], ["2", "2"])

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 import pytest
 
 from edgeagent.engine.pure import TUN_FRAMES_MAX, UDP_READS_MAX, EngineDrop, PureEngine
-from edgeagent.io import udp as udp_module
+from edgeagent.io import udpsocket
 from edgeagent.io.tun import Tun, TunGone
-from edgeagent.io.udp import Udp, UdpDrop
+from edgeagent.io.udp import Udp
+from edgeagent.io.udpsocket import UdpDrop
 from edgeagent.proto.endpoint import Endpoint, Transmit
 from tests.engine.conftest import Inside
 from tests.engine.packets import Segment, parse
@@ -158,25 +159,25 @@ def test_frames_that_are_not_taken_are_counted(lab: Lab, inside: Inside) -> None
 def test_a_full_send_buffer_pauses_the_tun(lab: Lab, inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
     net = lab.net("192.0.2.0/24")
     a, b = lab.host("a", net), lab.host("b", net)
-    monkeypatch.setattr(udp_module, "BUFFER_BYTES", 8192)
+    monkeypatch.setattr(udpsocket, "BUFFER_BYTES", 8192)
     a.run("tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", "2mbit", "burst", "4kb", "limit", "1mb")
     with rig_in(a, inside) as rig, inside(a), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         quiet(rig)
         rig.engine.bind(0)
         rig.machine.transmits = [Transmit(Endpoint((b.address, 9)), [bytes(1000)] * 100)]
         rig.engine.flush(1.0)
-        assert rig.udp.blocked_fd is not None
+        assert rig.udp.blocked_fds
         sender.sendto(b"held back", ("10.0.0.1", 9))
         assert rig.tun.fd not in rig.selector.get_map()
         rig.turn()
         assert rig.machine.packets == []
-        until(lambda: rig.turn() and rig.udp.blocked_fd is None, 5, "room in the buffer")
+        until(lambda: rig.turn() and not rig.udp.blocked_fds, 5, "room in the buffer")
         until(lambda: rig.turn() or rig.machine.packets, 5, "the packet held back")
         assert udp_payloads(rig.machine.packets[0]) == [b"held back"]
         rig.engine.flush(1.0)
         rig.machine.transmits = [Transmit(Endpoint((b.address, 9)), [bytes(1000)] * 100)]
         rig.engine.flush(1.0)
-        assert rig.udp.blocked_fd is not None
+        assert rig.udp.blocked_fds
         rig.engine.unbind()
         assert list(rig.selector.get_map()) == [rig.tun.fd]
 

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from edgeagent.io import udp as udp_module
-from edgeagent.io.udp import BACKLOG_DATAGRAMS_MAX, Udp, UdpDrop
+from edgeagent.io import udpsocket
+from edgeagent.io.udp import Udp
+from edgeagent.io.udpsocket import BACKLOG_DATAGRAMS_MAX, UdpDrop
 from edgeagent.proto.endpoint import Endpoint, Transmit
 from tests.engine.conftest import Inside
 from tests.netlab import Host, Lab, until
@@ -18,8 +19,8 @@ Received = list[tuple[bytes, Endpoint, int]]
 
 
 @contextmanager
-def opened(port: int = 0) -> Iterator[Udp]:
-    udp = Udp()
+def opened(port: int = 0, *, mtu_by_kernel: bool = False) -> Iterator[Udp]:
+    udp = Udp(mtu_by_kernel=mtu_by_kernel)
     udp.open(port)
     try:
         yield udp
@@ -140,9 +141,53 @@ def test_a_sticky_source_is_used_and_let_go_when_it_vanishes(lab: Lab, inside: I
         assert ours.drain_source_failures() == []
 
 
-def test_segments_longer_than_the_path_are_fragmented(lab: Lab, inside: Inside) -> None:
+@pytest.mark.parametrize("version", [4, 6])
+def test_what_is_longer_than_the_link_is_cut_up_only_where_that_is_wanted(
+    lab: Lab, inside: Inside, version: int
+) -> None:
     a, b = pair(lab, mtu=1280)
     with inside(a), opened() as ours, inside(b), opened() as theirs:
+        to_b = endpoint(b, theirs.port, version)
+        sent = [bytes((i,)) * 1400 for i in range(10)]
+        ours.send(
+            [
+                Transmit(to_b, sent[:5], fragment=True),
+                Transmit(to_b, [bytes(1401), bytes(1401)]),
+                Transmit(to_b, [b"short"]),
+                Transmit(to_b, sent[5:], fragment=True),
+            ]
+        )
+        arrived = [datagram for datagram, _, _ in receive(theirs, 11)]
+        assert sorted(arrived, key=lambda datagram: datagram[:1]) == [*sent, b"short"]
+        assert ours.drops[UdpDrop.TOO_LONG] == 2
+        assert ours.drain_too_long() == [(to_b, 1401)] * 2
+        assert ours.drain_too_long() == []
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_no_icmp_message_changes_what_leaves(lab: Lab, inside: Inside, version: int) -> None:
+    """A router that takes less says so, and is not listened to: whoever searches the path's MTU finds it out."""
+    near, far = lab.net("192.0.2.0/24", "2001:db8::/64"), lab.net("198.51.100.0/24", "2001:db8:1::/64", mtu=1280)
+    lab.router("router", near, far)
+    a, b = lab.host("a", near), lab.host("b", far)
+    with inside(a), opened() as ours, inside(a), opened(mtu_by_kernel=True) as plain, inside(b), opened() as theirs:
+        to_b = endpoint(b, theirs.port, version)
+
+        def told() -> bool:
+            ours.send([Transmit(to_b, [bytes(1400)])])
+            return "mtu 1280" in a.run("ip", f"-{version}", "route", "get", to_b.addr[0]).stdout
+
+        until(told, 5, "the router's ICMP message")
+        assert ours.drops[UdpDrop.TOO_LONG] == 0
+        plain.send([Transmit(to_b, [b"kernel" + bytes(1394)])])
+        assert receive(theirs, 1)[0][0] == b"kernel" + bytes(1394)
+        ours.send([Transmit(to_b, [bytes(1400)]), Transmit(to_b, [b"cut" + bytes(1397)], fragment=True)])
+        assert [datagram[:3] for datagram, _, _ in receive(theirs, 1)] == [b"cut"]
+
+
+def test_the_mtu_is_the_kernels_where_that_is_wanted(lab: Lab, inside: Inside) -> None:
+    a, b = pair(lab, mtu=1280)
+    with inside(a), opened(mtu_by_kernel=True) as ours, inside(b), opened() as theirs:
         for version in (4, 6):
             sent = [bytes((i,)) * 1400 for i in range(10)]
             ours.send([Transmit(endpoint(b, theirs.port, version), sent)])
@@ -154,8 +199,8 @@ def test_without_segmentation_datagrams_go_one_by_one(
 ) -> None:
     """An option that no kernel has stands for UDP_SEGMENT and UDP_GRO on a kernel that lacks them."""
     a, b = pair(lab)
-    monkeypatch.setattr(udp_module, "_UDP_SEGMENT", 250)
-    monkeypatch.setattr(udp_module, "_UDP_GRO", 251)
+    monkeypatch.setattr(udpsocket, "_UDP_SEGMENT", 250)
+    monkeypatch.setattr(udpsocket, "_UDP_GRO", 251)
     with inside(a), opened() as ours, inside(b), opened() as theirs:
         sent = [bytes((i,)) * 500 for i in range(100)]
         ours.send([Transmit(endpoint(b, theirs.port, 4), sent)])
@@ -174,12 +219,12 @@ def test_a_device_that_cannot_segment_switches_it_off(lab: Lab, inside: Inside) 
             return super().sendmsg(buffers, ancdata, flags, address)
 
     with inside(a), opened() as ours, inside(b), opened() as theirs:
-        before = ours._sockets[socket.AF_INET]
-        ours._sockets[socket.AF_INET] = OldKernel(fileno=before.detach())
+        old = ours._general[socket.AF_INET]
+        old._socket = OldKernel(fileno=old._socket.detach())
         sent = [bytes((i,)) * 500 for i in range(70)]
         ours.send([Transmit(endpoint(b, theirs.port, 4), sent)])
         assert [datagram for datagram, _, _ in receive(theirs, 70)] == sent
-        assert ours._segment == {socket.AF_INET: False, socket.AF_INET6: True}
+        assert [each._segments for each in ours._general.values()] == [False, True]
 
 
 def test_the_mark_is_on_what_is_sent(lab: Lab, inside: Inside) -> None:
@@ -203,7 +248,7 @@ def test_a_full_buffer_makes_datagrams_wait_and_then_drops_the_oldest(
     lab: Lab, inside: Inside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b = pair(lab)
-    monkeypatch.setattr(udp_module, "BUFFER_BYTES", 8192)
+    monkeypatch.setattr(udpsocket, "BUFFER_BYTES", 8192)
     a.run("tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", "2mbit", "burst", "4kb", "limit", "1mb")
     with inside(a), opened() as ours:
         monkeypatch.undo()
@@ -213,14 +258,15 @@ def test_a_full_buffer_makes_datagrams_wait_and_then_drops_the_oldest(
             sent = [i.to_bytes(2, "big") * 250 for i in range(count)]
             for at in range(0, count, 4):
                 ours.send([Transmit(to_b, sent[at : at + 4])])
-            assert ours.blocked_fd in ours.fds
+            (blocked,) = ours.blocked_fds
+            assert blocked in ours.fds
             selector = selectors.DefaultSelector()
-            selector.register(ours.blocked_fd or 0, selectors.EVENT_WRITE)
+            selector.register(blocked, selectors.EVENT_WRITE)
 
             def drained() -> bool:
                 if selector.select(0):
                     ours.resume()
-                return ours.blocked_fd is None
+                return not ours.blocked_fds
 
             until(drained, 10, "the backlog's end")
             selector.close()
@@ -230,8 +276,9 @@ def test_a_full_buffer_makes_datagrams_wait_and_then_drops_the_oldest(
             for _ in range(BACKLOG_DATAGRAMS_MAX // 2):
                 ours.send([Transmit(to_b, [bytes(1200)] * 4)])
             assert ours.drops[UdpDrop.BACKLOG_FULL] >= BACKLOG_DATAGRAMS_MAX // 2
-            waiting = ours._backlog_datagrams
-            assert waiting == sum(len(transmit.datagrams) for transmit in ours._backlog) <= BACKLOG_DATAGRAMS_MAX
+            full = ours._general[socket.AF_INET]
+            waiting = full.waiting
+            assert waiting == sum(len(transmit.datagrams) for transmit in full._backlog) <= BACKLOG_DATAGRAMS_MAX
     assert ours.drops[UdpDrop.NO_SOCKET] == waiting
 
 

@@ -236,6 +236,7 @@ class RelayDev(Dev):
 
     def __init__(self, hub: Home, seed: int, token: JoinToken, name: str, region: str) -> None:
         super().__init__(hub, 50_000 + seed, token, name)
+        self.facts = {"relay": "0.1"}
         self.fields: dict[str, Any] = {
             "rg": region,
             "k": hub.crypto.x25519_base(self.entropy(32)),

@@ -179,15 +179,20 @@ def test_who_may_join_with_which_token(hub: Hub) -> None:
         actions.expire_device(hub.scribe, tx, row(tx, a), hub.wall_s, hub.wall_s)
         actions.remove_device(hub.scribe, tx, row(tx, relay), hub.wall_s)
     hub.sent()
-    hub.hear(a.join(token), relay.join(hub.token()))
+    # By mistake, and on purpose
+    fresh, forged = Dev(hub, 20, token), Dev(hub, 21, hub.token())
+    forged.facts = relay.facts
+    hub.hear(a.join(token), relay.join(hub.token()), fresh.join(), forged.join())
+    hub.hear(a.join(token, facts=relay.facts), relay.join(hub.token(), facts={}))
     rows = hub.sent()
-    for member in (a, relay):
+    for member in (a, relay, fresh, forged):
         member.read(rows)
-        assert member.answers[-1]["no"] == "denied"
+        assert member.answers[-1]["no"] == ("denied" if member in (a, relay) else "bad-request")
+        assert member.answers[-2:][0]["no"] == "bad-request"
     with hub.store.write() as tx:
         for number in range(RELAYS_KNOWN_MAX):
             tx.add_device(a_relay(f"r{number}", "fra"))
-    late = Dev(hub, 9, token)
+    late = RelayDev(hub, 9, token, "late", "fra")
     hub.hear(late.join())
     late.read(hub.sent())
     assert late.answers[-1]["no"] == "denied"

@@ -6,7 +6,9 @@ from itertools import pairwise
 
 import pytest
 
+from edgeagent.proto.causes import Direction
 from edgeagent.proto.errors import LocalProtocolError
+from edgeagent.proto.ledger import Cause
 from edgeagent.proto.ratelimiter import RateLimiter
 from edgeagent.proto.relay_client import WAITING_PACKETS_MAX
 from edgeagent.proto.relay_datagram_client import DatagramState
@@ -95,6 +97,20 @@ def test_udp_that_dies_is_replaced_and_taken_again() -> None:
     assert a.client.carrier is UDP and a.conn is None
     world.send(b, a, b"over udp")
     assert a.packets[-1] == (b.key, b"over udp")
+
+
+def test_what_a_stream_carried_for_members_is_told_from_its_own() -> None:
+    world = World()
+    a, b = world.join(1, TLS), world.join(2, TLS)
+    world.advance(600)  # probes of its own cross the relay meanwhile
+    assert [sum(a.client.carried.take(direction)) for direction in Direction] == [0, 0]
+    data, keepalive = b"\4\0\0\0" + bytes(60), b"\4\0\0\0" + bytes(28)
+    for packet in (data, keepalive, data):
+        world.send(a, b, packet)
+    sent, received = a.client.carried.take(Direction.SENT), b.client.carried.take(Direction.RECEIVED)
+    assert sent == received
+    assert (sent[Cause.PAYLOAD], sent[Cause.KEEPALIVE], sum(sent)) == (128, 32, 160)
+    assert sum(a.client.carried.take(Direction.SENT)) == sum(b.client.carried.take(Direction.SENT)) == 0
 
 
 def test_a_moment_of_loss_costs_no_carrier() -> None:

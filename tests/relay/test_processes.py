@@ -123,7 +123,10 @@ def test_status_and_the_other_commands(relay: RelayProcess, tmp_path: Path) -> N
     assert edgerelay("keygen", str(key)).stdout.strip() == public and len(public) == 44
     assert key.stat().st_mode & 0o777 == 0o600
     assert "edgerelay" in edgerelay("version").stdout
-    assert "missing. Give it as --id" in edgerelay("serve", expect=2).stderr
+    state = ["--state-dir", str(tmp_path / "state")]
+    assert "join-file: missing. `edgehub relays invite" in edgerelay("serve", *state, expect=2).stderr
+    assert "missing. Give it as --id" in edgerelay("serve", "--network-key", "0" * 64, *state, expect=2).stderr
+    assert not (tmp_path / "state").exists()
     key.chmod(0o644)
     assert "chmod 600" in edgerelay("keygen", str(key), expect=2).stderr
 
@@ -177,14 +180,17 @@ def test_drain_tells_and_ends(relay: RelayProcess, tmp_path: Path) -> None:
 
 def test_one_hop_between_siblings(tmp_path: Path) -> None:
     other_private = bytes(range(100, 132))
-    with socket.socket() as probe:
+    with socket.socket() as probe, socket.socket() as other:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        other.bind(("127.0.0.1", 0))
+        one, two = probe.getsockname()[1], other.getsockname()[1]
     first_key, second_key = to_base64(kit.RELAY_KEY), to_base64(kit.CRYPTO.x25519_base(other_private))
     with (
-        RelayProcess(tmp_path / "1", "--sibling", f"fra-2=127.0.0.1:{port}={second_key}") as first,
         RelayProcess(
-            tmp_path / "2", "--sibling", f"fra-1=127.0.0.1:1={first_key}", "--listen", f"127.0.0.1:{port}",
+            tmp_path / "1", "--sibling", f"fra-2=127.0.0.1:{two}={second_key}", "--listen", f"127.0.0.1:{one}",
+        ) as first,
+        RelayProcess(
+            tmp_path / "2", "--sibling", f"fra-1=127.0.0.1:{one}={first_key}", "--listen", f"127.0.0.1:{two}",
             relay="fra-2", private=other_private,
         ) as second,
         driving(Driver(first, 1, UDP), Driver(second, 2, TLS, private=other_private)) as (a, b),

@@ -148,11 +148,11 @@ def test_silent_siblings_are_dropped() -> None:
 
 def test_strangers_are_no_siblings_and_members_no_relays() -> None:
     region = Region()
-    region.one.core.shared.admission._siblings.clear()
+    region.one.core.shared.admission.siblings.clear()
     region.connect()
     assert region.one.core.shared.links  # it called, and knows whom
     region = Region()
-    region.two.core.shared.admission._siblings.clear()
+    region.two.core.shared.admission.siblings.clear()
     region.connect()
     assert kit.refusals(region.two.core) == {"bad-login": 1} and not region.two.core.shared.links
     world = World()

@@ -1,0 +1,84 @@
+"""How the agent is to behave on each of its uplinks now: budgets held against the ledger, and what follows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgeagent.proto.budget import Level, assess, policy
+
+if TYPE_CHECKING:
+    from edgeagent.proto.budget import Budget, BudgetRules, Policy
+    from edgeagent.proto.ledger import Ledger
+
+
+class LevelChanged:
+    """An uplink's budget is used up to another level; `day` and `month` are the parts used, None without a budget."""
+
+    __slots__ = ("before", "day", "level", "month", "uplink")
+
+    def __init__(self, uplink: str, before: Level, level: Level, day: float | None, month: float | None) -> None:
+        self.uplink = uplink
+        self.before = before
+        self.level = level
+        self.day = day
+        self.month = month
+
+
+class Policies:
+    """Drive it: `assess` now and then while bytes are booked, and at midnight; then drain events. Whoever repeats
+    something asks `of(uplink)` how often, and a relay's client whether it `is_on_demand`.
+    """
+
+    __slots__ = ("_events", "_ledger", "_levels", "_rules")
+
+    def __init__(self, ledger: Ledger, rules: BudgetRules) -> None:
+        self._ledger = ledger
+        self._rules = rules
+        self._levels: dict[str, Level] = {}  # of metered uplinks that are not at NORMAL
+        self._events: list[LevelChanged] = []
+
+    def of(self, uplink: str) -> Policy:
+        return policy(self.budget(uplink), self.level(uplink))
+
+    def is_on_demand(self, uplink: str) -> bool:
+        """No relay session and no UDP binding on this uplink until there is payload, or a signal."""
+        return self.of(uplink).on_demand
+
+    def level(self, uplink: str) -> Level:
+        return self._levels.get(uplink, Level.NORMAL)
+
+    def budget(self, uplink: str) -> Budget:
+        return self._rules.of(uplink)
+
+    def set_defaults(self, now: float, daily_bytes: int, monthly_bytes: int) -> None:
+        """The hub's budgets for metered uplinks that have none of their own; 0 is no limit."""
+        self._rules.set_defaults(daily_bytes, monthly_bytes)
+        self.assess(now)
+
+    def assess(self, now: float) -> None:
+        uplinks = self._ledger.uplinks
+        for gone in [uplink for uplink in self._levels if uplink not in uplinks]:  # it gave way to others
+            del self._levels[gone]
+        for uplink in uplinks:
+            before = self.level(uplink)
+            budget = self.budget(uplink)
+            level = assess(now, self._ledger, uplink, budget, before)
+            if level is before:
+                continue
+            self._levels[uplink] = level
+            if level is Level.NORMAL:
+                del self._levels[uplink]
+            self._events.append(LevelChanged(uplink, before, level, *self.used(now, uplink)))
+
+    def used(self, now: float, uplink: str) -> tuple[float | None, float | None]:
+        """What part of the day's budget, and of the month's, is used; None where there is none."""
+        budget = self.budget(uplink)
+        day, month = self._ledger.used(now, uplink)
+        return (
+            day / budget.daily_bytes if budget.daily_bytes else None,
+            month / budget.monthly_bytes if budget.monthly_bytes else None,
+        )
+
+    def drain_events(self) -> list[LevelChanged]:
+        events, self._events = self._events, []
+        return events

@@ -1,0 +1,88 @@
+"""Out of maps: who a region's other relays are, and where those are that this one is to call."""
+
+from __future__ import annotations
+
+import selectors
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from edgeagent.proto.relaymap import RelayInfo
+from relay.neighbours import RESOLVE_AGAIN_S, Neighbourhood, Neighbours
+from tests.hub.rig import wait_until
+
+A, B = 16 * "a", 16 * "b"
+LOW, OWN, HIGH = (bytes((n,)) * 32 for n in (1, 5, 9))
+
+
+def info(key: bytes, *hosts: str, name: str = "fra-2") -> RelayInfo:
+    fields = {"id": name, "rg": "fra", "k": key, "h": list(hosts), "u": 3478, "s": 0, "pin": bytes(32)}
+    return RelayInfo(fields)
+
+
+class Found:
+    def __init__(self) -> None:
+        self.selector = selectors.DefaultSelector()
+        self.neighbours = Neighbours(OWN, self.selector)
+
+    def turn(self) -> None:
+        for key, _ in self.selector.select(0.05):
+            key.data(time.monotonic(), key.fd)
+
+
+@pytest.fixture
+def found() -> Iterator[Found]:
+    made = Found()
+    yield made
+    made.neighbours.close()
+    made.selector.close()
+
+
+def taken(found: Found) -> Neighbourhood:
+    taken = found.neighbours.take()
+    assert taken is not None
+    return taken
+
+
+def test_maps_are_put_together_by_key(found: Found) -> None:
+    found.neighbours.set(0.0, A, [info(HIGH, "198.51.100.7:443"), info(LOW, "198.51.100.8:443", name="fra-3")])
+    found.neighbours.set(0.0, B, [info(HIGH, "198.51.100.7:443", name="r-1")])
+    both = taken(found)
+    assert {key: (n.id, n.networks) for key, n in both.neighbours.items()} == {
+        HIGH: ("fra-2", frozenset((A, B))),
+        LOW: ("fra-3", frozenset((A,))),
+    }
+    # The one with the lesser key calls
+    assert [(call.sibling, call.host, call.port, call.key) for call in both.calls] == [
+        ("fra-2", "198.51.100.7", 443, HIGH)
+    ]
+    assert found.neighbours.take() is None and found.neighbours.poll_timeout() is None
+    found.neighbours.set(1.0, A, [])
+    left = taken(found)
+    assert {key: n.networks for key, n in left.neighbours.items()} == {HIGH: frozenset((B,))}
+    assert left.calls[0].sibling == "r-1"
+
+
+def test_an_address_goes_before_names(found: Found) -> None:
+    found.neighbours.set(0.0, A, [info(HIGH, "relay.invalid:1", "[2001:db8::7]:8443")])
+    [call] = taken(found).calls
+    assert (call.host, call.port) == ("2001:db8::7", 8443)
+
+
+def test_names_are_looked_up_one_by_one_and_again(found: Found) -> None:
+    others = [info(HIGH, "no-such-host.invalid:443", "localhost:8443"), info(LOW, "localhost:1", name="calls-us")]
+    found.neighbours.set(0.0, A, others)
+    assert len(taken(found).neighbours) == 2
+    calls = []
+
+    def called() -> bool:
+        new = found.neighbours.take()
+        calls.extend([] if new is None else new.calls)
+        return bool(calls)
+
+    wait_until(called, "the address of localhost", found.turn)
+    assert calls[0].port == 8443 and calls[0].host in ("127.0.0.1", "::1")
+    assert found.neighbours.poll_timeout() == RESOLVE_AGAIN_S
+    found.neighbours.on_timeout(RESOLVE_AGAIN_S)
+    assert found.neighbours.poll_timeout() == 2 * RESOLVE_AGAIN_S
