@@ -10,7 +10,7 @@ PROGRAM = shutil.which("tinyproxy", path="/usr/bin:/usr/local/bin:/usr/sbin")
 
 def write_settings(folder: Path, port: int, connect_ports: list[int], login: tuple[str, str] | None = None) -> Path:
     """For `tinyproxy -d -c FILE`, which logs to its standard output. CONNECT is allowed to these ports alone."""
-    lines = [f"Port {port}", "Timeout 600", "LogLevel Connect", f'PidFile "{folder}/tinyproxy.pid"', "MaxClients 64"]
+    lines = [f"Port {port}", "Timeout 600", "LogLevel Info", f'PidFile "{folder}/tinyproxy.pid"', "MaxClients 64"]
     lines += [f"ConnectPort {allowed}" for allowed in connect_ports]
     if login is not None:
         lines.append(f"BasicAuth {login[0]} {login[1]}")

@@ -336,7 +336,7 @@ def _run_as(directory: Path) -> str:
 
 
 def _keep_port(user: str) -> list[str]:
-    """What stands before a command that is to listen below 1024 as `user`: Mosquitto gives up root before it listens."""
+    """What makes a command listen below 1024 as `user`: Mosquitto gives up root before it listens."""
     if user in ("", "root"):
         return []
     setpriv = shutil.which("setpriv")

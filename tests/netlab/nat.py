@@ -78,6 +78,13 @@ table ip nat {{
   }}
 }}
 """
+_SHUT = """\
+table ip shut {
+  chain forward {
+    type filter hook forward priority -300; policy drop;
+  }
+}
+"""
 # Read from the connection and not from the packet, whose source has been rewritten by then.
 _LEARNT = f'oifname "{WAN}" meta l4proto udp ct direction original update'
 _INSIDE = "ct original ip saddr . ct original proto-src"
@@ -115,16 +122,14 @@ class NatRouter:
     def short_bindings(self, seconds: int) -> None:
         """Bindings end after so many seconds without a packet."""
         self._binding_s = seconds
-        self._load()
         names = ("nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream")
         self.host.sysctl({f"net/netfilter/{name}": seconds for name in names})
-        self._forget()
+        self._begin_anew()
 
     def rebind(self) -> None:
         """All mappings move to other outside ports; the kind stays what it is."""
         self._moved += 1
-        self._load()
-        self._forget()
+        self._begin_anew()
 
     def change_address(self) -> str:
         """The provider gives another outside address; the old one is gone. Returns the new one."""
@@ -138,8 +143,7 @@ class NatRouter:
         old, self.address = self.address, str(self.outside.v4[number])
         length = self.outside.v4.prefixlen
         self.host.ip(f"addr add {self.address}/{length} dev {WAN}", f"addr del {old}/{length} dev {WAN}")
-        self._load()
-        self._forget()
+        self._begin_anew()
         return self.address
 
     def impair(self, *, loss_percent: int = 0, packet_bytes_max: int = 65_535) -> None:
@@ -151,8 +155,12 @@ class NatRouter:
     def _load(self) -> None:
         self.host.run("nft", "-f", "-", input=self._rules())
 
-    def _forget(self) -> None:
+    def _begin_anew(self) -> None:
+        """Nothing passes meanwhile: a packet of an old binding between the two steps would be learnt as a new one."""
+        self.host.run("nft", "-f", "-", input=_SHUT)
+        self._load()
         self.host.run("conntrack", "-F")
+        self.host.run("nft", "delete", "table", "ip", "shut")
 
     def _rules(self) -> str:
         opening = _OPENINGS.get(self.kind)
