@@ -157,16 +157,16 @@ class Homes:
                 self.relays[-1].start(invitation)
             self.until_online(*self.relays)
 
-    def home(self, kind: Kind, outside: Net | None = None) -> NatRouter:
-        """A home on the internet, or on the `inside` of a carrier's router."""
+    def home(self, kind: Kind, outside: Net | None = None, delay_ms: float = 0.0) -> NatRouter:
+        """A home on the internet, or on the `inside` of a carrier's router, so far away from it."""
         name = f"{kind.value.replace('_', '-')}-router-{len(self.routers) + 1}"
-        router = NatRouter(self.lab, name, self.lab.net(HOME), outside or self.internet, kind)
+        router = NatRouter(self.lab, name, self.lab.net(HOME), outside or self.internet, kind, delay_ms)
         self.routers.append(router)
         return router
 
-    def carrier(self, kind: Kind, prefix: str = CARRIER_PREFIX) -> NatRouter:
+    def carrier(self, kind: Kind, prefix: str = CARRIER_PREFIX, delay_ms: float = 0.0) -> NatRouter:
         """A carrier's router: the outside of homes is its `inside`."""
-        router = carrier(self.lab, f"carrier-{len(self.routers) + 1}", self.internet, kind, prefix)
+        router = carrier(self.lab, f"carrier-{len(self.routers) + 1}", self.internet, kind, prefix, delay_ms)
         self.routers.append(router)
         return router
 

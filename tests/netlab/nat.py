@@ -98,17 +98,19 @@ _LEARN = {
 class NatRouter:
     """A router between a segment inside, whose gateway it becomes, and one outside.
 
-    `short_bindings`, `rebind` and `change_address` forget all bindings, as a router that starts anew does; connections
-    that hosts inside continue get new ones.
+    A packet takes `delay_ms` on the line outside. `short_bindings`, `rebind` and `change_address` forget all bindings,
+    as a router that starts anew does; connections that hosts inside continue get new ones.
     """
 
-    def __init__(self, lab: Lab, name: str, inside: Net, outside: Net, kind: Kind = Kind.PORT) -> None:
+    def __init__(
+        self, lab: Lab, name: str, inside: Net, outside: Net, kind: Kind = Kind.PORT, delay_ms: float = 0.0
+    ) -> None:
         self.kind = kind
         self.inside = inside
         self.outside = outside
         self.host: Host = lab.host(name)
         # Outside first, and before it forwards: it is a guest there, not the gateway.
-        self.wan = self.host.attach(outside, WAN)
+        self.wan = self.host.attach(outside, WAN, delay_ms)
         self.address = self.wan.v4
         self.host.forward()
         self.host.attach(inside, LAN)
@@ -194,6 +196,13 @@ class NatRouter:
         )
 
 
-def carrier(lab: Lab, name: str, outside: Net, kind: Kind = Kind.SYMMETRIC, prefix: str = CARRIER_PREFIX) -> NatRouter:
+def carrier(
+    lab: Lab,
+    name: str,
+    outside: Net,
+    kind: Kind = Kind.SYMMETRIC,
+    prefix: str = CARRIER_PREFIX,
+    delay_ms: float = 0.0,
+) -> NatRouter:
     """Carrier-grade NAT: homes are routers whose outside is the `inside` of the one returned."""
-    return NatRouter(lab, name, lab.net(prefix), outside, kind)
+    return NatRouter(lab, name, lab.net(prefix), outside, kind, delay_ms)
