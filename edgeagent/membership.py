@@ -36,6 +36,7 @@ from edgeagent.version import VERSION
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from edgeagent.bindings import Bindings
     from edgeagent.context import Context
     from edgeagent.io.mqtt import Event, MqttLink
     from edgeagent.proto.identity import Admission
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     OnResolved = Callable[[Record | None], None]
 
 log = logging.getLogger("edgeagent")
+DAY_S = 86_400.0
+BINDINGS_LOOK_S = 60.0  # between two looks whether there is a binding to be kept
 
 
 class Membership:
@@ -61,6 +64,7 @@ class Membership:
         self._cache = CacheWriter()
         self.refused = False  # the broker did not accept the device's credentials the last time
         self._lookups: dict[Query, list[OnResolved]] = {}
+        self._bindings: Bindings | None = None
         self.node = Node(
             now,
             crypto=context.crypto,
@@ -82,6 +86,7 @@ class Membership:
         self.tunnel.engine.count_with(context.accounts.meter)
         context.accounts.watch(self.relays.streams, Cause.RELAY, self.relays.carried_of)
         context.accounts.set_hub_budget(now, self.node.map)
+        self._look_for_bindings(now)
         log.info("%s is up as %s, UDP port %d", context.settings.interface, self.node.map.name, self.tunnel.port)
 
     @property
@@ -107,6 +112,7 @@ class Membership:
             self.tunnel.poll_timeout(),
             self.relays.poll_timeout(),
             self._cache.poll_timeout(),
+            self._bindings.poll_timeout() if self._bindings is not None else None,
             self.node.next_connect_at if self._link.is_idle else None,
         ]
         return min((at for at in times if at is not None), default=None)
@@ -121,6 +127,8 @@ class Membership:
             self._context.accounts.interfaces_changed()
             self._link.keep_if_local(addresses)
         self.relays.on_timeout(now)
+        if self._bindings is not None:
+            self._bindings.on_timeout(now)
         due = self._cache.poll_timeout()
         if due is not None and due <= now:
             self.save_cache(now)
@@ -169,6 +177,8 @@ class Membership:
             for on_resolved in waiting:
                 on_resolved(None)
         self._lookups.clear()
+        if self._bindings is not None:
+            self._bindings.close()
         self.relays.close()
         self._context.accounts.unwatch(self.relays.streams)
         self.tunnel.close()
@@ -188,6 +198,23 @@ class Membership:
             will=(will.topic, will.payload),
         )
         self._link.open(now, node.hosts, login, Trust(self._pin, node.ca_der, self._context.wall.known))
+
+    def _look_for_bindings(self, now: float) -> None:
+        """Begin to learn how rarely a keepalive will do, once there is one to be sent: a metered device has none."""
+        relays, accounts = self.node.relays, self._context.accounts
+        if relays.home is None or relays.on_demand:
+            accounts.defer("bindings", self._look_for_bindings, now + DAY_S, DAY_S - BINDINGS_LOOK_S)
+            return
+        from edgeagent.bindings import Bindings, way_home
+
+        self._bindings = Bindings(
+            now,
+            self._context,
+            find_way=lambda: way_home(self.node, accounts),
+            moves=lambda: relays.moves,
+            knock=self.node.knock,
+            use_interval=self.node.keep_bindings,
+        )
 
     def _agree_on_keepalive(self) -> None:
         """A connection's keepalive is told to the broker at its beginning: a longer one takes another connection."""

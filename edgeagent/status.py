@@ -29,6 +29,8 @@ def show_status(status: dict[str, Any]) -> str:
             ("relays", _relays(me, status["relays"])),
             ("tags", " ".join(me["tags"]) or "none"),
         ]
+    if uplinks := status.get("uplinks"):
+        lines.append(("uplinks", "; ".join(_uplink(uplink) for uplink in uplinks)))
     lines.append(("broker", _broker(status, mqtt)))
     if tables := status.get("tables"):
         lines.append(("peers", f"{tables['peers']['used']} of {tables['peers']['ceiling']}"))
@@ -177,6 +179,12 @@ def _relays(me: dict[str, Any], relays: list[dict[str, Any]]) -> str:
     if not any(relay["home"] for relay in relays) and me["home_relay"]:
         parts.append(f"{me['home_relay']} (home, asleep until somebody calls)")
     return "; ".join(parts) or "none"
+
+
+def _uplink(uplink: dict[str, Any]) -> str:
+    words = [f"{uplink['name']} {uplink['state']}"]
+    words += [word for word in ("active", "metered") if uplink[word]]
+    return ", ".join(words)
 
 
 def _broker(status: dict[str, Any], mqtt: dict[str, Any]) -> str:

@@ -75,6 +75,13 @@ class UplinkNames:
                 continue
         return self.default()
 
+    def gateway_to(self, address: bytes) -> bytes:
+        """The next hop to it; empty where there is none."""
+        try:
+            return self._kernel().route_to(address).gateway
+        except OSError:
+            return b""
+
     def of_index(self, index: int) -> str:
         name = self._by_index.get(index)
         if name is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edgeagent.proto.control_client import Answer
@@ -145,6 +145,8 @@ def test_the_least_recently_used_record_is_forgotten() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(["use", "leave", "again", "lost", "drain"]), st.sampled_from("abcde"))))
+@example([("use", "a"), ("drain", "a"), ("leave", "a"), ("again", "a")])
+@example([("use", "a"), ("drain", "a"), ("again", "a"), ("leave", "a")])
 def test_feed_subscriptions_against_the_broker(steps: list[tuple[str, str]]) -> None:
     feeds = FeedSubscriptions(NETWORK, 3)
     broker: set[str] = set()

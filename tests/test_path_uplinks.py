@@ -39,8 +39,11 @@ class Pair:
         self.a.node.handle_addresses(world.now, self.a.listens)
         self.b.listens = self.b.endpoints = [THEIRS]
         self.b.node.handle_addresses(world.now, self.b.listens)
-        self.set_uplinks(1, 2)
+        self.begin()
         world.run(2)
+
+    def begin(self) -> None:
+        self.set_uplinks(1, 2)
 
     def set_uplinks(self, *usable: int, several: bool = True) -> None:
         costs = {1: 0.0, 2: self.cost_2_ms}

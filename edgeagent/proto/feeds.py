@@ -15,6 +15,7 @@ class FeedSubscriptions:
         self._feeds_max = feeds_max
         self._wanted: OrderedDict[str, None] = OrderedDict()  # device ids, least recently used first
         self._held: dict[str, None] = {}  # what the broker's session has, as far as is known
+        self._again: dict[str, None] = {}  # of those, what is to be subscribed to once more
         self._unheard: dict[str, None] = {}  # of those, what this connection asked for and nothing came of yet
 
     def __len__(self) -> int:
@@ -44,7 +45,8 @@ class FeedSubscriptions:
 
     def again(self, device: str) -> None:
         """Subscribe again, which makes the broker send the retained feed again."""
-        self._held.pop(device, None)
+        if device in self._wanted:
+            self._again[device] = None
 
     def stray(self, device: str) -> None:
         """A feed came that nobody wants: an earlier life subscribed to it."""
@@ -68,10 +70,11 @@ class FeedSubscriptions:
     def drain(self) -> list[tuple[str, bool]]:
         """(topic, whether to subscribe), and from now on they count as done."""
         changes = [(topics.feed(self._network, device), False) for device in self._held if device not in self._wanted]
-        changes += [(topics.feed(self._network, device), True) for device in self._wanted if device not in self._held]
         for device in self._wanted:
-            if device not in self._held:
+            if device not in self._held or device in self._again:
+                changes.append((topics.feed(self._network, device), True))
                 self._unheard[device] = None
+        self._again.clear()
         self._unheard = {device: None for device in self._unheard if device in self._wanted}
         self._held = dict.fromkeys(self._wanted)
         return changes

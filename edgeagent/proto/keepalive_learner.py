@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from edgeagent.proto.errors import LimitReached, LocalProtocolError
@@ -26,6 +27,17 @@ _SAVED = Fields(
 )
 
 
+def nat_id(gateway: bytes, mapped: bytes) -> str:
+    """What a NAT is recognised by: our next hop (empty for none), and the network that servers see us in.
+
+    Carriers have many addresses outside and move us among them, so the last byte of an IPv4 address does not count, nor
+    what is behind the /48 of an IPv6 one.
+    """
+    bits = 24 if len(mapped) == 4 else 48
+    outside = mapped[: bits // 8] + bytes(len(mapped) - bits // 8)
+    return f"{ip_address(gateway) if gateway else 'link'} {ip_address(outside)}/{bits}"
+
+
 class IntervalChanged:
     """On this uplink a keepalive is due each `interval_s` from now on."""
 
@@ -41,7 +53,7 @@ class KeepaliveLearner:
     sockets, `binding_lost` when a binding in use was lost, `handle_timeout` at `poll_timeout()`; after any input drain
     wishes and events. `export` what is to be kept when `dirty`.
 
-    A NAT is whatever is recognised again by the same id: say, the gateway's hardware address and the outside prefix.
+    A NAT is whatever is recognised again by the same id: `nat_id` makes one.
     """
 
     __slots__ = ("_events", "_jitter", "_nats", "_searches", "_trial", "_uplinks", "_wishes", "dirty")

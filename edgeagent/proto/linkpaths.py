@@ -19,7 +19,7 @@ from edgeagent.proto.relay_endpoint import RelayEndpoint
 if TYPE_CHECKING:
     from edgeagent.proto.control_client import ControlClient
     from edgeagent.proto.device import Device
-    from edgeagent.proto.mappings import Outside
+    from edgeagent.proto.outside import Outside
     from edgeagent.proto.pathtable import PeerPaths
     from edgeagent.proto.peer import Peer
     from edgeagent.proto.peering import Link, Peering

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeagent.proto import node_status, snapshot
 from edgeagent.proto.constants import MTU_DEFAULT
@@ -28,7 +28,6 @@ from edgeagent.proto.keyrenewal import KeyRenewal, Step
 from edgeagent.proto.keys import Entropy
 from edgeagent.proto.limits import Limits
 from edgeagent.proto.linkpaths import LinkPaths
-from edgeagent.proto.mappings import Outside
 from edgeagent.proto.node_events import (
     AdmissionChanged,
     CacheDirty,
@@ -39,7 +38,6 @@ from edgeagent.proto.node_events import (
     PeerGone,
     PeerUp,
     ReconnectWanted,
-    RelayNamesChanged,
     Removed,
     Resolved,
 )
@@ -47,15 +45,17 @@ from edgeagent.proto.outbox import Outbox
 from edgeagent.proto.pathfinder import Pathfinder
 from edgeagent.proto.peering import Link, Peering
 from edgeagent.proto.publishing import Publish
+from edgeagent.proto.reach import Reach
 from edgeagent.proto.records import Entry, Query, Record, UdpAddress
 from edgeagent.proto.refusals import ControlDrop, ControlError
-from edgeagent.proto.relay_endpoint import RelayEndpoint
 from edgeagent.proto.relay_sessions import StreamWish
-from edgeagent.proto.relays import Relays
 from edgeagent.proto.resolver import Resolver
 from edgeagent.proto.tai64n import Tai64nClock
 from edgeagent.proto.walltime import WallFloor
 from edgeagent.proto.whereabouts import Whereabouts
+
+if TYPE_CHECKING:
+    from edgeagent.proto.uplinks import Uplinks
 
 SWEEP_S = 30.0
 ROUNDS_MAX = 8  # of events that cause events; handshakes that are fed again cause at most one more
@@ -94,7 +94,6 @@ class Node:
         self._entropy = entropy
         self._tai64n = tai64n
         self._dirty = False
-        self._transmits: list[Transmit] = []
         self._events: deque[NodeEvent] = deque(maxlen=limits.events)
         self._sweep_at: float | None = None
         self.limits = limits
@@ -135,8 +134,8 @@ class Node:
             now, crypto=crypto, entropy=entropy, device_map=self.map, node_key=identity.node_key, mtu=mtu
         )
         self.peering = Peering(self.device, self.client, self.finder, limits.peers)
-        self.relays = Relays(now, crypto=crypto, entropy=entropy, jitter=jitter, private=identity.node_private)
-        self.outside = Outside(entropy, self.relays.udp_servers)
+        self.reach = Reach(now, crypto=crypto, entropy=entropy, jitter=jitter, private=identity.node_private)
+        self.relays, self.outside = self.reach.relays, self.reach.outside
         self._paths = LinkPaths(self.device, self.client, self.peering, self.finder, self.relays, self.outside)
         self.whereabouts = Whereabouts(
             now,
@@ -147,11 +146,12 @@ class Node:
             device=identity.device_id,
             entropy=entropy,
         )
+        self.reach.join(self.finder, self._paths, self.whereabouts)
         self.resolver = Resolver(client=self.client, peering=self.peering, device=self.device, limits=limits)
         self.renewal = KeyRenewal(identity, jitter)
         self._set_wall(now)
         self._renew_key(now)
-        self._use_relays(now)
+        self.reach.use_map(now, self.map)
         self._settle(now)
 
     # Who we are
@@ -224,8 +224,7 @@ class Node:
     def farewell(self, now: float) -> None:
         """Before the connection is closed on purpose: publish and transmit what this leaves, then close."""
         self.client.farewell(now)
-        self.relays.close(now)
-        self._transmits += self.relays.drain_transmits()
+        self.reach.close(now)
 
     # Inputs: the tunnel
 
@@ -236,6 +235,7 @@ class Node:
 
     def handle_packets(self, now: float, packets: list[bytes]) -> None:
         """IP packets from the TUN."""
+        self.reach.used(now)
         for unsent in self.device.handle_packets(now, packets):
             if self.removed:
                 self.device.refuse(unsent)
@@ -245,25 +245,38 @@ class Node:
 
     def handle_addresses(self, now: float, endpoints: list[UdpAddress]) -> None:
         """Where this device may be reached: its own (address of 4 or 16 B, UDP port), the best first."""
-        self.relays.set_families(list(dict.fromkeys(len(address) for address, _ in endpoints)))
-        if self.whereabouts.handle_addresses(now, endpoints):
-            self.outside.forget(now)
-            self.relays.network_changed(now)
-            self.outside.doubt(now, survey=True)
+        self.reach.handle_addresses(now, endpoints)
+        self._settle(now)
+
+    def handle_uplinks(self, now: float, uplinks: Uplinks) -> None:
+        """After `uplinks.handle_links`: which they are. From now on they are this node's to drive, but for that input.
+        `uplinks.bound` are to have sockets of their own; before `handle_addresses`, so that it is known which uplink an
+        address is of."""
+        self.reach.handle_uplinks(now, uplinks)
         self._settle(now)
 
     # Inputs: relays
 
     def handle_relay_addresses(self, now: float, relay: str, addresses: list[UdpAddress]) -> None:
         """Where the UDP port of a relay is whose hosts are names: what RelayNamesChanged asked for."""
-        self.relays.set_addresses(now, relay, addresses)
-        self.outside.doubt(now, survey=True)
+        self.reach.handle_relay_addresses(now, relay, addresses)
         self._settle(now)
 
     def set_on_demand(self, now: float, on_demand: bool) -> None:
         """Whether a session at a relay costs too much to be kept: then one begins when it is of use."""
         self.relays.set_on_demand(now, on_demand)
         self._settle(now)
+
+    def keep_bindings(self, now: float, interval_s: float) -> None:
+        """A NAT binding in use is to carry something each `interval_s`."""
+        self.relays.sessions.set_idle_interval(now, interval_s)
+        self._settle(now)
+
+    def knock(self, now: float, relay: str, challenge: bytes, address: UdpAddress) -> bool:
+        """Have a relay send to another socket of ours (relay_trial.py). False where no session there carries that."""
+        known = self.relays.sessions.knock(now, relay, challenge, address)
+        self._settle(now)
+        return known
 
     def stream_opened(self, now: float, number: int) -> None:
         """The relay answered the HTTP upgrade."""
@@ -296,8 +309,7 @@ class Node:
         self.client.handle_timeout(now)
         self.resolver.handle_timeout(now)
         self.finder.handle_timeout(now)
-        self.relays.handle_timeout(now)
-        self.outside.handle_timeout(now)
+        self.reach.handle_timeout(now)
         if self._sweep_at is not None and self._sweep_at <= now:
             self._sweep_at = None
             self._paths.sweep(now)
@@ -314,8 +326,7 @@ class Node:
             self.resolver.poll_timeout(),
             self.renewal.poll_timeout(),
             self.finder.poll_timeout(),
-            self.relays.poll_timeout(),
-            self.outside.poll_timeout(),
+            self.reach.poll_timeout(),
             self._sweep_at,
         ]
         return min((at for at in times if at is not None), default=None)
@@ -323,8 +334,7 @@ class Node:
     # Outputs
 
     def drain_transmits(self) -> list[Transmit]:
-        transmits, self._transmits = self._transmits, []
-        return transmits
+        return self.reach.drain_transmits()
 
     def drain_packets(self) -> list[bytes]:
         return self.device.drain_packets() + self.resolver.drain_packets()
@@ -394,13 +404,11 @@ class Node:
         for link in self.peering.take_evicted():
             self._tell_gone(link, "gave way")
         self._events.extend(self._paths.apply(now))
-        if self.finder.shared.mapping_doubted:
-            self.finder.shared.mapping_doubted = False
-            self.outside.doubt(now)
-        self._send(now, self._paths.carry(now, self.device.drain_transmits()) + self.finder.drain_transmits())
+        self.reach.send(now, self._paths.carry(now, self.device.drain_transmits()))
         for device, frame in self.finder.drain_signals():
             self._signal(device, frame)
-        self._follow_relays(now)
+        self.reach.follow(now)
+        self._events.extend(self.reach.drain_events())
         if (self.peering.links or self._paths.waiting) and self._sweep_at is None:
             self._sweep_at = now + SWEEP_S
 
@@ -411,44 +419,6 @@ class Node:
             self.device.handle_datagrams(now, batch)
             self._paths.received(now, batch)
             self.peering.complete_moves(now)
-
-    def _send(self, now: float, transmits: list[Transmit]) -> None:
-        for transmit in transmits:
-            if isinstance(transmit.endpoint, RelayEndpoint):
-                self.relays.send(now, transmit.endpoint, transmit.datagrams, transmit.ecn)
-            else:
-                self._transmits.append(transmit)
-
-    def _follow_relays(self, now: float) -> None:
-        """What relays and STUN servers have told, and what they are to be told."""
-        if self.finder.called:
-            self.finder.called = False
-            self.relays.wake(now)
-        if self.finder.shared.seeking:
-            self.finder.shared.seeking = False
-            self.outside.want(now)
-        self.relays.settle(now)
-        if self.relays.moved:
-            self.relays.moved = False
-            self.outside.doubt(now)
-        for measured in self.outside.drain_measured():
-            self.relays.measured(now, measured.relay, measured.endpoint, measured.round_trip_s)
-        for uplink, mapped in self.outside.drain_news():
-            self.whereabouts.handle_mappings(now, mapped, uplink)
-        if self.relays.home != self.finder.home_relay:
-            self.whereabouts.handle_home_relay(now, self.relays.home)
-        for key in self.relays.drain_gone():
-            self.finder.not_at_relay(now, key)
-        self._send(now, self.finder.drain_transmits())
-        self._transmits += self.relays.drain_transmits()
-        self._transmits += self.outside.drain_transmits()
-
-    def _use_relays(self, now: float) -> None:
-        """Another map is in use."""
-        if self.relays.set_map(now, self.map.relays, self.map.passes):
-            if self.relays.names_to_resolve():
-                self._events.append(RelayNamesChanged())
-            self.outside.doubt(now, survey=True)
 
     def _signal(self, device: str, frame: bytes) -> None:
         entry = self.client.records.get(device)
@@ -477,7 +447,7 @@ class Node:
             self._mark_dirty(urgent=news.gone)
         elif isinstance(news, MapCame):
             self.whereabouts.handle_map(now)
-            self._use_relays(now)
+            self.reach.use_map(now, self.map)
             self._events.append(AdmissionChanged())
             self._events.append(MapChanged(self.map))
         elif isinstance(news, EpochBehind):

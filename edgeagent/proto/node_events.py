@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from edgeagent.proto.devicemap import DeviceMap
 from edgeagent.proto.endpoint import Endpoint
 from edgeagent.proto.records import Query, Record
+
+if TYPE_CHECKING:
+    from edgeagent.proto.uplink import Reason, State
 
 
 class NodeEvent:
@@ -90,6 +95,30 @@ class RelayNamesChanged(NodeEvent):
     """Look up `relays.names_to_resolve()`, and `handle_relay_addresses`: again when the network changed."""
 
     __slots__ = ()
+
+
+class UplinkChanged(NodeEvent):
+    """One of several uplinks is in another state."""
+
+    __slots__ = ("index", "name", "reason", "state")
+
+    def __init__(self, name: str, index: int, state: State, reason: Reason) -> None:
+        self.name = name
+        self.index = index
+        self.state = state
+        self.reason = reason
+
+
+class ActiveUplinkChanged(NodeEvent):
+    """What is bound to no uplink is to go by another one now: connections to the broker and to relays are to be made
+    anew, and servers asked where they see us. `name` is None and `index` 0 where there is none left."""
+
+    __slots__ = ("index", "name", "reason")
+
+    def __init__(self, name: str | None, index: int, reason: Reason) -> None:
+        self.name = name
+        self.index = index
+        self.reason = reason
 
 
 class NodeKeyRenewed(NodeEvent):

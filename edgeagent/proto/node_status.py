@@ -27,6 +27,7 @@ def status(now: float, node: Node) -> dict[str, Any]:
             "home_relay": node.finder.home_relay,
             "mapped": [_udp_text(*endpoint) for endpoint in node.outside.mapped],
             "nat_mapping": node.finder.shared.nat,
+            "keepalive_s": node.relays.sessions.idle_s,
             "node_key_renewal": node.renewal.state.value,
             "admitted_until": device_map.not_after,
             "removed": node.removed,
@@ -52,6 +53,7 @@ def status(now: float, node: Node) -> dict[str, Any]:
             "publishes": _table(client.publishes, PUBLISHES_MAX),
             "unknown_initiations": _table(len(node.resolver.strangers), node.limits.unknown_initiations),
         },
+        "uplinks": [] if node.reach.uplinks is None else node.reach.uplinks.rows(now),
         "drops": {
             **{reason.value: count for reason, count in node.device.drops.items() if count},
             **{reason.value: count for reason, count in client.all_drops().items() if count},
@@ -81,6 +83,7 @@ def peers(now: float, node: Node) -> list[dict[str, Any]]:
         addresses = [] if entry is None else entry.record.addresses
         at = link.peer.last_handshake_at
         path = node.finder.current(link.device)
+        uplink = None if path is None else node.finder.shared.ways.uplinks.get(path.endpoint.uplink)
         rows.append(
             {
                 "device": link.device,
@@ -88,6 +91,7 @@ def peers(now: float, node: Node) -> list[dict[str, Any]]:
                 "addresses": [str(ip_address(address)) for address in addresses],
                 "path": ("relay" if path is not None and path.is_relay else "direct") if link.is_live(now) else "none",
                 "path_kind": None if path is None else path.kind.value,
+                "path_uplink": None if uplink is None else uplink.name,
                 "path_state": None if path is None else path.state.value,
                 "latency_ms": None if path is None else path.latency_ms,
                 "path_mtu": None if path is None or not path.frame_bytes else path.frame_bytes - TRANSPORT_OVERHEAD,

@@ -162,6 +162,12 @@ class RelaySessions:
 
     # Out
 
+    def knock(self, now: float, relay: str, challenge: bytes, address: tuple[bytes, int]) -> bool:
+        """Have the relay send to another socket of ours: RelayClient.knock. False where no session carries that."""
+        alive = (each for each in self._by_number.values() if each.relay.id == relay and each.client.alive)
+        session = next(alive, None)
+        return session is not None and session.client.knock(now, challenge, address)
+
     def send(self, now: float, session: Session, node_key: bytes, datagrams: list[bytes], ecn: int) -> None:
         """Packets for the member `node_key`."""
         session.used_at = now

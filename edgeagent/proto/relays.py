@@ -83,6 +83,7 @@ class Relays:
         self.broker_reachable = False
         self.home: str | None = None
         self.moved = False
+        self.moves = 0  # how often that was so
 
     # What comes to be known
 
@@ -140,6 +141,13 @@ class Relays:
         self._began_at, self._surveyed = now, False
         self.sessions.uplink_changed(now, self.sessions.via)
         self._step(now)
+
+    def uplink_changed(self, now: float, index: int) -> None:
+        """Relays are reached by another uplink, given by its interface index; 0: as the routes decide."""
+        if index != self.sessions.via:
+            self._choice.forget_latencies()
+            self.sessions.uplink_changed(now, index)
+            self._step(now)
 
     def set_on_demand(self, now: float, on_demand: bool) -> None:
         """Whether sessions are only kept while they are of use."""
@@ -282,6 +290,7 @@ class Relays:
                     self._gone.append(event.key)
             elif isinstance(event, RelaySawUsMove):
                 self.moved = True
+                self.moves += 1
         if events:
             self._step(now)
 

@@ -32,6 +32,12 @@ class WayOut:
         self.routed = routed
         self.cost_ms = cost_ms
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, WayOut) and self.is_where(other) and self._price() == other._price()
+
+    def _price(self) -> tuple[int, float]:
+        return self.index, self.cost_ms
+
     def is_where(self, other: WayOut) -> bool:
         """Whether the network at its other end is the same."""
         return (self.name, self.addresses, self.routed) == (other.name, other.addresses, other.routed)

@@ -12,6 +12,7 @@ from struct import Struct
 from typing import Any
 
 from edgeagent.io.keystore import CacheWriter
+from edgeagent.proto.causes import Direction
 from edgeagent.proto.endpoint import Endpoint
 from edgeagent.proto.identity import Admission, Identity
 from edgeagent.proto.join import Joined, Joiner, JoinEvent, JoinRefused
@@ -30,6 +31,7 @@ from edgeagent.proto.tai64n import RESERVE_NS, Tai64nClock
 from edgeagent.proto.token import Token
 from edgeagent.proto.walltime import WallFloor
 from tests.sim.alarm import Alarm
+from tests.sim.bill import Bill
 from tests.sim.broker import Broker, Connection, Login
 from tests.sim.flash import Flash, PowerCut
 from tests.sim.net import Host
@@ -81,6 +83,7 @@ class SimDevice:
         self.peer_gones: list[tuple[float, str, str]] = []
         self.device_id = ""
         self.on_start: Action = _nothing  # called when the agent starts
+        self.bill: Bill | None = None  # told of all that goes over the line, when there is one
         self.relays: dict[str, SimRelay] = {}  # those of the world, by id
         self._entropy = world.stream(f"{host.name}/entropy").randbytes
         self._jitter = world.stream(f"{host.name}/jitter").random
@@ -126,6 +129,11 @@ class SimDevice:
         for reason, count in self._drops_now().items():
             total[reason] = total.get(reason, 0) + count
         return total
+
+    @property
+    def link(self) -> Connection | None:
+        """To the broker."""
+        return self._link
 
     @property
     def connected(self) -> bool:
@@ -290,6 +298,8 @@ class SimDevice:
     # Inputs of the machines
 
     def _from_udp(self, batch: list[tuple[bytes, Endpoint, int]]) -> None:
+        if self.bill is not None:
+            self.bill.received(self.now, batch)
         if self.node is not None:
             node, now = self.node, self.now
             self._guarded(lambda: node.handle_datagrams(now, batch))
@@ -305,6 +315,8 @@ class SimDevice:
         self._guarded(ring)
 
     def _connected(self, session_present: bool) -> None:
+        if self.bill is not None and self._link is not None:
+            self.bill.connected(self.now, self._link.login.keepalive_s)
         if self.joiner is not None and self._link is not None:
             for topic in self.joiner.subscriptions:
                 self._link.subscribe(topic)
@@ -314,6 +326,8 @@ class SimDevice:
 
     def _closed(self, refused: bool) -> None:
         self._link = None
+        if self.bill is not None:
+            self.bill.disconnected(self.now)
         if self.joiner is not None:
             if refused:
                 self.joiner.handle_refused(self.now)
@@ -322,7 +336,9 @@ class SimDevice:
         elif self.node is not None:
             self.node.handle_disconnected(self.now)
 
-    def _message(self, topic: str, payload: bytes) -> None:
+    def _message(self, topic: str, payload: bytes, mid: int | None) -> None:
+        if self.bill is not None:
+            self.bill.published(self.now, Direction.RECEIVED, topic, payload, acknowledged=mid is not None)
         if self.joiner is not None:
             self.joiner.handle_message(self.now, topic, payload)
         elif self.node is not None:
@@ -395,6 +411,8 @@ class SimDevice:
             self._save_cache(node)
         for topic, wanted in node.drain_subscriptions():
             if self._link is not None and self._link.is_up:
+                if self.bill is not None:
+                    self.bill.subscribed(now, topic)
                 if wanted:
                     self._link.subscribe(topic)
                 else:
@@ -402,10 +420,17 @@ class SimDevice:
             self.flash.fuse.step()
         for publish in node.drain_publishes():
             if self._link is not None and self._link.is_up:
+                if self.bill is not None:
+                    self.bill.published(
+                        now, Direction.SENT, publish.topic, publish.payload, acknowledged=publish.qos > 0
+                    )
                 self._link.publish(publish.topic, publish.payload, qos=publish.qos, retain=publish.retain)
             self.flash.fuse.step()
         self._carry_streams(node)
-        for endpoint in self.host.transmit(UDP_PORT, node.drain_transmits()):
+        transmits = node.drain_transmits()
+        if self.bill is not None:
+            self.bill.sent(now, transmits)
+        for endpoint in self.host.transmit(UDP_PORT, transmits):
             node.transmit_failed(now, endpoint)
         for packet in node.drain_packets():
             self.traffic.arrived(self, packet)
@@ -419,9 +444,13 @@ class SimDevice:
             if old is not None:
                 old.close()
             if wish.open:
+                if self.bill is not None:
+                    self.bill.stream_opened(self.now)
                 self._open_stream(number, self.relays[wish.relay.id])
         for number, data in node.drain_stream_writes():
             if number in self._streams:
+                if self.bill is not None:
+                    self.bill.streamed(self.now, Direction.SENT, data)
                 self._streams[number].send(data)
 
     def _open_stream(self, number: int, relay: SimRelay) -> None:
@@ -443,9 +472,14 @@ class SimDevice:
         stream = self._streams[number] = relay.connect(
             self.host,
             opened=lambda: mine(lambda node: node.stream_opened(self.now, number)),
-            data=lambda data: mine(lambda node: node.handle_stream(self.now, number, data)),
+            data=lambda data: mine(lambda node: self._streamed(node, number, data)),
             closed=closed,
         )
+
+    def _streamed(self, node: Node, number: int, data: bytes) -> None:
+        if self.bill is not None:
+            self.bill.streamed(self.now, Direction.RECEIVED, data)
+        node.handle_stream(self.now, number, data)
 
     def _node_said(self, node: Node, event: NodeEvent) -> bool:
         """True when the connection is to be made anew."""
@@ -541,7 +575,7 @@ class SimDevice:
             login,
             on_connected=lambda present: mine(lambda: self._connected(present)),
             on_closed=lambda refused: mine(lambda: self._closed(refused)),
-            on_message=lambda topic, payload, _mid: mine(lambda: self._message(topic, payload)),
+            on_message=lambda topic, payload, mid: mine(lambda: self._message(topic, payload, mid)),
             on_acked=lambda _mid: None,
         )
 

@@ -1,0 +1,181 @@
+"""How this device is reached, and reaches out: its uplinks, where servers see it, its relays; and what each tells the
+others. The node drives it; the paths to single peers are the Pathfinder's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgeagent.proto.node_events import ActiveUplinkChanged, RelayNamesChanged
+from edgeagent.proto.outside import Outside
+from edgeagent.proto.relay_endpoint import RelayEndpoint
+from edgeagent.proto.relays import Relays
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edgeagent.proto.crypto import Crypto
+    from edgeagent.proto.devicemap import DeviceMap
+    from edgeagent.proto.endpoint import Transmit
+    from edgeagent.proto.keys import Entropy
+    from edgeagent.proto.linkpaths import LinkPaths
+    from edgeagent.proto.node_events import NodeEvent
+    from edgeagent.proto.pathfinder import Pathfinder
+    from edgeagent.proto.records import UdpAddress
+    from edgeagent.proto.uplinks import Uplinks
+    from edgeagent.proto.whereabouts import Whereabouts
+
+
+class Reach:
+    """`join` it with the paths, then drive it by the handle methods; `follow` after any input to the node, `send` what
+    is to go out; drain events and transmits.
+
+    `uplinks` is None as long as there was never more than one.
+    """
+
+    def __init__(
+        self, now: float, *, crypto: Crypto, entropy: Entropy, jitter: Callable[[], float], private: bytes
+    ) -> None:
+        self.relays = Relays(now, crypto=crypto, entropy=entropy, jitter=jitter, private=private)
+        self.outside = Outside(entropy, self.relays.udp_servers)
+        self.uplinks: Uplinks | None = None
+        self._finder: Pathfinder
+        self._paths: LinkPaths
+        self._whereabouts: Whereabouts
+        self._transmits: list[Transmit] = []
+        self._events: list[NodeEvent] = []
+
+    def join(self, finder: Pathfinder, paths: LinkPaths, whereabouts: Whereabouts) -> None:
+        """Whom it tells."""
+        self._finder = finder
+        self._paths = paths
+        self._whereabouts = whereabouts
+
+    # Inputs
+
+    def use_map(self, now: float, device_map: DeviceMap) -> None:
+        """Another map is in use."""
+        if self.relays.set_map(now, device_map.relays, device_map.passes):
+            if self.relays.names_to_resolve():
+                self._events.append(RelayNamesChanged())
+            self.outside.doubt(now, survey=True)
+
+    def handle_addresses(self, now: float, endpoints: list[UdpAddress]) -> None:
+        self.relays.set_families(list(dict.fromkeys(len(address) for address, _ in endpoints)))
+        if self._whereabouts.handle_addresses(now, endpoints):
+            if not self._finder.shared.ways.several:  # else the uplinks have told which of them moved
+                self.outside.forget(now)
+            self.relays.network_changed(now)
+            self.outside.doubt(now, survey=True)
+
+    def handle_relay_addresses(self, now: float, relay: str, addresses: list[UdpAddress]) -> None:
+        self.relays.set_addresses(now, relay, addresses)
+        self.outside.doubt(now, survey=True)
+
+    def handle_uplinks(self, now: float, uplinks: Uplinks) -> None:
+        self.uplinks = uplinks
+        self._settle_uplinks(now, uplinks)
+
+    def used(self, now: float) -> None:
+        """There are packets to be sent."""
+        if self.uplinks is not None:
+            self.uplinks.used(now)
+
+    # Time
+
+    def handle_timeout(self, now: float) -> None:
+        self.relays.handle_timeout(now)
+        self.outside.handle_timeout(now)
+        if self.uplinks is not None:
+            self.uplinks.handle_timeout(now)
+            self._settle_uplinks(now, self.uplinks)
+
+    def poll_timeout(self) -> float | None:
+        times = [self.relays.poll_timeout(), self.outside.poll_timeout()]
+        if self.uplinks is not None:
+            times.append(self.uplinks.poll_timeout())
+        return min((at for at in times if at is not None), default=None)
+
+    # Outputs
+
+    def send(self, now: float, transmits: list[Transmit]) -> None:
+        """What is for a member of a relay goes there, all else as it is."""
+        for transmit in transmits:
+            if isinstance(transmit.endpoint, RelayEndpoint):
+                self.relays.send(now, transmit.endpoint, transmit.datagrams, transmit.ecn)
+            else:
+                self._transmits.append(transmit)
+
+    def drain_transmits(self) -> list[Transmit]:
+        transmits, self._transmits = self._transmits, []
+        return transmits
+
+    def drain_events(self) -> list[NodeEvent]:
+        events, self._events = self._events, []
+        return events
+
+    def close(self, now: float) -> None:
+        """Take leave of all relays."""
+        self.relays.close(now)
+        self._transmits += self.relays.drain_transmits()
+
+    # What the parts tell each other
+
+    def follow(self, now: float) -> None:
+        """See to what came in, until there is no more."""
+        finder, relays, outside = self._finder, self.relays, self.outside
+        if finder.called:
+            finder.called = False
+            relays.wake(now)
+        if finder.shared.mapping_doubted:
+            finder.shared.mapping_doubted = False
+            outside.doubt(now)
+        if finder.shared.seeking:
+            finder.shared.seeking = False
+            outside.want(now)
+        relays.settle(now)
+        if relays.moved:
+            relays.moved = False
+            outside.doubt(now)
+        for measured in outside.drain_measured():
+            relays.measured(now, measured.relay, measured.endpoint, measured.round_trip_s)
+        for uplink, mapped in outside.drain_news():
+            self._whereabouts.handle_mappings(now, mapped, uplink)
+        if self.uplinks is not None:
+            self._follow_uplinks(now, self.uplinks)
+        if relays.home != finder.home_relay:
+            self._whereabouts.handle_home_relay(now, relays.home)
+        for key in relays.drain_gone():
+            finder.not_at_relay(now, key)
+        self.send(now, finder.drain_transmits())
+        self._transmits += relays.drain_transmits()
+        self._transmits += outside.drain_transmits()
+
+    def _follow_uplinks(self, now: float, uplinks: Uplinks) -> None:
+        """By which uplinks somebody has answered, or nobody."""
+        heard_by, self._finder.shared.heard_by = self._finder.shared.heard_by, {}
+        verdicts = self.outside.drain_verdicts()
+        for index in heard_by:
+            uplinks.answered(now, index)
+        for index, answered in verdicts:
+            if answered:
+                uplinks.answered(now, index)
+            else:
+                uplinks.unanswered(now, index)
+        if heard_by or verdicts:
+            self._settle_uplinks(now, uplinks)
+
+    def _settle_uplinks(self, now: float, uplinks: Uplinks) -> None:
+        """Paths go by the uplinks that are usable now, and relays by the one that is active."""
+        ways = self._finder.shared.ways
+        usable, bound = uplinks.ways(now), [index for _, index in uplinks.bound]
+        several = len(bound) > 1
+        if usable != list(ways.uplinks.values()) or several != ways.several:
+            self.outside.set_uplinks(now, [way.index for way in usable] if several else [])
+            self._events.extend(self._paths.handle_uplinks(now, usable, several=several))
+            self._whereabouts.tell_mappings(now)
+        for event in uplinks.drain_events():
+            self._events.append(event)
+            if isinstance(event, ActiveUplinkChanged):
+                self.relays.uplink_changed(now, event.index if several else 0)
+        for index in uplinks.drain_probes():
+            self.outside.probe(now, index)
