@@ -267,9 +267,9 @@ class Node:
         self.relays.set_on_demand(now, on_demand)
         self._settle(now)
 
-    def keep_bindings(self, now: float, interval_s: float) -> None:
-        """A NAT binding in use is to carry something each `interval_s`."""
-        self.relays.sessions.set_idle_interval(now, interval_s)
+    def keep_bindings(self, now: float, interval_s: float, learnt: bool) -> None:
+        """A NAT binding in use is to carry something each `interval_s`; whether that is what it takes, or a guess."""
+        self.relays.keep_bindings(now, interval_s, learnt)
         self._settle(now)
 
     def knock(self, now: float, relay: str, challenge: bytes, address: UdpAddress) -> bool:
@@ -310,6 +310,7 @@ class Node:
         self.resolver.handle_timeout(now)
         self.finder.handle_timeout(now)
         self.reach.handle_timeout(now)
+        self._paths.handle_timeout(now)
         if self._sweep_at is not None and self._sweep_at <= now:
             self._sweep_at = None
             self._paths.sweep(now)
@@ -327,6 +328,7 @@ class Node:
             self.renewal.poll_timeout(),
             self.finder.poll_timeout(),
             self.reach.poll_timeout(),
+            self._paths.poll_timeout(),
             self._sweep_at,
         ]
         return min((at for at in times if at is not None), default=None)
