@@ -58,6 +58,7 @@ class Accounts:
 
     `meter` is for the engine. `policies` tells how to behave on an uplink. `reconnect_wanted` becomes True when the
     control connection is to be made anew, with the longer keepalive that its uplink asks for now; its owner resets it.
+    `on_demand` is for the relays' client.
     `defer` runs somebody else's job when the device is awake anyway.
     """
 
@@ -81,6 +82,11 @@ class Accounts:
         self._load(now)
         self._sample(now)
         self._assess(now)
+
+    @property
+    def on_demand(self) -> bool:
+        """Whether the uplink that the routes prefer is one on which nothing is kept open without need."""
+        return self.policies.is_on_demand(self.names.default())
 
     def watch(self, streams: Streams, cause: Cause, carried_of: CarriedOf = lambda sock: None) -> None:
         """Book to `cause` what its connections take, but for what `carried_of` says that they carried for others."""

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from edgeagent.proto.budget import POLICIES, RULES_MAX, UNMETERED, Budget, BudgetRules, Level, read_budgets
 from edgeagent.proto.ledger import UPLINKS_MAX, Cause, Ledger
-from edgeagent.proto.policies import Policies
+from edgeagent.proto.policies import KNOWN_MAX, Policies
 
 DAY_S = 86_400.0
 FIRST_OF_MAY = 1_777_593_600.0
@@ -108,6 +108,9 @@ def test_the_hub_s_budget_is_for_those_without_one() -> None:
     assert sizes(policies.budget("wwan0")) == (True, 1_024, 4_096)
     assert sizes(policies.budget("wwan1")) == (True, 5_000, 0)
     assert sizes(policies.budget("eth0")) == (False, 0, 0)
+    for number in range(2 * KNOWN_MAX):
+        assert policies.budget(f"wwan{number + 2}").metered
+    assert len(policies._budgets) <= KNOWN_MAX
 
 
 def test_a_budget_that_is_used_up_changes_behaviour_and_midnight_changes_it_back() -> None:

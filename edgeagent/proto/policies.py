@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from edgeagent.proto.budget import Budget, BudgetRules, Policy
     from edgeagent.proto.ledger import Ledger
 
+KNOWN_MAX = 64  # uplinks whose budget is looked up once
+
 
 class LevelChanged:
     """An uplink's budget is used up to another level; `day` and `month` are the parts used, None without a budget."""
@@ -29,11 +31,12 @@ class Policies:
     something asks `of(uplink)` how often, and a relay's client whether it `is_on_demand`.
     """
 
-    __slots__ = ("_events", "_ledger", "_levels", "_rules")
+    __slots__ = ("_budgets", "_events", "_ledger", "_levels", "_rules")
 
     def __init__(self, ledger: Ledger, rules: BudgetRules) -> None:
         self._ledger = ledger
         self._rules = rules
+        self._budgets: dict[str, Budget] = {}  # as the rules said
         self._levels: dict[str, Level] = {}  # of metered uplinks that are not at NORMAL
         self._events: list[LevelChanged] = []
 
@@ -48,11 +51,17 @@ class Policies:
         return self._levels.get(uplink, Level.NORMAL)
 
     def budget(self, uplink: str) -> Budget:
-        return self._rules.of(uplink)
+        known = self._budgets.get(uplink)
+        if known is None:
+            if len(self._budgets) >= KNOWN_MAX:
+                self._budgets.clear()
+            known = self._budgets[uplink] = self._rules.of(uplink)
+        return known
 
     def set_defaults(self, now: float, daily_bytes: int, monthly_bytes: int) -> None:
         """The hub's budgets for metered uplinks that have none of their own; 0 is no limit."""
         self._rules.set_defaults(daily_bytes, monthly_bytes)
+        self._budgets.clear()
         self.assess(now)
 
     def assess(self, now: float) -> None:

@@ -242,6 +242,9 @@ def test_levels_are_said_shown_and_reconnect_once(agents: Agents, connections: C
     assert accounts.policies.level("lo") is Level.EMERGENCY
     assert accounts.control_policy(["127.0.0.1:8883"]).keepalive_factor == 4
     assert accounts.control_policy([]).keepalive_factor == 1
+    assert [accounts.on_demand] == [False]  # that is for where the default route leads
+    accounts.names._default = "lo"
+    assert [accounts.on_demand] == [True]
     [shown] = accounts.describe_metered(9_400.0)
     assert (shown["uplink"], shown["level"], shown["on_demand"]) == ("lo", "emergency", True)
     text = show_ledger(accounts.describe(9_400.0))

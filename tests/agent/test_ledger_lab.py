@@ -13,6 +13,17 @@ from tests.netlab.mesh import Device, Mesh
 
 WRONG_MAX, JOIN_WRONG_MAX = 0.01, 0.1  # of all bytes
 ETHERNET = 14
+NO_UDP = """table ip lab {
+    chain out {
+        type nat hook postrouting priority srcnat
+        oifname "eth0" masquerade
+    }
+    chain fw {
+        type filter hook forward priority filter
+        meta l4proto udp drop
+    }
+}
+"""
 pytestmark = pytest.mark.netlab
 
 
@@ -98,6 +109,32 @@ def test_the_ledger_is_what_was_on_the_wire(site: Site) -> None:
         assert all(booked[cause] < (20_000, 20_000) for cause in ("control", "rekey", "probe"))
     # What one sent, the other got: nothing is lost here
     assert ledger(a)["payload"] == ledger(b)["payload"][::-1]
+
+
+def test_what_goes_by_a_relay_is_on_its_own_bill_and_on_that_of_what_it_carries(site: Site) -> None:
+    """Behind a router that lets no UDP out: TCP in TLS in TCP, counted by the kernel."""
+    relay, inside = site.mesh.lab.host("relay", site.net), site.mesh.lab.net("10.1.0.0/24")
+    router = site.mesh.lab.router("router", site.net, inside)
+    router.run("nft", "-f", "-", input=NO_UDP)
+    token = relay.directory / "token"
+    token.write_text(site.mesh.hub.run("edgehub", "relays", "invite", "--region", "fra").stdout)
+    server = relay.start(
+        *("edgerelay", "serve", "--join-file", str(token), "--state-dir", str(relay.directory / "state")),
+        *("--id", "fra-1", "--public", relay.address),
+    )
+    until(lambda: "in region fra" in server.text(), 10, "the relay has joined")
+    device = site.mesh.device("inside", inside)
+    for host in (relay, device.host):
+        unsegmented(host)
+    router.ip("link set eth1 gso_max_segs 1")
+    device.up(site.token)
+    until(lambda: any(row["serves"] for row in device.ask("status")["relays"]), 15, "a session at the relay")
+    until(lambda: device.host.ping(site.b.address), 10, "the other device answers")
+    transfer(device, site.b, "4M", "-R")
+    booked = ledger(device)
+    assert max(map(abs, off(device))) < WRONG_MAX, (off(device), booked, wire(device.host))
+    assert booked["payload"][1] > 4 << 20
+    assert 0.02 < booked["relay"][1] / booked["payload"][1] < 0.2  # keys, TLS, TCP, acknowledgements
 
 
 def test_the_day_goes_on_after_a_restart_and_a_damaged_file_costs_no_membership(site: Site) -> None:
