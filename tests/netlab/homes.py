@@ -143,19 +143,28 @@ class Homes:
         self.members: list[Member] = []
         self.routers: list[NatRouter] = []
         self._token = ""
+        self._invitations: dict[str, str] = {}  # by region
 
     # Building
 
-    def start(self, *relays: str, region: str = "fra") -> None:
-        """The hub, and relays of these names, until devices will be told of them all."""
+    def start(self, *relays: str) -> None:
+        """The hub, and relays of these names in one region, until devices will be told of them all."""
         self.mesh.start_hub()
         self._token = self.mesh.token("--uses", "0")
-        if relays:
-            invitation = self.mesh.invite(region, uses=len(relays))
-            for name in relays:
-                self.relays.append(RelayHost(self.lab.host(name, self.internet), region))
-                self.relays[-1].start(invitation)
-            self.until_online(*self.relays)
+        for name in relays:
+            self.add_relay(name)
+        self.until_online(*self.relays)
+
+    def add_relay(self, name: str, region: str = "fra", delay_ms: float = 0.0) -> RelayHost:
+        """One more relay, so far away from everybody; it does not wait for the hub to know it."""
+        if region not in self._invitations:
+            self._invitations[region] = self.mesh.invite(region, uses=0)
+        host = self.lab.host(name)
+        host.attach(self.internet, delay_ms=delay_ms)
+        relay = RelayHost(host, region)
+        self.relays.append(relay)
+        relay.start(self._invitations[region])
+        return relay
 
     def home(self, kind: Kind, outside: Net | None = None, delay_ms: float = 0.0) -> NatRouter:
         """A home on the internet, or on the `inside` of a carrier's router, so far away from it."""
