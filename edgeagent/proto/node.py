@@ -248,6 +248,11 @@ class Node:
         self.reach.handle_addresses(now, endpoints)
         self._settle(now)
 
+    def handle_opened(self, now: float, opened: list[UdpAddress]) -> None:
+        """Outside addresses and ports that routers have opened for our UDP port, all that hold at present."""
+        self.whereabouts.handle_opened(now, opened)
+        self._settle(now)
+
     def handle_uplinks(self, now: float, uplinks: Uplinks) -> None:
         """After `uplinks.handle_links`: which they are. From now on they are this node's to drive, but for that input.
         `uplinks.bound` are to have sockets of their own; before `handle_addresses`, so that it is known which uplink an
