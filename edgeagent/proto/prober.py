@@ -47,8 +47,8 @@ class DiscoShared:
     """What the paths of all peers have in common: our keys, what is known of ourselves, and the outputs."""
 
     __slots__ = (
-        "device_map", "drops", "entropy", "heard_by", "keys", "mapped_by", "mapping_doubted", "mtu", "node_key", "opened",
-        "own", "seeking", "signals", "sprayed", "transmits", "ways",
+        "device_map", "drops", "entropy", "heard_by", "keys", "mapped_by", "mapping_doubted", "mtu", "node_key",
+        "opened", "own", "seeking", "signals", "sprayed", "transmits", "ways",
     )  # fmt: skip
 
     def __init__(self, now: float, keys: DiscoKeys, entropy: Entropy, device_map: DeviceMap, node_key: bytes) -> None:
