@@ -171,6 +171,11 @@ def test_what_is_set_in_an_order_is_used_in_that_order_and_nothing_else() -> Non
         ("wwan0", 0.0),
         ("eth0", ORDER_COST_MS + METERED_COST_MS),
     ]
+    bench.links(facts("eth0", 1), facts("eth1", 3))
+    bench.run(FORGET_S)
+    assert bench.uplinks.bound == [("eth0", 1)]  # or the kernel might send by the other one
+    bench.links(facts("eth0", 1))
+    assert bench.uplinks.bound == []
     assert cost_by_name("wwan0") == cost_by_name("ppp1") > cost_by_name("wlp2s0") > cost_by_name("eth0") == 0.0
 
 

@@ -406,7 +406,7 @@ class Node:
         ways = self.finder.shared.ways
         self._events.extend(uplinks.drain_events())
         self._events.extend(UplinkProbeWanted(index) for index in uplinks.drain_probes())
-        usable, several = uplinks.ways(now), len(uplinks.bound) > 1
+        usable, several = uplinks.ways(now), bool(uplinks.bound)
         if usable != list(ways.uplinks.values()) or several != ways.several:
             self._events.extend(self._paths.handle_uplinks(now, usable, several=several))
             self.whereabouts.tell_mappings(now)

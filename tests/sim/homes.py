@@ -119,7 +119,7 @@ class NatDevice(SimDevice):
         return super()._node_said(node, event)
 
     def _keep_asking(self, boot: bytes) -> None:
-        if self.is_running and boot == self._boot:
+        if self.is_running and self.asks_stun and boot == self._boot:
             self._ask_stun()
             self.world.after(STUN_EVERY_S, lambda: self._keep_asking(boot))
 
