@@ -79,7 +79,7 @@ def _execute(arguments: list[str]) -> NoReturn:
 
 
 def _arguments(settings: Settings) -> list[str]:
-    names = ["state_dir", "socket", "interface", "mtu", "hostname", "log_level"]
+    names = ["state_dir", "socket", "interface", "mtu", "uplinks", "hostname", "log_level"]
     if settings.port_fixed:
         names.append("port")
     return [f"--{name.replace('_', '-')}={getattr(settings, name)}" for name in names]

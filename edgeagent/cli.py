@@ -91,6 +91,12 @@ def _parser() -> argparse.ArgumentParser:
         "--mtu", metavar="BYTES", default=argparse.SUPPRESS, help="largest packet inside the tunnel (1280)"
     )
     group.add_argument(
+        "--uplinks",
+        metavar="LIST",
+        default=argparse.SUPPRESS,
+        help="interfaces to reach others by, the best first (all)",
+    )
+    group.add_argument(
         "--log-level", metavar="LEVEL", default=argparse.SUPPRESS, help="debug, info, warning, error (info)"
     )
     for action in group._group_actions:

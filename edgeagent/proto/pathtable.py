@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgeagent.proto.candidates import sort_candidates
-from edgeagent.proto.disco import CallMe, Correspondent, DiscoDrop, Ping, Pong, write_call_me, write_pong
+from edgeagent.proto.disco import PING_BYTES, CallMe, Correspondent, DiscoDrop, Ping, Pong, write_call_me, write_pong
 from edgeagent.proto.endpoint import Transmit
 from edgeagent.proto.path import Input, Path, PathKind, State
 from edgeagent.proto.paths import from_endpoint
@@ -361,13 +361,17 @@ class PeerPaths:
             self._try_standbys(now)
 
     def _try_standbys(self, now: float) -> None:
-        """By uplinks without a path: the search has ended with the one that was found by another."""
+        """By uplinks without a path: the search has ended with the one that was found by another. A row of probes opens
+        NATs; in between, one shows whether what was swallowed passes again."""
         served = {path.endpoint.uplink for path in self.prober.direct.values() if path.state is State.PROVEN}
         for path in list(self.prober.direct.values()):
-            spacing = RECHECKS * RECHECKS if path.is_dear else RECHECKS
-            again = path.state is State.DEAD and self._rechecks % spacing == 0
-            if path.endpoint.uplink not in served and (again or path.state is State.UNTRIED):
+            if path.endpoint.uplink in served or not self._shared.ways.is_open(path.endpoint):
+                continue
+            is_dead, spacing = path.state is State.DEAD, RECHECKS * RECHECKS if path.is_dear else RECHECKS
+            if path.state is State.UNTRIED or (is_dead and self._rechecks % spacing == 0):
                 self.prober.begin(now, path, punch=True)
+            elif is_dead and not path.is_dear:
+                self.prober.ping(now, path.endpoint, PING_BYTES)
 
     def _path_from(self, source: Endpoint) -> Path | None:
         """The path to where something authentic came from; None by an uplink that is not to be used."""

@@ -148,7 +148,7 @@ class Uplinks:
     def ways(self, now: float) -> list[WayOut]:
         """The best first."""
         usable = [uplink for uplink in self._uplinks.values() if uplink.is_usable]
-        return [uplink.way_out(now) for uplink in sorted(usable, key=_rank)]
+        return [uplink.way_out(now, rank) for rank, uplink in enumerate(sorted(usable, key=_rank))]
 
     def drain_probes(self) -> list[int]:
         probes, self._probes = self._probes, []
