@@ -89,6 +89,17 @@ def test_hysteresis() -> None:
     assert not relay.is_better_than(v4)
 
 
+def test_one_long_round_trip_is_soon_forgotten() -> None:
+    path = Path(Endpoint(("203.0.113.1", 1)), PathKind.IPV4)
+    path.measured(1_000.0)  # nobody knew the router's link-layer address yet
+    path.measured(20.0)
+    path.measured(20.0)
+    assert path.latency_ms is not None and path.latency_ms < 100.0
+    path.latency_ms = 20.0
+    path.measured(100.0)
+    assert path.latency_ms == 40.0
+
+
 def test_candidates_nearest_first(world: World) -> None:
     device_map = world.add(1, "a").node.map
     own: list[UdpAddress] = [(bytes((192, 168, 1, 5)), 1), (bytes((203, 0, 113, 5)), 1), (bytes((10, 1, 1, 1)), 1)]

@@ -136,10 +136,10 @@ class PureEngine:
         self._pause_tun(None)
 
     def set_uplinks(self, uplinks: list[tuple[str, int]]) -> list[str]:
-        """(name, interface index) of each. Returns the names of those that could not be bound."""
+        """(name, interface index) of those with sockets of their own. Returns the names of those not to be bound."""
         self._leave_udp()
         refused = self._udp.set_uplinks(uplinks)
-        self._has_uplinks = len(uplinks) > 1
+        self._has_uplinks = bool(uplinks)
         self._watch_udp()
         if not self._blocked_fds:
             self._pause_tun(None)

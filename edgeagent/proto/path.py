@@ -104,7 +104,8 @@ PENALTY_MS = {
     PathKind.RELAY: 10_000.0,
 }
 LATENCY_UNKNOWN_MS = 500.0
-LATENCY_WEIGHT = 0.25  # of the newest measurement
+LATENCY_WEIGHT = 0.25  # of the newest measurement; what is shorter than before was not held up by a queue, or by an
+LATENCY_WEIGHT_SHORTER = 0.75  # address that had to be resolved first, and says more
 DEAR_MS = 1_000.0  # a path that costs so much is probed seldom while another one carries the traffic
 HYSTERESIS_MS = 5.0  # a way must be better by so much,
 HYSTERESIS_SHARE = 0.2  # and by this share of the latency, before traffic moves to it
@@ -185,8 +186,9 @@ class Path:
 
     def measured(self, latency_ms: float) -> None:
         """One more round trip, in ms."""
-        before = self.latency_ms
-        self.latency_ms = latency_ms if before is None else before + LATENCY_WEIGHT * (latency_ms - before)
+        before = latency_ms if self.latency_ms is None else self.latency_ms
+        weight = LATENCY_WEIGHT if latency_ms > before else LATENCY_WEIGHT_SHORTER
+        self.latency_ms = before + weight * (latency_ms - before)
 
     @property
     def score_ms(self) -> float:

@@ -89,11 +89,12 @@ class Pathfinder:
         """Those that are usable now, the best first; `several`: a socket is bound to each, at least two in all."""
         shared, before = self.shared, self.shared.ways
         ways = shared.ways = Ways(uplinks, several=several)
-        moved = [
-            index
-            for index, uplink in ways.uplinks.items()
-            if index not in before.uplinks or not uplink.is_where(before.uplinks[index])
-        ]
+        new = [index for index in ways.uplinks if index not in before.uplinks]
+        # Before there were several, running paths went by one of those that are new now
+        moved = list(new) if before.several else []
+        for index, uplink in ways.uplinks.items():
+            if index in before.uplinks and not uplink.is_where(before.uplinks[index]):
+                moved.append(index)
         alone = next(iter(before.uplinks), 0) if several else next(iter(ways.uplinks), 0)
         if before.several != several:
             kept = shared.mapped_by.get(0 if several else alone)
@@ -101,7 +102,7 @@ class Pathfinder:
         if several:
             shared.mapped_by = {index: seen for index, seen in shared.mapped_by.items() if index in ways.uplinks}
         for paths in self._each():
-            paths.handle_uplinks(now, moved, self._offered.get(paths.device, []))
+            paths.handle_uplinks(now, moved, self._offered.get(paths.device, []) if new or moved else [])
             self._settle(now, paths)
 
     # Peers

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgeagent.proto.candidates import sort_candidates
-from edgeagent.proto.disco import CallMe, Correspondent, DiscoDrop, Ping, Pong, write_call_me, write_pong
+from edgeagent.proto.disco import PING_BYTES, CallMe, Correspondent, DiscoDrop, Ping, Pong, write_call_me, write_pong
 from edgeagent.proto.endpoint import Transmit
 from edgeagent.proto.path import Input, Path, PathKind, State
 from edgeagent.proto.paths import from_endpoint
@@ -111,18 +111,17 @@ class PeerPaths:
         self.next_seek_at = now if self.is_wanted(now) else None
 
     def handle_uplinks(self, now: float, moved: list[int], offered: list[UdpAddress]) -> None:
-        """Our uplinks are others: those of `moved` are new, or lead somewhere else now; `offered` is what the peer said
-        last of where it is."""
+        """Our uplinks are others: those of `moved` are back, or lead somewhere else now; `offered` is where the peer
+        says it is, if that is to be tried by any of them."""
         migrate(self.prober, self._shared)
-        if moved:
-            self.offer(now, offered)
+        self.offer(now, offered)
         wanted = self.is_wanted(now)
         for path in list(self.prober.direct.values()):
             if path.endpoint.uplink in moved:
                 self._doubt_anew(now, path)
             if wanted and path.state is State.UNTRIED and path.next_probe_at is None:
                 self.prober.begin(now, path, punch=True)
-        if wanted and moved and self._shared.ways.several:
+        if wanted and offered and self._shared.ways.several:
             self._call(now)
 
     def _doubt_anew(self, now: float, path: Path) -> None:
@@ -360,14 +359,29 @@ class PeerPaths:
             stands_by = path is not self.current
             if path.next_probe_at is not None:
                 continue
-            if path.state is State.PROVEN:
-                if of_all or (several and stands_by and not path.is_dear):
-                    self.prober.begin(now, path, full=of_all and not (stands_by and path.is_dear))
-            elif path.is_relay:
-                if of_all and not stands_by:
-                    self.prober.begin(now, path, full=True)
-            elif several and path.state in (State.UNTRIED, State.DEAD) and (of_all or path.state is State.UNTRIED):
+            if path.state is State.PROVEN and stands_by and path.is_dear:
+                if of_all and (path.heard_at is None or now - path.heard_at > RECHECK_S / 2):  # or the peer asks
+                    self.prober.begin(now, path)
+            elif path.state is State.PROVEN:
+                if of_all or (several and stands_by):
+                    self.prober.begin(now, path, full=of_all)
+            elif of_all and path.is_relay and not stands_by:
+                self.prober.begin(now, path, full=True)
+        if several:
+            self._try_standbys(now)
+
+    def _try_standbys(self, now: float) -> None:
+        """By uplinks without a path: the search has ended with the one that was found by another. A row of probes opens
+        NATs; in between, one shows whether what was swallowed passes again."""
+        served = {path.endpoint.uplink for path in self.prober.direct.values() if path.state is State.PROVEN}
+        for path in list(self.prober.direct.values()):
+            if path.endpoint.uplink in served or not self._shared.ways.is_open(path.endpoint):
+                continue
+            is_dead, spacing = path.state is State.DEAD, RECHECKS * RECHECKS if path.is_dear else RECHECKS
+            if path.state is State.UNTRIED or (is_dead and self._rechecks % spacing == 0):
                 self.prober.begin(now, path, punch=True)
+            elif is_dead and not path.is_dear:
+                self.prober.ping(now, path.endpoint, PING_BYTES)
 
     def _path_from(self, source: Endpoint) -> Path | None:
         """The path to where something authentic came from; None by an uplink that is not to be used."""

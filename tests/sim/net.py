@@ -11,7 +11,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Protocol
 
-from edgeagent.proto.endpoint import Endpoint, Transmit
+from edgeagent.proto.endpoint import Endpoint, Transmit, UplinkEndpoint
 from tests.sim.world import World
 
 HOPS_MAX = 16
@@ -198,6 +198,12 @@ class Station:
         self.forget_routes()
         self.net.changed()
 
+    def set_link(self, interface: Interface, up: bool) -> None:
+        """The cable is pulled, or put in again: routes through it are gone meanwhile."""
+        interface.up = up
+        self.forget_routes()
+        self.net.changed()
+
     def addresses(self) -> list[str]:
         return [interface.address for interface in self.interfaces if interface.address is not None and interface.up]
 
@@ -223,9 +229,11 @@ class Station:
     def forget_routes(self) -> None:
         self._route_cache.clear()
 
-    def _find_route(self, destination: str) -> tuple[Interface, str] | None:
+    def _find_route(self, destination: str, by: Interface | None = None) -> tuple[Interface, str] | None:
         address = ip_address(destination)
         for prefix, gateway, interface in self.routes:
+            if not interface.up or (by is not None and interface is not by):
+                continue
             if address.version == prefix.version and address in prefix:
                 return interface, gateway or destination
         return None
@@ -259,11 +267,12 @@ class Router(Station):
 
 
 class Host(Station):
-    """A station with UDP ports."""
+    """A station with UDP ports; `uplinks` are the indexes of interfaces that have sockets of their own."""
 
     def __init__(self, net: Net, name: str) -> None:
         super().__init__(net, name)
         self._up = True
+        self.uplinks: list[int] = []
         self._ports: dict[int, Receiver] = {}
         self._batches: dict[int, Batch] = {}
 
@@ -292,24 +301,32 @@ class Host(Station):
             for datagram in transmit.datagrams:
                 if not self._send_to(port, endpoint, datagram, transmit) and endpoint.local is not None:
                     failures.append(endpoint)
-                    endpoint = endpoint.unpinned()
-                    self._send_to(port, endpoint, datagram, transmit)
+                    if endpoint != endpoint.unpinned():
+                        endpoint = endpoint.unpinned()
+                        self._send_to(port, endpoint, datagram, transmit)
         return failures
 
     def _send_to(self, port: int, endpoint: Endpoint, payload: bytes, like: Transmit) -> bool:
         """False where the kernel would refuse: a source that is gone, or no route."""
         destination = endpoint.addr[0]
-        route = self.route(destination)
+        if endpoint.uplink:
+            by = next((each for each in self.interfaces if each.index == endpoint.uplink), None)
+            route = None if by is None else self._find_route(destination, by)
+        else:
+            route = self.route(destination)
         if route is None:
             return False
         source = route[0].address
-        if endpoint.local is not None:
+        if endpoint.local is not None and any(endpoint.local[0]):
             source = str(ip_address(endpoint.local[0]))
             if source not in self.addresses():
                 return False
         if source is None:
             return False
-        return self.send(Datagram((source, port), (destination, endpoint.addr[1]), payload, like.ecn, like.ttl))
+        datagram = Datagram((source, port), (destination, endpoint.addr[1]), payload, like.ecn, like.ttl)
+        interface, next_hop = route
+        interface.segment.carry(interface, datagram, next_hop)
+        return True
 
     def receive(self, interface: Interface, datagram: Datagram) -> None:
         receiver = self._ports.get(datagram.destination[1])
@@ -323,7 +340,8 @@ class Host(Station):
         if batch is None:
             batch = self._batches[port] = []
             self.net.world.after(self.net.wake_up_s, lambda: self._wake_up(port))
-        batch.append((datagram.payload, Endpoint(addr, local), datagram.ecn))
+        kind = UplinkEndpoint if interface.index in self.uplinks else Endpoint
+        batch.append((datagram.payload, kind(addr, local), datagram.ecn))
 
     def _wake_up(self, port: int) -> None:
         """The program reads all that has come in meanwhile."""
