@@ -93,7 +93,7 @@ SETTINGS: dict[str, tuple[str, str, Callable[[str], str | int], str]] = {
     "port": ("EDGEAGENT_PORT", "51820", _integer(0, 65535), "UDP port of the tunnel; 0 lets the kernel choose"),
     "mtu": ("EDGEAGENT_MTU", "1280", _integer(1280, 9000), "largest packet inside the tunnel, bytes"),
     "hostname": ("EDGEAGENT_HOSTNAME", "", _hostname, "host name to ask the hub for"),
-    "proxy": ("EDGEAGENT_PROXY", "", _proxy, "HTTP proxy for connections to relays: [USER:PASSWORD@]HOST:PORT"),
+    "proxy": ("EDGEAGENT_PROXY", "", _proxy, "HTTP proxy to the broker and to relays: [USER:PASSWORD@]HOST:PORT"),
     "metered": (
         "EDGEAGENT_METERED",
         "auto",

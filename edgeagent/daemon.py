@@ -19,6 +19,7 @@ from edgeagent.io.keystore import Keystore, StateError, StateFile
 from edgeagent.io.localapi import LocalApi, refusal
 from edgeagent.io.logring import LogRing
 from edgeagent.io.mqtt import MqttLink
+from edgeagent.io.proxy import parse_proxy
 from edgeagent.io.tun import TunGone
 from edgeagent.membership import Membership
 from edgeagent.proto.ledger import Cause
@@ -89,7 +90,7 @@ class Agent:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.now = context.started_at
-        self.link = MqttLink(context.selector)
+        self.link = MqttLink(context.selector, parse_proxy(context.settings.proxy))
         context.accounts.watch(self.link, Cause.CONTROL)
         self.api = LocalApi(context.settings.socket, self._serve, context.selector)
         self.membership: Membership | None = None

@@ -126,6 +126,7 @@ class Membership:
         if addresses is not None:
             self._context.accounts.interfaces_changed()
             self._link.keep_if_local(addresses)
+            self._follow_price(now)
         self.relays.on_timeout(now)
         if self._bindings is not None:
             self._bindings.on_timeout(now)
@@ -198,6 +199,13 @@ class Membership:
             will=(will.topic, will.payload),
         )
         self._link.open(now, node.hosts, login, Trust(self._pin, node.ca_der, self._context.wall.known))
+
+    def _follow_price(self, now: float) -> None:
+        """On a metered uplink no session at a relay is kept without need."""
+        accounts, uplinks = self._context.accounts, self.node.reach.uplinks
+        active = None if uplinks is None else uplinks.active
+        on_demand = accounts.on_demand if active is None else accounts.policies.is_on_demand(active.name)
+        self.node.set_on_demand(now, on_demand)
 
     def _look_for_bindings(self, now: float) -> None:
         """Begin to learn how rarely a keepalive will do, once there is one to be sent: a metered device has none."""

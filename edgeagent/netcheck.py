@@ -200,7 +200,7 @@ def _nat_lines(title: str, nat: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _no_ipv6(ipv6: dict[str, Any]) -> str:
     if not ipv6["relays"]:
-        return "no relay has it: not asked"
+        return "not asked: no relay is known to have it"
     if ipv6["address"] is None:
         return "no route"
     return f"{ipv6['address']}, {'relays by TLS' if ipv6['reached'] else 'but no relay answers'}"

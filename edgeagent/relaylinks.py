@@ -9,7 +9,8 @@ from socket import AF_INET, AF_INET6, inet_pton
 from typing import TYPE_CHECKING
 
 from edgeagent.io.pinnedtls import Resolver
-from edgeagent.io.relaystream import Closed, Data, Flow, Opened, RelayStreams, parse_proxy
+from edgeagent.io.proxy import parse_proxy
+from edgeagent.io.relaystream import Closed, Data, Flow, Opened, RelayStreams
 
 if TYPE_CHECKING:
     from socket import socket

@@ -166,13 +166,20 @@ class Registrar:
             self._turn(deadline)
 
     def _turn(self, due: float) -> None:
-        for key, _ in self._selector.select(max(0.0, due - time.monotonic())):
-            key.data(time.monotonic(), key.fd)
+        """Wait until `due` or until something is there, and see to it."""
+        # A bug, or a message that finds one, is not to end the thread: the relay would never hear of a removal again
+        try:
+            for key, _ in self._selector.select(max(0.0, due - time.monotonic())):
+                key.data(time.monotonic(), key.fd)
+        except Exception:
+            log.exception("registrar: all connections begin anew")
+            for session in self._sessions:
+                session.reset(time.monotonic())
         now = time.monotonic()
         for session in self._sessions:
             try:
                 session.step(now)
-            except Exception:  # a bug, or a message that finds one: the other hubs and the members are not to pay
+            except Exception:
                 log.exception("network %s: the connection begins anew", session.network)
                 session.reset(now)
         self._neighbours.on_timeout(now)

@@ -91,6 +91,7 @@ SHELL_HELPERS = frozenset(
         "edgeagent.engine.offload",
         "edgeagent.io.pahoclient",
         "edgeagent.io.pinnedtls",
+        "edgeagent.io.proxy",
         "edgeagent.io.rtnetlink",
         "edgeagent.io.udpsocket",
         "edgeagent.io.upnp",

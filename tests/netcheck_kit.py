@@ -116,6 +116,7 @@ class World:
         self.names: dict[str, list[bytes] | str] = {
             f"fra-{number}.example": [server.address] for number, server in enumerate(self.servers, 1)
         }
+        self.timeout_s = TIMEOUT_S
         self.closed: set[UdpAddress] = set()  # ports of servers that nothing reaches
         self.firewall = False  # no NAT, and only answers come in
         self.delay_s = 0.02
@@ -148,13 +149,13 @@ class World:
             self.now,
             relays,
             entropy=self.chance.randbytes,
-            timeout_s=TIMEOUT_S,
+            timeout_s=self.timeout_s,
             ports=ports,
             uplinks=[(Uplink("eth0", GATEWAY, OWN), 41_000)] if gateway else [],
         )
         self._push()
         while (due := check.poll_timeout()) is not None:
-            assert due <= self.began + TIMEOUT_S + 1e-6
+            assert due <= self.began + self.timeout_s + 1e-6
             if self._heap and self._heap[0][0] <= due:
                 self.now, _, what = heappop(self._heap)
                 what()

@@ -1,4 +1,4 @@
-"""One broker connection: TCP, TLS with a pinned CA, MQTT 3.1.1 by paho, all under the caller's selector.
+"""One broker connection: TCP, perhaps a proxy, TLS with a pinned CA, MQTT 3.1.1 by paho, under the caller's selector.
 
 paho's own `connect` blocks through name resolution, TCP and TLS, up to its timeout each; on this device the same thread
 carries the tunnel. So the connection is made here, non-blocking and with a deadline at each stage, and paho is handed
@@ -19,13 +19,18 @@ from typing import TYPE_CHECKING, Any
 
 from edgeagent.io.pahoclient import SUCCESS, Login, PahoClient
 from edgeagent.io.pinnedtls import Resolver, Trust, literal_family, presented_chain, wrap
+from edgeagent.io.proxy import is_through
 from edgeagent.proto.names import split_host_port
+from edgeagent.proto.relay_http import HttpError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from selectors import BaseSelector
 
-CONNECT_TIMEOUT_S = 5.0  # resolution, and TCP to one address
+    from edgeagent.io.proxy import Proxy
+    from edgeagent.proto.relay_http import ResponseReader
+
+CONNECT_TIMEOUT_S = 5.0  # resolution, TCP to one address, and a proxy's answer
 HANDSHAKE_TIMEOUT_S = 10.0  # TLS; 2.5 s of CPU on the slowest board
 CONNACK_TIMEOUT_S = 10.0
 ADDRESSES_PER_HOST_MAX = 8
@@ -82,6 +87,7 @@ class _Stage(Enum):
     CLOSED = "closed"
     RESOLVING = "resolving"
     CONNECTING = "connecting"
+    PROXY = "waiting for the proxy"
     LOOKING = "looking for the pinned CA"  # TLS without verification, nothing is sent on it
     HANDSHAKE = "TLS handshake"
     CONNACK = "waiting for the broker's answer"
@@ -89,15 +95,17 @@ class _Stage(Enum):
 
 
 class MqttLink:
-    """At most one connection, to the first of the given brokers that answers.
+    """At most one connection, to the first of the given brokers that answers, through `proxy` if there is one.
 
     Drive: `open`; its descriptor is registered in `selector` with `ready` as its data, to be called as
     `key.data(now, key.fd)`; call `on_timeout` at `poll_timeout()`. After any of these drain `events`.
     Whoever counts what connections take asks for `sockets`, and sets `on_closing` to hear of one before it is closed.
     """
 
-    def __init__(self, selector: BaseSelector) -> None:
+    def __init__(self, selector: BaseSelector, proxy: Proxy | None = None) -> None:
         self._selector = selector
+        self._proxy = proxy
+        self._proxy_reader: ResponseReader | None = None
         self._registered: tuple[int, int] | None = None  # (descriptor, mask)
         self.events: deque[Event] = deque()
         self.unacknowledged = 0  # published on this connection and not yet known to be with the broker
@@ -230,6 +238,8 @@ class MqttLink:
             self._resolved(now)
         elif stage is _Stage.CONNECTING:
             self._connected(now)
+        elif stage is _Stage.PROXY:
+            self._read_proxy(now)
         elif stage in (_Stage.LOOKING, _Stage.HANDSHAKE):
             self._shake(now)
         elif self._client is not None:
@@ -285,7 +295,7 @@ class MqttLink:
             self._closed(self._reason, refused=False)
             return
         self._tries_left -= 1
-        host, port = self._hosts[self._next_host]
+        host, port = self._hosts[self._next_host] if self._proxy is None else (self._proxy.host, self._proxy.port)
         family = literal_family(host)
         if family is not None:
             self._addresses = [(family, (host, port))]
@@ -326,11 +336,33 @@ class MqttLink:
         self._deadline = now + CONNECT_TIMEOUT_S
 
     def _connected(self, now: float) -> None:
-        assert self._sock is not None and self._trust is not None
+        assert self._sock is not None
         code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code != 0:
             self._failed(now, f"{self.broker}: {os.strerror(code)}")
+        elif self._proxy is None:
+            self._begin_tls(now)
+        else:
+            try:
+                self._proxy_reader = self._proxy.ask(self._sock, *self._hosts[self._next_host])
+            except OSError as error:
+                self._failed(now, f"{self.broker}: proxy: {error.strerror}")
+                return
+            self._stage, self._mask = _Stage.PROXY, selectors.EVENT_READ
+            self._deadline = now + CONNECT_TIMEOUT_S
+
+    def _read_proxy(self, now: float) -> None:
+        assert self._sock is not None and self._proxy_reader is not None
+        try:
+            through = is_through(self._sock, self._proxy_reader)
+        except (OSError, HttpError) as error:
+            self._failed(now, f"{self.broker}: {getattr(error, 'strerror', None) or error}")
             return
+        if through:
+            self._begin_tls(now)
+
+    def _begin_tls(self, now: float) -> None:
+        assert self._sock is not None and self._trust is not None
         host, _ = self._hosts[self._next_host]
         try:
             self._sock = wrap(self._sock, host, self._trust)

@@ -53,6 +53,7 @@ class _Shell:
         self._selector = DefaultSelector()
         self._udp: dict[Socket, socket.socket] = {}
         self._asking: list[socket.socket] = []
+        self._scopes: list[int] = []  # of their interfaces
         self._connections: set[_Connection] = set()
         self._resolvers: set[Resolver] = set()
         self._worker = UpnpWorker()
@@ -118,12 +119,14 @@ class _Shell:
         """Returns its port, 0 when the address cannot be bound."""
         opened = socket.socket(_FAMILIES[len(uplink.own)], socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
+            scope = socket.if_nametoindex(uplink.interface)
             opened.bind((_text(uplink.own), 0))
         except OSError:
             opened.close()
             return 0
         number = len(self._asking)
         self._asking.append(opened)
+        self._scopes.append(scope)
         self._selector.register(opened, EVENT_READ, lambda now, _fd: self._hear(now, number))
         return int(opened.getsockname()[1])
 
@@ -139,11 +142,13 @@ class _Shell:
                 return
             for wish in wishes:
                 self._grant(wish)
-            for at, transmit in transmits:
-                self._send(at, transmit)
+            for role, transmit in transmits:
+                self._send(role, transmit)
             for number, endpoint, datagram in asks:
+                # Gateways of IPv6 mostly have link-local addresses, which mean something with their interface only
+                at = endpoint.addr if len(endpoint.addr) == 2 else (*endpoint.addr[:3], self._scopes[number])
                 with suppress(OSError):  # it is asked again
-                    self._asking[number].sendto(datagram, endpoint.addr)
+                    self._asking[number].sendto(datagram, at)
 
     def _send(self, at: Socket, transmit: Transmit) -> None:
         try:

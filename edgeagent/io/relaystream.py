@@ -16,12 +16,15 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from edgeagent.io.pinnedtls import Resolver, literal_family
+from edgeagent.io.proxy import is_through
 from edgeagent.proto.names import split_host_port
-from edgeagent.proto.relay_http import HttpError, ResponseReader, connect_request, upgrade_request
+from edgeagent.proto.relay_http import HttpError, ResponseReader, upgrade_request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from selectors import BaseSelector
+
+    from edgeagent.io.proxy import Proxy
 
 STREAMS_MAX = 8
 ADDRESS_TIMEOUT_S = 4.0  # from connecting to one address until the relay's answer; its client gives up after ten
@@ -69,25 +72,6 @@ class Closed:
 
 
 Event = Opened | Data | Flow | Closed
-
-
-class Proxy:
-    """An HTTP proxy that is asked to CONNECT (RFC 9110, section 9.3.6)."""
-
-    __slots__ = ("host", "password", "port", "user")
-
-    def __init__(self, host: str, port: int, user: str = "", password: str = "") -> None:
-        self.host = host
-        self.port = port
-        self.user = user
-        self.password = password
-
-
-def parse_proxy(text: str) -> Proxy | None:
-    """[USER:PASSWORD@]HOST:PORT as the setting has it; None for none."""
-    login, _, address = text.rpartition("@")
-    user, _, password = login.partition(":")
-    return Proxy(*split_host_port(address, "proxy"), user, password) if text else None
 
 
 class _Stage(Enum):
@@ -275,23 +259,13 @@ class RelayStreams:
         if self._proxy is None:
             self._begin_tls(stream)
             return
-        stream.reader = ResponseReader()
+        stream.reader = self._proxy.ask(sock, *stream.host)
         stream.stage = _Stage.PROXY
-        host, port = stream.host
-        # A few hundred bytes into an empty buffer: they go
-        sock.send(connect_request(host, port, self._proxy.user, self._proxy.password))
 
     def _read_proxy(self, stream: _Stream) -> None:
         assert stream.sock is not None and stream.reader is not None
-        data = stream.sock.recv(READ_BYTES)
-        if not data:
-            raise OSError(errno.ECONNRESET, "the proxy closed the connection")
-        response = stream.reader.feed(data)
-        if response is None:
-            return
-        if response.status // 100 != 2 or response.rest:
-            raise OSError(errno.ECONNREFUSED, f"the proxy answers {response.status}")
-        self._begin_tls(stream)
+        if is_through(stream.sock, stream.reader):
+            self._begin_tls(stream)
 
     def _begin_tls(self, stream: _Stream) -> None:
         assert stream.sock is not None

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 Batch = list[tuple[bytes, Endpoint, int]]
 
+ASK_AGAIN_S = (0.35, 0.35, 0.7, 1.4)  # a wake-up takes a message through the broker and a login at the relay
+
 _DATA = bytes((TRANSPORT, 0, 0, 0))
 
 
@@ -51,6 +53,7 @@ class LinkPaths:
         self._relays = relays
         self._outside = outside
         self._introduced: dict[str, float] = {}  # devices without a link, that may be about to call
+        self._asleep: dict[str, tuple[int, float]] = {}  # devices that sleep: how often they were asked, when again
 
     # Datagrams
 
@@ -124,6 +127,33 @@ class LinkPaths:
         if device in self._introduced and device not in self._peering.links:
             self._finder.know(now, entry)
             self._finder.introduce(now, device)
+
+    # Whoever sleeps
+
+    def not_at_relay(self, now: float, node_key: bytes) -> None:
+        """A relay does not have the member of that key: it sleeps, and is being woken through the broker. Whatever was
+        sent to it is lost, so it is asked again soon, a few times."""
+        self._finder.not_at_relay(now, node_key)
+        for link in self._peering.links.values():
+            asleep = link.peer.public_key == node_key and link.peer.staged and not link.is_live(now)
+            if asleep and link.device not in self._asleep:
+                self._asleep[link.device] = (0, now + ASK_AGAIN_S[0])
+
+    def handle_timeout(self, now: float) -> None:
+        for device, (count, at) in list(self._asleep.items()):
+            if now < at:
+                continue
+            link = self._peering.links.get(device)
+            if link is None or link.is_live(now) or not link.peer.staged or count + 1 >= len(ASK_AGAIN_S):
+                del self._asleep[device]
+            else:
+                self._asleep[device] = (count + 1, now + ASK_AGAIN_S[count + 1])
+            if link is not None and link.peer.staged and not link.is_live(now):
+                link.peer.begin_handshake(now, anew=True)
+                self._device.touched(link.peer)
+
+    def poll_timeout(self) -> float | None:
+        return min((at for _, at in self._asleep.values()), default=None)
 
     def sweep(self, now: float) -> None:
         """Let go of those that were announced and never came."""

@@ -59,6 +59,7 @@ class Way:
         "mtu",
         "mtu_exact",
         "nonce",
+        "other_address",
         "second_mapped",
         "stun_port",
         "tls",
@@ -74,6 +75,7 @@ class Way:
         self.nonce = nonce  # of the probes by HTTP
         self.mapped: UdpAddress | None = None
         self.second_mapped: UdpAddress | None = None  # as its second port sees us
+        self.other_address = False  # whether it says that it can answer from another one
         self.latencies: list[float] = []
         self.mtu = 0  # the largest IP packet that reached it, 0 for not known
         self.mtu_exact = False
@@ -120,10 +122,10 @@ class RelayFacts:
 class NatFacts:
     """How UDP of one IP version fares. What is None could not be told."""
 
-    __slots__ = ("asked", "filtering", "hairpin", "local", "mapped", "mapping", "port_kept")
+    __slots__ = ("filtering", "hairpin", "local", "mapped", "mapping", "port_kept", "unanswered")
 
     def __init__(self) -> None:
-        self.asked = False
+        self.unanswered = False  # relays were asked, long enough, and none has answered
         self.local: UdpAddress | None = None
         self.mapped: list[UdpAddress] = []
         self.mapping = Mapping.UNKNOWN

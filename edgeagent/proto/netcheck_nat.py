@@ -35,6 +35,7 @@ REQUESTS_MAX = 4  # 0, 0.4, 1.2 and 2.8 s; given up after 4.4
 CHANGE_REQUESTS_MAX = 3  # 0, 0.4 and 1.2 s; given up after 2
 LAST_WAIT_RTOS = 4
 LAST_CHANGE_WAIT_RTOS = 2
+CHOOSE_AFTER_S = 0.3  # a server that can answer from another address is preferred for FILTERING
 LATENCIES_MAX = 3  # of each server; the least counts
 ANSWERS_MAX = 5  # to have them: what was sent twice has no latency
 LATENCY_RTO_S = 1.5  # longer than any round trip that is to be measured
@@ -62,6 +63,8 @@ class NatProbe:
     __slots__ = (
         "_answers",
         "_asked",
+        "_choices",
+        "_choose_at",
         "_exchanges",
         "_failed",
         "_filtering",
@@ -73,7 +76,6 @@ class NatProbe:
         "_ports",
         "_samples",
         "_transmits",
-        "asked",
         "timed",
     )
 
@@ -90,13 +92,14 @@ class NatProbe:
         self._samples: dict[UdpAddress, UdpAddress] = {}
         self._transmits: list[tuple[Role, Transmit]] = []
         self._filtering: Way | None = None
+        self._choices: list[Way] = []  # for FILTERING, until one is chosen
+        self._choose_at: float | None = None
         self._passed: set[int] = set()
         self._failed: dict[int, bool] = {}  # change → whether the server refused it
         self._hairpin: Way | None = None
         self._hairpin_at: list[tuple[float, Role, Endpoint, bytes]] = []  # when what is to be sent
         self._hairpin_request = b""
         self._hairpinned: bool | None = None
-        self.asked = False
         self.timed: list[Way] = []
 
     def add(self, now: float, way: Way) -> None:
@@ -122,6 +125,8 @@ class NatProbe:
         for exchange in self._exchanges.values():
             exchange.handle_timeout(now)
         self._take_failures()
+        if self._choose_at is not None and now >= self._choose_at:
+            self._choose(now)
         while self._hairpin_at and now >= self._hairpin_at[0][0]:
             _, role, endpoint, datagram = self._hairpin_at.pop(0)
             if datagram:
@@ -131,7 +136,7 @@ class NatProbe:
 
     def poll_timeout(self) -> float | None:
         due = [exchange.poll_timeout() for exchange in self._exchanges.values()]
-        due.append(self._hairpin_at[0][0] if self._hairpin_at else None)
+        due += [self._choose_at, self._hairpin_at[0][0] if self._hairpin_at else None]
         return min((at for at in due if at is not None), default=None)
 
     @property
@@ -146,7 +151,7 @@ class NatProbe:
 
     def facts(self) -> NatFacts:
         facts = NatFacts()
-        facts.asked = self.asked
+        facts.unanswered = bool(self._asked) and not self._samples and not self.under_way
         facts.mapped = list(dict.fromkeys(self._samples.values()))
         locals_ = [way.local for way in self._asked.values() if way.local is not None and way.by_udp]
         if not facts.mapped or not locals_:
@@ -165,7 +170,6 @@ class NatProbe:
     def _ask(self, now: float, way: Way, port: int) -> None:
         at = (way.address, port)
         if at not in self._asked:  # two relays may share an address
-            self.asked = True
             self._asked[at] = way
             self._exchanges[Role.MAPPING].begin(now, to_endpoint(at))
 
@@ -186,16 +190,23 @@ class NatProbe:
             if len(way.latencies) < LATENCIES_MAX and self._answers[at] < ANSWERS_MAX:
                 self._exchanges[Role.MAPPING].begin(now, answer.endpoint, rto_s=LATENCY_RTO_S)
             other = answer.binding.other
+            way.other_address = other is not None and other[0] != way.address
             if not way.stun_port and other is not None and other[1] not in (0, way.udp_port):
                 way.stun_port = other[1]  # at the address that we know: the server may be behind a NAT of its own
                 self._ask(now, way, way.stun_port)
             self._begin_hairpin(now, way)
-        if way.mapped is not None and way.second_mapped is not None and self._filtering is None:
+        if way.mapped is not None and way.second_mapped is not None and way not in self._choices:
             # Both its ports reach us when they are asked: what does not come in later was filtered
-            self._filtering = way
-            self._exchanges[Role.FILTERING].begin(now, to_endpoint((way.address, way.udp_port)))
+            self._choices.append(way)
+            if self._filtering is None and self._choose_at is None:
+                self._choose_at = now + CHOOSE_AFTER_S
 
     # Filtering
+
+    def _choose(self, now: float) -> None:
+        self._choose_at = None
+        way = self._filtering = next((way for way in self._choices if way.other_address), self._choices[0])
+        self._exchanges[Role.FILTERING].begin(now, to_endpoint((way.address, way.udp_port)))
 
     def _filtered(self, now: float, answer: Answer) -> None:
         if answer.change:
@@ -208,7 +219,7 @@ class NatProbe:
             return  # it cannot answer from elsewhere (RFC 5780, section 7.4)
         exchange = self._exchanges[Role.FILTERING]
         exchange.begin(now, answer.endpoint, change=CHANGE_PORT)
-        if other[0] != way.address:
+        if way.other_address:
             exchange.begin(now, answer.endpoint, change=CHANGE_PORT | CHANGE_ADDRESS)
 
     def _take_failures(self) -> None:

@@ -78,10 +78,10 @@ def advice(check: Netcheck) -> list[str]:
     if not any(relay.reached for relay in check.relays):
         lines.append(_why_unreachable(check.relays))
     elif not any(check.nat(size).passes for size in _FAMILIES):
-        if any(check.nat(size).asked for size in _FAMILIES):
+        if any(check.nat(size).unanswered for size in _FAMILIES):
             lines.append("UDP is blocked: relays by TLS only, no direct paths.")
         else:
-            lines.append("No relay was asked by UDP: nothing is known about direct paths.")
+            lines.append("Whether UDP passes could not be told: nothing is known about direct paths.")
     else:
         lines += _about_paths(check)
     if tls_interception(check.relays):
@@ -156,7 +156,7 @@ def _is_portal(response: Response, way: Way) -> bool:
 
 
 def _udp(nat: NatFacts) -> bool | None:
-    return nat.passes if nat.asked else None
+    return True if nat.passes else False if nat.unanswered else None
 
 
 def _nat(nat: NatFacts) -> dict[str, Any] | None:

@@ -43,7 +43,7 @@ class Pathfinder:
         self.shared.mtu = mtu
         self.peers: dict[str, PeerPaths] = {}
         self.home_relay: str | None = None  # ours; None: relays cannot be used at present
-        self.called = False  # a device has called us since the owner last looked
+        self.called = False  # somebody has called us since the owner last looked
         self._by_key_id: dict[bytes, PeerPaths] = {}
         self._by_path: dict[PathKey, PeerPaths] = {}  # the current way of each
         self._keys: dict[str, PathKey] = {}  # the same by device

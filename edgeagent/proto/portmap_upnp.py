@@ -47,11 +47,11 @@ class Want(Enum):
 class UpnpFailure(Enum):
     """Why a job came to nothing; the value is its name in `status` and in netcheck."""
 
-    NOT_INSTALLED = "not-installed"
-    NO_ROUTER = "no-router"
-    NOT_THE_GATEWAY = "not-the-gateway"
-    PORT_TAKEN = "port-taken"
-    REFUSED = "refused"
+    NOT_INSTALLED = "not-installed"  # this system has no miniupnpc
+    NO_ROUTER = "no-router"  # nobody answers
+    NOT_THE_GATEWAY = "not-the-gateway"  # somebody else answers
+    PORT_TAKEN = "port-taken"  # by another device
+    REFUSED = "refused"  # or an answer that makes no sense
 
 
 class Job:

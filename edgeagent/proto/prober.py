@@ -47,8 +47,8 @@ class DiscoShared:
     """What the paths of all peers have in common: our keys, what is known of ourselves, and the outputs."""
 
     __slots__ = (
-        "device_map", "drops", "entropy", "heard_by", "keys", "mapped_by", "mapping_doubted", "mtu", "node_key", "own",
-        "seeking", "signals", "sprayed", "transmits", "ways",
+        "device_map", "drops", "entropy", "heard_by", "keys", "mapped_by", "mapping_doubted", "mtu", "node_key",
+        "opened", "own", "seeking", "signals", "sprayed", "transmits", "ways",
     )  # fmt: skip
 
     def __init__(self, now: float, keys: DiscoKeys, entropy: Entropy, device_map: DeviceMap, node_key: bytes) -> None:
@@ -58,6 +58,7 @@ class DiscoShared:
         self.node_key = node_key
         self.mtu = 0  # of the TUN
         self.own: list[UdpAddress] = []  # our interfaces' addresses
+        self.opened: list[UdpAddress] = []  # outside addresses and ports that routers have opened for us on request
         self.ways = Ways([], several=False)
         # By uplink (0 while there is but one): as servers saw us by it, in the order they were asked
         self.mapped_by: dict[int, list[UdpAddress]] = {}
@@ -88,9 +89,9 @@ class DiscoShared:
         return list(dict.fromkeys(mapped[at] for at in range(longest) for mapped in newest_first if at < len(mapped)))
 
     def endpoints(self) -> list[UdpAddress]:
-        """Where we may be reached, for a call-me: interfaces, mappings, and where the next mapping may be."""
+        """Where we may be reached, for a call-me: interfaces, opened ports, mappings, and where the next may be."""
         guesses = [guess for mapped in self.mapped_by.values() for guess in guess_next(mapped)]
-        return list(dict.fromkeys([*self.own, *self.mapped, *guesses]))
+        return list(dict.fromkeys([*self.own, *self.opened, *self.mapped, *guesses]))
 
     def drop(self, reason: DiscoDrop, count: int = 1) -> None:
         self.drops[reason] += count

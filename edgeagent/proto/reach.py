@@ -145,7 +145,7 @@ class Reach:
         if relays.home != finder.home_relay:
             self._whereabouts.handle_home_relay(now, relays.home)
         for key in relays.drain_gone():
-            finder.not_at_relay(now, key)
+            self._paths.not_at_relay(now, key)
         self.send(now, finder.drain_transmits())
         self._transmits += relays.drain_transmits()
         self._transmits += outside.drain_transmits()

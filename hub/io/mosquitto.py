@@ -31,6 +31,7 @@ STEADY_S = 60.0  # a broker that ran this long has not failed at its start
 LOG_BYTES_MAX = 1 << 20
 LOG_BYTES_KEPT = 64 << 10
 CONNECTIONS_MAX = 100_000
+FIRST_FREE_PORT = 1024  # from here on anybody may listen
 _SPARE_FILES = 64
 
 _INSTALL = "Install Mosquitto 2.0 or newer with its dynamic security plugin (Debian, OpenWrt: package mosquitto)"
@@ -186,7 +187,7 @@ class MosquittoChild:
         descriptor = os.open(self._log_path, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             self._child = subprocess.Popen(
-                [plan.program, "-c", str(plan.configuration)],
+                [*plan.prefix, plan.program, "-c", str(plan.configuration)],
                 stdin=subprocess.DEVNULL,
                 stdout=descriptor,
                 stderr=descriptor,
@@ -279,6 +280,7 @@ class _Plan:
         self._directory = directory
         self._files = files
         self._user = _run_as(directory)
+        self.prefix = _keep_port(self._user) if port < FIRST_FREE_PORT else []
         listener = f"listener {port} {host}".rstrip()
         self._text = "\n".join(
             (
@@ -331,6 +333,18 @@ def _run_as(directory: Path) -> str:
             if _is_mapped("uid", user.pw_uid) and _is_mapped("gid", user.pw_gid):
                 return user.pw_name
     return "root"
+
+
+def _keep_port(user: str) -> list[str]:
+    """What makes a command listen below 1024 as `user`: Mosquitto gives up root before it listens."""
+    if user in ("", "root"):
+        return []
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        raise HubError("setpriv: not found, and a broker below port 1024 needs it. Install util-linux, or use 8883")
+    keep = "+net_bind_service"
+    rights = [f"--inh-caps=-all,{keep}", f"--ambient-caps={keep}", f"--bounding-set=-all,{keep}", "--no-new-privs"]
+    return [setpriv, f"--reuid={user}", f"--regid={pwd.getpwnam(user).pw_gid}", "--clear-groups", *rights, "--"]
 
 
 def _is_mapped(kind: str, number: int) -> bool:

@@ -20,7 +20,7 @@ from edgeagent.version import VERSION
 from tests.agent.broker import free_port
 
 PROVIDER = crypto.load()
-VERBS = ("up", "down", "status", "peers", "ping", "ip", "whois", "ledger", "version", "run")
+VERBS = ("up", "down", "status", "peers", "ping", "ip", "whois", "ledger", "netcheck", "version", "run")
 
 
 class Cli:
@@ -102,6 +102,19 @@ def test_help_names_every_verb(cli: Cli) -> None:
         (("ip",), 3, "not running"),
         (("whois", "x"), 3, "not running"),
         (("ping", "x"), 3, "not running"),
+        (("netcheck",), 1, "member of no network: name a relay with --relay"),
+        (("netcheck", "--timeout", "0"), 2, "--timeout: 0.0"),
+        (("netcheck", "--timeout", "nan"), 2, "--timeout: nan"),
+        (("netcheck", "--relay", "relay.example"), 2, "--relay: 'relay.example': want HOST:TLSPORT"),
+        (("netcheck", "--relay", "a:1:2:3:4"), 2, "want HOST:TLSPORT"),
+        (("netcheck", "--relay", "[::1]x:443"), 2, "want HOST:TLSPORT"),
+        (("netcheck", "--relay", "2001:db8::1:443"), 2, "IPv6 address in brackets"),
+        (("netcheck", "--relay", "relay.example:0"), 2, "want a host name or an address"),
+        (("netcheck", "--relay", "[nonsense]:443"), 2, "want a host name or an address"),
+        (("netcheck", "--relay", "no_label:443"), 2, "want a host name or an address"),
+        (("netcheck", "--relay", "relay.example:443:65536"), 2, "ports of at most 65535"),
+        (("netcheck", "--relay", "relay.example:443:3478:²"), 2, "ports of at most 65535"),
+        (("netcheck", *["--relay", "relay.example:443"] * 17), 2, "given 17 times: at most 16"),
     ],
 )
 def test_errors(cli: Cli, words: tuple[str, ...], status: int, said: str) -> None:
@@ -142,7 +155,7 @@ def test_a_hub_that_does_not_answer(cli: Cli) -> None:
     pid = status["agent"]["pid"]
     shown = cli("status", "--log").stdout
     assert "joining" in shown and token.hosts[0] in shown
-    for verb in ("peers", "ip", "whois"):
+    for verb in ("peers", "ip", "whois", "netcheck"):
         refused = cli(verb, *(["x"] if verb == "whois" else []))
         assert refused.returncode == 1 and "member of no network" in refused.stderr
     ledger = json.loads(cli("ledger", "--json").stdout)  # tries cost something, too

@@ -199,8 +199,8 @@ def test_the_life_of_a_device(ready: Shell, join: Callable[..., Dev]) -> None:
     assert re.search(r"^board +test$", ready("devices", "show", "cam"), re.MULTILINE)
     ready("devices", "rename", "cam", "front")
     assert "has it" in ready.fails("devices", "rename", "front", "door")
-    ready("devices", "expire", "front", "--in", "2d")
-    assert "in 2 d" in ready.err
+    ready("devices", "expire", "front", "--in", "3d")
+    assert "in 3 d" in ready.err
     ready("devices", "expire", "front")
     assert ready.json("devices", "list", "--state", "expired")[0]["name"] == "front"
     ready("devices", "expire", "front", "--never")

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
+from tests.netlab import cable
 from tests.netlab.process import LabError, LabTimeout, Process
 
 RUN_TIMEOUT_S = 30.0
@@ -69,22 +70,33 @@ class Net:
         self.gateway: Port | None = None
         switch.ip(f"link add {bridge} mtu {mtu} type bridge stp_state 0 forward_delay 0", f"link set {bridge} up")
 
-    def plug(self, host: Host, ifname: str) -> Port:
+    def plug(self, host: Host, ifname: str, delay_ms: float = 0.0) -> Port:
         """Lay a cable from `host` to this segment and give it the next addresses."""
         number = len(self.ports) + 1
         if number > self.v4.num_addresses - 2:
             raise LabError(f"{self.v4} has no address left for {host.name}")
         port = Port(self, ifname, str(self.v4[number]), str(self.v6[number]) if self.v6 else None)
         far = f"{self.bridge}p{number}"
-        self.switch.ip(
-            f"link add {far} mtu {self.mtu} type veth peer name {ifname} mtu {self.mtu} netns {host.namespace}",
-            f"link set {far} master {self.bridge} up",
-        )
+        if delay_ms:
+            self._lay_long_cable(host, ifname, far, delay_ms)
+        else:
+            peer = f"peer name {ifname} mtu {self.mtu} netns {host.namespace}"
+            self.switch.ip(f"link add {far} mtu {self.mtu} type veth {peer}")
+        self.switch.ip(f"link set {far} master {self.bridge} up")
         host.ip(f"link set {ifname} up", f"addr add {port.v4}/{self.v4.prefixlen} dev {ifname}")
         if self.v6:
             host.ip(f"addr add {port.v6}/{self.v6.prefixlen} dev {ifname} nodad")
         self.ports.append(port)
         return port
+
+    def _lay_long_cable(self, host: Host, ifname: str, far: str, delay_ms: float) -> None:
+        words = [sys.executable, "-I", "-S", cable.__file__, f"{delay_ms:g}"]
+        words += [host.namespace, ifname, self.switch.namespace, far]
+        process = Process(f"cable:{far}", words, self.switch.directory / f"cable-{far}.log", os.environ)
+        self.switch.processes.append(process)
+        process.expect(cable.READY)
+        for end, name in ((host, ifname), (self.switch, far)):
+            end.ip(f"link set {name} mtu {self.mtu}")
 
 
 class Host:
@@ -131,9 +143,12 @@ class Host:
 
     # --- the network ---
 
-    def attach(self, net: Net, ifname: str | None = None) -> Port:
-        """Plug into `net` as `ifname` (eth0, eth1 … unless told). The first gateway met becomes the default route."""
-        port = net.plug(self, ifname or f"eth{len(self.ports)}")
+    def attach(self, net: Net, ifname: str | None = None, delay_ms: float = 0.0) -> Port:
+        """Plug into `net` as `ifname` (eth0, eth1 … unless told). The first gateway met becomes the default route.
+
+        With a delay, packets take so long each way; this takes some 20 µs of CPU a packet, so it is for few of them.
+        """
+        port = net.plug(self, ifname or f"eth{len(self.ports)}", delay_ms)
         self.ports.append(port)
         if net.gateway is None and self.forwards:
             net.gateway = port

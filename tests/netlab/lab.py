@@ -32,6 +32,7 @@ class Lab:
         self.directory = Path()
         self.hosts: dict[str, Host] = {}
         self.nets: list[Net] = []
+        self._switch: Host | None = None
         self._warden: subprocess.Popen[bytes] | None = None
         self._handlers: dict[int, Any] = {}
 
@@ -67,6 +68,7 @@ class Lab:
 
     def net(self, v4: str, v6: str | None = None, mtu: int = 1500) -> Net:
         """A new Ethernet segment with these prefixes."""
+        assert self._switch is not None
         net = Net(self._switch, f"br{len(self.nets)}", IPv4Network(v4), IPv6Network(v6) if v6 else None, mtu)
         self.nets.append(net)
         return net
@@ -92,8 +94,9 @@ class Lab:
         return router
 
     def processes(self) -> list[Process]:
-        """All that `Host.start` has started, ended or not."""
-        return [process for host in self.hosts.values() for process in host.processes]
+        """All that `Host.start` has started, ended or not, and long cables, which end last."""
+        hosts = [*self.hosts.values(), *([self._switch] if self._switch else [])]
+        return [process for host in hosts for process in host.processes]
 
     def close(self) -> None:
         """End the programs (SIGTERM, then SIGKILL) and remove everything. Signals wait meanwhile. Idempotent."""

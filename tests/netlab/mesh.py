@@ -21,6 +21,7 @@ class Device:
         self.host = host
         self.name = host.name
         self.addresses: list[str] = []
+        self.options: list[str] = []  # of `edgeagent up`
 
     @property
     def address(self) -> str:
@@ -29,7 +30,7 @@ class Device:
 
     def up(self, token: str | None = None, *, timeout_s: float = JOIN_TIMEOUT_S) -> None:
         """`edgeagent up`, which returns when the device has its address. The token goes in on standard input."""
-        words = ["edgeagent", "up", "--hostname", self.name, "--timeout", f"{timeout_s:g}", "--json"]
+        words = ["edgeagent", "up", "--hostname", self.name, "--timeout", f"{timeout_s:g}", "--json", *self.options]
         if token is not None:
             words += ["--join-file", "-"]
         result = self.host.run(*words, input=token, timeout_s=timeout_s + 5)
@@ -47,15 +48,17 @@ class Device:
 class Mesh:
     """Make it, `start_hub`, then `join` devices on the segments given."""
 
-    def __init__(self, lab: Lab, net: Net) -> None:
+    def __init__(self, lab: Lab, net: Net, port: int = BROKER_PORT) -> None:
         self.lab = lab
+        self.port = port
         self.hub = lab.host("hub", net)
         self.server: Process | None = None
         self.devices: list[Device] = []
 
     def init_hub(self) -> None:
         """Make the hub's state: keys, certificates, database."""
-        self.hub.run("edgehub", "init", "--name", "lab", "--address", f"{self.hub.address}:{BROKER_PORT}")
+        address = f"{self.hub.address}:{self.port}"
+        self.hub.run("edgehub", "init", "--name", "lab", "--address", address, "--listen", str(self.port))
 
     def start_hub(self) -> None:
         """Serve, until the hub is ready for devices; first make its state when there is none."""
@@ -67,6 +70,15 @@ class Mesh:
     def token(self, *options: str) -> str:
         """A new join token; `options` as for `edgehub token create`."""
         return self.hub.run("edgehub", "token", "create", *options).stdout.strip()
+
+    def invite(self, region: str, uses: int = 1) -> str:
+        """A new join token for relays."""
+        return self.hub.run("edgehub", "relays", "invite", "--region", region, "--uses", str(uses)).stdout.strip()
+
+    def relays(self) -> dict[str, str]:
+        """State by id: "online", "offline" or "never"."""
+        listed = json.loads(self.hub.run("edgehub", "relays", "list", "--json").stdout)
+        return {relay["id"]: relay["state"] for relay in listed}
 
     def status(self) -> dict[str, Any]:
         """`edgehub status`, also of a hub that does not run."""

@@ -78,6 +78,13 @@ table ip nat {{
   }}
 }}
 """
+_SHUT = """\
+table ip shut {
+  chain forward {
+    type filter hook forward priority -300; policy drop;
+  }
+}
+"""
 # Read from the connection and not from the packet, whose source has been rewritten by then.
 _LEARNT = f'oifname "{WAN}" meta l4proto udp ct direction original update'
 _INSIDE = "ct original ip saddr . ct original proto-src"
@@ -91,17 +98,19 @@ _LEARN = {
 class NatRouter:
     """A router between a segment inside, whose gateway it becomes, and one outside.
 
-    `short_bindings`, `rebind` and `change_address` forget all bindings, as a router that starts anew does; connections
-    that hosts inside continue get new ones.
+    A packet takes `delay_ms` on the line outside. `short_bindings`, `rebind` and `change_address` forget all bindings,
+    as a router that starts anew does; connections that hosts inside continue get new ones.
     """
 
-    def __init__(self, lab: Lab, name: str, inside: Net, outside: Net, kind: Kind = Kind.PORT) -> None:
+    def __init__(
+        self, lab: Lab, name: str, inside: Net, outside: Net, kind: Kind = Kind.PORT, delay_ms: float = 0.0
+    ) -> None:
         self.kind = kind
         self.inside = inside
         self.outside = outside
         self.host: Host = lab.host(name)
         # Outside first, and before it forwards: it is a guest there, not the gateway.
-        self.wan = self.host.attach(outside, WAN)
+        self.wan = self.host.attach(outside, WAN, delay_ms)
         self.address = self.wan.v4
         self.host.forward()
         self.host.attach(inside, LAN)
@@ -115,16 +124,14 @@ class NatRouter:
     def short_bindings(self, seconds: int) -> None:
         """Bindings end after so many seconds without a packet."""
         self._binding_s = seconds
-        self._load()
         names = ("nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream")
         self.host.sysctl({f"net/netfilter/{name}": seconds for name in names})
-        self._forget()
+        self._begin_anew()
 
     def rebind(self) -> None:
         """All mappings move to other outside ports; the kind stays what it is."""
         self._moved += 1
-        self._load()
-        self._forget()
+        self._begin_anew()
 
     def change_address(self) -> str:
         """The provider gives another outside address; the old one is gone. Returns the new one."""
@@ -138,8 +145,7 @@ class NatRouter:
         old, self.address = self.address, str(self.outside.v4[number])
         length = self.outside.v4.prefixlen
         self.host.ip(f"addr add {self.address}/{length} dev {WAN}", f"addr del {old}/{length} dev {WAN}")
-        self._load()
-        self._forget()
+        self._begin_anew()
         return self.address
 
     def impair(self, *, loss_percent: int = 0, packet_bytes_max: int = 65_535) -> None:
@@ -151,8 +157,12 @@ class NatRouter:
     def _load(self) -> None:
         self.host.run("nft", "-f", "-", input=self._rules())
 
-    def _forget(self) -> None:
+    def _begin_anew(self) -> None:
+        """Nothing passes meanwhile: a packet of an old binding between the two steps would be learnt as a new one."""
+        self.host.run("nft", "-f", "-", input=_SHUT)
+        self._load()
         self.host.run("conntrack", "-F")
+        self.host.run("nft", "delete", "table", "ip", "shut")
 
     def _rules(self) -> str:
         opening = _OPENINGS.get(self.kind)
@@ -186,6 +196,13 @@ class NatRouter:
         )
 
 
-def carrier(lab: Lab, name: str, outside: Net, kind: Kind = Kind.SYMMETRIC, prefix: str = CARRIER_PREFIX) -> NatRouter:
+def carrier(
+    lab: Lab,
+    name: str,
+    outside: Net,
+    kind: Kind = Kind.SYMMETRIC,
+    prefix: str = CARRIER_PREFIX,
+    delay_ms: float = 0.0,
+) -> NatRouter:
     """Carrier-grade NAT: homes are routers whose outside is the `inside` of the one returned."""
-    return NatRouter(lab, name, lab.net(prefix), outside, kind)
+    return NatRouter(lab, name, lab.net(prefix), outside, kind, delay_ms)

@@ -42,6 +42,22 @@ def test_hosts_reach_each_other_through_a_router(lab: Lab) -> None:
     assert a.ping("198.51.100.77") is None
 
 
+def test_a_long_cable_takes_its_time_and_passes_everything(lab: Lab) -> None:
+    net = lab.net("10.1.0.0/24", "2001:db8:1::/64", mtu=1400)
+    a, b = lab.host("a"), lab.host("b", net)
+    a.attach(net, delay_ms=20.0)
+    for address in (b.address, b.address6):
+        trip_ms = a.ping(address)
+        assert trip_ms is not None and trip_ms >= 40.0
+    a.run("ping", "-n", "-c1", "-M", "do", "-s", str(1400 - 28), b.address)
+    b.start("iperf3", "-s", "-1", "--forceflush").expect("listening")
+    a.sh(f"iperf3 -c {b.address} -n 4M")
+    (cable,) = [process for process in lab.processes() if process.name.startswith("cable:")]
+    assert cable.running
+    lab.close()
+    assert not cable.running
+
+
 def test_a_router_is_needed_between_segments(lab: Lab) -> None:
     a = lab.host("a", lab.net("10.1.0.0/24"))
     b = lab.host("b", lab.net("10.2.0.0/24"))

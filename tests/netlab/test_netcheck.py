@@ -8,9 +8,11 @@ import importlib.util
 import json
 import re
 import shutil
+import socket
 import ssl
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,10 @@ from tests.control_kit import CRYPTO, DEVICE, MAP_BODY, NETWORK, NETWORK_KEY, NE
 from tests.netlab import Host, Lab, rights
 from tests.netlab.host import Net
 from tests.netlab.nat import Kind, NatRouter
+from tests.netlab.sockets import inside
 from tests.relay import kit
 from tests.relay.driver import write_certificate
+from tests.test_portmap import Router as PcpServer
 from tests.test_portmap_miniupnpd import CONFIG as MINIUPNPD_CONFIG
 from tests.test_portmap_miniupnpd import RULES as MINIUPNPD_RULES
 
@@ -221,6 +225,21 @@ def test_relays_of_the_saved_network_and_interception(internet: Internet, tmp_pa
     assert found["tls_interception"] is True and "opens TLS" in " ".join(found["advice"])
 
 
+def test_beside_a_running_agent(internet: Internet) -> None:
+    """The relays are those that the agent knows now, and its own port is left alone."""
+    _, host = internet.home(Kind.PORT, "member")
+    write_state(host.directory / "edgeagent", [internet.relays[0].info()])
+    agent = host.start("edgeagent", "run")
+    agent.expect("edge0 is up as gate")
+    write_state(host.directory / "other", [])
+    found = internet.check(host, "--state-dir", host.directory / "other")
+    assert [row["id"] for row in found["relays"]] == ["fra-1"]
+    assert found["tls_interception"] is False and found["nat"]["ipv4"]["filtering"] == APD
+    assert agent.stop() == 0
+    none = host.run("edgeagent", "netcheck", "--state-dir", host.directory / "other", check=False)
+    assert none.returncode == 1 and "this network has no relays" in none.stderr
+
+
 def test_the_table_and_the_advice(internet: Internet) -> None:
     _, host = internet.home(Kind.PORT, "reader")
     relays = [word for relay in internet.relays for word in relay.option]
@@ -258,6 +277,27 @@ def test_a_router_that_opens_ports(internet: Internet, protocol: str) -> None:
     rules = router.host.run("nft", "list", "chain", "inet", "filter", "prerouting_miniupnpd").stdout
     assert "dnat" not in rules  # what was opened to find out is closed again
     server.stop()
+
+
+def test_a_gateway_of_ipv6_with_a_link_local_address(internet: Internet) -> None:
+    net = internet.lab.net("192.168.1.0/24", "2001:db8:1::/64")
+    router, host = internet.lab.host("v6-router", net), internet.lab.host("v6-host", net)
+    router.ip("addr add fe80::1/64 dev eth0 nodad")
+    host.ip("-6 route add default via fe80::1 dev eth0")
+    server = PcpServer(2)
+    server.address = ip_address(host.address6).packed  # not translated, only let in
+    with inside(router), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as answering:
+        answering.bind(("fe80::1", 5351, 0, socket.if_nametoindex("eth0")))
+        answering.settimeout(CHECK_TIMEOUT_S)
+        with ThreadPoolExecutor(1) as pool:
+            checking = pool.submit(internet.check, host, *internet.relays[0].option, expect=1)
+            asked, source = answering.recvfrom(2_048)
+            answer = server.answer(1.0, asked)
+            assert answer is not None
+            answering.sendto(answer, source)
+            found = checking.result(CHECK_TIMEOUT_S)
+    [row] = found["port_mapping"]
+    assert (row["protocol"], row["gateway"], row["address"]) == ("pcp", "fe80::1", host.address6)
 
 
 # Against somebody else's server and client
