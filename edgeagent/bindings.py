@@ -111,6 +111,7 @@ class Bindings:
         self._way: Way | None = None
         self._way_since = now
         self._moves_seen = 0
+        self._will_save = False
         self._told: tuple[float, bool] | None = None  # the interval in use, and whether it was learnt
         self.learner = KeepaliveLearner(jitter)
         self._load()
@@ -177,7 +178,8 @@ class Bindings:
             log.info("%s: a keepalive is due each %.0f s", event.uplink, event.interval_s)
         if self._way is not None:
             self._tell(now, self._way)
-        if self.learner.dirty:
+        if self.learner.dirty and not self._will_save:
+            self._will_save = True
             self._context.accounts.defer("bindings-save", self._save, now + SAVE_AFTER_S, SAVE_SLACK_S)
 
     def _tell(self, now: float, way: Way) -> None:
@@ -210,6 +212,7 @@ class Bindings:
         self._context.accounts.meter.aside(now, sock, Cause.KEEPALIVE, sent=sent, received=received)
 
     def _save(self, _now: float) -> None:
+        self._will_save = False
         self._context.save(StateFile.BINDINGS, encode(self.learner.export()))
 
     def _load(self) -> None:
