@@ -15,8 +15,8 @@ from edgeagent.proto.endpoint import Endpoint, Transmit
 from edgeagent.proto.errors import DropReason, LocalProtocolError
 from edgeagent.proto.messages import TRANSPORT
 from edgeagent.proto.node_events import PathChanged
-from edgeagent.proto.path import TABLE, Input, Path, PathKind, State, print_table
-from edgeagent.proto.prober import LADDER_BYTES, PATHS_MAX, PROBES_MAX, PUNCH_TTL, TRANSPORT_OVERHEAD
+from edgeagent.proto.path import LADDER_MTUS, TABLE, TRANSPORT_OVERHEAD, Input, Path, PathKind, State, print_table
+from edgeagent.proto.prober import PATHS_MAX, PROBES_MAX, PUNCH_TTL
 from edgeagent.proto.punch import EDM, EIM, SPRAY_PORTS, Budget, Spray, guess_next, mapping_behaviour
 from edgeagent.proto.records import UdpAddress
 from edgeagent.proto.relay_endpoint import RelayEndpoint
@@ -132,8 +132,8 @@ def test_long_packets_that_do_not_pass_are_found_out(world: World) -> None:
     world.lose = lambda sender, datagram, to: len(datagram) > 1_100
     a, b = joined(world)
     assert path_of(a, b).state is State.PROVEN
-    assert path_of(a, b).frame_bytes == max(size for size in LADDER_BYTES if size <= 1_100)
-    assert a.node.peers(world.now)[0]["path_mtu"] == 1_024 - TRANSPORT_OVERHEAD
+    assert path_of(a, b).frame_bytes == max(mtu - 28 for mtu in LADDER_MTUS if mtu - 28 <= 1_100)
+    assert a.node.peers(world.now)[0]["path_mtu"] == 1_000 - 28 - TRANSPORT_OVERHEAD
 
 
 def test_what_answers_only_short_probes_is_never_trusted(world: World) -> None:

@@ -187,12 +187,16 @@ class LinkPaths:
                 # Whoever slept when the last initiation went out is there now
                 link.peer.begin_handshake(now, anew=True)
                 self._device.touched(link.peer)
-        for device in self._finder.drain_changed():
+        for device, moved in self._finder.drain_changed():
             link, path = self._peering.links.get(device), self._finder.current(device)
-            if link is None or path is None:
+            if link is None:
                 continue
+            mtu, fragment = self._finder.inner_mtu(device)
             for peer in (link.peer, link.coming):
                 if peer is None:
+                    continue
+                peer.set_path_mtu(mtu, fragment=fragment)
+                if path is None or not moved:
                     continue
                 unknown = peer.endpoint is None
                 if peer.endpoint is None or key_of(peer.endpoint) != path.key or path.is_relay:
@@ -200,7 +204,8 @@ class LinkPaths:
                 if peer.staged and (unknown or not link.is_live(now)):
                     peer.begin_handshake(now, anew=True)
                     self._device.touched(peer)
-            events.append(PathChanged(device, link.name, path.kind.value, path.endpoint, path.latency_ms))
+            if path is not None and moved:
+                events.append(PathChanged(device, link.name, path.kind.value, path.endpoint, path.latency_ms))
         return events
 
     def handle_uplinks(self, now: float, uplinks: list[WayOut], *, several: bool) -> list[PathChanged]:
@@ -232,8 +237,9 @@ class LinkPaths:
             if paths is not None:
                 # A keepalive wants no answer, so it starts no search and no doubt
                 is_data = len(first) > TRANSPORT_SIZE_MIN or first[0] != TRANSPORT
-                also = self._finder.sent(now, paths) if is_data else paths.copies
-                copies += [Transmit(endpoint, transmit.datagrams, transmit.ecn) for endpoint in also]
+                also = self._finder.sent(now, paths, transmit.datagrams) if is_data else paths.copies
+                # What fits the way in doubt need not fit another one
+                copies += [Transmit(endpoint, transmit.datagrams, transmit.ecn, fragment=True) for endpoint in also]
             if first[0] == INITIATION:
                 copies += self._fan_out(now, transmit)
         return transmits + copies

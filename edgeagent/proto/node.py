@@ -307,6 +307,11 @@ class Node:
         self.device.transmit_failed(now, endpoint)
         self.finder.unpin(now, endpoint)
 
+    def transmit_too_long(self, now: float, endpoint: Endpoint, datagram_bytes: int) -> None:
+        """The kernel would not send so long a datagram to `endpoint`: the first link takes less."""
+        self.finder.refused(now, endpoint, datagram_bytes)
+        self._settle(now)
+
     # Time
 
     def handle_timeout(self, now: float) -> None:

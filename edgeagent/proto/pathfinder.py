@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgeagent.proto.constants import MTU_MAX
 from edgeagent.proto.disco import CallMe, DiscoDrop, DiscoKeys, Ping, UdpAddress, peek_sender
-from edgeagent.proto.path import Path, PathKey, key_of
+from edgeagent.proto.path import INNER_MTU_UNKNOWN, TRANSPORT_OVERHEAD, Path, PathKey, key_of
 from edgeagent.proto.pathtable import PeerPaths
 from edgeagent.proto.prober import DiscoShared
 from edgeagent.proto.relay_endpoint import RelayEndpoint
@@ -48,7 +49,8 @@ class Pathfinder:
         self._by_path: dict[PathKey, PeerPaths] = {}  # the current way of each
         self._keys: dict[str, PathKey] = {}  # the same by device
         self.pathless: dict[str, PeerPaths] = {}  # those without one: WireGuard sends as it sees fit
-        self._changed: dict[str, None] = {}  # devices whose current path is another, not yet drained
+        # Devices whose current path is another (True), or takes other sizes; not yet drained
+        self._changed: dict[str, bool] = {}
         self._answered: dict[str, None] = {}  # devices that answered a ping, not yet drained
         self._offered: dict[str, list[UdpAddress]] = {}  # what each feed said last
         self._deadlines: dict[str, float] = {}  # by device; may be too early, never too late
@@ -113,6 +115,7 @@ class Pathfinder:
         paths = self.peers.get(device)
         if paths is not None and paths.them.public != public:
             self.forget(device)
+            self._changed[device] = False  # what was known of the way no longer holds
             paths = None
         if public is None:
             return
@@ -179,6 +182,15 @@ class Pathfinder:
         """False for one that is bound to an uplink which is down, or to one at all where there is but one."""
         return self.shared.ways.is_open(endpoint)
 
+    def inner_mtu(self, device: str) -> tuple[int, bool]:
+        """The longest packet that its path takes, and whether the datagrams around such may be fragmented outside."""
+        path = self.current(device)
+        if path is None:
+            return MTU_MAX, True  # as WireGuard has it
+        if not path.frame_bytes:
+            return INNER_MTU_UNKNOWN, True
+        return path.frame_bytes - TRANSPORT_OVERHEAD, False
+
     # Frames
 
     def handle_frame(self, now: float, frame: bytes, source: Endpoint | None) -> None:
@@ -220,11 +232,18 @@ class Pathfinder:
         """Whose current path goes there."""
         return self._by_path.get(key_of(endpoint))
 
-    def sent(self, now: float, paths: PeerPaths) -> list[Endpoint]:
+    def sent(self, now: float, paths: PeerPaths, datagrams: list[bytes]) -> list[Endpoint]:
         """Data went to the peer's current endpoint. Returns where copies of it go."""
-        copies = paths.sent(now)
+        copies = paths.sent(now, datagrams)
         self._note(paths)
         return copies
+
+    def refused(self, now: float, endpoint: Endpoint, frame_bytes: int) -> None:
+        """The system would not send so long a datagram to `endpoint`."""
+        for paths in self._each():
+            if paths.prober.find(endpoint) is not None:
+                paths.refused(now, endpoint, frame_bytes)
+                self._settle(now, paths)
 
     def heard(self, now: float, paths: PeerPaths, source: Endpoint) -> None:
         """Authentic data came from there."""
@@ -266,10 +285,10 @@ class Pathfinder:
         answered, self._answered = self._answered, {}
         return list(answered)
 
-    def drain_changed(self) -> list[str]:
-        """Devices whose current path is another than before."""
+    def drain_changed(self) -> list[tuple[str, bool]]:
+        """Devices whose current path is another than before (True), or takes other sizes."""
         changed, self._changed = self._changed, {}
-        return list(changed)
+        return list(changed.items())
 
     def _each(self) -> list[PeerPaths]:
         return list(self.peers.values())
@@ -288,7 +307,11 @@ class Pathfinder:
                 self.pathless.pop(paths.device, None)
                 self._by_path[key] = paths
                 self._keys[paths.device] = key
-            self._changed[paths.device] = None
+            self._changed[paths.device] = True
+        frame_bytes = 0 if paths.current is None else paths.current.frame_bytes
+        if frame_bytes != paths.told_bytes:
+            paths.told_bytes = frame_bytes
+            self._changed.setdefault(paths.device, False)
         self._note(paths)
 
     def _note(self, paths: PeerPaths) -> None:
