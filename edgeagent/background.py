@@ -83,4 +83,5 @@ def _arguments(settings: Settings) -> list[str]:
     names = ["state_dir", "socket", "interface", "mtu", "uplinks", "hostname", "metered", "budget", "log_level"]
     if settings.port_fixed:
         names.append("port")
-    return [f"--{name.replace('_', '-')}={getattr(settings, name)}" for name in names]
+    switches = [] if settings.port_mapping else ["--port-mapping=off"]
+    return switches + [f"--{name.replace('_', '-')}={getattr(settings, name)}" for name in names]

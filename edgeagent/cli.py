@@ -99,6 +99,12 @@ def _parser() -> argparse.ArgumentParser:
         help="interfaces to reach others by, the best first (all)",
     )
     group.add_argument(
+        "--port-mapping",
+        metavar="on|off",
+        default=argparse.SUPPRESS,
+        help="ask routers to open the UDP port: PCP, NAT-PMP, UPnP (on)",
+    )
+    group.add_argument(
         "--metered",
         metavar="NAMES",
         default=argparse.SUPPRESS,

@@ -71,6 +71,12 @@ def _log_level(text: str) -> str:
     return text
 
 
+def _on_off(text: str) -> bool:
+    if text not in ("on", "off"):
+        raise ValueError("on or off")
+    return text == "on"
+
+
 def _proxy(text: str) -> str:
     if text and not _PROXY.fullmatch(text):
         raise ValueError("HOST:PORT or USER:PASSWORD@HOST:PORT")
@@ -106,6 +112,12 @@ SETTINGS: dict[str, tuple[str, str, Callable[[str], str | int], str]] = {
         _interfaces,
         "interfaces to reach others by, the best first, as in eth0,wwan0; empty: all that have a default route",
     ),
+    "port-mapping": (
+        "EDGEAGENT_PORT_MAPPING",
+        "on",
+        _on_off,
+        "on: ask routers to open the UDP port (PCP, NAT-PMP, UPnP); off",
+    ),
     "hostname": ("EDGEAGENT_HOSTNAME", "", _hostname, "host name to ask the hub for"),
     "proxy": ("EDGEAGENT_PROXY", "", _proxy, "HTTP proxy to the broker and to relays: [USER:PASSWORD@]HOST:PORT"),
     "metered": (
@@ -139,6 +151,7 @@ class Settings:
         "mtu",
         "port",
         "port_fixed",
+        "port_mapping",
         "proxy",
         "socket",
         "state_dir",
@@ -157,6 +170,7 @@ class Settings:
     proxy: str
     uplinks: str
     port_fixed: bool
+    port_mapping: bool
 
     def __init__(self, **values: str | int) -> None:
         for name, value in values.items():

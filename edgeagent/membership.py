@@ -15,6 +15,7 @@ from edgeagent.proto.control_client import Answer
 from edgeagent.proto.ledger import Cause
 from edgeagent.proto.node import Node
 from edgeagent.proto.node_events import (
+    ActiveUplinkChanged,
     AdmissionChanged,
     CacheDirty,
     IdentityChanged,
@@ -27,6 +28,7 @@ from edgeagent.proto.node_events import (
     RelayNamesChanged,
     Removed,
     Resolved,
+    UplinkChanged,
 )
 from edgeagent.proto.records import Record
 from edgeagent.relaylinks import RelayLinks
@@ -83,6 +85,7 @@ class Membership:
         )
         self.tunnel = Tunnel(now, context, self.node)
         self.relays = RelayLinks(context, self.node)
+        self.relays.streams.steer = link.steer = self.tunnel.steer
         self.tunnel.engine.count_with(context.accounts.meter)
         context.accounts.watch(self.relays.streams, Cause.RELAY, self.relays.carried_of)
         context.accounts.set_hub_budget(now, self.node.map)
@@ -144,6 +147,7 @@ class Membership:
 
     def settle(self, now: float) -> None:
         """Save first, then let the world know (the order that Node asks for)."""
+        self.tunnel.take_ports(now)
         self._take_events(now)
         if changes := self.node.drain_subscriptions():
             self._link.subscribe([topic for topic, wanted in changes if wanted])
@@ -180,6 +184,7 @@ class Membership:
         self._lookups.clear()
         if self._bindings is not None:
             self._bindings.close()
+        self._link.steer = None
         self.relays.close()
         self._context.accounts.unwatch(self.relays.streams)
         self.tunnel.close()
@@ -273,6 +278,19 @@ class Membership:
     def _relay_names_changed(self, now: float, event: RelayNamesChanged) -> None:
         self.relays.look_up(now)
 
+    def _uplink_changed(self, now: float, event: UplinkChanged) -> None:
+        log.info("uplink %s: %s (%s)", event.name, event.state.value, event.reason.value)
+
+    def _active_uplink_changed(self, now: float, event: ActiveUplinkChanged) -> None:
+        log.info("what is bound to no uplink goes by %s now (%s)", event.name or "none", event.reason.value)
+        self._follow_price(now)
+        uplinks = self.node.reach.uplinks
+        if event.name is None or uplinks is None or not uplinks.bound:
+            return
+        if self._link.sockets() and self.tunnel.is_elsewhere(self._link.sockets()[0], event.index):
+            self._link.close()
+            self.node.handle_disconnected(now)
+
     def _key_renewed(self, now: float, event: NodeKeyRenewed) -> None:
         log.info("the node key was renewed")
 
@@ -296,6 +314,8 @@ _EVENTS: dict[type[NodeEvent], Callable[[Membership, float, Any], None]] = {
     NodeKeyRenewed: Membership._key_renewed,
     PathChanged: Membership._path_changed,
     RelayNamesChanged: Membership._relay_names_changed,
+    UplinkChanged: Membership._uplink_changed,
+    ActiveUplinkChanged: Membership._active_uplink_changed,
     ReconnectWanted: Membership._reconnect,
     Removed: Membership._removed,
 }

@@ -86,6 +86,7 @@ def _status(now: float, agent: Agent, client: Client, request: dict[str, Any]) -
         status |= member.node.status(now)
         tunnel = member.tunnel
         status["interface"] = {"name": tunnel.tun.name, "mtu": context.settings.mtu, "port": tunnel.port}
+        status["port_mapping"] = tunnel.describe_ports()
         for drops in (tunnel.engine.drops, tunnel.udp.drops):
             status["drops"] |= {reason.value: count for reason, count in drops.items() if count}
         status["peers"] = member.node.peers(now)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import logging
 from selectors import EVENT_READ
-from typing import TYPE_CHECKING
+from time import monotonic
+from typing import TYPE_CHECKING, Any
 
+from edgeagent.context import jitter
 from edgeagent.engine.pure import PureEngine
 from edgeagent.io import rtnetlink as rt
 from edgeagent.io import uapi_socket
@@ -14,10 +16,14 @@ from edgeagent.io.netlink import AddressChanged, LinkChanged, Netlink, NetlinkMo
 from edgeagent.io.tun import Tun
 from edgeagent.io.uapi_socket import UapiSocket
 from edgeagent.io.udp import Udp
+from edgeagent.proto.candidates import private_block
 from edgeagent.surroundings import forwards, release_stale_sources
 
 if TYPE_CHECKING:
+    import socket
+
     from edgeagent.context import Context
+    from edgeagent.io.portmap import PortMapShell
     from edgeagent.proto.devicemap import DeviceMap
     from edgeagent.proto.node import Node
     from edgeagent.uplinks import UplinkWatch
@@ -47,6 +53,8 @@ class Tunnel:
         self._order = settings.uplinks.split(",") if settings.uplinks else []
         self._watch: UplinkWatch | None = None  # None as long as there was never more than one uplink
         self._bound: list[tuple[str, int]] = []  # uplinks with sockets of their own
+        self._context = context
+        self._ports: PortMapShell | None = None  # None as long as there was no router that could open one
         try:
             self.tun = Tun(settings.interface, settings.mtu)
         except OSError as error:
@@ -94,24 +102,50 @@ class Tunnel:
 
     def poll_timeout(self) -> float | None:
         held_back = self.engine.poll_timeout()
-        times = [at for at in (self._look_at, held_back) if at is not None]
+        ports = None if self._ports is None else self._ports.poll_timeout()
+        times = [at for at in (self._look_at, held_back, ports) if at is not None]
         return min(times, default=None)
 
     def on_timeout(self, now: float) -> list[bytes] | None:
         """Look around when that is due. Returns all addresses of this host (4 or 16 B) that packets can leave from,
         None when it did not look."""
         self._bind_uplinks()
+        if self._ports is not None:
+            self._ports.on_timeout(now)
         if self._look_at is None or now < self._look_at:
             return None
         self._look_at = None
         self.engine.is_router = forwards(self.tun.name)
         release_stale_sources(now, self.device, self._netlink, self.udp.mark)
-        addresses = self._look_at_uplinks(now, self._netlink.addresses())
+        routes = self._netlink.default_routes()
+        addresses = self._look_at_uplinks(now, self._netlink.addresses(), routes)
+        self._look_at_routers(now, addresses, routes)
         self._node.handle_addresses(now, [(address, self.port) for address in self._candidates(addresses)])
         return [address.address for address in addresses]
 
+    def take_ports(self, now: float) -> None:
+        """Tell the node what routers have opened, when that is something else than before."""
+        if self._ports is not None and self._ports.changed:
+            self._ports.changed = False
+            self._node.handle_opened(now, self._ports.mappings())
+
+    def describe_ports(self) -> dict[str, Any] | None:
+        """For `status`: what routers have opened; None where none was asked."""
+        return None if self._ports is None else self._ports.status()
+
+    def steer(self, sock: socket.socket, address: tuple[Any, ...]) -> None:
+        """A connection that is about to leave this host goes by the active uplink, if there are several."""
+        if self._watch is not None:
+            self._watch.steer(sock, address, self._netlink)
+
+    def is_elsewhere(self, sock: socket.socket, index: int) -> bool:
+        """Whether a connection goes by another uplink than that one."""
+        return self._watch is not None and self._watch.is_elsewhere(sock, index)
+
     def close(self) -> None:
         """Remove the interface and close the port."""
+        if self._ports is not None:
+            self._ports.close(monotonic())
         if self._uapi is not None:
             self._uapi.close()
         self._selector.unregister(self._monitor.fd)
@@ -120,19 +154,39 @@ class Tunnel:
         self.engine.close()
         self.tun.close()
 
-    def _look_at_uplinks(self, now: float, addresses: list[rt.Address]) -> list[rt.Address]:
+    def _look_at_uplinks(self, now: float, addresses: list[rt.Address], routes: list[rt.Route]) -> list[rt.Address]:
         """Tell the node of its uplinks, if there is more than one. Returns the addresses of interfaces that carry
         something."""
-        routes = self._netlink.default_routes()
         if self._watch is None:
             if len({route.index for route in routes} - {self.tun.index}) < 2:
                 return addresses
             from edgeagent.uplinks import UplinkWatch  # most devices never need it
 
-            self._watch = UplinkWatch(self._order, [], self._is_inside, self.tun.index)
+            self._watch = UplinkWatch(self._order, self._is_metered, self._is_inside, self.tun.index)
         self._watch.look(now, self._netlink.links(), addresses, routes)
         self._tell_uplinks(now, self._watch)
         return [address for address in addresses if address.index not in self._watch.down]
+
+    def _look_at_routers(self, now: float, addresses: list[rt.Address], routes: list[rt.Route]) -> None:
+        """Ask the routers of unmetered uplinks to open our port, where it is behind a NAT."""
+        if not self._context.settings.port_mapping:
+            return
+        wanted = []
+        for route in sorted(routes, key=lambda route: route.metric):
+            own = [each.address for each in addresses if each.index == route.index and _is_translated(each.address)]
+            name = self._context.accounts.names.of_index(route.index)
+            if own and len(route.gateway) == 4 and not self._is_metered(name):
+                wanted.append((name, route.gateway, own[0], self.port))
+        if self._ports is None:
+            if not wanted:
+                return
+            from edgeagent.io.portmap import PortMapShell  # a modem's device never needs it
+
+            self._ports = PortMapShell(self._selector, self._context.entropy, jitter)
+        self._ports.set_uplinks(now, wanted)
+
+    def _is_metered(self, name: str) -> bool:
+        return self._context.accounts.policies.budget(name).metered
 
     def _is_inside(self, address: bytes) -> bool:
         return self._node.map.holds(address)
@@ -215,6 +269,11 @@ class _Shown:
 
     def scope_index(self, name: str) -> int:
         return 0
+
+
+def _is_translated(address: bytes) -> bool:
+    """Whether the internet cannot see it, so that there is a NAT. (IPv6 has none: holes are punched in its filters.)"""
+    return len(address) == 4 and private_block(address) is not None
 
 
 def _why_no_tun(name: str, error: OSError) -> str:

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import socket
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from edgeagent.io import rtnetlink as rt
-from edgeagent.proto.uplink import UplinkFacts, settings_of
+from edgeagent.proto.uplink import UplinkFacts, UplinkSetting, settings_of
 from edgeagent.proto.uplinks import Uplinks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from edgeagent.io.netlink import Netlink
+
+_SO_BINDTODEVICE = 25
+
 
 class UplinkWatch:
     """`look` at everything when something has changed, `link_changed` at once. `uplinks` is then to be given to the
-    node. `order` names the interfaces to be used, the best first, or none for all; `metered` those that cost by the
-    byte; `is_ours` tells addresses inside the mesh, `tun` is the interface index of its own interface."""
+    node. `order` names the interfaces to be used, the best first, or none for all; `is_metered` tells of a name
+    whether its bytes cost money, `is_ours` tells addresses inside the mesh, `tun` is the index of its own interface."""
 
-    def __init__(self, order: list[str], metered: list[str], is_ours: Callable[[bytes], bool], tun: int) -> None:
-        self.uplinks = Uplinks(settings_of(order, metered), only_named=bool(order))
+    def __init__(
+        self, order: list[str], is_metered: Callable[[str], bool], is_ours: Callable[[bytes], bool], tun: int
+    ) -> None:
+        self._settings = settings_of(order, [name for name in order if is_metered(name)])
+        self._only_named = bool(order)
+        self.uplinks = Uplinks(self._settings, only_named=self._only_named)
         self.down: list[int] = []  # indexes of interfaces that carry nothing at present
+        self._is_metered = is_metered
         self._is_ours = is_ours
         self._tun = tun
         self._facts: list[UplinkFacts] = []
@@ -32,7 +43,36 @@ class UplinkWatch:
             for link in links
             if link.index != self._tun and not link.flags & rt.IFF_LOOPBACK
         ]
+        if not self._only_named:
+            self._settings.clear()
+            for each in self._facts:
+                self._settings[each.name] = UplinkSetting(is_metered=self._is_metered(each.name))
         self.uplinks.handle_links(now, self._facts)
+
+    def steer(self, sock: socket.socket, address: tuple[Any, ...], netlink: Netlink) -> None:
+        """Bind a connection that is about to be made to the active uplink, if the routes would send it by any of them;
+        what is near (the same LAN, a route of its own, this host) goes as the routes say."""
+        active = self.uplinks.active
+        if active is None or not self.uplinks.bound:
+            return
+        with suppress(OSError, ValueError):  # no route at all is a reason to go by the active one
+            destination = socket.inet_pton(sock.family, str(address[0]).partition("%")[0])
+            route = netlink.route_to(destination)
+            for each in self._facts:
+                if each.index == route.index and each.gateways.get(len(destination)) == route.gateway:
+                    break
+            else:
+                return
+        with suppress(OSError):  # it is gone: the kernel will say what that means
+            sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, active.name.encode() + b"\0")
+
+    def is_elsewhere(self, sock: socket.socket, index: int) -> bool:
+        """Whether a connection goes by another uplink than that one; False for what is near."""
+        try:
+            own = socket.inet_pton(sock.family, sock.getsockname()[0].partition("%")[0])
+        except OSError:
+            return False
+        return any(own in each.addresses and each.index != index for each in self._facts if each.gateways)
 
     def link_changed(self, now: float, link: rt.Link, removed: bool) -> bool:
         """True when an uplink went up or down by this."""

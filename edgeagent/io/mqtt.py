@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from edgeagent.io.proxy import Proxy
     from edgeagent.proto.relay_http import ResponseReader
 
+    Steer = Callable[[socket.socket, tuple[Any, ...]], None]
+
 CONNECT_TIMEOUT_S = 5.0  # resolution, TCP to one address, and a proxy's answer
 HANDSHAKE_TIMEOUT_S = 10.0  # TLS; 2.5 s of CPU on the slowest board
 CONNACK_TIMEOUT_S = 10.0
@@ -99,7 +101,8 @@ class MqttLink:
 
     Drive: `open`; its descriptor is registered in `selector` with `ready` as its data, to be called as
     `key.data(now, key.fd)`; call `on_timeout` at `poll_timeout()`. After any of these drain `events`.
-    Whoever counts what connections take asks for `sockets`, and sets `on_closing` to hear of one before it is closed.
+    `steer`, if it is set, sees each socket with the address that it is about to be connected to. Whoever counts what
+    connections take asks for `sockets`, and sets `on_closing` to hear of one before it is closed.
     """
 
     def __init__(self, selector: BaseSelector, proxy: Proxy | None = None) -> None:
@@ -110,6 +113,7 @@ class MqttLink:
         self.events: deque[Event] = deque()
         self.unacknowledged = 0  # published on this connection and not yet known to be with the broker
         self.on_closing: Callable[[socket.socket], None] | None = None
+        self.steer: Steer | None = None
         self._rx_bytes = self._tx_bytes = self._oversize = 0  # of connections that ended
         self._stage = _Stage.CLOSED
         self._deadline: float | None = None
@@ -328,6 +332,8 @@ class MqttLink:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._sock = sock
+        if self.steer is not None:
+            self.steer(sock, address)
         code = sock.connect_ex(address)
         if code not in (0, errno.EINPROGRESS):
             self._failed(now, f"{self.broker}: {os.strerror(code)}")

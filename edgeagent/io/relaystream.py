@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 
     from edgeagent.io.proxy import Proxy
 
+    Steer = Callable[[socket.socket, tuple[Any, ...]], None]
+
 STREAMS_MAX = 8
 ADDRESS_TIMEOUT_S = 4.0  # from connecting to one address until the relay's answer; its client gives up after ten
 ADDRESSES_MAX = 8
 READ_BYTES = 16_384  # a TLS record
 READS_PER_TURN_MAX = 8
-_SO_BINDTODEVICE = 25
 
 
 class Opened:
@@ -106,7 +107,7 @@ class RelayStreams:
     """`open`, `write` and `close` streams by number; their descriptors are registered in `selector` with `ready` as the
     data, to be called as `key.data(now, key.fd)`; `on_timeout` at `poll_timeout()`. After any of these drain `events`.
 
-    `device` is the interface that new connections are bound to, None for the routes' choice. Whoever counts what
+    `steer`, if it is set, sees each socket with the address that it is about to be connected to. Whoever counts what
     connections take asks for `sockets`, and sets `on_closing` to hear of one before it is closed.
     """
 
@@ -118,7 +119,7 @@ class RelayStreams:
         self._pending: dict[int, None] = {}  # streams whose TLS holds more than a turn reads
         self._context: ssl.SSLContext | None = None
         self.events: deque[Event] = deque()
-        self.device: str | None = None
+        self.steer: Steer | None = None
         self.on_closing: Callable[[socket.socket], None] | None = None
 
     def open(self, now: float, number: int, hosts: list[str]) -> None:
@@ -240,8 +241,8 @@ class RelayStreams:
         stream.sock = sock = socket.socket(family, socket.SOCK_STREAM)
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self.device is not None:
-            sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, self.device.encode() + b"\0")
+        if self.steer is not None:
+            self.steer(sock, address)
         code = sock.connect_ex(address)
         if code not in (0, errno.EINPROGRESS):
             self._failed(now, stream, f"{stream.host[0]}: {os.strerror(code)}")

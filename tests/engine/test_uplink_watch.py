@@ -31,7 +31,9 @@ class Kernel:
         )
         with inside(self.host):
             self.netlink, self.monitor = Netlink(), NetlinkMonitor()
-        self.watch = UplinkWatch(order, [], lambda address: address == MESH, self.netlink.link("eth2").index)
+        self.watch = UplinkWatch(
+            order, lambda name: False, lambda address: address == MESH, self.netlink.link("eth2").index
+        )
 
     def look(self) -> dict[str, UplinkFacts]:
         netlink = self.netlink
