@@ -284,6 +284,7 @@ class Node:
         """The kernel would not send from `endpoint.local`: let go of it."""
         self.device.transmit_failed(now, endpoint)
         self.finder.unpin(now, endpoint)
+        self._settle(now)
 
     # Time
 
