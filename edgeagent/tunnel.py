@@ -203,6 +203,13 @@ class Tunnel:
         log.info("uplinks: %s", ", ".join(name for name, _ in bound) or "no more than one")
         for name in self.engine.set_uplinks(bound):
             log.warning("%s: gone before a socket was bound to it", name)
+        from edgeagent.uplinks import filters_strictly
+
+        for name, _ in bound:
+            if filters_strictly(name):
+                log.warning(
+                    "%s: set net.ipv4.conf.%s.rp_filter to 2, or it works only as the default route", name, name
+                )
 
     def _show_to_wg(self) -> None:
         """`wg show` works on the interface; `wg set` is refused, for the hub decides about peers."""

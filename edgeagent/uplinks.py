@@ -90,6 +90,19 @@ class UplinkWatch:
         return address.scope < rt.RT_SCOPE_LINK and not address.flags & passing and not self._is_ours(address.address)
 
 
+def filters_strictly(name: str) -> bool:
+    """Whether the kernel drops what comes in at the interface unless its own route to the sender leads there too
+    (rp_filter, RFC 3704): then only the uplink with the best route works."""
+    strictest = 0
+    for scope in ("all", name):
+        try:
+            with open(f"/proc/sys/net/ipv4/conf/{scope}/rp_filter", "rb") as setting:
+                strictest = max(strictest, int(setting.read(2)))
+        except (OSError, ValueError):
+            continue
+    return strictest == 1
+
+
 def _facts(link: rt.Link, addresses: list[rt.Address], routes: list[rt.Route]) -> UplinkFacts:
     mine = [route for route in routes if route.index == link.index]
     best = {len(route.destination): route for route in sorted(mine, key=lambda route: -route.metric)}

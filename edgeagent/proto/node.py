@@ -306,6 +306,7 @@ class Node:
         """The kernel would not send from `endpoint.local`: let go of it."""
         self.device.transmit_failed(now, endpoint)
         self.finder.unpin(now, endpoint)
+        self._settle(now)
 
     def transmit_too_long(self, now: float, endpoint: Endpoint, datagram_bytes: int) -> None:
         """The kernel would not send so long a datagram to `endpoint`: the first link takes less."""

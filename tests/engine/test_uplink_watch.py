@@ -8,7 +8,7 @@ import pytest
 
 from edgeagent.io.netlink import LinkChanged, Netlink, NetlinkMonitor
 from edgeagent.proto.uplink import State, UplinkFacts
-from edgeagent.uplinks import UplinkWatch
+from edgeagent.uplinks import UplinkWatch, filters_strictly
 from tests.engine.conftest import Inside
 from tests.engine.test_netlink import packed
 from tests.netlab import Host, Lab, until
@@ -113,6 +113,18 @@ def test_a_route_that_is_lost(kernel: Kernel) -> None:
     kernel.host.ip("route del default dev eth1")
     kernel.look()
     assert kernel.states() == {"eth0": State.UNTESTED, "eth1": State.DOWN}
+
+
+def test_a_strict_filter_is_noticed(kernel: Kernel, inside: Inside) -> None:
+    def seen(everywhere: int, here: int) -> tuple[bool, bool]:
+        kernel.host.sysctl({"net/ipv4/conf/all/rp_filter": everywhere, "net/ipv4/conf/eth1/rp_filter": here})
+        with inside(kernel.host):
+            return filters_strictly("eth0"), filters_strictly("eth1")
+
+    assert seen(0, 0) == (False, False)
+    assert seen(0, 1) == (False, True)
+    assert seen(1, 0) == (True, True)
+    assert seen(1, 2) == (True, False)
 
 
 def test_only_what_is_named(lab: Lab, inside: Inside) -> None:
