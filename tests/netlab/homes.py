@@ -135,9 +135,9 @@ class RelayHost:
 class Homes:
     """`start` the hub and relays, make homes, `join` devices; then ask how they reach each other."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, internet: str = INTERNET) -> None:
         self.lab = lab
-        self.internet = lab.net(INTERNET)
+        self.internet = lab.net(internet)
         self.mesh = Mesh(lab, self.internet, port=TLS_PORT)
         self.relays: list[RelayHost] = []
         self.members: list[Member] = []
