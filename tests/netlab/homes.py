@@ -166,10 +166,10 @@ class Homes:
         relay.start(self._invitations[region])
         return relay
 
-    def home(self, kind: Kind, outside: Net | None = None, delay_ms: float = 0.0) -> NatRouter:
+    def home(self, kind: Kind, outside: Net | None = None, delay_ms: float = 0.0, *, inside: str = HOME) -> NatRouter:
         """A home on the internet, or on the `inside` of a carrier's router, so far away from it."""
         name = f"{kind.value.replace('_', '-')}-router-{len(self.routers) + 1}"
-        router = NatRouter(self.lab, name, self.lab.net(HOME), outside or self.internet, kind, delay_ms)
+        router = NatRouter(self.lab, name, self.lab.net(inside), outside or self.internet, kind, delay_ms)
         self.routers.append(router)
         return router
 
