@@ -15,8 +15,8 @@ INTERFACES_MAX = 8  # in a list of them
 
 _HOST_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _PROXY = re.compile(
-    r"(?:[!-9;-?A-~]{1,128}:[!-?A-~]{0,128}@)?"  # user, password
-    r"(?:[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}"
+    r"(?:[!-9;-~]{1,128}:[!-~]{0,128}@)?"  # user, password
+    r"(?:([A-Za-z0-9.-]{1,253})|\[([0-9A-Fa-f:.]{2,45})\]):([1-9][0-9]{0,4})"
 )
 _INTERFACE = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 
@@ -78,9 +78,23 @@ def _on_off(text: str) -> bool:
 
 
 def _proxy(text: str) -> str:
-    if text and not _PROXY.fullmatch(text):
-        raise ValueError("HOST:PORT or USER:PASSWORD@HOST:PORT")
+    if text:
+        match = _PROXY.fullmatch(text)
+        if match is None or int(match[3]) > 65535 or not _is_host(match[1], match[2]):
+            raise ValueError("HOST:PORT or USER:PASSWORD@HOST:PORT")
     return text
+
+
+def _is_host(name: str | None, ipv6: str | None) -> bool:
+    if name is not None:
+        return all(_HOST_LABEL.fullmatch(label) for label in name.lower().split("."))
+    from socket import AF_INET6, inet_pton
+
+    try:
+        inet_pton(AF_INET6, ipv6 or "")
+    except OSError:
+        return False
+    return True
 
 
 def _metered(text: str) -> str:

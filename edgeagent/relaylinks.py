@@ -32,12 +32,16 @@ class RelayLinks:
     def __init__(self, context: Context, node: Node) -> None:
         self._node = node
         self._selector = context.selector
-        self.streams = RelayStreams(context.selector, parse_proxy(context.settings.proxy))
+        proxy = parse_proxy(context.settings.proxy)
+        # A relay inside the mesh would be a tunnel in itself
+        self.streams = RelayStreams(context.selector, proxy, avoid=lambda address: node.map.holds(address))
+        self._said = ""  # the last reason why a connection ended
         self._waiting: deque[tuple[str, str, int]] = deque(maxlen=LOOK_UPS_MAX)  # relay, name, port
         self._found: dict[str, list[tuple[bytes, int]]] = {}  # by relay, of this round
         self._resolver: Resolver | None = None
         self._asked: tuple[str, str, int] = ("", "", 0)
         self._again_at: float | None = None
+        self._failing: dict[str, None] = {}  # names that were not found the last time
         self._failed = False
 
     def look_up(self, now: float) -> None:
@@ -45,6 +49,7 @@ class RelayLinks:
         self._waiting.clear()
         self._waiting.extend(self._node.relays.names_to_resolve())
         self._found = {}
+        self._failing = {name: None for _, name, _ in self._waiting if name in self._failing}
         self._failed = False
         self._again_at = now + LOOK_UP_ANEW_S if self._waiting else None
         self._next(now)
@@ -55,6 +60,8 @@ class RelayLinks:
         return None if number is None else self._node.relays.sessions.carried(number)
 
     def poll_timeout(self) -> float | None:
+        if self.streams.events:  # what came of `settle`
+            return 0.0
         times = (self.streams.poll_timeout(), self._again_at)
         return min((at for at in times if at is not None), default=None)
 
@@ -74,7 +81,9 @@ class RelayLinks:
             elif isinstance(event, Opened):
                 self._node.stream_opened(now, event.number)
             elif isinstance(event, Closed):
-                log.info("connection to a relay: %s", event.reason)
+                level = logging.INFO if event.reason != self._said else logging.DEBUG
+                self._said = event.reason
+                log.log(level, "connection to a relay: %s", event.reason)
                 self._node.stream_closed(now, event.number)
 
     def settle(self, now: float) -> None:
@@ -109,16 +118,23 @@ class RelayLinks:
         self._selector.unregister(resolver.wake)
         self._resolver = None
         resolver.close()
-        relay, _, port = self._asked
+        if self._asked in self._node.relays.names_to_resolve():  # the map may be another by now
+            self._take(now, resolver)
+        if not self._waiting and self._failed:
+            self._again_at = now + LOOK_UP_AGAIN_S
+        self._next(now)
+
+    def _take(self, now: float, resolver: Resolver) -> None:
+        relay, name, port = self._asked
         if resolver.error:
-            log.warning("relay %s: %s", relay, resolver.error)
+            log.log(logging.DEBUG if name in self._failing else logging.WARNING, "relay %s: %s", relay, resolver.error)
+            self._failing[name] = None
             self._failed = True
+        else:
+            self._failing.pop(name, None)
         found = self._found.setdefault(relay, [])
         for family, address in resolver.addresses:
             if family in (AF_INET, AF_INET6):
                 found.append((inet_pton(family, address[0].partition("%")[0]), port))
         if found:
             self._node.handle_relay_addresses(now, relay, list(dict.fromkeys(found)))
-        if not self._waiting and self._failed:
-            self._again_at = now + LOOK_UP_AGAIN_S
-        self._next(now)

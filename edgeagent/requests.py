@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
+from edgeagent.proto.ip import ip_to_text
 from edgeagent.proto.names import is_host_name
 from edgeagent.proto.token import Token, TokenError
 from edgeagent.version import VERSION
@@ -164,7 +164,7 @@ def describe(member: Membership) -> dict[str, Any]:
     return {
         "name": device_map.name,
         "domain": device_map.domain,
-        "addresses": [str(ip_address(address)) for address in device_map.addresses],
+        "addresses": [ip_to_text(address) for address in device_map.addresses],
         "device": device_map.device,
         "network": member.node.admission.network,
         "tags": device_map.tags,
@@ -191,11 +191,11 @@ def _tell(agent: Agent, member: Membership, client: Client, target: str, record:
     client.answer(
         {
             "name": record.name,
-            "addresses": [str(ip_address(address)) for address in record.addresses],
+            "addresses": [ip_to_text(address) for address in record.addresses],
             "device": record.device,
             "tags": record.tags,
             "user": record.user,
-            "routes": [f"{ip_address(address)}/{length}" for address, length in record.routes],
+            "routes": [f"{ip_to_text(address)}/{length}" for address, length in record.routes],
             "not_after": record.not_after,
             "path": row["endpoint"],
             "handshake_age_s": row.get("handshake_age_s"),

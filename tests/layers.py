@@ -26,7 +26,6 @@ PURE_OTHERS = frozenset(
         "base64",
         "binascii",
         "bisect",
-        "cbor2",
         "collections",
         "contextlib",
         "dataclasses",

@@ -27,6 +27,8 @@ def containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     )
 
 
+LOOP: list[Any] = []
+LOOP.append(LOOP)
 VALUES = st.recursive(LEAVES, containers, max_leaves=20).filter(lambda value: depth(value) <= codec.DEPTH_MAX)
 
 
@@ -37,7 +39,7 @@ def depth(value: Any) -> int:
 
 
 class Naive:
-    """The same rules as `codec.scan`, written the obvious way: recursive descent that builds the value."""
+    """The same rules as `codec.decode`, written the obvious way: recursive descent that builds the value."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -119,6 +121,13 @@ def test_roundtrip_and_twin(value: Any) -> None:
     data = codec.encode(value)
     assert codec.decode(data) == value
     agrees(data)
+
+
+@given(VALUES)
+def test_the_library_says_the_same(value: Any) -> None:
+    data = codec.encode(value)
+    assert data == cbor2.dumps(value, canonical=True)
+    assert cbor2.loads(data) == value
 
 
 @given(st.binary(max_size=64))
@@ -217,7 +226,20 @@ def test_too_long_is_its_own_reason() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [1.5, {1: 2, "a": 3}, {b"k": 1}, {-1: 0}, {"k" * 24: 1}, 1 << 64, object(), {None: 1}]
+    "value",
+    [
+        1.5,
+        {1: 2, "a": 3},
+        {b"k": 1},
+        {-1: 0},
+        {"k" * 24: 1},
+        1 << 64,
+        -(1 << 64) - 1,
+        object(),
+        {None: 1},
+        "\ud800",
+        LOOP,
+    ],
 )
 def test_what_cannot_be_encoded_is_our_bug(value: Any) -> None:
     with pytest.raises(LocalProtocolError):

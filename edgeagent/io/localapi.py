@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import socket
 import stat
@@ -212,6 +211,8 @@ class LocalApi:
             self._request(now, client, line)
 
     def _request(self, now: float, client: Client, line: bytes) -> None:
+        import json  # not before somebody asks, as a service may never be: 0.15 MiB
+
         try:
             request = json.loads(line)
         except (ValueError, RecursionError):
@@ -230,6 +231,8 @@ def refusal(code: str, error: str) -> bytes:
 
 
 def _line(answer: dict[str, Any]) -> bytes:
+    import json
+
     return json.dumps(answer, separators=(",", ":")).encode() + b"\n"
 
 

@@ -328,13 +328,15 @@ class MqttLink:
 
     def _try_address(self, now: float) -> None:
         family, address = self._addresses[0]
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._sock = sock
-        if self.steer is not None:
-            self.steer(sock, address)
-        code = sock.connect_ex(address)
+        try:
+            self._sock = sock = socket.socket(family, socket.SOCK_STREAM)
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self.steer is not None:
+                self.steer(sock, address)
+            code = sock.connect_ex(address)
+        except OSError as error:  # this kernel has no such family
+            code = error.errno or errno.EIO
         if code not in (0, errno.EINPROGRESS):
             self._failed(now, f"{self.broker}: {os.strerror(code)}")
             return

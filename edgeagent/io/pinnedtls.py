@@ -7,7 +7,7 @@ import socket
 import ssl
 import sys
 import threading
-from typing import Any
+from typing import Any, ClassVar
 
 _NO_CHECK_TIME = 0x20_0000  # X509_V_FLAG_NO_CHECK_TIME; the ssl module has no name for it
 
@@ -69,15 +69,28 @@ def literal_family(host: str) -> socket.AddressFamily | None:
     return None
 
 
+RESOLVERS_MAX = 6  # threads that ask name servers; one that was given up may still do so for half a minute
+
+
 class Resolver:
-    """getaddrinfo in a thread; `wake` becomes readable when `done`."""
+    """getaddrinfo in a thread; `wake` becomes readable when `done`. Raises OSError when there are no descriptors."""
+
+    _threads: ClassVar[list[threading.Thread]] = []
 
     def __init__(self, host: str, port: int) -> None:
         self.addresses: list[Any] = []
         self.error = ""
         self.done = False
         self.wake, self._signal = socket.socketpair()
-        threading.Thread(target=self._run, args=(host, port), daemon=True).start()
+        threads = Resolver._threads
+        threads[:] = [thread for thread in threads if thread.is_alive()]
+        if len(threads) >= RESOLVERS_MAX:
+            self.error = f"{host}: the name servers do not answer"
+            self.done = True
+            self._signal.close()
+            return
+        threads.append(threading.Thread(target=self._run, args=(host, port), daemon=True))
+        threads[-1].start()
 
     def _run(self, host: str, port: int) -> None:
         try:

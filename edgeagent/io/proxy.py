@@ -27,8 +27,9 @@ class Proxy:
 
     def ask(self, sock: socket.socket, host: str, port: int) -> ResponseReader:
         """To be connected with `host`. Raises OSError."""
-        # A few hundred bytes into an empty buffer: they go
-        sock.send(connect_request(host, port, self.user, self.password))
+        request = connect_request(host, port, self.user, self.password)
+        if sock.send(request) < len(request):  # a few hundred bytes into an empty buffer
+            raise OSError(errno.ENOBUFS, "no room for a request to the proxy")
         return ResponseReader()
 
 
@@ -40,8 +41,10 @@ def is_through(sock: socket.socket, reader: ResponseReader) -> bool:
     response = reader.feed(data)
     if response is None:
         return False
+    # TLS begins with us: behind the answer nobody has said anything yet
     if response.status // 100 != 2 or response.rest:
-        raise OSError(errno.ECONNREFUSED, f"the proxy answers {response.status}")
+        why = " (user and password)" if response.status == 407 else ""
+        raise OSError(errno.ECONNREFUSED, f"the proxy answers {response.status}{why}")
     return True
 
 

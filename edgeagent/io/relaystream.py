@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     Steer = Callable[[socket.socket, tuple[Any, ...]], None]
 
 STREAMS_MAX = 8
-ADDRESS_TIMEOUT_S = 4.0  # from connecting to one address until the relay's answer; its client gives up after ten
+ADDRESS_TIMEOUT_S = 4.0  # for a look-up, and from there to the relay's answer; its client gives up after ten
+CONNECT_TIMEOUT_S = 2.0  # for TCP, where another address is left to be tried
 ADDRESSES_MAX = 8
+OUT_BYTES_MAX = 524_288  # a client that was told to wait adds nothing; several times of what one writes in a turn
 READ_BYTES = 16_384  # a TLS record
 READS_PER_TURN_MAX = 8
 
@@ -86,7 +88,8 @@ class _Stage(Enum):
 
 class _Stream:
     __slots__ = (
-        "addresses", "deadline", "host", "hosts", "mask", "number", "out", "reader", "resolver", "sock", "stage",
+        "addresses", "deadline", "host", "hosts", "mask", "number", "out", "reader", "resolver", "sock",
+        "stage", "writes",
     )  # fmt: skip
 
     def __init__(self, number: int, hosts: list[tuple[str, int]]) -> None:
@@ -98,6 +101,7 @@ class _Stream:
         self.sock: socket.socket | None = None
         self.resolver: Resolver | None = None
         self.reader: ResponseReader | None = None
+        self.writes = False  # TLS waits for room to write, not for something to read
         self.deadline: float | None = None
         self.mask = 0  # what the descriptor is registered for
         self.out = b""
@@ -107,13 +111,17 @@ class RelayStreams:
     """`open`, `write` and `close` streams by number; their descriptors are registered in `selector` with `ready` as the
     data, to be called as `key.data(now, key.fd)`; `on_timeout` at `poll_timeout()`. After any of these drain `events`.
 
-    `steer`, if it is set, sees each socket with the address that it is about to be connected to. Whoever counts what
-    connections take asks for `sockets`, and sets `on_closing` to hear of one before it is closed.
+    `steer`, if it is set, sees each socket with the address that it is about to be connected to; `avoid` tells of an
+    address (4 or 16 B) whether it is one that nothing is to connect to. Whoever counts what connections take asks for
+    `sockets`, and sets `on_closing` to hear of one before it is closed.
     """
 
-    def __init__(self, selector: BaseSelector, proxy: Proxy | None = None) -> None:
+    def __init__(
+        self, selector: BaseSelector, proxy: Proxy | None = None, avoid: Callable[[bytes], bool] = lambda address: False
+    ) -> None:
         self._selector = selector
         self._proxy = proxy
+        self._avoid = avoid
         self._streams: dict[int, _Stream] = {}
         self._by_fd: dict[int, _Stream] = {}
         self._pending: dict[int, None] = {}  # streams whose TLS holds more than a turn reads
@@ -139,9 +147,12 @@ class RelayStreams:
             return
         was_blocked = bool(stream.out)
         stream.out += data
-        self._push(stream)
-        if stream.out and not was_blocked:
-            self.events.append(Flow(number, True))
+        if not self._push(stream):
+            return
+        if len(stream.out) > OUT_BYTES_MAX:
+            self._end(stream, "the relay does not read")
+        elif bool(stream.out) != was_blocked:
+            self.events.append(Flow(number, bool(stream.out)))
 
     def close(self, number: int) -> None:
         """Without an event. Harmless when there is none."""
@@ -193,7 +204,7 @@ class RelayStreams:
         if stream.stage is _Stage.RESOLVING:
             self._resolved(now, stream)
         elif stream.stage is _Stage.CONNECTING:
-            self._connected(stream)
+            self._connected(now, stream)
         elif stream.stage is _Stage.PROXY:
             self._read_proxy(stream)
         elif stream.stage is _Stage.HANDSHAKE:
@@ -202,10 +213,10 @@ class RelayStreams:
             self._read_upgrade(stream)
         else:
             was_blocked = bool(stream.out)
-            self._push(stream)
-            if was_blocked and not stream.out:
-                self.events.append(Flow(stream.number, False))
-            self._read(stream)
+            if self._push(stream):
+                if was_blocked and not stream.out:
+                    self.events.append(Flow(stream.number, False))
+                self._read(stream)
 
     def _try_host(self, now: float, stream: _Stream, why: str) -> None:
         if not stream.hosts:
@@ -220,7 +231,11 @@ class RelayStreams:
             return
         stream.stage = _Stage.RESOLVING
         stream.deadline = now + ADDRESS_TIMEOUT_S
-        stream.resolver = Resolver(host, port)
+        try:
+            stream.resolver = Resolver(host, port)
+        except OSError as error:
+            self._failed(now, stream, f"{host}: {error.strerror}")
+            return
         self._watch(stream)
 
     def _resolved(self, now: float, stream: _Stream) -> None:
@@ -238,30 +253,40 @@ class RelayStreams:
             self._try_host(now, stream, why)
             return
         family, address = stream.addresses.pop(0)
+        code = errno.EHOSTUNREACH
+        try:
+            if not self._avoid(socket.inet_pton(family, address[0].partition("%")[0])):
+                code = self._connect(stream, family, address)
+        except OSError as error:  # no such family here, or no such device any more
+            code = error.errno or errno.EIO
+        if code not in (0, errno.EINPROGRESS):
+            self._failed(now, stream, f"{stream.host[0]}: {os.strerror(code)}")
+            return
+        stream.stage = _Stage.CONNECTING
+        more = stream.addresses or stream.hosts
+        stream.deadline = now + (CONNECT_TIMEOUT_S if more else ADDRESS_TIMEOUT_S)
+        self._watch(stream)
+
+    def _connect(self, stream: _Stream, family: int, address: Any) -> int:
         stream.sock = sock = socket.socket(family, socket.SOCK_STREAM)
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self.steer is not None:
             self.steer(sock, address)
-        code = sock.connect_ex(address)
-        if code not in (0, errno.EINPROGRESS):
-            self._failed(now, stream, f"{stream.host[0]}: {os.strerror(code)}")
-            return
-        stream.stage = _Stage.CONNECTING
-        stream.deadline = now + ADDRESS_TIMEOUT_S
-        self._watch(stream)
+        return sock.connect_ex(address)
 
-    def _connected(self, stream: _Stream) -> None:
+    def _connected(self, now: float, stream: _Stream) -> None:
         sock = stream.sock
         assert sock is not None
         code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
             raise OSError(code, os.strerror(code))
+        stream.deadline = now + ADDRESS_TIMEOUT_S
         if self._proxy is None:
             self._begin_tls(stream)
-            return
-        stream.reader = self._proxy.ask(sock, *stream.host)
-        stream.stage = _Stage.PROXY
+        else:
+            stream.reader = self._proxy.ask(sock, *stream.host)
+            stream.stage = _Stage.PROXY
 
     def _read_proxy(self, stream: _Stream) -> None:
         assert stream.sock is not None and stream.reader is not None
@@ -284,9 +309,13 @@ class RelayStreams:
     def _shake(self, stream: _Stream) -> None:
         tls = stream.sock
         assert isinstance(tls, ssl.SSLSocket)
+        stream.writes = False
         try:
             tls.do_handshake()
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+        except ssl.SSLWantReadError:
+            return
+        except ssl.SSLWantWriteError:
+            stream.writes = True
             return
         stream.stage = _Stage.UPGRADE
         stream.reader = ResponseReader()
@@ -336,17 +365,19 @@ class RelayStreams:
         if isinstance(stream.sock, ssl.SSLSocket) and stream.sock.pending():
             self._pending[stream.number] = None
 
-    def _push(self, stream: _Stream) -> None:
+    def _push(self, stream: _Stream) -> bool:
+        """False when that was the end of it."""
         assert stream.sock is not None
         try:
             while stream.out:
                 stream.out = stream.out[stream.sock.send(stream.out) :]
-        except (ssl.SSLWantWriteError, ssl.SSLWantReadError, BlockingIOError):
+        except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
             pass
         except OSError as error:
             self._end(stream, str(error.strerror or error))
-            return
+            return False
         self._watch(stream)
+        return True
 
     # Ends
 
@@ -371,6 +402,8 @@ class RelayStreams:
         if stream.sock is not None and self.on_closing is not None:
             self.on_closing(stream.sock)
         self._unwatch(stream)
+        stream.reader = None
+        stream.writes = False
         if stream.sock is not None:
             stream.sock.close()
             stream.sock = None
@@ -380,7 +413,7 @@ class RelayStreams:
             fd, mask = stream.resolver.wake.fileno(), selectors.EVENT_READ
         elif stream.sock is not None:
             fd, mask = stream.sock.fileno(), selectors.EVENT_READ
-            if stream.stage is _Stage.CONNECTING:
+            if stream.stage is _Stage.CONNECTING or stream.writes:
                 mask = selectors.EVENT_WRITE
             elif stream.out:
                 mask |= selectors.EVENT_WRITE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+from edgeagent.proto.ip import ip_to_bytes
 
 
 class Endpoint:
@@ -39,7 +39,7 @@ class Endpoint:
 
     def ip_bytes(self) -> bytes:
         """The remote address, 4 or 16 B."""
-        return ip_address(self.addr[0].partition("%")[0]).packed
+        return ip_to_bytes(self.addr[0].partition("%")[0])
 
     def source_bytes(self) -> bytes:
         """What stands for the sender in a cookie: address ‖ port, big-endian (WireGuard paper 5.4.7)."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from edgeagent.proto.errors import LimitReached, LocalProtocolError
+from edgeagent.proto.ip import ip_to_text
 from edgeagent.proto.keepalive import SILENCE_MAX_S, BindingSearch, Phase, Wish, interval_s
 from edgeagent.proto.schema import Fields, List, Row, Text, Uint
 
@@ -35,7 +35,7 @@ def nat_id(gateway: bytes, mapped: bytes) -> str:
     """
     bits = 24 if len(mapped) == 4 else 48
     outside = mapped[: bits // 8] + bytes(len(mapped) - bits // 8)
-    return f"{ip_address(gateway) if gateway else 'link'} {ip_address(outside)}/{bits}"
+    return f"{ip_to_text(gateway) if gateway else 'link'} {ip_to_text(outside)}/{bits}"
 
 
 class IntervalChanged:

@@ -11,6 +11,16 @@ from edgeagent.proto.errors import RemoteProtocolError
 
 Entropy = Callable[[int], bytes]
 
+_P = (1 << 255) - 19
+# The u-coordinates of the points whose order divides eight, on the curve and on its twist
+_SMALL_ORDER = (
+    0,
+    1,
+    _P - 1,
+    0xB8495F16056286FDB1329CEB8D09DA6AC49FF1FAE35616AEB8413B7C7AEBE0,
+    0x57119FD0DD4E22D8868E1C58C45C44045BEF839C55B1D0B1248C50A3BC959C5F,
+)
+
 
 def generate_private_key(entropy: Entropy) -> bytes:
     """A new X25519 private key, 32 B, clamped."""
@@ -23,6 +33,11 @@ def clamp(private: bytes) -> bytes:
     key[0] &= 248
     key[31] = (key[31] & 127) | 64
     return bytes(key)
+
+
+def has_small_order(public: bytes) -> bool:
+    """Whether an X25519 key shares the same nothing with every other one (RFC 7748, section 6.1)."""
+    return (int.from_bytes(public, "little") & ((1 << 255) - 1)) % _P in _SMALL_ORDER
 
 
 def to_base64(key: bytes) -> str:

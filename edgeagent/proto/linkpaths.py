@@ -106,8 +106,11 @@ class LinkPaths:
             return
         paths.rx_bytes = link.peer.rx_bytes
         self._finder.roamed(now, link.device, source)
-        current = paths.current
-        if current is not None and peer.endpoint is not None and key_of(peer.endpoint) != current.key:
+        current, heard_at = paths.current, peer.endpoint
+        if current is None or heard_at is None:
+            return
+        # By a relay, where it was heard is where we are, or were; it may be at another by now
+        if key_of(heard_at) != current.key or (current.is_relay and heard_at != current.endpoint):
             peer.set_endpoint(current.endpoint)
 
     # What the hub and feeds say

@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 
     from edgeagent.proto.endpoint import Transmit
     from edgeagent.proto.keys import Entropy
+    from edgeagent.proto.path import PathKey
     from edgeagent.proto.records import UdpAddress
     from edgeagent.proto.stun import StunDrop
 
 RTO_S, TRIES_MAX = 0.3, 4  # 0.3, 0.9 and 2.1 s after the first: whoever waits for this has a packet to send
 FRESH_S = 20.0  # an answer is not asked for again within this time, unless it is in doubt
+SPACING_S = 1.0  # between the beginnings of two rounds on one network, however much is in doubt
 PATIENCE_S = 0.7  # how long a round waits for the last answers once there is one
 ROUND_S = 4.0  # and how long for the first
 TARGETS_MAX = 3  # servers asked in one round, of one address family
@@ -49,11 +51,12 @@ class Mappings:
         self._servers = servers
         self._asked: dict[bytes, tuple[str, int]] = {}  # transaction → relay, place in the round
         self._second_ports: dict[str, int] = {}
-        self._seen: dict[int, UdpAddress] = {}  # place in the round → where we were seen
+        self._seen: dict[int, tuple[PathKey, UdpAddress]] = {}  # place in the round → server, where it saw us
+        self._known: dict[PathKey, UdpAddress] = {}  # the same of the round that told something new
         self._began_at: float | None = None  # the round under way
         self._answered_at: float | None = None  # its first answer
-        self._last_at: float | None = None  # when the last round began
-        self._again = False  # another round is wanted when this one ends
+        self._last_at: float | None = None  # when the last round on this network began
+        self._wanted = False  # another round
         self._surveys = False  # this round measures all relays
         self._measured: list[Measured] = []
         self._news = False
@@ -71,16 +74,17 @@ class Mappings:
             self.doubt(now)
 
     def doubt(self, now: float, *, survey: bool = False) -> None:
-        """What is known may no longer hold: ask now. `survey`: measure the way to every relay as well."""
+        """What is known may no longer hold: ask soon. `survey`: measure the way to every relay as well."""
         self._surveys |= survey
-        if self._began_at is None:
-            self._begin(now)
-        else:
-            self._again = True
+        self._wanted = True
+        self._begin_if_due(now)
 
     def forget(self, now: float) -> None:
         """We are on another network: nothing that was seen counts any more."""
+        self._wanted = False
         self._end(now, heard=False)
+        self._last_at = None
+        self._known = {}
         if self.mapped:
             self.mapped = []
             self._news = True
@@ -95,7 +99,7 @@ class Mappings:
         if answer.rtt_s is not None and answer.endpoint.addr[1] != self._second_ports.get(relay):
             self._measured.append(Measured(relay, answer.endpoint, answer.rtt_s))
         if place < 2 * TARGETS_MAX:
-            self._seen[place] = answer.binding.mapped
+            self._seen[place] = (answer.endpoint.addr[:2], answer.binding.mapped)
         if self._answered_at is None:
             self._answered_at = now
         if not self._waits():
@@ -108,9 +112,10 @@ class Mappings:
         due = self._round_ends_at()
         if due is not None and due <= now:
             self._end(now, heard=bool(self._seen))
+        self._begin_if_due(now)
 
     def poll_timeout(self) -> float | None:
-        times = (self._exchange.poll_timeout(), self._round_ends_at())
+        times = (self._exchange.poll_timeout(), self._round_ends_at(), self._next_begins_at())
         return min((at for at in times if at is not None), default=None)
 
     def drain_transmits(self) -> list[Transmit]:
@@ -124,6 +129,17 @@ class Mappings:
         """The mappings, if they are others than before."""
         news, self._news = self._news, False
         return self.mapped if news else None
+
+    def _next_begins_at(self) -> float | None:
+        if not self._wanted or self._began_at is not None:
+            return None
+        return 0.0 if self._last_at is None else self._last_at + SPACING_S
+
+    def _begin_if_due(self, now: float) -> None:
+        at = self._next_begins_at()
+        if at is not None and at <= now:
+            self._wanted = False
+            self._begin(now)
 
     def _begin(self, now: float) -> None:
         servers = self._servers()
@@ -178,14 +194,22 @@ class Mappings:
         if self._began_at is None:
             return
         self._began_at = None
-        self._asked = {key: asked for key, asked in self._asked.items() if asked[1] >= 2 * TARGETS_MAX}
+        for transaction, (_, place) in list(self._asked.items()):
+            if place < 2 * TARGETS_MAX:  # nobody waits for it any more; those of a survey take their time
+                self._exchange.cancel(transaction)
+                del self._asked[transaction]
         if heard:
-            mapped = [self._seen[place] for place in sorted(self._seen)]
+            self._take_seen()
+        self._begin_if_due(now)
+
+    def _take_seen(self) -> None:
+        """What this round saw replaces what was known, unless it is a part of it: answers get lost."""
+        seen = dict(self._seen[place] for place in sorted(self._seen))
+        if any(self._known.get(server) != mapped for server, mapped in seen.items()):
+            self._known = seen
+            mapped = list(seen.values())
             self._news |= mapped != self.mapped
             self.mapped = mapped
-        if self._again:
-            self._again = False
-            self._begin(now)
 
 
 def _with_port(endpoint: Endpoint, port: int) -> Endpoint:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from base64 import b32encode
-from ipaddress import ip_address
 
 from edgeagent.proto.crypto import Crypto
 from edgeagent.proto.errors import RemoteProtocolError
+from edgeagent.proto.ip import ip_to_bytes
 from edgeagent.proto.keys import Entropy
 
 HUB = "hub"
@@ -104,7 +104,7 @@ def split_host_port(text: str, field: str = "address") -> tuple[str, int]:
 
 def _is_ipv6(text: str) -> bool:
     try:
-        return ip_address(text).version == 6 and "%" not in text
+        return len(ip_to_bytes(text)) == 16
     except ValueError:
         return False
 

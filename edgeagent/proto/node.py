@@ -416,11 +416,13 @@ class Node:
                 break
         for link in self.peering.take_evicted():
             self._tell_gone(link, "gave way")
-        self._events.extend(self._paths.apply(now))
-        self.reach.send(now, self._paths.carry(now, self.device.drain_transmits()))
-        for device, frame in self.finder.drain_signals():
-            self._signal(device, frame)
-        self.reach.follow(now)
+        for _ in range(2):  # what is learnt of relays and mappings moves paths, and that is all it does
+            self._events.extend(self._paths.apply(now))
+            self.reach.send(now, self._paths.carry(now, self.device.drain_transmits()))
+            for device, frame in self.finder.drain_signals():
+                self._signal(device, frame)
+            if not self.reach.follow(now):
+                break
         self._events.extend(self.reach.drain_events())
         if (self.peering.links or self._paths.waiting) and self._sweep_at is None:
             self._sweep_at = now + SWEEP_S

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
+from edgeagent.proto.ip import ip_to_text
 from edgeagent.proto.outbox import PUBLISHES_MAX
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def status(now: float, node: Node) -> dict[str, Any]:
             "name": device_map.name,
             "network": node.admission.network,
             "domain": device_map.domain,
-            "addresses": [str(ip_address(address)) for address in device_map.addresses],
+            "addresses": [ip_to_text(address) for address in device_map.addresses],
             "tags": device_map.tags,
             "endpoints": [_udp_text(*endpoint) for endpoint in client.own_feed.endpoints],
             "home_relay": node.finder.home_relay,
@@ -87,7 +87,7 @@ def peers(now: float, node: Node) -> list[dict[str, Any]]:
             {
                 "device": link.device,
                 "name": link.name,
-                "addresses": [str(ip_address(address)) for address in addresses],
+                "addresses": [ip_to_text(address) for address in addresses],
                 "path": ("relay" if path is not None and path.is_relay else "direct") if link.is_live(now) else "none",
                 "path_kind": None if path is None else path.kind.value,
                 "path_uplink": None if uplink is None else uplink.name,
@@ -109,5 +109,5 @@ def _table(used: int, ceiling: int, gave_way: int | None = None) -> dict[str, in
 
 
 def _udp_text(address: bytes, port: int) -> str:
-    host = str(ip_address(address))
+    host = ip_to_text(address)
     return f"{host}:{port}" if len(address) == 4 else f"[{host}]:{port}"

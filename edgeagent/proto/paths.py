@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
-
 from edgeagent.proto.devicemap import DeviceMap
 from edgeagent.proto.endpoint import Endpoint
+from edgeagent.proto.ip import ip_to_text
 from edgeagent.proto.records import UdpAddress
 
 CANDIDATES_MAX = 4  # endpoints that one initiation is sent to
@@ -57,7 +56,7 @@ def is_unicast(address: bytes) -> bool:
 def to_endpoint(udp: UdpAddress) -> Endpoint:
     """For the socket module; an Endpoint of its own for each call."""
     address, port = udp
-    host = str(ip_address(address))
+    host = ip_to_text(address)
     return Endpoint((host, port)) if len(address) == 4 else Endpoint((host, port, 0, 0))
 
 

@@ -242,7 +242,8 @@ class PeerPaths:
     def roamed(self, now: float, source: Endpoint) -> None:
         """WireGuard heard its peer where it did not expect it."""
         if isinstance(source, RelayEndpoint):
-            if self.prober.relay is None:
+            relay = self.prober.relay
+            if relay is None or relay.state is State.DEAD:
                 self.set_relay(source)
             self.heard(now, source)
             return

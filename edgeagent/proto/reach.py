@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgeagent.proto.node_events import ActiveUplinkChanged, RelayNamesChanged
 from edgeagent.proto.outside import Outside
+from edgeagent.proto.paths import is_usable
 from edgeagent.proto.relay_endpoint import RelayEndpoint
 from edgeagent.proto.relays import Relays
 
@@ -35,7 +36,9 @@ class Reach:
     def __init__(
         self, now: float, *, crypto: Crypto, entropy: Entropy, jitter: Callable[[], float], private: bytes
     ) -> None:
-        self.relays = Relays(now, crypto=crypto, entropy=entropy, jitter=jitter, private=private)
+        self.relays = Relays(
+            now, crypto=crypto, entropy=entropy, jitter=jitter, private=private, is_usable=self._is_usable
+        )
         self.outside = Outside(entropy, self.relays.udp_servers)
         self.uplinks: Uplinks | None = None
         self._finder: Pathfinder
@@ -55,8 +58,7 @@ class Reach:
     def use_map(self, now: float, device_map: DeviceMap) -> None:
         """Another map is in use."""
         if self.relays.set_map(now, device_map.relays, device_map.passes):
-            if self.relays.names_to_resolve():
-                self._events.append(RelayNamesChanged())
+            self._look_up_relays()
             self.outside.doubt(now, survey=True)
 
     def handle_addresses(self, now: float, endpoints: list[UdpAddress]) -> None:
@@ -65,6 +67,7 @@ class Reach:
             if not self._finder.shared.ways.several:  # else the uplinks have told which of them moved
                 self.outside.forget(now)
             self.relays.network_changed(now)
+            self._look_up_relays()
             self.outside.doubt(now, survey=True)
 
     def handle_relay_addresses(self, now: float, relay: str, addresses: list[UdpAddress]) -> None:
@@ -120,8 +123,8 @@ class Reach:
 
     # What the parts tell each other
 
-    def follow(self, now: float) -> None:
-        """See to what came in, until there is no more."""
+    def follow(self, now: float) -> bool:
+        """See to what came in. True where paths may be others now: then they are to be followed, and this again."""
         finder, relays, outside = self._finder, self.relays, self.outside
         if finder.called:
             finder.called = False
@@ -138,17 +141,34 @@ class Reach:
             outside.doubt(now)
         for measured in outside.drain_measured():
             relays.measured(now, measured.relay, measured.endpoint, measured.round_trip_s)
-        for uplink, mapped in outside.drain_news():
-            self._whereabouts.handle_mappings(now, mapped, uplink)
+        news = outside.drain_news()
+        for uplink, mapped in news:
+            self._whereabouts.handle_mappings(now, self._seen_outside(mapped), uplink)
         if self.uplinks is not None:
             self._follow_uplinks(now, self.uplinks)
-        if relays.home != finder.home_relay:
+        moves = relays.home != finder.home_relay
+        if moves:
             self._whereabouts.handle_home_relay(now, relays.home)
-        for key in relays.drain_gone():
+        gone = relays.drain_gone()
+        for key in gone:
             self._paths.not_at_relay(now, key)
         self.send(now, finder.drain_transmits())
         self._transmits += relays.drain_transmits()
         self._transmits += outside.drain_transmits()
+        return moves or bool(news or gone)
+
+    def _is_usable(self, address: bytes) -> bool:
+        """Whether a relay can be there: one inside the mesh would be a tunnel in itself."""
+        return is_usable(address, self._finder.shared.device_map)
+
+    def _seen_outside(self, mapped: list[UdpAddress]) -> list[UdpAddress]:
+        """Of what servers saw of us, what others can use. One beside us sees no NAT, and tells nothing of it."""
+        usable = [each for each in mapped if self._is_usable(each[0])]
+        return [each for each in usable if each not in self._finder.shared.own] or usable
+
+    def _look_up_relays(self) -> None:
+        if self.relays.names_to_resolve():
+            self._events.append(RelayNamesChanged())
 
     def _follow_uplinks(self, now: float, uplinks: Uplinks) -> None:
         """By which uplinks somebody has answered, or nobody."""
@@ -176,5 +196,6 @@ class Reach:
             self._events.append(event)
             if isinstance(event, ActiveUplinkChanged):
                 self.relays.uplink_changed(now, event.index if several else 0)
+                self.outside.doubt(now, survey=True)  # how far they are by this one
         for index in uplinks.drain_probes():
             self.outside.probe(now, index)

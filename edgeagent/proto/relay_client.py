@@ -155,6 +155,8 @@ class RelayClient:
 
     def set_pass(self, now: float, pass_object: bytes) -> None:
         """A newer pass, for the next login; at once if the last one was refused."""
+        if pass_object == self._login.pass_object:
+            return
         self._login.pass_object = pass_object
         if self._running and self._refusal in PASS_REFUSALS:
             self._refusal = None
@@ -168,13 +170,30 @@ class RelayClient:
         self._stream.set_idle_interval(idle_s)
 
     def uplink_changed(self, now: float) -> None:
-        """Our packets leave by another way: a session on UDP shows itself there, a connection is made anew."""
+        """Our packets leave by another way: a session on UDP shows itself there, a connection is made anew, and what
+        did not work before is tried at once."""
+        if not self._running:
+            return
         self._datagram.nudge(now)
         if self._stream.state is not StreamState.IDLE:
             self._close_stream()
-            self._step(now)
             self._open_stream(now)
+        if self._refusal not in PASS_REFUSALS:
+            self._datagram_backoff.reset()
+            self._stream_backoff.reset()
+            self._begin(now)
         self._step(now)
+
+    def datagrams_anew(self, now: float) -> None:
+        """The relay's UDP port is known now, or is another: UDP may be used, and is tried there."""
+        if Carrier.DATAGRAM not in self._carriers:
+            self._carriers = (Carrier.DATAGRAM, *self._carriers)
+        self._datagram.stop()
+        if self._running and self._refusal not in PASS_REFUSALS:
+            self._datagram_backoff.reset()
+            self._datagram_at = None
+            self._datagram.start(now)
+            self._step(now)
 
     def takes(self, datagram: bytes) -> bool:
         """Whether a datagram from the relay is for this client, and not for another at the same relay."""
@@ -239,7 +258,8 @@ class RelayClient:
             return
         if self._datagram_at is not None and now >= self._datagram_at:
             self._datagram_at = None
-            self._datagram.start(now)
+            if self._datagram.state is DatagramState.IDLE:
+                self._datagram.start(now)
         if self._stream_at is not None and now >= self._stream_at:
             self._open_stream(now)
         if self._close_stream_at is not None and now >= self._close_stream_at:

@@ -56,6 +56,7 @@ ATTEMPT_S = (0.3, 0.6, 1.2, 2.4)  # waits for an answer to hello, and to login
 CHALLENGES_MAX = 4  # that one login follows
 BIND_RETRY_S = 1.0
 REBIND_SPACING_S = 0.2
+CHANNELS_MAX = 256  # that we bind, however many the relay would bear
 
 
 class DatagramState(Enum):
@@ -311,7 +312,8 @@ class DatagramClient:
     def _on_welcomed(self, now: float, session: int, body: bytes) -> None:
         if len(body) != WELCOMED_BODY.size:
             raise RelayError(Refusal.BAD_FRAME, "welcome: its length")
-        silence_s, self._channels_max = WELCOMED_BODY.unpack(body)
+        silence_s, channels = WELCOMED_BODY.unpack(body)
+        self._channels_max = min(channels, CHANNELS_MAX)
         self._session = session
         self._retry_at = None
         self.state = DatagramState.UP

@@ -26,6 +26,7 @@ class RelayClientDrop(Enum):
     NOT_UP = "relay-not-up"  # packets for a relay that is not there (yet)
     NO_RELAY = "relay-not-named"  # packets for a relay that our map does not name, or without a pass for it
     TOO_LONG = "relay-too-long"  # packets longer than a relay forwards
+    OURSELVES = "relay-ourselves"  # packets to or from a node key of our own
     STRANGER = "relay-stranger"  # a relay's datagram from an address at which we have no relay
     QUEUE_FULL = "relay-queue-full"  # the oldest packets to a relay that takes them too slowly gave way
 

@@ -47,8 +47,8 @@ class Liveness:
         self._lost = 0
 
     def set_idle(self, idle_s: float) -> None:
-        """Between probes while no packets of ours go."""
-        self.idle_s = min(idle_s, self._silence_s / 2)
+        """Between probes while no packets of ours go. A relay that bears no silence does not make us shout."""
+        self.idle_s = max(self.active_s, min(idle_s, self._silence_s / 2))
 
     @property
     def suspect(self) -> bool:

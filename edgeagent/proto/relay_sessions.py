@@ -9,6 +9,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from edgeagent.proto.endpoint import Endpoint, Transmit, UplinkEndpoint
+from edgeagent.proto.errors import LocalProtocolError
 from edgeagent.proto.relay_client import RelayClient
 from edgeagent.proto.relay_endpoint import RelayEndpoint
 from edgeagent.proto.relay_events import Carrier, CloseStream, OpenStream, RelayClientDrop, RelayEvent
@@ -30,7 +31,8 @@ Batch = list[tuple[bytes, Endpoint, int]]
 
 
 class StreamWish:
-    """`open` True: connect to one of `relay.hosts` and upgrade, as stream `number`; False: close that one."""
+    """`open` True: connect to one of `relay.hosts` and upgrade, as stream `number`, which no earlier one had; False:
+    close that one."""
 
     __slots__ = ("number", "open", "relay")
 
@@ -41,21 +43,21 @@ class StreamWish:
 
 
 class Session:
-    """One client. `number` names its stream to the shell; `udp` is where its datagrams go, None where that is unknown;
-    `used_at` when it last carried something of ours or for us."""
+    """One client. `stream` is the number of its connection, `udp` where its datagrams go, each None where there is
+    none; `used_at` is when it last carried something of ours or for us, `down_at` since when it has not served."""
 
-    __slots__ = ("began_at", "client", "node_key", "number", "relay", "udp", "used_at")
+    __slots__ = ("client", "down_at", "node_key", "relay", "stream", "udp", "used_at")
 
     def __init__(
-        self, now: float, number: int, relay: RelayInfo, client: RelayClient, node_key: bytes, udp: Endpoint | None
+        self, now: float, relay: RelayInfo, client: RelayClient, node_key: bytes, udp: Endpoint | None
     ) -> None:
-        self.number = number
         self.relay = relay
         self.client = client
         self.node_key = node_key
+        self.stream: int | None = None
         self.udp = udp
-        self.began_at = now
         self.used_at = now
+        self.down_at: float | None = now
 
 
 class RelaySessions:
@@ -68,9 +70,10 @@ class RelaySessions:
         self._crypto = crypto
         self._entropy = entropy
         self._jitter = jitter
-        self._last_number = 0
+        self._sessions: list[Session] = []
         self._by_source: dict[PathKey, list[Session]] = {}
-        self._by_number: dict[int, Session] = {}
+        self._by_stream: dict[int, Session] = {}
+        self._last_stream = 0
         self._endpoints: OrderedDict[tuple[str, bytes], RelayEndpoint] = OrderedDict()
         self._wishes: list[StreamWish] = []
         self._events: list[tuple[Session, RelayEvent]] = []
@@ -81,10 +84,14 @@ class RelaySessions:
 
     @property
     def all(self) -> list[Session]:
-        return list(self._by_number.values())
+        return list(self._sessions)
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._sessions) >= SESSIONS_MAX
 
     def find(self, relay: str, node_key: bytes) -> Session | None:
-        for session in self._by_number.values():
+        for session in self._sessions:
             if session.relay.id == relay and session.node_key == node_key:
                 return session
         return None
@@ -93,7 +100,7 @@ class RelaySessions:
     def drops(self) -> dict[RelayClientDrop, int]:
         """Of all sessions so far."""
         total = dict(self._ended_drops)
-        for session in self._by_number.values():
+        for session in self._sessions:
             for reason, count in session.client.drops.items():
                 total[reason] += count
         return total
@@ -104,13 +111,10 @@ class RelaySessions:
     # Beginning and ending
 
     def begin(self, now: float, relay: RelayInfo, private: bytes, pass_object: bytes, udp: Endpoint | None) -> Session:
-        """A session under the node key `private`; the one that is there already, if there is one."""
+        """A session under the node key `private`. There is none yet, and it is not full."""
         node_key = self._crypto.x25519_base(private)
-        known = self.find(relay.id, node_key)
-        if known is not None:
-            return known
-        while len(self._by_number) >= SESSIONS_MAX:
-            self.end(now, min(self._by_number.values(), key=lambda session: session.used_at))
+        if self.is_full or self.find(relay.id, node_key) is not None:
+            raise LocalProtocolError("relay sessions: full, or it is there already")
         client = RelayClient(
             crypto=self._crypto,
             entropy=self._entropy,
@@ -122,11 +126,9 @@ class RelaySessions:
             carriers=(Carrier.DATAGRAM, Carrier.STREAM) if udp is not None else (Carrier.STREAM,),
             idle_s=self.idle_s,
         )
-        self._last_number += 1
-        session = Session(now, self._last_number, relay, client, node_key, udp)
-        self._by_number[session.number] = session
-        if udp is not None:
-            self._by_source.setdefault(udp.addr[:2], []).append(session)
+        session = Session(now, relay, client, node_key, udp)
+        self._sessions.append(session)
+        self._listen(session)
         client.start(now)
         self._collect(session)
         return session
@@ -136,13 +138,8 @@ class RelaySessions:
         session.client.stop(now)
         self._collect(session)
         self._transmits += self._to_transmits(session)
-        self._by_number.pop(session.number, None)
-        if session.udp is not None:
-            mine = self._by_source.get(session.udp.addr[:2], [])
-            if session in mine:
-                mine.remove(session)
-            if not mine:
-                self._by_source.pop(session.udp.addr[:2], None)
+        self._sessions.remove(session)
+        self._deafen(session)
         for reason, count in session.client.drops.items():
             self._ended_drops[reason] += count
         self._events = [event for event in self._events if event[0] is not session]
@@ -150,13 +147,27 @@ class RelaySessions:
     def set_idle_interval(self, now: float, idle_s: float) -> None:
         """How often a session that carries nothing shows that it is there."""
         self.idle_s = idle_s
-        for session in self._by_number.values():
+        for session in self._sessions:
             session.client.set_idle_interval(idle_s)
+
+    def set_pass(self, now: float, session: Session, pass_object: bytes) -> None:
+        """A newer pass for its node key."""
+        session.client.set_pass(now, pass_object)
+        self._collect(session)
+
+    def set_udp(self, now: float, session: Session, udp: Endpoint) -> None:
+        """The relay's UDP port is there, and not where it was or seemed to be."""
+        self._transmits += self._to_transmits(session)
+        self._deafen(session)
+        session.udp = udp
+        self._listen(session)
+        session.client.datagrams_anew(now)
+        self._collect(session)
 
     def uplink_changed(self, now: float, via: int) -> None:
         """Another uplink leads to the relays: show every one of them where we are now."""
         self.via = via
-        for session in self._by_number.values():
+        for session in self._sessions:
             session.client.uplink_changed(now)
             self._collect(session)
 
@@ -164,7 +175,7 @@ class RelaySessions:
 
     def knock(self, now: float, relay: str, challenge: bytes, address: tuple[bytes, int]) -> bool:
         """Have the relay send to another socket of ours: RelayClient.knock. False where no session carries that."""
-        alive = (each for each in self._by_number.values() if each.relay.id == relay and each.client.alive)
+        alive = (each for each in self._sessions if each.relay.id == relay and each.client.alive)
         session = next(alive, None)
         return session is not None and session.client.knock(now, challenge, address)
 
@@ -189,20 +200,20 @@ class RelaySessions:
         self._collect(session)
 
     def stream_opened(self, now: float, number: int) -> None:
-        session = self._by_number.get(number)
+        session = self._by_stream.get(number)
         if session is not None:
             session.client.stream_opened(now)
             self._collect(session)
 
     def handle_stream(self, now: float, number: int, data: bytes) -> None:
-        session = self._by_number.get(number)
+        session = self._by_stream.get(number)
         if session is not None:
             session.client.handle_stream(now, data)
             self._collect(session)
 
     def stream_blocked(self, number: int, *, blocked: bool) -> None:
         """A write did not take all, or the connection takes more again."""
-        session = self._by_number.get(number)
+        session = self._by_stream.get(number)
         if session is not None and blocked:
             session.client.stream_blocked()
         elif session is not None:
@@ -210,12 +221,13 @@ class RelaySessions:
 
     def carried(self, number: int) -> Carried | None:
         """What of a stream was members' packets, for whoever counts it."""
-        session = self._by_number.get(number)
+        session = self._by_stream.get(number)
         return None if session is None else session.client.carried
 
     def stream_closed(self, now: float, number: int) -> None:
-        session = self._by_number.get(number)
+        session = self._by_stream.pop(number, None)
         if session is not None:
+            session.stream = None
             session.client.stream_closed(now)
             self._collect(session)
 
@@ -229,26 +241,31 @@ class RelaySessions:
                 self._collect(session)
 
     def poll_timeout(self) -> float | None:
-        times = (session.client.poll_timeout() for session in self._by_number.values())
+        times = (session.client.poll_timeout() for session in self._sessions)
         return min((at for at in times if at is not None), default=None)
 
     # Outputs
 
     def drain_transmits(self) -> list[Transmit]:
         transmits, self._transmits = self._transmits, []
-        for session in self._by_number.values():
+        for session in self._sessions:
             transmits += self._to_transmits(session)
         return transmits
 
     def drain_packets(self, now: float) -> Batch:
         """What members sent us: (packet, the sender as a RelayEndpoint, ECN field)."""
         batch: Batch = []
-        for session in self._by_number.values():
+        for session in self._sessions:
             packets = session.client.drain_packets()
             if packets:
                 session.used_at = now
                 relay = session.relay.id
-                batch += [(packet, self._endpoint(relay, key), ecn) for key, packet, ecn in packets]
+                ours = [each.node_key for each in self._sessions]
+                for key, packet, ecn in packets:
+                    if key in ours:  # an answer would go to ourselves
+                        self._ended_drops[RelayClientDrop.OURSELVES] += 1
+                    else:
+                        batch.append((packet, self._endpoint(relay, key), ecn))
         return batch
 
     def drain_stream_wishes(self) -> list[StreamWish]:
@@ -258,10 +275,9 @@ class RelaySessions:
     def drain_stream_writes(self) -> list[tuple[int, bytes]]:
         """(stream, what to write to it)."""
         writes = []
-        for session in self._by_number.values():
-            data = session.client.drain_stream()
-            if data:
-                writes.append((session.number, data))
+        for session in self._sessions:
+            if session.stream is not None and (data := session.client.drain_stream()):
+                writes.append((session.stream, data))
         return writes
 
     def drain_events(self) -> list[tuple[Session, RelayEvent]]:
@@ -271,11 +287,32 @@ class RelaySessions:
     def _collect(self, session: Session) -> None:
         for event in session.client.drain_events():
             if isinstance(event, OpenStream):
-                self._wishes.append(StreamWish(session.number, session.relay, open=True))
+                self._close_stream(session)
+                # Never a number twice: what an earlier connection still has to say is not taken for this one's
+                session.stream = self._last_stream = self._last_stream + 1
+                self._by_stream[session.stream] = session
+                self._wishes.append(StreamWish(session.stream, session.relay, open=True))
             elif isinstance(event, CloseStream):
-                self._wishes.append(StreamWish(session.number, session.relay, open=False))
+                self._close_stream(session)
             else:
                 self._events.append((session, event))
+
+    def _close_stream(self, session: Session) -> None:
+        if session.stream is not None:
+            del self._by_stream[session.stream]
+            self._wishes.append(StreamWish(session.stream, session.relay, open=False))
+            session.stream = None
+
+    def _listen(self, session: Session) -> None:
+        if session.udp is not None:
+            self._by_source.setdefault(session.udp.addr[:2], []).append(session)
+
+    def _deafen(self, session: Session) -> None:
+        if session.udp is not None:
+            mine = self._by_source[session.udp.addr[:2]]
+            mine.remove(session)
+            if not mine:
+                del self._by_source[session.udp.addr[:2]]
 
     def _to_transmits(self, session: Session) -> list[Transmit]:
         """Datagrams with one ECN field go together. They may be cut up: a relay is what is left when all else fails."""
@@ -297,4 +334,6 @@ class RelaySessions:
             if len(self._endpoints) >= ENDPOINTS_MAX:
                 self._endpoints.popitem(last=False)
             known = self._endpoints[relay, key] = RelayEndpoint(relay, key)
+        else:
+            self._endpoints.move_to_end((relay, key))
         return known

@@ -13,18 +13,20 @@ when somebody has called us through the broker, or when we send.
 
 from __future__ import annotations
 
-from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from edgeagent.proto.endpoint import Endpoint, Transmit
-from edgeagent.proto.paths import to_endpoint
+from edgeagent.proto.keys import has_small_order
+from edgeagent.proto.relay_addresses import RelayAddresses
 from edgeagent.proto.relay_events import (
+    Carrier,
     PassRefused,
     RelayClientDrop,
     RelayDown,
     RelayDraining,
     RelayPeerGone,
     RelaySawUsMove,
+    RelayServes,
     RelaySuspect,
 )
 from edgeagent.proto.relay_home import HomeChoice
@@ -36,10 +38,13 @@ if TYPE_CHECKING:
 
     from edgeagent.proto.crypto import Crypto
     from edgeagent.proto.keys import Entropy
+    from edgeagent.proto.records import UdpAddress
     from edgeagent.proto.relay_endpoint import RelayEndpoint
     from edgeagent.proto.relay_sessions import Batch, Session, StreamWish
     from edgeagent.proto.relaymap import RelayInfo
 
+GIVE_UP_S = 12.0  # a session that does not come up for so long makes room for the next relay's
+YIELD_S = 5.0  # a session that carried nothing for so long may give way to another
 AWAKE_S = 60.0  # on a metered uplink: how long a session is kept after it was last of use
 AWAKE_FREE_S = 600.0  # on another one, where it is not kept for good
 KEPT_FROM_S = 45.0  # it is kept for good where a probe is due no more often: that costs 173 KB a day
@@ -49,7 +54,6 @@ SURVEY_RELAYS = 3  # of which the nearest becomes home, where only connections p
 GONE_MAX = 64  # members that were not found, until they are drained
 REFUSED_SHUN_S = 300.0
 DRAIN_SLACK_S = 60.0
-CHECK_S = 1.0
 
 
 class Relays:
@@ -66,19 +70,20 @@ class Relays:
         entropy: Entropy,
         jitter: Callable[[], float],
         private: bytes,
+        is_usable: Callable[[bytes], bool],
     ) -> None:
         self._crypto = crypto
         self._private = private
         self._key = crypto.x25519_base(private)
         self._relays: dict[str, RelayInfo] = {}
         self._passes: dict[bytes, bytes] = {}  # by node key
-        self._addresses: dict[str, list[Endpoint]] = {}  # by relay: where its UDP port is, the best first
-        self._families: dict[int, None] = {4: None}  # address sizes that we have addresses of ourselves
+        self._addresses = RelayAddresses(is_usable)
         self._choice = HomeChoice()
         self._began_at = now
         self._surveyed = False
         self._down_at: float | None = None  # since when home does not serve
         self._awake_until = now + AWAKE_S
+        self._best: str | None = None  # where home should be
         self._check_at: float | None = None
         self._gone: list[bytes] = []
         self.sessions = RelaySessions(crypto, entropy, jitter)
@@ -93,21 +98,20 @@ class Relays:
 
     def set_map(self, now: float, relays: list[RelayInfo], passes: list[bytes]) -> bool:
         """The relays that the hub's map names, and a pass for each of our node keys. False for relays as before."""
-        before, self._relays = self._relays, {relay.id: relay for relay in relays}
-        self._choice.set_relays(relays)
+        before = self._relays
+        self._relays = {}
+        for relay in relays:
+            if not has_small_order(relay.key):  # which no login could be sealed for
+                self._relays.setdefault(relay.id, relay)
+        self._choice.set_relays(list(self._relays.values()))
         found = ((peek_node_key(each), each) for each in passes)
         self._passes = {key: each for key, each in found if key is not None}
         for session in self.sessions.all:
             if self._relays.get(session.relay.id) != session.relay:
                 self.sessions.end(now, session)
             elif session.node_key in self._passes:
-                session.client.set_pass(now, self._passes[session.node_key])
-        if before != self._relays:
-            for relay in relays:
-                if before.get(relay.id) != relay:
-                    self._addresses[relay.id] = _literal_addresses(relay)
-            for gone in [relay for relay in self._addresses if relay not in self._relays]:
-                del self._addresses[gone]
+                self.sessions.set_pass(now, session, self._passes[session.node_key])
+        self._addresses.set_relays(self._relays)
         self._step(now)
         return before != self._relays
 
@@ -117,41 +121,38 @@ class Relays:
         self._key = self._crypto.x25519_base(private)
         self._step(now)
 
-    def set_addresses(self, now: float, relay: str, addresses: list[tuple[bytes, int]]) -> None:
+    def set_addresses(self, now: float, relay: str, addresses: list[UdpAddress]) -> None:
         """Where a relay's UDP port is: (address of 4 or 16 B, port), as its host names say now."""
-        if relay not in self._relays:
-            return
-        known = self._addresses.get(relay, [])
-        found = [to_endpoint(address) for address in addresses]
-        kept = [endpoint for endpoint in known if endpoint in found]
-        self._addresses[relay] = kept + [endpoint for endpoint in found if endpoint not in kept]
+        self._addresses.set_resolved(relay, addresses)
         self._step(now)
 
     def set_families(self, families: list[int]) -> None:
         """Sizes (4, 16) of the addresses that this host itself has."""
-        self._families = dict.fromkeys(families)
+        self._addresses.set_families(families)
 
     def measured(self, now: float, relay: str, endpoint: Endpoint, round_trip_s: float) -> None:
         """Its UDP port answered from `endpoint`."""
         self._choice.measured(relay, round_trip_s)
-        known = self._addresses.get(relay)
-        if known and known[0].addr != endpoint.addr and all(self._untried(each) for each in known[:1]):
-            self._addresses[relay] = sorted(known, key=lambda each: each.addr != endpoint.addr)
+        self._addresses.answered(relay, endpoint)
         self._step(now)
 
     def network_changed(self, now: float) -> None:
-        """We are somewhere else: distances are measured anew."""
-        self._choice.forget_latencies()
+        """We are somewhere else: distances are measured anew, and what did not work may."""
+        self._addresses.forget_answers()
         self._began_at, self._surveyed = now, False
-        self.sessions.uplink_changed(now, self.sessions.via)
-        self._step(now)
+        self._begin_anew(now, self.sessions.via)
 
     def uplink_changed(self, now: float, index: int) -> None:
         """Relays are reached by another uplink, given by its interface index; 0: as the routes decide."""
         if index != self.sessions.via:
-            self._choice.forget_latencies()
-            self.sessions.uplink_changed(now, index)
-            self._step(now)
+            self._begin_anew(now, index)
+
+    def _begin_anew(self, now: float, via: int) -> None:
+        self._choice.forget()
+        self._down_at = None
+        self.sessions.uplink_changed(now, via)
+        self._after(now, judge=False)  # that a connection was closed just now is no relay's fault
+        self._step(now)
 
     def set_on_demand(self, now: float, metered: bool) -> None:
         """Whether the uplink is one on which sessions are only kept while they are of use."""
@@ -177,20 +178,13 @@ class Relays:
 
     def udp_servers(self) -> list[tuple[str, list[Endpoint], int]]:
         """(relay, where its UDP port is, the second port of STUN or 0), those nearest first: STUN is served there."""
-        order = sorted(
-            self._relays.values(), key=lambda relay: (relay.id != self.home, self._choice.latency_s(relay.id) or 10.0)
-        )
-        return [(relay.id, self._usable(relay.id), relay.stun_port) for relay in order if self._usable(relay.id)]
+        order = sorted(self._relays.values(), key=lambda each: (each.id != self.home, self._choice.distance_s(each.id)))
+        found = ((relay, self._addresses.of(relay.id)) for relay in order)
+        return [(relay.id, endpoints, relay.stun_port) for relay, endpoints in found if endpoints]
 
     def names_to_resolve(self) -> list[tuple[str, str, int]]:
         """(relay, host name, UDP port) of relays whose hosts are no addresses."""
-        return [
-            (relay.id, host.rpartition(":")[0], relay.udp_port)
-            for relay in self._relays.values()
-            if relay.udp_port
-            for host in relay.hosts
-            if _literal(host) is None
-        ]
+        return self._addresses.names_to_resolve()
 
     def close(self, now: float) -> None:
         """Take leave of all relays; `drain_transmits` has the last words."""
@@ -204,10 +198,14 @@ class Relays:
     # Packets
 
     def send(self, now: float, endpoint: RelayEndpoint, datagrams: list[bytes], ecn: int) -> bool:
-        """Packets for a member of `endpoint.relay`. False where there is no such relay for us."""
+        """Packets for a member of `endpoint.relay`. False where there is no such relay for us, or no room."""
+        if endpoint.node_key == self._key:
+            self.sessions.drop(RelayClientDrop.OURSELVES, len(datagrams))
+            return False
         session = self._session(now, endpoint.relay)
         if session is None:
-            self.sessions.drop(RelayClientDrop.NO_RELAY, len(datagrams))
+            named = endpoint.relay in self._relays and self._key in self._passes
+            self.sessions.drop(RelayClientDrop.NOT_UP if named else RelayClientDrop.NO_RELAY, len(datagrams))
             return False
         if self.on_demand:
             self._stay_awake(now)
@@ -276,31 +274,41 @@ class Relays:
         if known is not None:
             return known
         info, pass_object = self._relays.get(relay), self._passes.get(self._key)
-        if info is None or pass_object is None:
+        if info is None or pass_object is None or not self._make_room(now, relay):
             return None
-        udp = next(iter(self._usable(relay)), None)
+        udp = next(iter(self._addresses.of(relay)), None)
         return self.sessions.begin(now, info, self._private, pass_object, udp)
 
-    def _usable(self, relay: str) -> list[Endpoint]:
-        """Its UDP endpoints in the families that we have."""
-        return [each for each in self._addresses.get(relay, []) if (4 if len(each.addr) == 2 else 16) in self._families]
+    def _make_room(self, now: float, relay: str) -> bool:
+        """For a session at `relay`: our home's never gives way, and of the others only one that is idle, so that no
+        two push each other out packet by packet."""
+        if not self.sessions.is_full:
+            return True
+        least = min((each for each in self.sessions.all if not self._is_kept(each)), key=lambda each: each.used_at)
+        if relay not in (self.home, self._best) and now - least.used_at < YIELD_S:
+            return False
+        self.sessions.end(now, least)
+        return True
 
-    def _untried(self, endpoint: Endpoint) -> bool:
-        """Whether no session that is up goes there: one that works is not moved to another family."""
-        return not any(
-            session.udp is not None and session.udp.addr == endpoint.addr and session.client.alive
-            for session in self.sessions.all
-        )
+    def _is_kept(self, session: Session) -> bool:
+        """Whether it is our home's, or is to be."""
+        return session.relay.id in (self.home, self._best) and session.node_key == self._key
 
-    def _after(self, now: float) -> None:
-        """Take note of what the clients had to tell."""
+    def _follow_addresses(self, now: float) -> None:
+        """A session that UDP does not carry tries it where it is thought to be now; one that it carries stays."""
+        for session in self.sessions.all:
+            udp = next(iter(self._addresses.of(session.relay.id)), None)
+            if udp is not None and session.udp != udp and session.client.carrier is not Carrier.DATAGRAM:
+                self.sessions.set_udp(now, session, udp)
+
+    def _after(self, now: float, *, judge: bool = True) -> None:
+        """Take note of what the clients had to tell; `judge`: of relays that fail as well."""
         events = self.sessions.drain_events()
         for session, event in events:
             relay = session.relay.id
-            if isinstance(event, (RelaySuspect, RelayDown)):
-                self._choice.failed(now, relay)
-            elif isinstance(event, PassRefused):
-                self._choice.failed(now, relay, REFUSED_SHUN_S)
+            if isinstance(event, (RelaySuspect, RelayDown, RelayServes, PassRefused)):
+                if session.node_key == self._key:  # an old key may have lost its pass
+                    self._take_verdict(now, relay, event, judge)
             elif isinstance(event, RelayDraining):
                 self._choice.failed(now, relay, event.seconds + DRAIN_SLACK_S)
             elif isinstance(event, RelayPeerGone):
@@ -312,83 +320,95 @@ class Relays:
         if events:
             self._step(now)
 
+    def _take_verdict(
+        self, now: float, relay: str, event: RelaySuspect | RelayDown | RelayServes | PassRefused, judge: bool
+    ) -> None:
+        if isinstance(event, PassRefused):
+            self._choice.failed(now, relay, REFUSED_SHUN_S)
+        elif isinstance(event, RelayServes):
+            if relay == self.home:
+                self._choice.false_alarm(relay)
+        elif judge:
+            self._choice.failed(now, relay)
+
     # Home
 
     def _step(self, now: float) -> None:
         """Begin and end sessions as home, traffic and the uplink's price want it."""
         asleep = self.on_demand and now >= self._awake_until
+        self._follow_addresses(now)
         for session in self.sessions.all:
-            latency_s = session.client.latency_s
-            if session.client.alive and latency_s is not None:
-                self._choice.served(session.relay.id)
-                if self._choice.latency_s(session.relay.id) is None:
-                    self._choice.measured(session.relay.id, latency_s)
+            self._judge(now, session)
         best = self._choice.best(now, self.home)
-        if best != self.home and self.home in self._relays and not self._may_leave(now):
+        if best != self.home and self.home in self._relays and not self._may_leave():
             best = self.home
+        self._best = best
         if best is None or asleep:
             self.home = best
         else:
             self._seek_home(now, best)
         for session in self.sessions.all:
-            keep = session.relay.id in (self.home, best) and session.node_key == self._key
-            if (asleep or not keep) and now - max(session.used_at, session.began_at) >= IDLE_S:
+            if (asleep or not self._is_kept(session)) and now >= session.used_at + IDLE_S:
                 self.sessions.end(now, session)
-        self._schedule(now)
+        self._schedule(now, asleep)
+
+    def _judge(self, now: float, session: Session) -> None:
+        """How far away its relay is, and whether it has been tried for long enough."""
+        client, relay = session.client, session.relay.id
+        if client.alive:
+            session.down_at = None
+            if client.latency_s is not None and self._choice.latency_s(relay) is None:
+                self._choice.measured(relay, client.latency_s)
+        elif session.down_at is None:
+            session.down_at = now
+        elif now >= session.down_at + GIVE_UP_S:
+            session.down_at = now
+            if session.node_key == self._key:
+                self._choice.failed(now, relay)
 
     def _seek_home(self, now: float, best: str) -> None:
         session = self._session(now, best)
+        if not self._surveyed and now >= self._began_at + SURVEY_AFTER_S:
+            self._surveyed = True
+            if not self._addresses.any_answered:
+                for relay in list(self._relays)[:SURVEY_RELAYS]:
+                    self._session(now, relay)
         if session is not None and session.client.alive:
             self._down_at = None
             self.home = best
             return
-        if not self._surveyed and now - self._began_at >= SURVEY_AFTER_S:
-            self._surveyed = True
-            if all(self._choice.latency_s(relay) is None for relay in self._relays):
-                for relay in list(self._relays)[:SURVEY_RELAYS]:
-                    self._session(now, relay)
         alive = [each for each in self.sessions.all if each.client.alive and each.node_key == self._key]
         at_home = next((each for each in alive if each.relay.id == self.home), None)
         if at_home is not None:
             self._down_at = None
-        elif alive and (self.home is None or self._may_leave(now)):
+        elif alive and (self.home not in self._relays or self._choice.is_shunned(now, self.home)):
+            # Otherwise it only was not there yet, as after a new key, or when we have been asleep
             self._down_at = None
-            self.home = min(alive, key=lambda each: each.client.latency_s or 10.0).relay.id
+            self.home = min((each.relay.id for each in alive), key=self._choice.distance_s)
         elif self.home is not None:
             if self._down_at is None:
                 self._down_at = now
-            elif now - self._down_at >= DOWN_TOLD_AFTER_S and not self.on_demand:
+            elif now >= self._down_at + DOWN_TOLD_AFTER_S and not self.on_demand:
                 self.home = None
 
-    def _may_leave(self, now: float) -> bool:
+    def _may_leave(self) -> bool:
         """A home that serves is left only while peers can be told of it."""
         session = None if self.home is None else self.sessions.find(self.home, self._key)
         return self.broker_reachable or session is None or not session.client.alive
 
-    def _schedule(self, now: float) -> None:
-        """When to look again: soon while home is sought, else when a session or a verdict runs out."""
+    def _schedule(self, now: float, asleep: bool) -> None:
+        """When time alone may change something of what `_step` does."""
         times = [self._choice.next_change(now)]
-        if self.on_demand and now < self._awake_until:
+        if self.on_demand and not asleep:
             times.append(self._awake_until)
-        session = None if self.home is None else self.sessions.find(self.home, self._key)
-        sought = self._relays and (session is None or not session.client.alive)
-        if sought and not (self.on_demand and now >= self._awake_until):
-            times.append(now + CHECK_S)
-        for each in self.sessions.all:
-            if each.relay.id != self.home or each.node_key != self._key or self.on_demand:
-                times.append(max(each.used_at, each.began_at, now - IDLE_S + CHECK_S) + IDLE_S)
-        self._check_at = min((at for at in times if at is not None), default=None)
-
-
-def _literal(host_port: str) -> bytes | None:
-    """The address in "host:port", None for a name."""
-    host = host_port.rpartition(":")[0].strip("[]")
-    try:
-        return ip_address(host).packed
-    except ValueError:
-        return None
-
-
-def _literal_addresses(relay: RelayInfo) -> list[Endpoint]:
-    found = [address for host in relay.hosts if (address := _literal(host)) is not None]
-    return [to_endpoint((address, relay.udp_port)) for address in found] if relay.udp_port else []
+        if not (asleep or self._surveyed or self._best is None):
+            times.append(self._began_at + SURVEY_AFTER_S)
+        if self._down_at is not None and self.home is not None and not self.on_demand:
+            times.append(self._down_at + DOWN_TOLD_AFTER_S)
+        for session in self.sessions.all:
+            if asleep or not self._is_kept(session):
+                times.append(session.used_at + IDLE_S)
+            if session.down_at is not None:
+                times.append(session.down_at + GIVE_UP_S)
+        # What is past already waits for something else than time
+        self._check_at = min((at for at in times if at is not None and at > now), default=None)

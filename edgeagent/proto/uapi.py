@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from binascii import Error as HexError
 from binascii import unhexlify
-from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgeagent.proto.constants import KEY_SIZE, PERSISTENT_KEEPALIVE_MAX_S
 from edgeagent.proto.endpoint import Endpoint
 from edgeagent.proto.errors import LimitReached, RemoteProtocolError
+from edgeagent.proto.ip import ip_to_bytes, ip_to_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,6 +28,7 @@ LINE_BYTES_MAX = 512
 EPERM, E2BIG, EINVAL, ENOSPC, EPROTO = 1, 7, 22, 28, 71  # the same on every architecture that agents are built for
 
 _KEY_NONE = bytes(KEY_SIZE)
+_MAPPED = bytes(10) + b"\xff\xff"  # IPv4 in an IPv6 address
 
 
 class Target(Protocol):
@@ -154,7 +155,7 @@ def describe(now: float, target: Target) -> Iterator[bytes]:
             if len(address) == 4:
                 yield b"allowed_ip=%d.%d.%d.%d/%d\n" % (*address, cidr)
             else:
-                yield b"allowed_ip=%s/%d\n" % (str(IPv6Address(address)).encode(), cidr)
+                yield b"allowed_ip=%s/%d\n" % (ip_to_text(address).encode(), cidr)
 
 
 # set
@@ -292,19 +293,19 @@ def parse_endpoint(text: str, scope_index: Callable[[str], int]) -> Endpoint:
     port = _number(port_text, 65_535)
     try:
         if not (host.startswith("[") and host.endswith("]")):
-            return Endpoint((str(IPv4Address(host)), port))
+            return Endpoint((ip_to_text(_sized(host, 4)), port))
         host, _, scope = host[1:-1].partition("%")
-        address = IPv6Address(host)
-    except AddressValueError as error:
+        address = _sized(host, 16)
+    except ValueError as error:
         raise RemoteProtocolError(f"endpoint: {error}") from None
-    if address.ipv4_mapped is not None:
-        return Endpoint((str(address.ipv4_mapped), port))
+    if address.startswith(_MAPPED):
+        return Endpoint((ip_to_text(address[len(_MAPPED) :]), port))
     index = 0
     if scope:
         index = _number(scope, 0xFFFFFFFF) if scope.isdecimal() else scope_index(scope)
         if not index:
             raise RemoteProtocolError(f"endpoint: there is no interface {scope!r}")
-    return Endpoint((str(address), port, 0, index))
+    return Endpoint((ip_to_text(address), port, 0, index))
 
 
 def parse_allowed_ip(text: str) -> tuple[bool, bytes, int]:
@@ -314,10 +315,17 @@ def parse_allowed_ip(text: str) -> tuple[bool, bytes, int]:
     if not slash:
         raise RemoteProtocolError("allowed_ip: a prefix has a '/'")
     try:
-        address = IPv6Address(host).packed if ":" in host and "%" not in host else IPv4Address(host).packed
-    except AddressValueError as error:
+        address = ip_to_bytes(host)
+    except ValueError as error:
         raise RemoteProtocolError(f"allowed_ip: {error}") from None
     return add, address, _number(cidr_text, len(address) * 8)
+
+
+def _sized(text: str, size: int) -> bytes:
+    address = ip_to_bytes(text)
+    if len(address) != size:
+        raise ValueError(f"no IPv{4 if size == 4 else 6} address")
+    return address
 
 
 def _ascii(value: bytearray) -> str:

@@ -179,6 +179,28 @@ def test_a_hub_that_does_not_answer(cli: Cli) -> None:
     assert json.loads(cli("status", "--json").stdout)["agent"]["state"] == "joining"
 
 
+def test_a_proxys_password_is_in_nobodys_sight(cli: Cli, tmp_path: Path) -> None:
+    """It is in a file, or in the environment, which only this user reads; the agent gets it there as well."""
+    text, _ = make_token()
+    settings = tmp_path / "edgeagent.conf"
+    settings.write_text(f"proxy = me:Very-Secret@127.0.0.1:{free_port()}\n")
+    result = cli("--config", str(settings), "up", "--join", text, "--timeout", "1")
+    assert result.returncode == 5
+    status = cli("status", "--json", "--log").stdout
+    log = "".join(json.loads(status)["log"])
+    assert "refused" in log, "nobody listens there"
+    pid = json.loads(status)["agent"]["pid"]
+    command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    assert b"agentd.py" in command and b"--hostname" in command
+    assert b"Very-Secret" in Path(f"/proc/{pid}/environ").read_bytes()
+    seen = result.stdout + result.stderr + status + cli("status", "--log").stdout + command.decode()
+    assert "Very-Secret" not in seen
+    assert cli("down").returncode == 0
+    wrong = cli("up", EDGEAGENT_PROXY="me:Very-Secret@nowhere")
+    assert wrong.returncode == 2 and "EDGEAGENT_PROXY: want HOST:PORT" in wrong.stderr
+    assert "Very-Secret" not in wrong.stderr
+
+
 def test_the_foreground_agent_takes_its_token_from_the_environment_and_keeps_it_out_of_sight(cli: Cli) -> None:
     text, _ = make_token()
     environ = cli.environ | {"EDGEAGENT_TOKEN": text}

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeagent.config import CONFIG_BYTES_MAX, SETTINGS, ConfigError, load, read_file, to_label
+from edgeagent.io.proxy import parse_proxy
 
 
 @pytest.fixture
@@ -88,6 +89,67 @@ def test_a_wrong_value_is_refused_by_name(file: Path, name: str, text: str) -> N
     file.write_text(f"\n{name} = {text}\n")
     with pytest.raises(ConfigError, match=":2"):
         load({}, {}, str(file))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "proxy.example:3128",
+        "192.0.2.1:80",
+        "[2001:db8::1]:8080",
+        "me:Very-Secret@proxy:1",
+        "me@site:Very:Secret@1@proxy:65535",
+    ],
+)
+def test_a_proxy_that_is_taken_can_be_used(file: Path, text: str) -> None:
+    assert load({}, {"EDGEAGENT_PROXY": text}, str(file)).proxy == text
+    assert (parse_proxy(text) is None) == (text == "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "proxy",
+        "proxy:0",
+        "proxy:65536",
+        "proxy:080",
+        "proxy:٣",
+        "http://proxy:3128",
+        "-proxy:1",
+        "pro_xy:1",
+        "a..b:1",
+        "." + "a" * 300 + ":1",
+        "[2001:db8::1:1",
+        "[:::]:1",
+        "[192.0.2.1]:1",
+        "2001:db8::1:80",
+        "me:Very-Secret@",
+        "me@proxy:1",
+        ":Very-Secret@proxy:1",
+        "me:Very-Secret@proxy:1\r\nHost: x",
+        "me:Very Secret@proxy:1",
+        "me:Very-Secreté@proxy:1",
+    ],
+)
+def test_a_wrong_proxy_is_refused_and_never_shown(file: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match="EDGEAGENT_PROXY: want HOST:PORT") as raised:
+        load({}, {"EDGEAGENT_PROXY": text}, str(file))
+    assert "Secret" not in str(raised.value)
+    file.write_text(f"\nproxy = {text}\n")
+    with pytest.raises(ConfigError, match=r":[23]: ") as raised:
+        load({}, {}, str(file))
+    assert "Secret" not in str(raised.value)
+
+
+@given(text=st.text(st.sampled_from("ab1.:@[]-_%/ "), max_size=30))
+def test_whatever_is_taken_as_a_proxy_is_one(text: str) -> None:
+    try:
+        taken = load({}, {"EDGEAGENT_PROXY": text}, "/dev/null").proxy
+    except ConfigError:
+        return
+    proxy = parse_proxy(taken)
+    assert proxy is None or 0 < proxy.port < 65536
 
 
 @pytest.mark.parametrize(
