@@ -200,6 +200,8 @@ class LinkPaths:
             if paths is None and self._finder.pathless:
                 paths = self._pathless(transmit.endpoint)
             if paths is not None:
+                if isinstance(transmit.endpoint, RelayEndpoint):
+                    self._keep_to_home(paths, transmit)
                 # A keepalive wants no answer, so it starts no search and no doubt
                 is_data = len(first) > TRANSPORT_SIZE_MIN or first[0] != TRANSPORT
                 also = self._finder.sent(now, paths) if is_data else paths.copies
@@ -207,6 +209,18 @@ class LinkPaths:
             if first[0] == INITIATION:
                 copies += self._fan_out(now, transmit)
         return transmits + copies
+
+    def _keep_to_home(self, paths: PeerPaths, transmit: Transmit) -> None:
+        """By which relay a peer is reached, its feed tells, and not by which it was heard: there packets may come late,
+        and when both sides took it for the place to answer to, neither would leave it again."""
+        home = paths.current.endpoint if paths.current is not None else transmit.endpoint
+        if home == transmit.endpoint or not isinstance(home, RelayEndpoint) or not self._relays.serves(home.relay):
+            return
+        link = self._peering.links.get(paths.device)
+        for peer in (link.peer, link.coming) if link is not None else ():
+            if peer is not None and peer.endpoint == transmit.endpoint:
+                peer.set_endpoint(home)
+        transmit.endpoint = home
 
     def _pathless(self, endpoint: Endpoint) -> PeerPaths | None:
         """Whose traffic goes there without a path: it is a reason to look for one."""

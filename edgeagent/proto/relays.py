@@ -267,6 +267,11 @@ class Relays:
         """Its UDP endpoints in the families that we have."""
         return [each for each in self._addresses.get(relay, []) if (4 if len(each.addr) == 2 else 16) in self._families]
 
+    def serves(self, relay: str) -> bool:
+        """Whether packets for its members get there at once."""
+        session = self.sessions.find(relay, self._key)
+        return session is not None and session.client.alive
+
     def _untried(self, endpoint: Endpoint) -> bool:
         """Whether no session that is up goes there: one that works is not moved to another family."""
         return not any(
