@@ -80,7 +80,7 @@ def _execute(arguments: list[str], settings: Settings) -> NoReturn:
 
 
 def _arguments(settings: Settings) -> list[str]:
-    names = ["state_dir", "socket", "interface", "mtu", "hostname", "metered", "budget", "log_level"]
+    names = ["state_dir", "socket", "interface", "mtu", "uplinks", "hostname", "metered", "budget", "log_level"]
     if settings.port_fixed:
         names.append("port")
     return [f"--{name.replace('_', '-')}={getattr(settings, name)}" for name in names]

@@ -88,7 +88,7 @@ class Bindings:
     """Drive it: `on_timeout` at `poll_timeout()`; the rest comes by the selector, and by jobs that wait for a wake-up.
 
     `find_way` is asked now and then, `moves` for how often the relay saw us move: on a way that stayed the same, the
-    NAT had forgotten us. `knock` is RelayClient's, `use_interval(now, interval_s)` hears what to keep to.
+    NAT had forgotten us. `knock` is RelayClient's, `use_interval(now, interval_s, learnt)` hears what to keep to.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Bindings:
         find_way: Callable[[], Way | None],
         moves: Callable[[], int],
         knock: KnockAt,
-        use_interval: Callable[[float, float], None],
+        use_interval: Callable[[float, float, bool], None],
     ) -> None:
         self._context = context
         self._find_way = find_way
@@ -111,6 +111,8 @@ class Bindings:
         self._way: Way | None = None
         self._way_since = now
         self._moves_seen = 0
+        self._will_save = False
+        self._told: tuple[float, bool] | None = None  # the interval in use, and whether it was learnt
         self.learner = KeepaliveLearner(jitter)
         self._load()
         self._look(now)
@@ -157,7 +159,7 @@ class Bindings:
         if way is not None:
             self.learner.set_nat(now, way.uplink, way.nat, learn=False)
             self.learner.drain_events()
-            self._use_interval(now, self.learner.interval_s(way.uplink))
+            self._tell(now, way)
 
     def _carry(self, now: float) -> None:
         """Do what the learner wishes, and hand on what it has found."""
@@ -174,9 +176,17 @@ class Bindings:
                 self._trials.pop(key, None)
         for event in self.learner.drain_events():
             log.info("%s: a keepalive is due each %.0f s", event.uplink, event.interval_s)
-            self._use_interval(now, event.interval_s)
-        if self.learner.dirty:
+        if self._way is not None:
+            self._tell(now, self._way)
+        if self.learner.dirty and not self._will_save:
+            self._will_save = True
             self._context.accounts.defer("bindings-save", self._save, now + SAVE_AFTER_S, SAVE_SLACK_S)
+
+    def _tell(self, now: float, way: Way) -> None:
+        told = self.learner.interval_s(way.uplink), self.learner.is_learnt(way.uplink)
+        if told != self._told:
+            self._told = told
+            self._use_interval(now, *told)
 
     def _exchange(self, now: float, key: Hashable) -> None:
         trial = self._trials.get(key)
@@ -202,6 +212,7 @@ class Bindings:
         self._context.accounts.meter.aside(now, sock, Cause.KEEPALIVE, sent=sent, received=received)
 
     def _save(self, _now: float) -> None:
+        self._will_save = False
         self._context.save(StateFile.BINDINGS, encode(self.learner.export()))
 
     def _load(self) -> None:

@@ -93,6 +93,12 @@ def _parser() -> argparse.ArgumentParser:
         "--mtu", metavar="BYTES", default=argparse.SUPPRESS, help="largest packet inside the tunnel (1280)"
     )
     group.add_argument(
+        "--uplinks",
+        metavar="LIST",
+        default=argparse.SUPPRESS,
+        help="interfaces to reach others by, the best first (all)",
+    )
+    group.add_argument(
         "--metered",
         metavar="NAMES",
         default=argparse.SUPPRESS,

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "/etc/edgeagent.conf"
 CONFIG_BYTES_MAX = 65_536
+INTERFACES_MAX = 8  # in a list of them
 
 _HOST_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _PROXY = re.compile(
@@ -40,6 +41,13 @@ def _interface(text: str) -> str:
     if not _INTERFACE.fullmatch(text) or text in (".", ".."):
         raise ValueError("an interface name: 1 to 15 letters, digits, '_', '.' or '-'")
     return text
+
+
+def _interfaces(text: str) -> str:
+    names = [name.strip() for name in text.split(",")] if text else []
+    if len(names) > INTERFACES_MAX or len(set(names)) != len(names):
+        raise ValueError(f"at most {INTERFACES_MAX} interface names, each once, with ',' between them")
+    return ",".join(_interface(name) for name in names)
 
 
 def _integer(low: int, high: int) -> Callable[[str], int]:
@@ -92,6 +100,12 @@ SETTINGS: dict[str, tuple[str, str, Callable[[str], str | int], str]] = {
     "interface": ("EDGEAGENT_INTERFACE", "edge0", _interface, "name of the network interface to make"),
     "port": ("EDGEAGENT_PORT", "51820", _integer(0, 65535), "UDP port of the tunnel; 0 lets the kernel choose"),
     "mtu": ("EDGEAGENT_MTU", "1280", _integer(1280, 9000), "largest packet inside the tunnel, bytes"),
+    "uplinks": (
+        "EDGEAGENT_UPLINKS",
+        "",
+        _interfaces,
+        "interfaces to reach others by, the best first, as in eth0,wwan0; empty: all that have a default route",
+    ),
     "hostname": ("EDGEAGENT_HOSTNAME", "", _hostname, "host name to ask the hub for"),
     "proxy": ("EDGEAGENT_PROXY", "", _proxy, "HTTP proxy to the broker and to relays: [USER:PASSWORD@]HOST:PORT"),
     "metered": (
@@ -128,6 +142,7 @@ class Settings:
         "proxy",
         "socket",
         "state_dir",
+        "uplinks",
     )
 
     state_dir: str
@@ -140,6 +155,7 @@ class Settings:
     budget: str
     log_level: str
     proxy: str
+    uplinks: str
     port_fixed: bool
 
     def __init__(self, **values: str | int) -> None:

@@ -28,6 +28,8 @@ def release_stale_sources(now: float, device: Device, netlink: Netlink, mark: in
         endpoint = peer.endpoint
         if endpoint is None or endpoint.local is None or (len(endpoint.addr) == 4 and endpoint.addr[3]):
             continue
+        if endpoint.uplink:
+            continue  # not the routes decide by which interface it goes
         source, interface = endpoint.local
         try:
             route = netlink.route_to(endpoint.ip_bytes(), source, mark)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edgeagent.context import Context
     from edgeagent.proto.devicemap import DeviceMap
     from edgeagent.proto.node import Node
+    from edgeagent.uplinks import UplinkWatch
 
 log = logging.getLogger("edgeagent")
 SETTLE_S = 0.2  # changes of addresses come in bursts
@@ -43,6 +44,9 @@ class Tunnel:
         self._selector = context.selector
         self._prefixes: list[tuple[bytes, int]] = []  # addresses that are on the interface
         self._look_at: float | None = now
+        self._order = settings.uplinks.split(",") if settings.uplinks else []
+        self._watch: UplinkWatch | None = None  # None as long as there was never more than one uplink
+        self._bound: list[tuple[str, int]] = []  # uplinks with sockets of their own
         try:
             self.tun = Tun(settings.interface, settings.mtu)
         except OSError as error:
@@ -89,16 +93,20 @@ class Tunnel:
         self.engine.flush(now)
 
     def poll_timeout(self) -> float | None:
-        return self._look_at
+        held_back = self.engine.poll_timeout()
+        times = [at for at in (self._look_at, held_back) if at is not None]
+        return min(times, default=None)
 
     def on_timeout(self, now: float) -> list[bytes] | None:
-        """Look around when that is due. Returns all addresses of this host (4 or 16 B), None when it did not look."""
+        """Look around when that is due. Returns all addresses of this host (4 or 16 B) that packets can leave from,
+        None when it did not look."""
+        self._bind_uplinks()
         if self._look_at is None or now < self._look_at:
             return None
         self._look_at = None
         self.engine.is_router = forwards(self.tun.name)
         release_stale_sources(now, self.device, self._netlink, self.udp.mark)
-        addresses = self._netlink.addresses()
+        addresses = self._look_at_uplinks(now, self._netlink.addresses())
         self._node.handle_addresses(now, [(address, self.port) for address in self._candidates(addresses)])
         return [address.address for address in addresses]
 
@@ -111,6 +119,36 @@ class Tunnel:
         self._netlink.close()
         self.engine.close()
         self.tun.close()
+
+    def _look_at_uplinks(self, now: float, addresses: list[rt.Address]) -> list[rt.Address]:
+        """Tell the node of its uplinks, if there is more than one. Returns the addresses of interfaces that carry
+        something."""
+        routes = self._netlink.default_routes()
+        if self._watch is None:
+            if len({route.index for route in routes} - {self.tun.index}) < 2:
+                return addresses
+            from edgeagent.uplinks import UplinkWatch  # most devices never need it
+
+            self._watch = UplinkWatch(self._order, [], self._is_inside, self.tun.index)
+        self._watch.look(now, self._netlink.links(), addresses, routes)
+        self._tell_uplinks(now, self._watch)
+        return [address for address in addresses if address.index not in self._watch.down]
+
+    def _is_inside(self, address: bytes) -> bool:
+        return self._node.map.holds(address)
+
+    def _tell_uplinks(self, now: float, watch: UplinkWatch) -> None:
+        self._node.handle_uplinks(now, watch.uplinks)
+        self._bind_uplinks()
+
+    def _bind_uplinks(self) -> None:
+        """Sockets follow what the node's paths are bound to."""
+        if self._watch is None or (bound := self._watch.uplinks.bound) == self._bound:
+            return
+        self._bound = bound
+        log.info("uplinks: %s", ", ".join(name for name, _ in bound) or "no more than one")
+        for name in self.engine.set_uplinks(bound):
+            log.warning("%s: gone before a socket was bound to it", name)
 
     def _show_to_wg(self) -> None:
         """`wg show` works on the interface; `wg set` is refused, for the hub decides about peers."""
@@ -150,6 +188,8 @@ class Tunnel:
                 ours = change.address.index == self.tun.index
             elif isinstance(change, LinkChanged):
                 ours = change.link.index == self.tun.index
+                if self._watch is not None and self._watch.link_changed(now, change.link, change.removed):
+                    self._tell_uplinks(now, self._watch)  # a cable that is pulled is no burst of changes
             else:
                 ours = isinstance(change, RouteChanged) and change.route.index == self.tun.index
             if not ours and self._look_at is None:

@@ -34,6 +34,7 @@ from edgeagent.version import VERSION
 if TYPE_CHECKING:
     from edgeagent.io.rtnetlink import Link
     from edgeagent.proto.crypto import Crypto
+    from edgeagent.proto.endpoint import Endpoint
 
 TICK_S = 1.0  # how soon the socket's removal is noticed; at most how often source addresses are checked
 PEERS_MAX = 1 << 16
@@ -309,6 +310,9 @@ class _Flow:
     def handle_packets(self, now: float, packets: list[bytes]) -> None:
         for unsent in self._device.handle_packets(now, packets):
             self._device.refuse(unsent)
+
+    def transmit_too_long(self, now: float, endpoint: Endpoint, datagram_bytes: int) -> None:
+        """Counted by the port: paths and their MTU are the kernel's business here."""
 
 
 def _jitter() -> float:

@@ -166,6 +166,22 @@ def test_a_second_uplink_comes_and_is_forgotten() -> None:
     assert site.paths() == {0: PathState.PROVEN}
 
 
+def test_the_first_word_of_uplinks_disturbs_no_path() -> None:
+    site = Site(World())
+    site.a.node.reach.uplinks = None
+    site.a.node._paths.handle_uplinks(site.world.now, [], several=False)  # as it is while nobody has looked
+    site.several = False
+    site.talk(2.0)
+    path = site.a.node.finder.current(site.b.id)
+    drops = dict(site.b.node.device.drops)
+    site.uplinks = Uplinks({})
+    site.tell(facts(1), facts(2))
+    assert site.a.node.finder.current(site.b.id) is path and site.paths()[1] is PathState.PROVEN
+    assert site.lost(2.0) == (0.0, 0.0)
+    assert site.paths() == {1: PathState.PROVEN, 2: PathState.PROVEN}
+    assert site.b.node.device.drops == drops
+
+
 def test_what_status_says(site: Site) -> None:
     status = site.a.node.status(site.world.now)
     assert [(row["name"], row["state"], row["active"], row["metered"]) for row in status["uplinks"]] == [  # type: ignore[attr-defined]

@@ -15,8 +15,8 @@ from edgeagent.proto.endpoint import Endpoint, Transmit
 from edgeagent.proto.errors import DropReason, LocalProtocolError
 from edgeagent.proto.messages import TRANSPORT
 from edgeagent.proto.node_events import PathChanged
-from edgeagent.proto.path import TABLE, Input, Path, PathKind, State, print_table
-from edgeagent.proto.prober import LADDER_BYTES, PATHS_MAX, PROBES_MAX, PUNCH_TTL, TRANSPORT_OVERHEAD
+from edgeagent.proto.path import LADDER_MTUS, TABLE, TRANSPORT_OVERHEAD, Input, Path, PathKind, State, print_table
+from edgeagent.proto.prober import PATHS_MAX, PROBES_MAX, PUNCH_TTL
 from edgeagent.proto.punch import EDM, EIM, SPRAY_PORTS, Budget, Spray, guess_next, mapping_behaviour
 from edgeagent.proto.records import UdpAddress
 from edgeagent.proto.relay_endpoint import RelayEndpoint
@@ -89,6 +89,17 @@ def test_hysteresis() -> None:
     assert not relay.is_better_than(v4)
 
 
+def test_one_long_round_trip_is_soon_forgotten() -> None:
+    path = Path(Endpoint(("203.0.113.1", 1)), PathKind.IPV4)
+    path.measured(1_000.0)  # nobody knew the router's link-layer address yet
+    path.measured(20.0)
+    path.measured(20.0)
+    assert path.latency_ms is not None and path.latency_ms < 100.0
+    path.latency_ms = 20.0
+    path.measured(100.0)
+    assert path.latency_ms == 40.0
+
+
 def test_candidates_nearest_first(world: World) -> None:
     device_map = world.add(1, "a").node.map
     own: list[UdpAddress] = [(bytes((192, 168, 1, 5)), 1), (bytes((203, 0, 113, 5)), 1), (bytes((10, 1, 1, 1)), 1)]
@@ -121,8 +132,8 @@ def test_long_packets_that_do_not_pass_are_found_out(world: World) -> None:
     world.lose = lambda sender, datagram, to: len(datagram) > 1_100
     a, b = joined(world)
     assert path_of(a, b).state is State.PROVEN
-    assert path_of(a, b).frame_bytes == max(size for size in LADDER_BYTES if size <= 1_100)
-    assert a.node.peers(world.now)[0]["path_mtu"] == 1_024 - TRANSPORT_OVERHEAD
+    assert path_of(a, b).frame_bytes == max(mtu - 28 for mtu in LADDER_MTUS if mtu - 28 <= 1_100)
+    assert a.node.peers(world.now)[0]["path_mtu"] == 1_000 - 28 - TRANSPORT_OVERHEAD
 
 
 def test_what_answers_only_short_probes_is_never_trusted(world: World) -> None:

@@ -48,7 +48,7 @@ def found(client: socket.socket, server: socket.socket, to: tuple[str, int]) -> 
                 client.sendto(probe.serial.to_bytes(4, "big") + bytes(probe.size - 32), to)
             except OSError as error:
                 assert error.errno == errno.EMSGSIZE
-                search.probe_refused(now, probe.serial)
+                search.refused(now, probe.size)
         return search.state is State.COMPLETE
 
     until(step, 10.0, "the end of the search")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeagent.proto.icmp import checksum
-from edgeagent.proto.icmp_too_big import fragments, too_big
+from edgeagent.proto.icmp_too_big import fragments, fragments_v6, too_big
 from edgeagent.proto.mss import clamp_mss
 
 V4 = bytes((10, 0, 0, 1)), bytes((10, 0, 0, 2))
@@ -232,3 +232,68 @@ def test_what_may_not_be_cut_is_not() -> None:
     assert fragments(packet, 27) == []
     assert fragments(b"\x60" + packet[1:], 576) == []
     assert fragments(udp(20_000), 100) == []
+    assert fragments(udp(1_000, offset=0x1FFF), 576) == []  # beyond the longest packet there is
+
+
+ID = b"\xde\xad\xbe\xef"
+
+
+def udp6(size: int, extensions: bytes = b"") -> bytes:
+    """`extensions` begins with the first one's kind."""
+    kind, more = (extensions[0], extensions[1:]) if extensions else (17, b"")
+    header = bytes((0x60, 1, 2, 3)) + (len(more) + size).to_bytes(2, "big") + bytes((kind, 64)) + V6[0] + V6[1]
+    return header + more + bytes(at % 251 for at in range(size))
+
+
+HOP_BY_HOP, ROUTING = bytes((43, 0)) + bytes(6), bytes((17, 2)) + bytes(22)
+
+
+@pytest.mark.parametrize("extensions", [b"", b"\x00" + HOP_BY_HOP + ROUTING, b"\x2b" + ROUTING])
+def test_scapy_makes_the_ipv6_packet_again(extensions: bytes) -> None:
+    from scapy.layers.inet6 import IPv6, defragment6
+
+    packet = udp6(1_200 - len(extensions), extensions)
+    pieces = fragments_v6(packet, 516, ID)
+    assert len(pieces) == 3 and all(len(piece) <= 516 for piece in pieces)
+    assert bytes(defragment6([IPv6(piece) for piece in reversed(pieces)])) == packet  # type: ignore[no-untyped-call]
+
+
+@given(st.integers(1, 4_000), st.integers(100, 1_500), st.integers(0, 3_000), st.booleans(), st.integers(100, 600))
+def test_fragments_of_fragments_are_those_of_the_whole(
+    size: int, mtu: int, offset: int, more: bool, again: int
+) -> None:
+    if more:
+        size = size + 7 & ~7
+    word = 8 * offset | more
+    packet = udp6(size, b"\x2c" + bytes((17, 0)) + word.to_bytes(2, "big") + ID)
+    whole = b""
+    pieces = [last for piece in fragments_v6(packet, mtu, b"none") for last in fragments_v6(piece, again, b"none")]
+    for number, piece in enumerate(pieces):
+        assert len(piece) <= min(mtu, again) and int.from_bytes(piece[4:6], "big") == len(piece) - 40
+        assert (piece[:4], piece[6:40]) == (packet[:4], packet[6:40])
+        assert (piece[40], piece[44:48]) == (17, ID)
+        found = int.from_bytes(piece[42:44], "big")
+        assert (found >> 3) == offset + len(whole) // 8
+        assert bool(found & 1) == (more or number < len(pieces) - 1)
+        whole += piece[48:]
+    assert whole == packet[48:]
+
+
+@given(st.binary(max_size=200), st.integers(0, 1_500))
+def test_whatever_comes_is_taken_for_ipv6_too(tail: bytes, mtu: int) -> None:
+    for packet in (tail, b"\x60" + tail, b"\x60\0\0\0" + max(0, len(tail) - 34).to_bytes(2, "big") + tail):
+        pieces = fragments_v6(packet, mtu, ID)
+        assert all(len(piece) <= mtu for piece in pieces)
+        assert sum(map(len, pieces)) <= 64 * (len(packet) + 48)
+        too_big(packet, mtu)
+
+
+def test_what_is_no_ipv6_packet_is_not_cut() -> None:
+    packet = udp6(1_000)
+    assert fragments_v6(packet[:-1], 576, ID) == []
+    assert fragments_v6(b"\x40" + packet[1:], 576, ID) == []
+    assert fragments_v6(packet, 55, ID) == []
+    assert fragments_v6(udp6(0), 576, ID) == []
+    assert fragments_v6(udp6(0, b"\x2c" + bytes((17, 0, 0, 0))), 576, ID) == []  # the header of a fragment, cut off
+    assert fragments_v6(udp6(1_000, b"\x2c" + bytes((17, 0, 0xFF, 0xF8)) + ID), 576, ID) == []
+    assert fragments_v6(udp6(8, b"\x00" + bytes((0, 200)) + bytes(6)), 576, ID) == []  # longer than the packet

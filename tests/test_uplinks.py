@@ -17,6 +17,7 @@ from edgeagent.proto.uplink import (
     METERED_COST_MS,
     MOBILE_COST_MS,
     ORDER_COST_MS,
+    RANK_COST_MS,
     TABLE,
     Input,
     Reason,
@@ -160,7 +161,11 @@ def test_the_cheapest_then_the_metric() -> None:
     bench = Bench({"eth0": UplinkSetting(is_metered=True), "eth1": UplinkSetting(cost_ms=1e6)})
     bench.links(facts("eth0", 1), facts("wwan0", 2), facts("eth1", 3))
     assert [way.name for way in bench.uplinks.ways(bench.now)] == ["wwan0", "eth0", "eth1"]
-    assert [way.cost_ms for way in bench.uplinks.ways(bench.now)] == [MOBILE_COST_MS, METERED_COST_MS, 1e6]
+    assert [way.cost_ms for way in bench.uplinks.ways(bench.now)] == [
+        MOBILE_COST_MS,
+        METERED_COST_MS + RANK_COST_MS,
+        1e6 + 2 * RANK_COST_MS,
+    ]
 
 
 def test_what_is_set_in_an_order_is_used_in_that_order_and_nothing_else() -> None:
@@ -169,8 +174,13 @@ def test_what_is_set_in_an_order_is_used_in_that_order_and_nothing_else() -> Non
     assert bench.active == "wwan0"
     assert [(way.name, way.cost_ms) for way in bench.uplinks.ways(bench.now)] == [
         ("wwan0", 0.0),
-        ("eth0", ORDER_COST_MS + METERED_COST_MS),
+        ("eth0", ORDER_COST_MS + METERED_COST_MS + RANK_COST_MS),
     ]
+    bench.links(facts("eth0", 1), facts("eth1", 3))
+    bench.run(FORGET_S)
+    assert bench.uplinks.bound == [("eth0", 1)]  # or the kernel might send by the other one
+    bench.links(facts("eth0", 1))
+    assert bench.uplinks.bound == []
     assert cost_by_name("wwan0") == cost_by_name("ppp1") > cost_by_name("wlp2s0") > cost_by_name("eth0") == 0.0
 
 
@@ -182,7 +192,7 @@ def test_down_moves_at_once_and_back_only_after_a_while(bench: Bench) -> None:
     bench.links(ETH, WWAN)
     assert [(way.name, way.cost_ms) for way in bench.uplinks.ways(bench.now)] == [
         ("eth0", HELD_COST_MS),
-        ("wwan0", MOBILE_COST_MS),
+        ("wwan0", MOBILE_COST_MS + RANK_COST_MS),
     ]
     bench.run(HOLD_MIN_S - 0.1)
     assert bench.state("eth0") is State.ALIVE and bench.active == "wwan0"

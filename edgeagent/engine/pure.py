@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 TUN_FRAMES_MAX = 4  # read at one wake-up; each may hold 64 KiB
 UDP_READS_MAX = 4  # at one wake-up and socket; each may hold 64 datagrams
+SHORTER_MAX = 16  # times that one flush sends something shorter instead of what did not leave
 LOOK_AGAIN_S = 0.1  # with several uplinks: so long one that is full holds back what may by now go by another
 
 
@@ -28,6 +29,8 @@ class Machine(Protocol):
         """IP packets from the TUN; what has nowhere to go is the machine's own business."""
 
     def transmit_failed(self, now: float, endpoint: Endpoint) -> None: ...
+
+    def transmit_too_long(self, now: float, endpoint: Endpoint, datagram_bytes: int) -> None: ...
 
     def drain_transmits(self) -> list[Transmit]: ...
 
@@ -66,6 +69,8 @@ class UdpPort(Protocol):
     def resume(self) -> None: ...
 
     def drain_source_failures(self) -> list[Endpoint]: ...
+
+    def drain_too_long(self) -> list[tuple[Endpoint, int]]: ...
 
     def count_sent(self) -> None: ...
 
@@ -136,10 +141,10 @@ class PureEngine:
         self._pause_tun(None)
 
     def set_uplinks(self, uplinks: list[tuple[str, int]]) -> list[str]:
-        """(name, interface index) of each. Returns the names of those that could not be bound."""
+        """(name, interface index) of those with sockets of their own. Returns the names of those not to be bound."""
         self._leave_udp()
         refused = self._udp.set_uplinks(uplinks)
-        self._has_uplinks = len(uplinks) > 1
+        self._has_uplinks = bool(uplinks)
         self._watch_udp()
         if not self._blocked_fds:
             self._pause_tun(None)
@@ -183,12 +188,7 @@ class PureEngine:
                     self.drops[EngineDrop.TUN_REFUSED] += 1
         if self._blocked_fds:
             self._udp.resume()
-        transmits = self._machine.drain_transmits()
-        waits = bool(transmits) and not self._udp.send(transmits)
-        if self._meter is not None:
-            self._meter.sent(now, self._udp.drain_sent())
-        for endpoint in self._udp.drain_source_failures():
-            self._machine.transmit_failed(now, endpoint)
+        waits = self._send(now)
         if self._udp.blocked_fds or self._blocked_fds:
             self._hold_back(now, waits and self._read_tun)
         self._read_tun = False
@@ -196,6 +196,25 @@ class PureEngine:
     def poll_timeout(self) -> float | None:
         """When to `flush` though nothing happened; None for never."""
         return self._paused_at + LOOK_AGAIN_S if self._has_uplinks and self._paused_at is not None else None
+
+    def _send(self, now: float) -> bool:
+        """True where something waits for room. What proves too long for our own link is replaced by something shorter
+        at once, where the machine has it: it searches for the length that passes."""
+        machine, udp, waits = self._machine, self._udp, False
+        for _ in range(SHORTER_MAX):
+            transmits = machine.drain_transmits()
+            if transmits and not udp.send(transmits):
+                waits = True
+            if self._meter is not None:
+                self._meter.sent(now, udp.drain_sent())
+            for endpoint in udp.drain_source_failures():
+                machine.transmit_failed(now, endpoint)
+            too_long = udp.drain_too_long()
+            if not too_long:
+                break
+            for endpoint, size in dict.fromkeys(too_long):
+                machine.transmit_too_long(now, endpoint, size)
+        return waits
 
     def _hold_back(self, now: float, waits: bool) -> None:
         """Pause the TUN while a send buffer is full: its own queue then holds the senders back. With several uplinks

@@ -46,6 +46,11 @@ class Netlink:
                 return link
         raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), name)
 
+    def links(self) -> list[rt.Link]:
+        """All interfaces."""
+        found = [rt.read_link(body) for kind, body in self._dump(rt.RTM_GETLINK, rt.links_query())]
+        return [link for link in found if link is not None]
+
     def set_link(
         self, index: int, *, up: bool | None = None, mtu: int | None = None, queue_length: int | None = None
     ) -> None:
@@ -67,6 +72,15 @@ class Netlink:
         """Of all interfaces."""
         found = [rt.read_address(body) for kind, body in self._dump(rt.RTM_GETADDR, rt.address_query())]
         return [address for address in found if address is not None]
+
+    def default_routes(self) -> list[rt.Route]:
+        """Those of the main table, of both IP versions."""
+        found: list[rt.Route] = []
+        for family in (rt.AF_INET, rt.AF_INET6):
+            for kind, body in self._dump(rt.RTM_GETROUTE, rt.routes_query(family)):
+                if kind == rt.RTM_NEWROUTE:
+                    found += rt.read_default_routes(body)
+        return found
 
     def add_route(self, route: rt.Route) -> None:
         """Raises EEXIST."""

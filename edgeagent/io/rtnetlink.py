@@ -20,7 +20,7 @@ RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x001, 0x004, 0x300
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
 NLM_F_DUMP_INTR = 0x10
-IFF_UP = 0x1
+IFF_UP, IFF_LOOPBACK, IFF_RUNNING, IFF_LOWER_UP = 0x1, 0x8, 0x40, 0x10000
 RT_TABLE_MAIN = 254
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, _RT_SCOPE_NOWHERE = 0, 253, 255
 IFA_F_TENTATIVE, IFA_F_DEPRECATED, IFA_F_TEMPORARY = 0x40, 0x20, 0x01
@@ -28,13 +28,14 @@ _IFA_F_NODAD = 0x02
 
 _IFLA_IFNAME, _IFLA_MTU, _IFLA_TXQLEN = 3, 4, 13
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
-_RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_TABLE, _RTA_MARK = (
+_RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_MULTIPATH, _RTA_TABLE, _RTA_MARK = (
     1,
     2,
     4,
     5,
     6,
     7,
+    9,
     15,
     16,
 )
@@ -46,6 +47,7 @@ _ATTRIBUTE = Struct("=HH")  # length, type
 _IFINFO = Struct("=BxHiII")  # family, device type, index, flags, change
 _IFADDR = Struct("=BBBBi")  # family, prefix length, flags, scope, index
 _RTMSG = Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
+_RTNEXTHOP = Struct("=HBBi")  # length, flags, hops, interface
 _ERROR = Struct("=i")
 _U32 = Struct("=I")
 
@@ -64,6 +66,13 @@ class Link:
     @property
     def is_up(self) -> bool:
         return bool(self.flags & IFF_UP)
+
+    @property
+    def carries(self) -> bool:
+        """Whether packets can leave by it: switched on, its cable plugged in or its modem connected (IFF_LOWER_UP), and
+        nothing else in the way (IFF_RUNNING is the kernel's word for an IFLA_OPERSTATE of up, or unknown)."""
+        wanted = IFF_UP | IFF_RUNNING | IFF_LOWER_UP
+        return self.flags & wanted == wanted
 
 
 class Address:
@@ -118,6 +127,10 @@ def link_query(name: str) -> bytes:
     return _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + _attribute(_IFLA_IFNAME, name.encode() + b"\0")
 
 
+def links_query() -> bytes:
+    return _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0)
+
+
 def link_change(
     index: int, *, up: bool | None = None, mtu: int | None = None, queue_length: int | None = None
 ) -> bytes:
@@ -157,6 +170,11 @@ def route_change(route: Route, *, delete: bool = False) -> bytes:
     if route.metric:
         body += _attribute(_RTA_PRIORITY, _U32.pack(route.metric))
     return body
+
+
+def routes_query(family: int) -> bytes:
+    """All of them."""
+    return _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 def route_query(destination: bytes, source: bytes, mark: int) -> bytes:
@@ -240,6 +258,26 @@ def read_route(body: bytes) -> Route | None:
         metric=_u32(found.get(_RTA_PRIORITY)),
         table=_u32(found.get(_RTA_TABLE)) or table,
     )
+
+
+def read_default_routes(body: bytes) -> list[Route]:
+    """Of RTM_NEWROUTE: the default routes of the main table that it stands for, several where it has several next hops;
+    none for any other route."""
+    route = read_route(body)
+    if route is None or route.cidr or route.table != RT_TABLE_MAIN or _RTMSG.unpack_from(body)[7] != _RTN_UNICAST:
+        return []
+    if route.index:
+        return [route]
+    hops = _attributes(body, _RTMSG.size).get(_RTA_MULTIPATH, b"")
+    found, at = [], 0
+    while at + _RTNEXTHOP.size <= len(hops):
+        length, _, _, index = _RTNEXTHOP.unpack_from(hops, at)
+        if length < _RTNEXTHOP.size or at + length > len(hops):
+            break
+        gateway = _attributes(hops[at : at + length], _RTNEXTHOP.size).get(_RTA_GATEWAY, b"")
+        found.append(Route(route.destination, 0, index, gateway=gateway, source=route.source, metric=route.metric))
+        at += (length + 3) & ~3
+    return found
 
 
 def _attributes(body: bytes, at: int) -> dict[int, bytes]:

@@ -79,10 +79,9 @@ class Udp:
             raise OSError(errno.EAFNOSUPPORT, "neither IPv4 nor IPv6")
 
     def set_uplinks(self, uplinks: list[tuple[str, int]]) -> list[str]:
-        """The uplinks by name and interface index. Two or more, at most UPLINKS_MAX, get sockets of their own, on the
-        same port; a single one needs none. Returns the names of those that could not be bound, because they are gone.
-        """
-        wanted = {index: name for name, index in uplinks[:UPLINKS_MAX]} if len(uplinks) > 1 else {}
+        """Those that want sockets of their own, by name and interface index, at most UPLINKS_MAX: none where there is
+        but one. Returns the names of those that could not be bound, because they are gone."""
+        wanted = {index: name for name, index in uplinks[:UPLINKS_MAX]}
         for key in [key for key in self._by_uplink if key[0] not in wanted]:
             self._close(self._by_uplink.pop(key))
         self._shared.endpoints.clear()  # the same source is another Endpoint by the socket of its uplink

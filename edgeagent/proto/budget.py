@@ -128,7 +128,7 @@ UNMETERED = Policy(1, 1, 1, on_demand=False, defer_bulk=False)
 POLICIES = {
     Level.NORMAL: Policy(3, 2, 1, on_demand=True, defer_bulk=False),
     Level.THRIFTY: Policy(4, 4, 4, on_demand=True, defer_bulk=True),
-    Level.EMERGENCY: Policy(4, 12, 24, on_demand=True, defer_bulk=True),
+    Level.EMERGENCY: Policy(12, 12, 24, on_demand=True, defer_bulk=True),
 }
 
 

@@ -63,7 +63,6 @@ class Device:
     ) -> None:
         self._shared = Shared(crypto, entropy, jitter, tai64n, limits, mtu)
         self._responder = Responder(now, self._shared)
-        self._packets: list[bytes] = []
         self._deadlines: list[tuple[float, int, Peer]] = []  # a heap; stale entries are skipped when they come up
         self._tickets = count()
         self.peers: dict[bytes, Peer] = self._responder.peers
@@ -143,15 +142,22 @@ class Device:
 
     def handle_datagrams(self, now: float, batch: list[tuple[bytes, Endpoint, int]]) -> None:
         """Datagrams from the UDP sockets: (datagram, source, ECN field of the outer header)."""
+        shared = self._shared
         heard: dict[Keypair, bool] = {}
+        before = len(shared.packets)
         for datagram, endpoint, outer_ecn in batch:
             if len(datagram) >= TRANSPORT_SIZE_MIN and datagram[0] == TRANSPORT:
                 self._receive(now, datagram, endpoint, outer_ecn, heard)
             else:
                 self._responder.enqueue(now, datagram, endpoint)
+        narrow = False
         for keypair, data in heard.items():
-            keypair.peer.received(now, keypair, data=data)
-            self.touched(keypair.peer)
+            peer = keypair.peer
+            narrow |= peer.path_mtu < shared.mtu
+            peer.received(now, keypair, data=data)
+            self.touched(peer)
+        if narrow:
+            self._clamp_mss(now, before)
         for peer in self._responder.answer(now):
             self.touched(peer)
 
@@ -188,7 +194,7 @@ class Device:
         if unsent.reason is not DropReason.NOT_IP:
             answer = icmp.unreachable(unsent.packet)
             if answer is not None:
-                self._packets.append(answer)
+                self._shared.packets.append(answer)
 
     def handle_timeout(self, now: float) -> None:
         """To be called at `poll_timeout()`; calling it earlier or later is harmless."""
@@ -224,7 +230,7 @@ class Device:
         return transmits
 
     def drain_packets(self) -> list[bytes]:
-        packets, self._packets = self._packets, []
+        packets, self._shared.packets = self._shared.packets, []
         return packets
 
     def drain_events(self) -> list[Event]:
@@ -292,4 +298,14 @@ class Device:
                 shared.drops[DropReason.INNER_ECN] += 1
                 return
             packet = marked
-        self._packets.append(packet)
+        shared.packets.append(packet)
+
+    def _clamp_mss(self, now: float, since: int) -> None:
+        """In what came out of the tunnel, from the packet at `since` on: that our host sends nothing larger back."""
+        shared = self._shared
+        paths = shared.narrow_paths(now)
+        for at in range(since, len(shared.packets)):
+            packet = shared.packets[at]
+            peer = self.allowed_ips.lookup(packet[12:16] if packet[0] >> 4 == 4 else packet[8:24])
+            if peer is not None and peer.path_mtu < shared.mtu:
+                shared.packets[at] = paths.clamp(packet, peer.path_mtu)

@@ -57,4 +57,5 @@ class DropReason(Enum):
     NO_ENDPOINT = "no-endpoint"  # a packet to a peer whose endpoint is not known
     STAGED_FULL = "staged-full"  # the oldest packet that waited for a handshake gave way to a newer one
     STAGED_EXPIRED = "staged-expired"  # packets waited for a handshake that did not come within 90 s
+    PACKET_TOO_BIG = "packet-too-big"  # more than the path to its peer takes, and not to be cut up: its sender is told
     NOT_IP = "not-ip"  # the TUN handed out something that is neither IPv4 nor IPv6

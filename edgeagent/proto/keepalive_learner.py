@@ -101,6 +101,11 @@ class KeepaliveLearner:
         known = self._nats.get((uplink, self._uplinks.get(uplink, "")))
         return DEFAULT_INTERVAL_S if known is None else interval_s(known[0])
 
+    def is_learnt(self, uplink: str) -> bool:
+        """Whether the interval is what a search has ended with."""
+        known = self._nats.get(self._key(uplink))
+        return known is not None and known[1]
+
     def binding_lost(self, now: float, uplink: str, silent_s: float) -> None:
         """A binding in use, learnt to live longer, was gone after `silent_s`: the NAT changed, and is learnt anew."""
         known = self._nats.get(self._key(uplink))

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 Batch = list[tuple[bytes, Endpoint, int]]
 
+ASK_AGAIN_S = (0.35, 0.35, 0.7, 1.4)  # a wake-up takes a message through the broker and a login at the relay
+
 _DATA = bytes((TRANSPORT, 0, 0, 0))
 
 
@@ -51,6 +53,7 @@ class LinkPaths:
         self._relays = relays
         self._outside = outside
         self._introduced: dict[str, float] = {}  # devices without a link, that may be about to call
+        self._asleep: dict[str, tuple[int, float]] = {}  # devices that sleep: how often they were asked, when again
 
     # Datagrams
 
@@ -125,6 +128,33 @@ class LinkPaths:
             self._finder.know(now, entry)
             self._finder.introduce(now, device)
 
+    # Whoever sleeps
+
+    def not_at_relay(self, now: float, node_key: bytes) -> None:
+        """A relay does not have the member of that key: it sleeps, and is being woken through the broker. Whatever was
+        sent to it is lost, so it is asked again soon, a few times."""
+        self._finder.not_at_relay(now, node_key)
+        for link in self._peering.links.values():
+            asleep = link.peer.public_key == node_key and link.peer.staged and not link.is_live(now)
+            if asleep and link.device not in self._asleep:
+                self._asleep[link.device] = (0, now + ASK_AGAIN_S[0])
+
+    def handle_timeout(self, now: float) -> None:
+        for device, (count, at) in list(self._asleep.items()):
+            if now < at:
+                continue
+            link = self._peering.links.get(device)
+            if link is None or link.is_live(now) or not link.peer.staged or count + 1 >= len(ASK_AGAIN_S):
+                del self._asleep[device]
+            else:
+                self._asleep[device] = (count + 1, now + ASK_AGAIN_S[count + 1])
+            if link is not None and link.peer.staged and not link.is_live(now):
+                link.peer.begin_handshake(now, anew=True)
+                self._device.touched(link.peer)
+
+    def poll_timeout(self) -> float | None:
+        return min((at for _, at in self._asleep.values()), default=None)
+
     def sweep(self, now: float) -> None:
         """Let go of those that were announced and never came."""
         for device, at in list(self._introduced.items()):
@@ -157,12 +187,16 @@ class LinkPaths:
                 # Whoever slept when the last initiation went out is there now
                 link.peer.begin_handshake(now, anew=True)
                 self._device.touched(link.peer)
-        for device in self._finder.drain_changed():
+        for device, moved in self._finder.drain_changed():
             link, path = self._peering.links.get(device), self._finder.current(device)
-            if link is None or path is None:
+            if link is None:
                 continue
+            mtu, fragment = self._finder.inner_mtu(device)
             for peer in (link.peer, link.coming):
                 if peer is None:
+                    continue
+                peer.set_path_mtu(mtu, fragment=fragment)
+                if path is None or not moved:
                     continue
                 unknown = peer.endpoint is None
                 if peer.endpoint is None or key_of(peer.endpoint) != path.key or path.is_relay:
@@ -170,7 +204,8 @@ class LinkPaths:
                 if peer.staged and (unknown or not link.is_live(now)):
                     peer.begin_handshake(now, anew=True)
                     self._device.touched(peer)
-            events.append(PathChanged(device, link.name, path.kind.value, path.endpoint, path.latency_ms))
+            if path is not None and moved:
+                events.append(PathChanged(device, link.name, path.kind.value, path.endpoint, path.latency_ms))
         return events
 
     def handle_uplinks(self, now: float, uplinks: list[WayOut], *, several: bool) -> list[PathChanged]:
@@ -204,8 +239,9 @@ class LinkPaths:
                     self._keep_to_home(paths, transmit)
                 # A keepalive wants no answer, so it starts no search and no doubt
                 is_data = len(first) > TRANSPORT_SIZE_MIN or first[0] != TRANSPORT
-                also = self._finder.sent(now, paths) if is_data else paths.copies
-                copies += [Transmit(endpoint, transmit.datagrams, transmit.ecn) for endpoint in also]
+                also = self._finder.sent(now, paths, transmit.datagrams) if is_data else paths.copies
+                # What fits the way in doubt need not fit another one
+                copies += [Transmit(endpoint, transmit.datagrams, transmit.ecn, fragment=True) for endpoint in also]
             if first[0] == INITIATION:
                 copies += self._fan_out(now, transmit)
         return transmits + copies

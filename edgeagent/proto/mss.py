@@ -10,6 +10,7 @@ _IPV4_HEADER, _IPV6_HEADER, _TCP_HEADER = 20, 40, 20
 _END, _NOP, _MSS = 0, 1, 2
 _FRAGMENT = 44
 _V6_EXTENSIONS = (0, 43, 60)  # hop-by-hop, routing, destination options: next header, then length in eights less one
+V6_EXTENSIONS = (*_V6_EXTENSIONS, _FRAGMENT)  # what a TCP header may be behind
 _V6_EXTENSIONS_MAX = 8
 
 

@@ -248,6 +248,11 @@ class Node:
         self.reach.handle_addresses(now, endpoints)
         self._settle(now)
 
+    def handle_opened(self, now: float, opened: list[UdpAddress]) -> None:
+        """Outside addresses and ports that routers have opened for our UDP port, all that hold at present."""
+        self.whereabouts.handle_opened(now, opened)
+        self._settle(now)
+
     def handle_uplinks(self, now: float, uplinks: Uplinks) -> None:
         """After `uplinks.handle_links`: which they are. From now on they are this node's to drive, but for that input.
         `uplinks.bound` are to have sockets of their own; before `handle_addresses`, so that it is known which uplink an
@@ -267,9 +272,9 @@ class Node:
         self.relays.set_on_demand(now, on_demand)
         self._settle(now)
 
-    def keep_bindings(self, now: float, interval_s: float) -> None:
-        """A NAT binding in use is to carry something each `interval_s`."""
-        self.relays.sessions.set_idle_interval(now, interval_s)
+    def keep_bindings(self, now: float, interval_s: float, learnt: bool) -> None:
+        """A NAT binding in use is to carry something each `interval_s`; whether that is what it takes, or a guess."""
+        self.relays.keep_bindings(now, interval_s, learnt)
         self._settle(now)
 
     def knock(self, now: float, relay: str, challenge: bytes, address: UdpAddress) -> bool:
@@ -302,6 +307,11 @@ class Node:
         self.device.transmit_failed(now, endpoint)
         self.finder.unpin(now, endpoint)
 
+    def transmit_too_long(self, now: float, endpoint: Endpoint, datagram_bytes: int) -> None:
+        """The kernel would not send so long a datagram to `endpoint`: the first link takes less."""
+        self.finder.refused(now, endpoint, datagram_bytes)
+        self._settle(now)
+
     # Time
 
     def handle_timeout(self, now: float) -> None:
@@ -310,6 +320,7 @@ class Node:
         self.resolver.handle_timeout(now)
         self.finder.handle_timeout(now)
         self.reach.handle_timeout(now)
+        self._paths.handle_timeout(now)
         if self._sweep_at is not None and self._sweep_at <= now:
             self._sweep_at = None
             self._paths.sweep(now)
@@ -327,6 +338,7 @@ class Node:
             self.renewal.poll_timeout(),
             self.finder.poll_timeout(),
             self.reach.poll_timeout(),
+            self._paths.poll_timeout(),
             self._sweep_at,
         ]
         return min((at for at in times if at is not None), default=None)

@@ -6,7 +6,6 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from edgeagent.proto.outbox import PUBLISHES_MAX
-from edgeagent.proto.prober import TRANSPORT_OVERHEAD
 
 if TYPE_CHECKING:
     from edgeagent.proto.node import Node
@@ -94,7 +93,7 @@ def peers(now: float, node: Node) -> list[dict[str, Any]]:
                 "path_uplink": None if uplink is None else uplink.name,
                 "path_state": None if path is None else path.state.value,
                 "latency_ms": None if path is None else path.latency_ms,
-                "path_mtu": None if path is None or not path.frame_bytes else path.frame_bytes - TRANSPORT_OVERHEAD,
+                "path_mtu": None if path is None or not path.frame_bytes else link.peer.mtu,
                 "endpoint": None if link.peer.endpoint is None else str(link.peer.endpoint),
                 "handshake_age_s": None if at is None else now - at,
                 "rx_bytes": link.peer.rx_bytes,

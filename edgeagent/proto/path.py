@@ -16,11 +16,14 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from edgeagent.proto.constants import TAG_SIZE
 from edgeagent.proto.errors import LocalProtocolError
+from edgeagent.proto.messages import TRANSPORT_HEADER
 from edgeagent.proto.relay_endpoint import RelayEndpoint
 
 if TYPE_CHECKING:
     from edgeagent.proto.endpoint import Endpoint
+    from edgeagent.proto.path_search import PathSearch
 
 
 class State(Enum):
@@ -104,10 +107,18 @@ PENALTY_MS = {
     PathKind.RELAY: 10_000.0,
 }
 LATENCY_UNKNOWN_MS = 500.0
-LATENCY_WEIGHT = 0.25  # of the newest measurement
+LATENCY_WEIGHT = 0.25  # of the newest measurement; what is shorter than before was not held up by a queue, or by an
+LATENCY_WEIGHT_SHORTER = 0.75  # address that had to be resolved first, and says more
 DEAR_MS = 1_000.0  # a path that costs so much is probed seldom while another one carries the traffic
 HYSTERESIS_MS = 5.0  # a way must be better by so much,
 HYSTERESIS_SHARE = 0.2  # and by this share of the latency, before traffic moves to it
+
+TRANSPORT_OVERHEAD = TRANSPORT_HEADER.size + TAG_SIZE  # WireGuard around a packet
+INNER_MTU_UNKNOWN = 1_280  # of packets on a path that nothing is known of: what IPv6 wants of any link
+LADDER_MTUS = (1_460, 1_420, 1_360, 1_280, 1_200, 1_000, 576)  # of packets that pass where longer ones do not
+MTU_MIN, MTU_MAX = 576, 9_000  # of a path, headers included: what every IPv4 host takes in (RFC 791), and jumbo frames
+_OVERHEAD_V4, _OVERHEAD_V6 = 20 + 8, 40 + 8  # IP and UDP around a frame,
+_OVERHEAD_RELAY = 40 + 8 + 8  # and at most so much on the way to a relay: its channel header besides
 
 
 def print_table() -> str:
@@ -133,7 +144,8 @@ def key_of(endpoint: Endpoint) -> PathKey:
 
 
 class Path:
-    """`take` moves its state. Times are monotonic seconds; `frame_bytes` is the longest UDP payload proven on it."""
+    """`take` moves its state. Times are monotonic seconds; `frame_bytes` is the longest UDP payload proven on it, 0 as
+    long as that is not known, and `overhead` what its packets have around it."""
 
     __slots__ = (
         "attempts",
@@ -146,9 +158,11 @@ class Path:
         "kind",
         "latency_ms",
         "next_probe_at",
+        "overhead",
         "ponged_at",
         "remote_cost_ms",
         "roamed_at",
+        "search",
         "state",
         "unanswered_since",
     )
@@ -162,6 +176,8 @@ class Path:
         self.cost_ms = 0.0  # of the uplink, set by its owner
         self.remote_cost_ms = 0  # of the uplink at the other end, as the peer says
         self.frame_bytes = 0
+        self.overhead = _overhead(endpoint)
+        self.search: PathSearch | None = None  # for a longer frame, or whether this one still passes
         self.heard_at: float | None = None  # last pong, or traffic, from there
         self.ponged_at: float | None = None  # last pong
         self.roamed_at: float | None = None  # when WireGuard first heard its peer there, while it is not proven
@@ -185,8 +201,9 @@ class Path:
 
     def measured(self, latency_ms: float) -> None:
         """One more round trip, in ms."""
-        before = self.latency_ms
-        self.latency_ms = latency_ms if before is None else before + LATENCY_WEIGHT * (latency_ms - before)
+        before = latency_ms if self.latency_ms is None else self.latency_ms
+        weight = LATENCY_WEIGHT if latency_ms > before else LATENCY_WEIGHT_SHORTER
+        self.latency_ms = before + weight * (latency_ms - before)
 
     @property
     def score_ms(self) -> float:
@@ -205,8 +222,19 @@ class Path:
         return self.score_ms + margin_ms < other.score_ms
 
     @property
+    def is_sure(self) -> bool:
+        """Whether what is lost on it tells of its size."""
+        return self.state is State.PROVEN or (self.is_relay and self.state is State.ANSWERED)
+
+    @property
     def is_relay(self) -> bool:
         return self.kind is PathKind.RELAY
 
     def __repr__(self) -> str:
         return f"Path({self.endpoint}, {self.kind.value}, {self.state.value})"
+
+
+def _overhead(endpoint: Endpoint) -> int:
+    if isinstance(endpoint, RelayEndpoint):
+        return _OVERHEAD_RELAY
+    return _OVERHEAD_V6 if ":" in endpoint.addr[0] else _OVERHEAD_V4

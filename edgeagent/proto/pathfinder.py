@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgeagent.proto.constants import MTU_MAX
 from edgeagent.proto.disco import CallMe, DiscoDrop, DiscoKeys, Ping, UdpAddress, peek_sender
-from edgeagent.proto.path import Path, PathKey, key_of
+from edgeagent.proto.path import INNER_MTU_UNKNOWN, TRANSPORT_OVERHEAD, Path, PathKey, key_of
 from edgeagent.proto.pathtable import PeerPaths
 from edgeagent.proto.prober import DiscoShared
 from edgeagent.proto.relay_endpoint import RelayEndpoint
@@ -43,12 +44,13 @@ class Pathfinder:
         self.shared.mtu = mtu
         self.peers: dict[str, PeerPaths] = {}
         self.home_relay: str | None = None  # ours; None: relays cannot be used at present
-        self.called = False  # a device has called us since the owner last looked
+        self.called = False  # somebody has called us since the owner last looked
         self._by_key_id: dict[bytes, PeerPaths] = {}
         self._by_path: dict[PathKey, PeerPaths] = {}  # the current way of each
         self._keys: dict[str, PathKey] = {}  # the same by device
         self.pathless: dict[str, PeerPaths] = {}  # those without one: WireGuard sends as it sees fit
-        self._changed: dict[str, None] = {}  # devices whose current path is another, not yet drained
+        # Devices whose current path is another (True), or takes other sizes; not yet drained
+        self._changed: dict[str, bool] = {}
         self._answered: dict[str, None] = {}  # devices that answered a ping, not yet drained
         self._offered: dict[str, list[UdpAddress]] = {}  # what each feed said last
         self._deadlines: dict[str, float] = {}  # by device; may be too early, never too late
@@ -89,11 +91,12 @@ class Pathfinder:
         """Those that are usable now, the best first; `several`: a socket is bound to each, at least two in all."""
         shared, before = self.shared, self.shared.ways
         ways = shared.ways = Ways(uplinks, several=several)
-        moved = [
-            index
-            for index, uplink in ways.uplinks.items()
-            if index not in before.uplinks or not uplink.is_where(before.uplinks[index])
-        ]
+        new = [index for index in ways.uplinks if index not in before.uplinks]
+        # Before there were several, running paths went by one of those that are new now
+        moved = list(new) if before.several else []
+        for index, uplink in ways.uplinks.items():
+            if index in before.uplinks and not uplink.is_where(before.uplinks[index]):
+                moved.append(index)
         alone = next(iter(before.uplinks), 0) if several else next(iter(ways.uplinks), 0)
         if before.several != several:
             kept = shared.mapped_by.get(0 if several else alone)
@@ -101,7 +104,7 @@ class Pathfinder:
         if several:
             shared.mapped_by = {index: seen for index, seen in shared.mapped_by.items() if index in ways.uplinks}
         for paths in self._each():
-            paths.handle_uplinks(now, moved, self._offered.get(paths.device, []))
+            paths.handle_uplinks(now, moved, self._offered.get(paths.device, []) if new or moved else [])
             self._settle(now, paths)
 
     # Peers
@@ -112,6 +115,7 @@ class Pathfinder:
         paths = self.peers.get(device)
         if paths is not None and paths.them.public != public:
             self.forget(device)
+            self._changed[device] = False  # what was known of the way no longer holds
             paths = None
         if public is None:
             return
@@ -178,6 +182,15 @@ class Pathfinder:
         """False for one that is bound to an uplink which is down, or to one at all where there is but one."""
         return self.shared.ways.is_open(endpoint)
 
+    def inner_mtu(self, device: str) -> tuple[int, bool]:
+        """The longest packet that its path takes, and whether the datagrams around such may be fragmented outside."""
+        path = self.current(device)
+        if path is None:
+            return MTU_MAX, True  # as WireGuard has it
+        if not path.frame_bytes:
+            return INNER_MTU_UNKNOWN, True
+        return path.frame_bytes - TRANSPORT_OVERHEAD, False
+
     # Frames
 
     def handle_frame(self, now: float, frame: bytes, source: Endpoint | None) -> None:
@@ -219,11 +232,18 @@ class Pathfinder:
         """Whose current path goes there."""
         return self._by_path.get(key_of(endpoint))
 
-    def sent(self, now: float, paths: PeerPaths) -> list[Endpoint]:
+    def sent(self, now: float, paths: PeerPaths, datagrams: list[bytes]) -> list[Endpoint]:
         """Data went to the peer's current endpoint. Returns where copies of it go."""
-        copies = paths.sent(now)
+        copies = paths.sent(now, datagrams)
         self._note(paths)
         return copies
+
+    def refused(self, now: float, endpoint: Endpoint, frame_bytes: int) -> None:
+        """The system would not send so long a datagram to `endpoint`."""
+        for paths in self._each():
+            if paths.prober.find(endpoint) is not None:
+                paths.refused(now, endpoint, frame_bytes)
+                self._settle(now, paths)
 
     def heard(self, now: float, paths: PeerPaths, source: Endpoint) -> None:
         """Authentic data came from there."""
@@ -265,10 +285,10 @@ class Pathfinder:
         answered, self._answered = self._answered, {}
         return list(answered)
 
-    def drain_changed(self) -> list[str]:
-        """Devices whose current path is another than before."""
+    def drain_changed(self) -> list[tuple[str, bool]]:
+        """Devices whose current path is another than before (True), or takes other sizes."""
         changed, self._changed = self._changed, {}
-        return list(changed)
+        return list(changed.items())
 
     def _each(self) -> list[PeerPaths]:
         return list(self.peers.values())
@@ -287,7 +307,11 @@ class Pathfinder:
                 self.pathless.pop(paths.device, None)
                 self._by_path[key] = paths
                 self._keys[paths.device] = key
-            self._changed[paths.device] = None
+            self._changed[paths.device] = True
+        frame_bytes = 0 if paths.current is None else paths.current.frame_bytes
+        if frame_bytes != paths.told_bytes:
+            paths.told_bytes = frame_bytes
+            self._changed.setdefault(paths.device, False)
         self._note(paths)
 
     def _note(self, paths: PeerPaths) -> None:

@@ -13,9 +13,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgeagent.proto.candidates import sort_candidates
-from edgeagent.proto.disco import CallMe, Correspondent, DiscoDrop, Ping, Pong, write_call_me, write_pong
+from edgeagent.proto.disco import PING_BYTES, CallMe, Correspondent, DiscoDrop, Ping, Pong, write_call_me, write_pong
 from edgeagent.proto.endpoint import Transmit
-from edgeagent.proto.path import Input, Path, PathKind, State
+from edgeagent.proto.path import MTU_MIN, Input, Path, PathKind, State
 from edgeagent.proto.paths import from_endpoint
 from edgeagent.proto.prober import DiscoShared, Prober
 from edgeagent.proto.punch import EDM, SPRAY_PORTS, SPRAYS_PER_PEER_MAX, Budget, Spray
@@ -41,6 +41,7 @@ STANDBY_S = 15.0  # the same by the uplinks that stand by, with small probes: be
 RECHECKS = 4  # of those, every which one is a look at all
 ROAM_TRUST_S = 3.0  # how long WireGuard's word counts for a path that is not proven
 COPIES_MAX = 2
+SMALL_BYTES = MTU_MIN - 57  # a frame so short passes everywhere
 
 _LIVE = (State.PROVEN, State.ANSWERED, State.DOUBTFUL)
 
@@ -48,13 +49,14 @@ _LIVE = (State.PROVEN, State.ANSWERED, State.DOUBTFUL)
 class PeerPaths:
     """Drive it by what comes to be known; after each input `choose`, and `handle_timeout` at `deadline()`.
 
-    `current` is where traffic goes, None where only WireGuard knows; `copies` where it goes besides.
+    `current` is where traffic goes, None where only WireGuard knows; `copies` where it goes besides. The MTU of the
+    current path alone is searched, and only while there is traffic; of others it is what they were proven with.
     """
 
     __slots__ = (
         "_answers", "_calls_in", "_calls_out", "_followed", "_has_spare", "_heard_key", "_recheck_at", "_rechecks",
         "_seeks", "_shared", "_spray", "_sprays", "_used_at", "copies", "current", "device", "introduced_at", "nat",
-        "next_seek_at", "node_keys", "prober", "rx_bytes", "them",
+        "next_seek_at", "node_keys", "prober", "rx_bytes", "them", "told_bytes",
     )  # fmt: skip
 
     def __init__(self, now: float, shared: DiscoShared, device: str, them: Correspondent) -> None:
@@ -81,6 +83,7 @@ class PeerPaths:
         self.next_seek_at: float | None = None
         self.introduced_at: float | None = None  # when the hub, or its call-me, spoke of it
         self.rx_bytes = 0  # of its WireGuard peer, when it was last looked at
+        self.told_bytes = 0  # `frame_bytes` of the current path, as its WireGuard peer knows it
 
     # What comes to be known
 
@@ -111,22 +114,22 @@ class PeerPaths:
         self.next_seek_at = now if self.is_wanted(now) else None
 
     def handle_uplinks(self, now: float, moved: list[int], offered: list[UdpAddress]) -> None:
-        """Our uplinks are others: those of `moved` are new, or lead somewhere else now; `offered` is what the peer said
-        last of where it is."""
+        """Our uplinks are others: those of `moved` are back, or lead somewhere else now; `offered` is where the peer
+        says it is, if that is to be tried by any of them."""
         migrate(self.prober, self._shared)
-        if moved:
-            self.offer(now, offered)
+        self.offer(now, offered)
         wanted = self.is_wanted(now)
         for path in list(self.prober.direct.values()):
             if path.endpoint.uplink in moved:
                 self._doubt_anew(now, path)
             if wanted and path.state is State.UNTRIED and path.next_probe_at is None:
                 self.prober.begin(now, path, punch=True)
-        if wanted and moved and self._shared.ways.several:
+        if wanted and offered and self._shared.ways.several:
             self._call(now)
 
     def _doubt_anew(self, now: float, path: Path) -> None:
         path.endpoint = path.endpoint.unpinned()  # the source address may be gone
+        path.search = None
         if path.state is State.DEAD:
             path.take(Input.RETRY)
         elif path.state in (State.PROVEN, State.ANSWERED):
@@ -201,7 +204,7 @@ class PeerPaths:
 
     # Traffic of WireGuard
 
-    def sent(self, now: float) -> list[Endpoint]:
+    def sent(self, now: float, datagrams: list[bytes]) -> list[Endpoint]:
         """Data went to `current`. Returns where copies go."""
         path = self.current
         self._use(now)
@@ -217,7 +220,15 @@ class PeerPaths:
                 self.prober.begin(now, path)
                 self._call(now)
                 self._choose_copies()
+        if path.is_sure:
+            self._size_sent(now, path, datagrams)
         return self.copies
+
+    def refused(self, now: float, endpoint: Endpoint, frame_bytes: int) -> None:
+        """The system would not send so long a frame to `endpoint`."""
+        path = self.prober.find(endpoint)
+        if path is not None:
+            self.prober.refused(now, path, frame_bytes)
 
     def heard(self, now: float, source: Endpoint) -> None:
         """Authentic traffic came from `source`."""
@@ -269,6 +280,11 @@ class PeerPaths:
         if current is not None and _is_due(self._verify_at(), now):
             prober.begin(now, current)
             prober.handle_timeout(now)
+            if current.search is not None:
+                current.search.unanswered(now)
+        if current is not None and current.search is not None and current.is_sure:
+            current.search.handle_timeout(now)
+            prober.search(now, current)
         if _is_due(self.next_seek_at, now):
             self._seek(now)
         if _is_due(self._recheck_at, now):
@@ -283,6 +299,8 @@ class PeerPaths:
         times = [self.prober.deadline(), self._verify_at(), self.next_seek_at, self._recheck_at]
         if self._spray is not None:
             times.append(self._spray.next_at)
+        if self.current is not None and self.current.search is not None and self.current.is_sure:
+            times.append(self.current.search.poll_timeout())
         return min((at for at in times if at is not None), default=None)
 
     def is_wanted(self, now: float) -> bool:
@@ -296,9 +314,7 @@ class PeerPaths:
 
     def _verify_at(self) -> float | None:
         path = self.current
-        if path is None or path.unanswered_since is None or path.next_probe_at is not None:
-            return None
-        if path.state is not State.PROVEN and not (path.is_relay and path.state is State.ANSWERED):
+        if path is None or path.unanswered_since is None or path.next_probe_at is not None or not path.is_sure:
             return None
         verified_at = path.unanswered_since if path.ponged_at is None else path.ponged_at
         if self._has_spare:
@@ -311,6 +327,15 @@ class PeerPaths:
             self.next_seek_at = now
         if self._recheck_at is None:
             self._recheck_at = now + (STANDBY_S if self._shared.ways.several else RECHECK_S)
+
+    def _size_sent(self, now: float, path: Path, datagrams: list[bytes]) -> None:
+        size = max(map(len, datagrams))
+        if size <= SMALL_BYTES:
+            return
+        if path.search is None:
+            path.search = self.prober.search_of(path)
+        path.search.sent(now, size, len(datagrams))
+        self.prober.search(now, path)
 
     # Search
 
@@ -360,14 +385,29 @@ class PeerPaths:
             stands_by = path is not self.current
             if path.next_probe_at is not None:
                 continue
-            if path.state is State.PROVEN:
-                if of_all or (several and stands_by and not path.is_dear):
-                    self.prober.begin(now, path, full=of_all and not (stands_by and path.is_dear))
-            elif path.is_relay:
-                if of_all and not stands_by:
-                    self.prober.begin(now, path, full=True)
-            elif several and path.state in (State.UNTRIED, State.DEAD) and (of_all or path.state is State.UNTRIED):
+            if path.state is State.PROVEN and stands_by and path.is_dear:
+                if of_all and (path.heard_at is None or now - path.heard_at > RECHECK_S / 2):  # or the peer asks
+                    self.prober.begin(now, path)
+            elif path.state is State.PROVEN:
+                if of_all or (several and stands_by):
+                    self.prober.begin(now, path, full=of_all and stands_by)  # the path in use has its own search
+            elif of_all and path.is_relay and not stands_by:
+                self.prober.begin(now, path, full=True)
+        if several:
+            self._try_standbys(now)
+
+    def _try_standbys(self, now: float) -> None:
+        """By uplinks without a path: the search has ended with the one that was found by another. A row of probes opens
+        NATs; in between, one shows whether what was swallowed passes again."""
+        served = {path.endpoint.uplink for path in self.prober.direct.values() if path.state is State.PROVEN}
+        for path in list(self.prober.direct.values()):
+            if path.endpoint.uplink in served or not self._shared.ways.is_open(path.endpoint):
+                continue
+            is_dead, spacing = path.state is State.DEAD, RECHECKS * RECHECKS if path.is_dear else RECHECKS
+            if path.state is State.UNTRIED or (is_dead and self._rechecks % spacing == 0):
                 self.prober.begin(now, path, punch=True)
+            elif is_dead and not path.is_dear:
+                self.prober.ping(now, path.endpoint, PING_BYTES)
 
     def _path_from(self, source: Endpoint) -> Path | None:
         """The path to where something authentic came from; None by an uplink that is not to be used."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import TYPE_CHECKING
 
 from edgeagent.proto import noise
 from edgeagent.proto.constants import (
     HANDSHAKE_ATTEMPTS_MAX,
     INITIATION_SPACING_MIN_S,
     KEY_SIZE,
+    MTU_MAX,
     PADDING_MULTIPLE,
     PERSISTENT_KEEPALIVE_MAX_S,
     REKEY_AFTER_MESSAGES,
@@ -30,6 +32,9 @@ from edgeagent.proto.session import Keypair, Keypairs
 from edgeagent.proto.tai64n import Tai64nClock
 from edgeagent.proto.timers import Jitter, Timer, Timers
 
+if TYPE_CHECKING:
+    from edgeagent.proto.narrow import NarrowPaths
+
 _TIMESTAMP_NONE = bytes(12)
 PSK_NONE = bytes(KEY_SIZE)
 
@@ -46,6 +51,8 @@ class Shared:
         "jitter",
         "limits",
         "mtu",
+        "narrow",
+        "packets",
         "static_private",
         "static_public",
         "tai64n",
@@ -65,8 +72,17 @@ class Shared:
         self.static_public = b""
         self.indices: IndexTable[Peer | Keypair] = IndexTable(entropy)
         self.transmits: list[Transmit] = []
+        self.packets: list[bytes] = []  # for the TUN
+        self.narrow: NarrowPaths | None = None  # made when the first path turns out to take less than the TUN
         self.events: deque[Event] = deque(maxlen=limits.events)
         self.drops: dict[DropReason, int] = dict.fromkeys(DropReason, 0)
+
+    def narrow_paths(self, now: float) -> NarrowPaths:
+        if self.narrow is None:
+            from edgeagent.proto.narrow import NarrowPaths  # most devices never need it
+
+            self.narrow = NarrowPaths(now, self)
+        return self.narrow
 
 
 class Peer:
@@ -84,10 +100,12 @@ class Peer:
         "_latest_timestamp",
         "_shared",
         "endpoint",
+        "fragment",
         "keypairs",
         "last_handshake_at",
         "last_handshake_wall_s",
         "last_traffic_at",
+        "path_mtu",
         "preshared_key",
         "public_key",
         "rx_bytes",
@@ -102,6 +120,8 @@ class Peer:
         self.public_key = public_key
         self.preshared_key = PSK_NONE
         self.endpoint: Endpoint | None = None
+        self.path_mtu = MTU_MAX  # of packets inside the tunnel, as far as the way to the peer is known
+        self.fragment = True  # whether what carries them may be cut up on the way
         self.keypairs = Keypairs()
         self.timers = Timers()
         self.staged: deque[bytes] = deque()
@@ -132,6 +152,16 @@ class Peer:
     def set_endpoint(self, endpoint: Endpoint | None) -> None:
         self.endpoint = endpoint
 
+    def set_path_mtu(self, mtu: int, *, fragment: bool) -> None:
+        """The longest packet that the way to the peer takes; `fragment` lets routers cut up the datagrams around it."""
+        self.path_mtu = mtu
+        self.fragment = fragment
+
+    @property
+    def mtu(self) -> int:
+        """The longest packet that is sealed for it."""
+        return min(self.path_mtu, self._shared.mtu)
+
     def set_persistent_keepalive(self, now: float, interval_s: int) -> None:
         """0 switches it off. Switching it on sends one at once, as `wg` users expect of it."""
         if not 0 <= interval_s <= PERSISTENT_KEEPALIVE_MAX_S:
@@ -149,6 +179,10 @@ class Peer:
 
     def send(self, now: float, packets: list[bytes]) -> None:
         """Seal IP packets and send them; without usable keys stage them and begin a handshake."""
+        if self.path_mtu < self._shared.mtu:
+            packets = self._shared.narrow_paths(now).fit(now, packets, self.path_mtu)
+            if not packets:
+                return
         keypair = self._sending_keypair(now, len(packets))
         if keypair is None:
             for packet in packets:
@@ -196,9 +230,11 @@ class Peer:
         if endpoint is None:
             self._drop(DropReason.NO_ENDPOINT, len(packets))
             return
-        seal = self._shared.crypto.seal_transport
+        shared, mtu = self._shared, self.path_mtu
+        if mtu > shared.mtu:
+            mtu = shared.mtu
+        seal = shared.crypto.seal_transport
         pack = TRANSPORT_HEADER.pack
-        mtu = self._shared.mtu
         key, index, counter = keypair.send_key, keypair.remote_index, keypair.send_counter
         by_ecn: dict[int, list[bytes]] = {}
         size_total = 0
@@ -222,7 +258,7 @@ class Peer:
         keypair.send_counter = counter
         self.tx_bytes += size_total
         for ecn, datagrams in by_ecn.items():
-            self._shared.transmits.append(Transmit(endpoint, datagrams, ecn))
+            shared.transmits.append(Transmit(endpoint, datagrams, ecn, None, self.fragment))
         self.timers.authenticated_sent(now)
 
     def _keep_key_fresh_on_send(self, now: float, keypair: Keypair) -> None:
@@ -343,12 +379,12 @@ class Peer:
         self._handshake = None
         self.rx_bytes += size
         self.roam(endpoint)
-        self._add_keypair(now, Keypair(now, self, keys, is_initiator=True))
+        keypair = Keypair(now, self, keys, is_initiator=True)
+        self._add_keypair(now, keypair)
         self.timers.authenticated_received(now)
         self._handshake_completed(now)
-        if self.staged:
-            self.send_staged(now)
-        else:
+        self.send_staged(now)
+        if keypair.send_counter == 0:
             self.send_keepalive(now)  # confirms the keys to the responder (paper 5.4.6)
         return True
 

@@ -114,6 +114,7 @@ class Peering:
         self._client.feeds.use(link.device)
         self._finder.know(now, entry)
         self._finder.introduce(now, link.device)
+        self._set_mtu(link.peer, link.device)
         return link
 
     def _bring(self, now: float, link: Link, entry: Entry, key: bytes) -> None:
@@ -123,6 +124,7 @@ class Peering:
         self._drop_coming(now, link)
         if self._make_room(now, link):
             link.coming = self._device.add_peer(now, key)
+            self._set_mtu(link.coming, link.device)
             self._moving[link.device] = link
         else:
             self.remove(now, link.device)
@@ -280,6 +282,11 @@ class Peering:
         if not link.candidates:
             return None
         return (self._finder.ways_to(link.candidates[0]) or [to_endpoint(link.candidates[0])])[0]
+
+    def _set_mtu(self, peer: Peer, device: str) -> None:
+        """Of the path that is known already; its changes come by LinkPaths."""
+        mtu, fragment = self._finder.inner_mtu(device)
+        peer.set_path_mtu(mtu, fragment=fragment)
 
     # Our own changes
 

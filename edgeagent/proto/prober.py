@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from edgeagent.proto.candidates import kind_of
-from edgeagent.proto.constants import TAG_SIZE
 from edgeagent.proto.disco import (
     PING_BYTES,
     TRANSACTION_SIZE,
@@ -19,8 +18,17 @@ from edgeagent.proto.disco import (
     write_ping,
 )
 from edgeagent.proto.endpoint import Endpoint, Transmit
-from edgeagent.proto.messages import TRANSPORT_HEADER
-from edgeagent.proto.path import Input, Path, PathKey, PathKind, State, key_of
+from edgeagent.proto.path import (
+    LADDER_MTUS,
+    MTU_MAX,
+    TRANSPORT_OVERHEAD,
+    Input,
+    Path,
+    PathKey,
+    PathKind,
+    State,
+    key_of,
+)
 from edgeagent.proto.punch import EDM, EIM, SPRAYED_MAX, SPRAYED_PER_S, Budget, guess_next, mapping_behaviour
 from edgeagent.proto.relay_endpoint import RelayEndpoint
 from edgeagent.proto.ways import Ways
@@ -28,6 +36,7 @@ from edgeagent.proto.ways import Ways
 if TYPE_CHECKING:
     from edgeagent.proto.devicemap import DeviceMap
     from edgeagent.proto.keys import Entropy
+    from edgeagent.proto.path_search import PathSearch
 
 PATHS_MAX = 24  # per peer, the one by relay not counted
 PROBES_MAX = 512  # per peer that may still be answered
@@ -39,16 +48,14 @@ ROW_FULL_S = (0.3, 0.3, 0.4, 0.5, 0.7)  # the same for probes of payload size
 FULL_BEFORE_LADDER = 2  # of those, how many have full size before shorter ones go along
 WAIT_PER_LATENCY = 2.5
 WAIT_MAX_S = 2.0
-LADDER_BYTES = (1_392, 1_252, 1_172, 1_024, 820, 548)  # UDP payloads that pass where longer ones do not
-TRANSPORT_OVERHEAD = TRANSPORT_HEADER.size + TAG_SIZE
 
 
 class DiscoShared:
     """What the paths of all peers have in common: our keys, what is known of ourselves, and the outputs."""
 
     __slots__ = (
-        "device_map", "drops", "entropy", "heard_by", "keys", "mapped_by", "mapping_doubted", "mtu", "node_key", "own",
-        "seeking", "signals", "sprayed", "transmits", "ways",
+        "device_map", "drops", "entropy", "heard_by", "keys", "mapped_by", "mapping_doubted", "mtu", "node_key",
+        "opened", "own", "seeking", "signals", "sprayed", "transmits", "ways",
     )  # fmt: skip
 
     def __init__(self, now: float, keys: DiscoKeys, entropy: Entropy, device_map: DeviceMap, node_key: bytes) -> None:
@@ -58,6 +65,7 @@ class DiscoShared:
         self.node_key = node_key
         self.mtu = 0  # of the TUN
         self.own: list[UdpAddress] = []  # our interfaces' addresses
+        self.opened: list[UdpAddress] = []  # outside addresses and ports that routers have opened for us on request
         self.ways = Ways([], several=False)
         # By uplink (0 while there is but one): as servers saw us by it, in the order they were asked
         self.mapped_by: dict[int, list[UdpAddress]] = {}
@@ -88,24 +96,25 @@ class DiscoShared:
         return list(dict.fromkeys(mapped[at] for at in range(longest) for mapped in newest_first if at < len(mapped)))
 
     def endpoints(self) -> list[UdpAddress]:
-        """Where we may be reached, for a call-me: interfaces, mappings, and where the next mapping may be."""
+        """Where we may be reached, for a call-me: interfaces, opened ports, mappings, and where the next may be."""
         guesses = [guess for mapped in self.mapped_by.values() for guess in guess_next(mapped)]
-        return list(dict.fromkeys([*self.own, *self.mapped, *guesses]))
+        return list(dict.fromkeys([*self.own, *self.opened, *self.mapped, *guesses]))
 
     def drop(self, reason: DiscoDrop, count: int = 1) -> None:
         self.drops[reason] += count
 
 
 class Probe:
-    """A ping that may still be answered, from `key` and with `frame_bytes`."""
+    """A ping that may still be answered, from `key` and with `frame_bytes`; `serial` is its search's, or 0."""
 
-    __slots__ = ("endpoint", "frame_bytes", "key", "sent_at")
+    __slots__ = ("endpoint", "frame_bytes", "key", "sent_at", "serial")
 
-    def __init__(self, sent_at: float, endpoint: Endpoint, frame_bytes: int) -> None:
+    def __init__(self, sent_at: float, endpoint: Endpoint, frame_bytes: int, serial: int) -> None:
         self.sent_at = sent_at
         self.endpoint = endpoint
         self.key = key_of(endpoint)
         self.frame_bytes = frame_bytes
+        self.serial = serial
 
 
 class Prober:
@@ -222,17 +231,21 @@ class Prober:
 
     def _sizes(self, path: Path) -> list[int]:
         """What the next probe of the row tries."""
-        full_bytes = self._shared.full_bytes
+        full_bytes = self.full_bytes(path)
         if path.is_relay:
             return [PING_BYTES]
         if path.state is State.ANSWERED:
-            ladder = LADDER_BYTES if path.attempts >= FULL_BEFORE_LADDER else ()
-            return [full_bytes, *(size for size in ladder if size < full_bytes)]
+            ladder = LADDER_MTUS if path.attempts >= FULL_BEFORE_LADDER else ()
+            return [full_bytes, *(mtu - path.overhead for mtu in ladder if mtu - path.overhead < full_bytes)]
         if (path.state is State.PROVEN and path.full) or (path.state is State.DOUBTFUL and path.attempts % 2 == 0):
             return [path.frame_bytes or full_bytes]
         return [PING_BYTES]
 
-    def ping(self, now: float, endpoint: Endpoint, frame_bytes: int, ttl: int | None = None) -> None:
+    def full_bytes(self, path: Path) -> int:
+        """Of the longest frame that is of any use along it."""
+        return min(self._shared.full_bytes, MTU_MAX - path.overhead)
+
+    def ping(self, now: float, endpoint: Endpoint, frame_bytes: int, ttl: int | None = None, serial: int = 0) -> None:
         """One ping, which may be answered for PROBE_LIFE_S."""
         shared = self._shared
         while self._probes:
@@ -243,8 +256,37 @@ class Prober:
         transaction = shared.entropy(TRANSACTION_SIZE)
         cost_ms = shared.ways.cost_ms(endpoint)
         frame = shared.keys.seal(self._them, write_ping(transaction, shared.node_key, frame_bytes, cost_ms))
-        self._probes[transaction] = Probe(now, endpoint, len(frame))
+        self._probes[transaction] = Probe(now, endpoint, len(frame), serial)
         shared.transmits.append(Transmit(endpoint, [frame], ttl=ttl))
+
+    # Sizes
+
+    def search(self, now: float, path: Path) -> None:
+        """Send the pings that the path's search for its MTU wants; where nothing passes any more, prove it anew."""
+        search = path.search
+        if search is None:
+            return
+        for serial, frame_bytes in search.drain():
+            self.ping(now, path.endpoint, frame_bytes, serial=serial)
+        if search.failed and path.state is State.PROVEN:
+            path.take(Input.SILENCE)
+            self.begin(now, path)
+
+    def refused(self, now: float, path: Path, frame_bytes: int) -> None:
+        """The system would not send so long a frame: shorter ones need not wait."""
+        if path.is_sure:
+            path.search = path.search or self.search_of(path)
+            path.search.refused(now, frame_bytes)
+            self.search(now, path)
+        elif path.state is State.ANSWERED and path.attempts < FULL_BEFORE_LADDER:
+            path.attempts = FULL_BEFORE_LADDER
+            path.next_probe_at = now
+
+    def search_of(self, path: Path, lost_bytes: int = 0) -> PathSearch:
+        """A new one; it begins with the next payload. `lost_bytes` is the length of a frame that did not pass."""
+        from edgeagent.proto.path_search import PathSearch  # needed where there is large traffic, or a narrow path
+
+        return PathSearch(path, self.full_bytes(path), lost_bytes)
 
     # Answers
 
@@ -272,22 +314,42 @@ class Prober:
             path.endpoint = source
             if source.uplink:
                 shared.heard_by[source.uplink] = None
-        self._answered(now, path, frame_bytes)
+        self._answered(now, path, probe)
         return path
 
-    def _answered(self, now: float, path: Path, frame_bytes: int) -> None:
-        before = path.state
-        if frame_bytes > PING_BYTES:
-            path.take(Input.FULL_PONG)
-            path.frame_bytes = frame_bytes if before is not State.PROVEN else max(path.frame_bytes, frame_bytes)
-        else:
-            path.take(Input.PONG)
+    def _answered(self, now: float, path: Path, probe: Probe) -> None:
+        before, was_sure, frame_bytes = path.state, path.is_sure, probe.frame_bytes
+        path.take(Input.FULL_PONG if frame_bytes > PING_BYTES and not path.is_relay else Input.PONG)
+        if was_sure:
+            self._size_answered(now, path, probe)
+        elif path.is_sure:
+            # What the row had tried before it came to shorter ones did not pass
+            by_ladder = before is State.ANSWERED and path.attempts > FULL_BEFORE_LADDER
+            self._size_proven(now, path, 0 if path.is_relay else frame_bytes, by_ladder)
         path.attempts = 0
         path.next_probe_at = None
         if path.state is State.PROVEN:
             path.roamed_at = None
         elif not path.is_relay:
             path.next_probe_at = now  # and at once with full size
+
+    def _size_answered(self, now: float, path: Path, probe: Probe) -> None:
+        if path.search is not None:
+            path.search.answered(now, probe.serial, probe.frame_bytes)
+            self.search(now, path)
+        elif not path.is_relay:
+            path.frame_bytes = max(path.frame_bytes, probe.frame_bytes)
+
+    def _size_proven(self, now: float, path: Path, frame_bytes: int, by_ladder: bool) -> None:
+        full_bytes = self.full_bytes(path)
+        lost_bytes = full_bytes if by_ladder and frame_bytes < full_bytes else 0
+        if frame_bytes:
+            path.frame_bytes = frame_bytes
+        if path.search is not None:
+            path.search.proven(now, frame_bytes, lost_bytes)
+            self.search(now, path)
+        elif 0 < frame_bytes < full_bytes:
+            path.search = self.search_of(path, lost_bytes)
 
     def _sprayed(self, source: Endpoint) -> Path | None:
         kind = self.kind(source)

@@ -145,7 +145,7 @@ class Reach:
         if relays.home != finder.home_relay:
             self._whereabouts.handle_home_relay(now, relays.home)
         for key in relays.drain_gone():
-            finder.not_at_relay(now, key)
+            self._paths.not_at_relay(now, key)
         self.send(now, finder.drain_transmits())
         self._transmits += relays.drain_transmits()
         self._transmits += outside.drain_transmits()
@@ -167,8 +167,7 @@ class Reach:
     def _settle_uplinks(self, now: float, uplinks: Uplinks) -> None:
         """Paths go by the uplinks that are usable now, and relays by the one that is active."""
         ways = self._finder.shared.ways
-        usable, bound = uplinks.ways(now), [index for _, index in uplinks.bound]
-        several = len(bound) > 1
+        usable, several = uplinks.ways(now), bool(uplinks.bound)
         if usable != list(ways.uplinks.values()) or several != ways.several:
             self.outside.set_uplinks(now, [way.index for way in usable] if several else [])
             self._events.extend(self._paths.handle_uplinks(now, usable, several=several))

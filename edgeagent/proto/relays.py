@@ -6,8 +6,9 @@ datagrams, streams ─────────────▶ │ Relays │ ─
 packets for peers ──send────────▶ └────────┘ ──home, gone────────▶ the node
 ```
 
-At home a session is kept, so that others reach us there. On a metered uplink it is not: home is only told, and the
-session begins when somebody has called us through the broker, or when we send.
+At home a session is kept, so that others reach us there. On a metered uplink it is not, nor, after a while of silence,
+behind a NAT that forgets so soon that keeping it would cost too much: home is only told then, and the session begins
+when somebody has called us through the broker, or when we send.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from edgeagent.proto.relaymap import RelayInfo
 
 AWAKE_S = 60.0  # on a metered uplink: how long a session is kept after it was last of use
+AWAKE_FREE_S = 600.0  # on another one, where it is not kept for good
+KEPT_FROM_S = 45.0  # it is kept for good where a probe is due no more often: that costs 173 KB a day
 DOWN_TOLD_AFTER_S = 5.0  # a home that is away for less is not taken back from the feed
 SURVEY_AFTER_S = 1.5  # from the start; until then STUN has said which relays are near, or UDP does not pass
 SURVEY_RELAYS = 3  # of which the nearest becomes home, where only connections pass
@@ -79,7 +82,8 @@ class Relays:
         self._check_at: float | None = None
         self._gone: list[bytes] = []
         self.sessions = RelaySessions(crypto, entropy, jitter)
-        self.on_demand = False
+        self.on_demand = False  # because it would cost too much to be kept
+        self._metered = self._is_short = False
         self.broker_reachable = False
         self.home: str | None = None
         self.moved = False
@@ -149,15 +153,26 @@ class Relays:
             self.sessions.uplink_changed(now, index)
             self._step(now)
 
-    def set_on_demand(self, now: float, on_demand: bool) -> None:
-        """Whether sessions are only kept while they are of use."""
+    def set_on_demand(self, now: float, metered: bool) -> None:
+        """Whether the uplink is one on which sessions are only kept while they are of use."""
+        self._metered = metered
+        self._weigh(now)
+
+    def keep_bindings(self, now: float, interval_s: float, learnt: bool) -> None:
+        """How often a binding of our NAT wants to carry something; `learnt`: it was tried, and is not a guess."""
+        self.sessions.set_idle_interval(now, interval_s)
+        self._is_short = learnt and interval_s < KEPT_FROM_S
+        self._weigh(now)
+
+    def _weigh(self, now: float) -> None:
+        on_demand = self._metered or self._is_short
         if on_demand != self.on_demand:
             self.on_demand = on_demand
             self.wake(now)
 
     def wake(self, now: float) -> None:
         """Somebody is about to reach us by our home."""
-        self._awake_until = now + AWAKE_S
+        self._stay_awake(now)
         self._step(now)
 
     def udp_servers(self) -> list[tuple[str, list[Endpoint], int]]:
@@ -183,6 +198,9 @@ class Relays:
             self.sessions.end(now, session)
         self._check_at = None
 
+    def _stay_awake(self, now: float) -> None:
+        self._awake_until = now + (AWAKE_S if self._metered else AWAKE_FREE_S)
+
     # Packets
 
     def send(self, now: float, endpoint: RelayEndpoint, datagrams: list[bytes], ecn: int) -> bool:
@@ -192,7 +210,7 @@ class Relays:
             self.sessions.drop(RelayClientDrop.NO_RELAY, len(datagrams))
             return False
         if self.on_demand:
-            self._awake_until = now + AWAKE_S
+            self._stay_awake(now)
             if self.home is not None and endpoint.relay != self.home:
                 self._session(now, self.home)  # the answer comes there
         self.sessions.send(now, session, endpoint.node_key, datagrams, ecn)
@@ -236,7 +254,7 @@ class Relays:
     def drain_packets(self, now: float) -> Batch:
         batch = self.sessions.drain_packets(now)
         if batch and self.on_demand:
-            self._awake_until = now + AWAKE_S
+            self._stay_awake(now)
         return batch
 
     def drain_stream_wishes(self) -> list[StreamWish]:

@@ -20,6 +20,7 @@ MOBILE_COST_MS = 100.0  # what is added to the latency where nothing is set: a m
 RADIO_COST_MS = 10.0  # or Wi-Fi
 ORDER_COST_MS = 600.0  # for each uplink that was named before: its order is to count more than the latency
 METERED_COST_MS = 5_000.0
+RANK_COST_MS = 50.0  # for paths, for each uplink that is preferred to it: by its cost, or by the metric of its route
 HELD_COST_MS = 500.0  # while it has come back only just now
 HOLD_MIN_S, HOLD_MAX_S = 10.0, 300.0  # until one that came back is preferred again; doubled each time it is lost
 CALM_S = 600.0  # so long without a loss, and the past is forgotten
@@ -219,9 +220,9 @@ class Uplink:
     def is_held(self, now: float) -> bool:
         return now < self.held_until
 
-    def way_out(self, now: float) -> WayOut:
-        """As paths see it."""
-        cost_ms = self.cost_ms + (HELD_COST_MS if self.is_held(now) else 0.0)
+    def way_out(self, now: float, rank: int) -> WayOut:
+        """As paths see it; `rank` is how many are preferred to it."""
+        cost_ms = self.cost_ms + rank * RANK_COST_MS + (HELD_COST_MS if self.is_held(now) else 0.0)
         return WayOut(self.name, self.index, self.facts.addresses, self.facts.routed, cost_ms)
 
     def __repr__(self) -> str:

@@ -33,8 +33,8 @@ class Uplinks:
     probes (interface indexes: one small exchange with a server is to be tried by each) and events.
 
     `active` carries what is bound to none. `ways(now)` are those that paths may use, `bound` those that want sockets of
-    their own: with one uplink there are none, and nothing is probed. With `only_named` those without a setting are
-    not used.
+    their own: with one uplink alone there are none, and nothing is probed. With `only_named` those without a setting
+    are not used.
     """
 
     def __init__(self, settings: dict[str, UplinkSetting], *, only_named: bool = False) -> None:
@@ -43,6 +43,7 @@ class Uplinks:
         self._uplinks: dict[str, Uplink] = {}
         self._used_at: float | None = None
         self._chosen_at = float("-inf")
+        self._shunned = False  # somebody has a default route who is not to be used
         self._probes: list[int] = []
         self._events: list[UplinkChanged | ActiveUplinkChanged] = []
         self.active: Uplink | None = None
@@ -53,12 +54,14 @@ class Uplinks:
     def handle_links(self, now: float, facts: list[UplinkFacts]) -> None:
         """All of them as they are now; one that is missing is gone."""
         found = {each.name: each for each in facts}
+        self._shunned = False
         for name, uplink in self._uplinks.items():
             if name not in found and uplink.take(now, Input.DOWN):
                 self._changed(now, uplink, Reason.GONE)
         for name, each in found.items():
             setting = self._settings.get(name, UplinkSetting(is_disabled=self._only_named))
             if setting.is_disabled:
+                self._shunned |= each.is_up and bool(each.gateways)
                 continue
             known = self._uplinks.get(name)
             if known is None:
@@ -137,14 +140,15 @@ class Uplinks:
 
     @property
     def bound(self) -> list[tuple[str, int]]:
-        """(name, interface index) of those that want a socket of their own: also those that are down at present."""
+        """(name, interface index) of those that want a socket of their own, also those that are down at present: all of
+        several, and a single one beside others that are not to be used."""
         known = [(uplink.name, uplink.index) for uplink in self._uplinks.values()]
-        return known if len(known) > 1 else []
+        return known if len(known) > 1 or self._shunned else []
 
     def ways(self, now: float) -> list[WayOut]:
         """The best first."""
         usable = [uplink for uplink in self._uplinks.values() if uplink.is_usable]
-        return [uplink.way_out(now) for uplink in sorted(usable, key=_rank)]
+        return [uplink.way_out(now, rank) for rank, uplink in enumerate(sorted(usable, key=_rank))]
 
     def drain_probes(self) -> list[int]:
         probes, self._probes = self._probes, []

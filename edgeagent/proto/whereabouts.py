@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgeagent.proto.control import FEED_ENDPOINTS_MAX
-from edgeagent.proto.disco import DiscoDrop
+from edgeagent.proto.disco import DiscoDrop, peek_sender
 from edgeagent.proto.inbox import Inbox
 from edgeagent.proto.paths import is_usable
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from edgeagent.proto.peering import Peering
     from edgeagent.proto.records import UdpAddress
 
-MAPPED_TOLD_MAX = 3  # of what servers saw of us, in the feed
+OPENED_TOLD_MAX = 2  # of what routers opened for us,
+MAPPED_TOLD_MAX = 3  # and of what servers saw of us, in the feed
 
 
 class Whereabouts:
@@ -55,6 +56,11 @@ class Whereabouts:
         self._finder.handle_mappings(now, mapped, uplink)
         self.tell_mappings(now)
 
+    def handle_opened(self, now: float, opened: list[UdpAddress]) -> None:
+        """Outside addresses and ports that routers have opened for us are others."""
+        self._finder.shared.opened = opened
+        self._tell_endpoints(now)
+
     def tell_mappings(self, now: float) -> None:
         """After what servers see of us has changed, or by which uplinks."""
         self._client.own_feed.nat = self._finder.shared.nat
@@ -89,6 +95,8 @@ class Whereabouts:
         """False for a topic that is no inbox of ours."""
         mine = self.inbox.take(topic)
         if mine:
+            # Whoever knows the inbox may wake us, also one whose keys we have forgotten: he will come by our relay
+            self._finder.called |= peek_sender(payload) is not None
             self._finder.handle_frame(now, payload, None)
         elif mine is False:
             self._finder.drops[DiscoDrop.STALE_INBOX] += 1
@@ -96,9 +104,9 @@ class Whereabouts:
 
     def _tell_endpoints(self, now: float) -> bool:
         """Put our own addresses, and where servers see us, into the feed. False when nothing changed."""
-        client, mapped = self._client, self._finder.shared.mapped
-        room = FEED_ENDPOINTS_MAX - min(len(mapped), MAPPED_TOLD_MAX)
-        told = list(dict.fromkeys([*self._own[:room], *mapped[:MAPPED_TOLD_MAX]]))
+        client, shared = self._client, self._finder.shared
+        outside = list(dict.fromkeys([*shared.opened[:OPENED_TOLD_MAX], *shared.mapped[:MAPPED_TOLD_MAX]]))
+        told = list(dict.fromkeys([*self._own[: FEED_ENDPOINTS_MAX - len(outside)], *outside]))
         own = [endpoint for endpoint in self._own if is_usable(endpoint[0], client.map)]
         self._finder.handle_own(now, own)
         if not client.own_feed.set_endpoints(told, client.map):

@@ -16,7 +16,7 @@ from edgeagent.context import Context
 from edgeagent.io import logring
 from edgeagent.io.keystore import Keystore, StateFile
 from edgeagent.io.logring import LogRing
-from edgeagent.proto.budget import Level
+from edgeagent.proto.budget import POLICIES, Level
 from edgeagent.proto.ledger import SAVE_AFTER_S, Cause
 from edgeagent.status import show_ledger
 from edgeagent.version import BUILD_TIME_S
@@ -240,7 +240,7 @@ def test_levels_are_said_shown_and_reconnect_once(agents: Agents, connections: C
     ]
     assert len(wanted) == 1 and accounts.level_changes == 2
     assert accounts.policies.level("lo") is Level.EMERGENCY
-    assert accounts.control_policy(["127.0.0.1:8883"]).keepalive_factor == 4
+    assert accounts.control_policy(["127.0.0.1:8883"]) is POLICIES[Level.EMERGENCY]
     assert accounts.control_policy([]).keepalive_factor == 1
     assert [accounts.on_demand] == [False]  # that is for where the default route leads
     accounts.names._default = "lo"

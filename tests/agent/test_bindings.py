@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgeagent import config, crypto
-from edgeagent.bindings import LOOK_S, SETTLED_S, Bindings, Way, way_home
+from edgeagent.bindings import LOOK_S, SAVE_AFTER_S, SETTLED_S, Bindings, Way, way_home
 from edgeagent.context import Context
 from edgeagent.io import logring
 from edgeagent.io.keystore import Keystore, StateFile
@@ -88,6 +88,7 @@ class Rig:
         self.way: Way | None = self.to(NAT)
         self.moves = 0
         self.intervals: list[float] = []
+        self.learnt = False
         self.now = 0.0
         self.bindings = Bindings(
             0.0,
@@ -95,8 +96,14 @@ class Rig:
             find_way=lambda: self.way,
             moves=lambda: self.moves,
             knock=relay.knock,
-            use_interval=lambda now, interval_s: self.intervals.append(interval_s),
+            use_interval=lambda now, interval_s, learnt: self.told(interval_s, learnt),
         )
+
+    def told(self, interval_s: float, learnt: bool) -> None:
+        """The same interval comes twice when nothing but its being sure is new."""
+        if self.intervals[-1:] != [interval_s]:
+            self.intervals.append(interval_s)
+        self.learnt = learnt
 
     def to(self, nat: str, *, may_learn: bool = True, relay: str = "fra") -> Way:
         return Way("eth0", nat, relay, self.relay.address, may_learn=may_learn)
@@ -167,15 +174,24 @@ def test_a_lifetime_is_learnt_kept_and_used_at_the_next_start(start: Callable[[]
     assert rig.sockets == 0 and rig.bindings.poll_timeout() is None
     learnt = rig.intervals[-1]
     assert 120 / PRECISION * SAFETY <= learnt < 120 * SAFETY
+    assert rig.learnt
     assert rig.intervals == sorted(rig.intervals) and {relay for _, relay in relay.knocks} == {"fra"}
     [line] = [line for line in rig.context.accounts.ledger.lines(rig.now) if line.cause is Cause.KEEPALIVE]
     assert line.uplink == "lo" and min(line.since_start) > 1_000  # the way that the second sockets really took
-    assert rig.context.keystore.path(StateFile.BINDINGS) and rig.bindings.learner.dirty is False
+    assert Path(rig.keystore.path(StateFile.BINDINGS)).exists() and rig.bindings.learner.dirty is False
     heard = len(relay.heard)
     rig = start()
     assert rig.intervals == [learnt]
     rig.run(4 * 3_600.0)
     assert len(relay.heard) == heard
+
+
+def test_a_device_that_is_often_awake_saves_too(start: Callable[[], Rig]) -> None:
+    rig = start()
+    rig.run(2 * 3_600.0, every_s=10.0)
+    assert rig.bindings.poll_timeout() is None
+    rig.run(SAVE_AFTER_S, every_s=10.0)
+    assert Path(rig.keystore.path(StateFile.BINDINGS)).exists() and not rig.bindings.learner.dirty
 
 
 def test_a_metered_way_uses_what_is_known_and_tries_nothing(start: Callable[[], Rig], relay: Relay) -> None:

@@ -33,6 +33,12 @@ def test_flag_over_environment_over_file_over_default(file: Path) -> None:
     assert (settings.port, settings.mtu, settings.interface, settings.port_fixed) == (3, 1300, "wg7", True)
 
 
+def test_uplinks_are_a_list_in_an_order(file: Path) -> None:
+    assert load({}, {}, str(file)).uplinks == ""
+    assert load({"uplinks": "eth0, wwan0"}, {}, str(file)).uplinks == "eth0,wwan0"
+    assert load({"uplinks": ""}, {"EDGEAGENT_UPLINKS": "eth1"}, str(file)).uplinks == ""
+
+
 def test_a_named_file_must_exist_and_the_usual_one_need_not(tmp_path: Path) -> None:
     missing = str(tmp_path / "none.conf")
     with pytest.raises(ConfigError, match="no such file"):
@@ -61,6 +67,10 @@ def test_a_named_file_must_exist_and_the_usual_one_need_not(tmp_path: Path) -> N
         ("interface", "a b"),
         ("state-dir", "relative/path"),
         ("socket", "/" + "s" * 107),
+        ("uplinks", "eth0,eth0"),
+        ("uplinks", "eth0,"),
+        ("uplinks", "eth0 wwan0"),
+        ("uplinks", ",".join(f"eth{number}" for number in range(9))),
         ("hostname", "Upper"),
         ("hostname", "a.b"),
         ("hostname", "-a"),

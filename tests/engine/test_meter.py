@@ -9,6 +9,8 @@ from contextlib import closing, contextmanager
 from struct import Struct
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edgeagent.engine.pure import PureEngine
 from edgeagent.io import tcpinfo
@@ -234,6 +236,14 @@ def test_what_is_no_tcp_connection_is_not_counted() -> None:
     with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sock:
         Meter(ledger, Names()).tcp(1.0, sock, Cause.CONTROL)
     assert ledger.lines(2.0) == []
+
+
+@given(st.binary(max_size=300))
+def test_whatever_a_kernel_gives_is_counts_or_none(info: bytes) -> None:
+    counts = tcpinfo.read(info)
+    assert (counts is None) == (len(info) < 144)
+    if counts is not None:
+        assert min(counts.sent, counts.received, counts.segments_out, counts.segments_in) >= 0
 
 
 @pytest.mark.parametrize(

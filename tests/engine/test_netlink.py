@@ -67,6 +67,51 @@ def test_links(host: Host, netlink: Netlink) -> None:
         netlink.set_link(9999, up=True)
 
 
+def test_all_links_and_whether_they_carry(lab: Lab, host: Host, netlink: Netlink) -> None:
+    host.ip("link add v0 type veth peer name v1", "link set v0 up")
+    oracle = {
+        link["ifname"]: ("LOWER_UP" in link["flags"] and link["operstate"] in ("UP", "UNKNOWN"))  # type: ignore[operator]
+        for link in shown(host, "link")
+    }
+    assert {link.name: link.carries for link in netlink.links()} == oracle
+    assert (oracle["eth0"], oracle["lo"], oracle["v0"], oracle["v1"]) == (True, True, False, False)
+    assert next(link for link in netlink.links() if link.name == "v0").is_up
+    host.ip("link set v1 up")
+    assert next(link for link in netlink.links() if link.name == "v0").carries
+    host.ports[0].net.switch.ip(f"link set {host.ports[0].net.bridge}p1 down")  # the cable is pulled at the far end
+    assert not netlink.link("eth0").carries
+
+
+def test_default_routes(host: Host, netlink: Netlink) -> None:
+    index = netlink.link("eth0").index
+    assert netlink.default_routes() == []
+    host.ip("link add v0 type veth peer name v1", "link set v0 up", "link set v1 up")
+    other = netlink.link("v0").index
+    host.ip(
+        "route add default via 192.0.2.9 metric 100",
+        "route add default dev v0 metric 700",
+        "route add default via 192.0.2.8 table 77",
+        "route add 10.0.0.0/8 via 192.0.2.9",
+        "-6 route add default via 2001:db8::9",
+        "-6 route add unreachable default metric 4000",
+    )
+    found = [(r.index, r.gateway, r.metric, len(r.destination)) for r in netlink.default_routes()]
+    assert found == [
+        (index, packed("192.0.2.9"), 100, 4),
+        (other, b"", 700, 4),
+        (index, packed("2001:db8::9"), 1024, 16),
+    ]
+    host.ip(
+        "route flush default",
+        "-6 route flush default",
+        "route add default metric 5 nexthop via 192.0.2.9 weight 2 nexthop dev v0",
+    )
+    assert [(r.index, r.gateway, r.metric) for r in netlink.default_routes()] == [
+        (index, packed("192.0.2.9"), 5),
+        (other, b"", 5),
+    ]
+
+
 def test_addresses(host: Host, netlink: Netlink) -> None:
     index = netlink.link("eth0").index
     for text, cidr in (("100.64.0.1", 32), ("fd00::1", 128)):
@@ -208,8 +253,15 @@ def test_any_bytes_are_read(data: bytes) -> None:
     for _, _, _, body in rt.messages(data):
         rt.error_number(body)
     list(read_changes(data))
-    for read in (rt.read_link, rt.read_address, rt.read_route):
+    for read in (rt.read_link, rt.read_address, rt.read_route, rt.read_default_routes):
         read(data)
+
+
+@given(st.binary(max_size=80))
+def test_any_next_hops_are_read(hops: bytes) -> None:
+    body = rt.route_change(rt.Route(b"", 0, 0)) + rt._attribute(9, hops)
+    for route in rt.read_default_routes(body):
+        assert route.cidr == 0 and len(route.destination) == 16
 
 
 @given(st.data())

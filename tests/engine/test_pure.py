@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from edgeagent.engine.pure import TUN_FRAMES_MAX, UDP_READS_MAX, EngineDrop, PureEngine
+from edgeagent.engine.pure import SHORTER_MAX, TUN_FRAMES_MAX, UDP_READS_MAX, EngineDrop, PureEngine
 from edgeagent.io import udpsocket
 from edgeagent.io.tun import Tun, TunGone
 from edgeagent.io.udp import Udp
@@ -25,6 +25,7 @@ class Recorder:
         self.datagrams: list[list[bytes]] = []
         self.packets: list[list[bytes]] = []
         self.failed: list[Endpoint] = []
+        self.too_long: list[tuple[Endpoint, int]] = []
         self.transmits: list[Transmit] = []
         self.outgoing: list[bytes] = []
 
@@ -36,6 +37,10 @@ class Recorder:
 
     def transmit_failed(self, now: float, endpoint: Endpoint) -> None:
         self.failed.append(endpoint)
+
+    def transmit_too_long(self, now: float, endpoint: Endpoint, datagram_bytes: int) -> None:
+        self.too_long.append((endpoint, datagram_bytes))
+        self.transmits.append(Transmit(endpoint, [bytes(datagram_bytes - 1)]))
 
     def drain_transmits(self) -> list[Transmit]:
         drained, self.transmits = self.transmits, []
@@ -111,6 +116,21 @@ def test_packets_come_from_the_machine(lab: Lab, inside: Inside) -> None:
         rig.machine.outgoing = [Segment(b"hello", udp=True).packet(), Segment(b"again", udp=True).packet()]
         rig.turn()
         assert [receiver.recv(100), receiver.recv(100)] == [b"hello", b"again"]
+
+
+def test_what_does_not_leave_is_replaced_by_something_shorter_at_once(lab: Lab, inside: Inside) -> None:
+    host = lab.host("a", lab.net("192.0.2.0/24", mtu=1_400))
+    to_b = Endpoint(("192.0.2.2", 9))
+    with rig_in(host, inside) as rig:
+        with inside(host):
+            rig.engine.bind(0)
+        rig.machine.transmits = [Transmit(to_b, [bytes(1_376)] * 2)]
+        rig.turn()
+        assert rig.machine.too_long == [(to_b, size) for size in (1_376, 1_375, 1_374, 1_373)]
+        rig.machine.too_long.clear()
+        rig.machine.transmits = [Transmit(to_b, [bytes(1_450)])]
+        rig.engine.flush(1.0)
+        assert len(rig.machine.too_long) == SHORTER_MAX, "and not for ever"
 
 
 def test_datagrams_go_both_ways_in_bounded_batches(lab: Lab, inside: Inside) -> None:

@@ -150,7 +150,8 @@ class NatRouter:
 
     def impair(self, *, loss_percent: int = 0, packet_bytes_max: int = 65_535) -> None:
         """Lose forwarded packets, in silence: some by chance, and all that are longer. Bindings stay."""
-        rules = f"numgen random mod 100 < {loss_percent} drop\n  meta length > {packet_bytes_max} drop"
+        loss = "drop" if loss_percent >= 100 else f"numgen random mod 100 < {loss_percent} drop"
+        rules = f"{loss}\n  meta length > {packet_bytes_max} drop"
         chain = f"chain forward {{\n type filter hook forward priority -10;\n {rules}\n }}"
         self.host.run("nft", "-f", "-", input=f"table ip bad\ndelete table ip bad\ntable ip bad {{\n {chain}\n}}\n")
 

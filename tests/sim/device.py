@@ -11,8 +11,10 @@ from math import inf, nextafter
 from struct import Struct
 from typing import Any
 
+from edgeagent.engine.pure import SHORTER_MAX
 from edgeagent.io.keystore import CacheWriter
 from edgeagent.proto.causes import Direction
+from edgeagent.proto.constants import MTU_DEFAULT
 from edgeagent.proto.endpoint import Endpoint
 from edgeagent.proto.identity import Admission, Identity
 from edgeagent.proto.join import Joined, Joiner, JoinEvent, JoinRefused
@@ -81,6 +83,7 @@ class SimDevice:
         self.drops: dict[str, int] = {}  # of all lives before this one
         self.peer_ups: list[tuple[float, str]] = []
         self.peer_gones: list[tuple[float, str, str]] = []
+        self.mtu = MTU_DEFAULT  # of the TUN
         self.device_id = ""
         self.on_start: Action = _nothing  # called when the agent starts
         self.bill: Bill | None = None  # told of all that goes over the line, when there is one
@@ -276,6 +279,7 @@ class SimDevice:
             version=VERSION,
             facts=FACTS,
             saved=self.flash.load("cache"),
+            mtu=self.mtu,
         )
 
     def _end(self, drop: Callable[[Connection], None]) -> None:
@@ -427,11 +431,17 @@ class SimDevice:
                 self._link.publish(publish.topic, publish.payload, qos=publish.qos, retain=publish.retain)
             self.flash.fuse.step()
         self._carry_streams(node)
-        transmits = node.drain_transmits()
-        if self.bill is not None:
-            self.bill.sent(now, transmits)
-        for endpoint in self.host.transmit(UDP_PORT, transmits):
-            node.transmit_failed(now, endpoint)
+        for _ in range(SHORTER_MAX):
+            transmits = node.drain_transmits()
+            if self.bill is not None:
+                self.bill.sent(now, transmits)
+            for endpoint in self.host.transmit(UDP_PORT, transmits):
+                node.transmit_failed(now, endpoint)
+            too_long = self.host.drain_too_long()
+            if not too_long:
+                break
+            for endpoint, size in dict.fromkeys(too_long):
+                node.transmit_too_long(now, endpoint, size)
         for packet in node.drain_packets():
             self.traffic.arrived(self, packet)
         self._set_alarm(node.poll_timeout(), self._connect_at(node), self._cache.poll_timeout())

@@ -8,6 +8,7 @@ homes.wait_joined()
 
 from __future__ import annotations
 
+from edgeagent.proto.constants import MTU_DEFAULT
 from edgeagent.proto.path import Path, State
 from tests.sim.device import SimDevice
 from tests.sim.mesh import Mesh
@@ -63,11 +64,12 @@ class Homes(Mesh):
         nat.connect(inside, "100.64.0.1", self.internet, f"203.0.{self._publics}.1", None)
         return inside
 
-    def add_device_at(self, segment: Segment, *, gateway: str = "192.168.1.1") -> SimDevice:
+    def add_device_at(self, segment: Segment, *, gateway: str = "192.168.1.1", mtu: int = MTU_DEFAULT) -> SimDevice:
         number = len(self.devices) + 1
         host = self.net.host(f"d{number}")
         host.attach(segment, f"192.168.1.{100 + number}", gateway=gateway)
         device = SimDevice(self.world, self.traffic, host, self.broker, self.hub.create_token(), limits=self.limits)
+        device.mtu = mtu
         device.relays = {relay.name: relay for relay in self.relays}
         self.devices[device.name] = device
         device.power_on()

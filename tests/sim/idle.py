@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+from edgeagent.proto.budget import POLICIES, Level
 from edgeagent.proto.ledger import Cause
 from tests.sim.bill import Bill
 from tests.sim.homes import Homes
@@ -19,7 +20,7 @@ MINUTE_S, HOUR_S = 60.0, 3_600.0
 class Idle:
     """One device whose bill is taken; `peers` others, each in a home of its own, all but it metered."""
 
-    def __init__(self, seed: int, peers: int, *, on_demand: bool, keepalive_s: float) -> None:
+    def __init__(self, seed: int, peers: int, *, metered: bool, keepalive_s: float, learnt: bool) -> None:
         self.homes = Homes(seed)
         self.device = self.homes.add_device_at(self.homes.home("me", PORT, binding_s=1_200.0))
         others = [self.homes.add_device_at(self.homes.home(f"peer-{number}", PORT)) for number in range(peers)]
@@ -27,8 +28,10 @@ class Idle:
         self.homes.world.run_for(5.0)
         node = self.device.node
         assert node is not None
-        node.set_on_demand(self.device.now, on_demand)
-        node.keep_bindings(self.device.now, keepalive_s)
+        node.set_on_demand(self.device.now, metered)
+        node.keep_bindings(self.device.now, keepalive_s, learnt)
+        if metered:
+            node.client.keepalive_factor = POLICIES[Level.NORMAL].keepalive_factor
         for other in others:
             self.homes.traffic.send(self.device, other)
             self.homes.traffic.send(other, self.device)
@@ -37,25 +40,27 @@ class Idle:
     def bill(self, hours: float) -> dict[Cause, tuple[int, int]]:
         """(sent, received) in so many hours in which nobody has anything to send."""
         self.device.bill = Bill()
-        link = self.device.link
-        assert link is not None
-        self.device.bill.goes_on(self.device.now, link.login.keepalive_s)
+        node = self.device.node
+        assert node is not None and self.device.connected
+        self.device.bill.goes_on(self.device.now, float(node.mqtt_keepalive_s))
         self.homes.world.run_for(hours * HOUR_S)
         return self.device.bill.by_cause(self.device.now)
 
 
+# Metered, seconds between keepalives, whether that was learnt
 CASES = {
-    "unmetered, a keepalive each 25 s": (False, 25.0),
-    "unmetered, 300 s learnt": (False, 300.0),
-    "metered": (True, 25.0),
+    "unmetered, nothing learnt yet": (False, 25.0, False),
+    "unmetered, bindings of 30 s": (False, 25.5, True),
+    "unmetered, bindings of 2 minutes": (False, 102.0, True),
+    "metered": (True, 25.0, False),
 }
 
 
 def main(arguments: list[str]) -> None:
     peers = int(arguments[0]) if arguments else 10
     hours = float(arguments[1]) if len(arguments) > 1 else DAY_H
-    for name, (on_demand, keepalive_s) in CASES.items():
-        shares = Idle(1, peers, on_demand=on_demand, keepalive_s=keepalive_s).bill(hours)
+    for name, (metered, keepalive_s, learnt) in CASES.items():
+        shares = Idle(1, peers, metered=metered, keepalive_s=keepalive_s, learnt=learnt).bill(hours)
         daily = {cause.name.lower(): round(sum(both) * DAY_H / hours) for cause, both in shares.items()}
         print(f"{name}, {peers} idle peers: {sum(daily.values()):,} B a day: {daily}")
 

@@ -2,7 +2,8 @@
 
 A datagram goes hop by hop: a station picks the interface by its routes, the segment carries it to the next hop, and a
 `Router` sends it on. Whatever changes a datagram between two segments is a Router that overrides `forward`.
-The MTU is not looked at.
+A packet that is longer than a segment takes is lost without a word, or goes on in fragments where it may, of which only
+the length is known. A host is told what its own segment does not take, as its kernel would.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Protocol
 
-from edgeagent.proto.endpoint import Endpoint, Transmit
+from edgeagent.proto.endpoint import Endpoint, Transmit, UplinkEndpoint
 from tests.sim.world import World
 
 HOPS_MAX = 16
@@ -29,10 +30,11 @@ class Conditions:
     """What a segment does to a datagram. Probabilities in [0, 1], times in seconds.
 
     `jitter_s` is added at random and keeps the order of one sender's datagrams to one receiver; `reorder` of them are
-    held back by up to `reorder_s`, and overtaken. A duplicate takes its own way.
+    held back by up to `reorder_s`, and overtaken. A duplicate takes its own way. `mtu` is of IP packets; with
+    `fragments` False what is longer is lost even where it might be cut up.
     """
 
-    __slots__ = ("delay_s", "duplicate", "jitter_s", "loss", "reorder", "reorder_s")
+    __slots__ = ("delay_s", "duplicate", "fragments", "jitter_s", "loss", "mtu", "reorder", "reorder_s")
 
     def __init__(
         self,
@@ -43,7 +45,11 @@ class Conditions:
         duplicate: float = 0.0,
         reorder: float = 0.0,
         reorder_s: float = 0.200,
+        mtu: int = 65_535,
+        fragments: bool = True,
     ) -> None:
+        self.mtu = mtu
+        self.fragments = fragments
         self.delay_s = delay_s
         self.jitter_s = jitter_s
         self.loss = loss
@@ -53,11 +59,21 @@ class Conditions:
 
 
 class Datagram:
-    """A UDP datagram on its way."""
+    """A UDP datagram on its way. `packet_bytes` is the length of its packet, or of the longest fragment."""
 
-    __slots__ = ("destination", "ecn", "hops", "payload", "source", "ttl")
+    __slots__ = ("destination", "ecn", "fragment", "hops", "packet_bytes", "payload", "source", "ttl")
 
-    def __init__(self, source: Address, destination: Address, payload: bytes, ecn: int, ttl: int | None = None) -> None:
+    def __init__(
+        self,
+        source: Address,
+        destination: Address,
+        payload: bytes,
+        ecn: int,
+        ttl: int | None = None,
+        fragment: bool = False,
+    ) -> None:
+        self.fragment = fragment
+        self.packet_bytes = packet_bytes(destination[0], payload)
         self.source = source
         self.destination = destination
         self.payload = payload
@@ -67,9 +83,23 @@ class Datagram:
 
     def translated(self, *, source: Address | None = None, destination: Address | None = None) -> Datagram:
         """The same with other addresses."""
-        made = Datagram(source or self.source, destination or self.destination, self.payload, self.ecn, self.ttl)
-        made.hops = self.hops
+        to = destination or self.destination
+        made = Datagram(source or self.source, to, self.payload, self.ecn, self.ttl, self.fragment)
+        made.hops, made.packet_bytes = self.hops, self.packet_bytes
         return made
+
+    def passes(self, conditions: Conditions) -> bool:
+        """Whether a segment takes it, in fragments where it must and may."""
+        if self.packet_bytes <= conditions.mtu:
+            return True
+        # RFC 8200, section 4.5: only the source does, and it does not know what comes after its own segment
+        may = self.fragment and (":" not in self.destination[0] or self.hops == 0)
+        self.packet_bytes = conditions.mtu
+        return may and conditions.fragments
+
+
+def packet_bytes(destination: str, payload: bytes) -> int:
+    return len(payload) + (48 if ":" in destination else 28)
 
 
 class Interface:
@@ -106,6 +136,9 @@ class Segment:
             self.net.lost += 1
             return
         conditions = self.between(sender, receiver)
+        if not datagram.passes(conditions):
+            self.net.lost += 1
+            return
         chance = self._chance
         copies = 1
         if conditions.loss and chance.random() < conditions.loss:
@@ -198,6 +231,12 @@ class Station:
         self.forget_routes()
         self.net.changed()
 
+    def set_link(self, interface: Interface, up: bool) -> None:
+        """The cable is pulled, or put in again: routes through it are gone meanwhile."""
+        interface.up = up
+        self.forget_routes()
+        self.net.changed()
+
     def addresses(self) -> list[str]:
         return [interface.address for interface in self.interfaces if interface.address is not None and interface.up]
 
@@ -223,9 +262,11 @@ class Station:
     def forget_routes(self) -> None:
         self._route_cache.clear()
 
-    def _find_route(self, destination: str) -> tuple[Interface, str] | None:
+    def _find_route(self, destination: str, by: Interface | None = None) -> tuple[Interface, str] | None:
         address = ip_address(destination)
         for prefix, gateway, interface in self.routes:
+            if not interface.up or (by is not None and interface is not by):
+                continue
             if address.version == prefix.version and address in prefix:
                 return interface, gateway or destination
         return None
@@ -259,12 +300,14 @@ class Router(Station):
 
 
 class Host(Station):
-    """A station with UDP ports."""
+    """A station with UDP ports; `uplinks` are the indexes of interfaces that have sockets of their own."""
 
     def __init__(self, net: Net, name: str) -> None:
         super().__init__(net, name)
         self._up = True
+        self.uplinks: list[int] = []
         self._ports: dict[int, Receiver] = {}
+        self._too_long: list[tuple[Endpoint, int]] = []
         self._batches: dict[int, Batch] = {}
 
     @property
@@ -292,24 +335,40 @@ class Host(Station):
             for datagram in transmit.datagrams:
                 if not self._send_to(port, endpoint, datagram, transmit) and endpoint.local is not None:
                     failures.append(endpoint)
-                    endpoint = endpoint.unpinned()
-                    self._send_to(port, endpoint, datagram, transmit)
+                    if endpoint != endpoint.unpinned():
+                        endpoint = endpoint.unpinned()
+                        self._send_to(port, endpoint, datagram, transmit)
         return failures
+
+    def drain_too_long(self) -> list[tuple[Endpoint, int]]:
+        """(endpoint, length) of the datagrams that its own segment does not take, and that may not be cut up."""
+        too_long, self._too_long = self._too_long, []
+        return too_long
 
     def _send_to(self, port: int, endpoint: Endpoint, payload: bytes, like: Transmit) -> bool:
         """False where the kernel would refuse: a source that is gone, or no route."""
         destination = endpoint.addr[0]
-        route = self.route(destination)
+        if endpoint.uplink:
+            by = next((each for each in self.interfaces if each.index == endpoint.uplink), None)
+            route = None if by is None else self._find_route(destination, by)
+        else:
+            route = self.route(destination)
         if route is None:
             return False
         source = route[0].address
-        if endpoint.local is not None:
+        if endpoint.local is not None and any(endpoint.local[0]):
             source = str(ip_address(endpoint.local[0]))
             if source not in self.addresses():
                 return False
         if source is None:
             return False
-        return self.send(Datagram((source, port), (destination, endpoint.addr[1]), payload, like.ecn, like.ttl))
+        datagram = Datagram((source, port), (destination, endpoint.addr[1]), payload, like.ecn, like.ttl, like.fragment)
+        interface, next_hop = route
+        if not like.fragment and datagram.packet_bytes > interface.segment.conditions.mtu:
+            self._too_long.append((endpoint, len(payload)))
+            return True
+        interface.segment.carry(interface, datagram, next_hop)
+        return True
 
     def receive(self, interface: Interface, datagram: Datagram) -> None:
         receiver = self._ports.get(datagram.destination[1])
@@ -323,7 +382,8 @@ class Host(Station):
         if batch is None:
             batch = self._batches[port] = []
             self.net.world.after(self.net.wake_up_s, lambda: self._wake_up(port))
-        batch.append((datagram.payload, Endpoint(addr, local), datagram.ecn))
+        kind = UplinkEndpoint if interface.index in self.uplinks else Endpoint
+        batch.append((datagram.payload, kind(addr, local), datagram.ecn))
 
     def _wake_up(self, port: int) -> None:
         """The program reads all that has come in meanwhile."""

@@ -206,7 +206,7 @@ class SimRelay:
                 self.packets += len(datagrams)
                 self.bytes += sum(map(len, datagrams))
         port = SECOND_PORT if train.from_second_port else UDP_PORT
-        self.host.transmit(port, [Transmit(train.endpoint.unpinned(), datagrams, train.ecn)])
+        self.host.transmit(port, [Transmit(train.endpoint.unpinned(), datagrams, train.ecn, fragment=True)])
 
     def _fields(self) -> dict[str, object]:
         return {

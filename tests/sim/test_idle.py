@@ -7,13 +7,23 @@ from tests.sim.idle import Idle
 
 
 def test_an_idle_metered_device_has_one_tcp_connection_and_nothing_else() -> None:
-    shares = Idle(1, 3, on_demand=True, keepalive_s=25.0).bill(1.0)
+    shares = Idle(1, 3, metered=True, keepalive_s=25.0, learnt=False).bill(1.0)
     assert set(shares) == {Cause.CONTROL}
-    assert 12 * (128 + 76) <= sum(shares[Cause.CONTROL]) < 8_000  # the pings, and what a device says in its first hour
+    assert 3 * (128 + 76) <= sum(shares[Cause.CONTROL]) < 3_000  # the pings, and what a device says in its first hour
 
 
 def test_an_unmetered_device_keeps_its_binding_as_often_as_was_learnt() -> None:
-    often, rarely = (Idle(1, 3, on_demand=False, keepalive_s=keepalive_s).bill(1.0) for keepalive_s in (25.0, 300.0))
+    often, rarely = (
+        Idle(1, 3, metered=False, keepalive_s=keepalive_s, learnt=True).bill(1.0) for keepalive_s in (50.0, 300.0)
+    )
     assert set(often) == set(rarely) == {Cause.CONTROL, Cause.RELAY}
     assert often[Cause.CONTROL] == rarely[Cause.CONTROL]
-    assert 11 < sum(often[Cause.RELAY]) / sum(rarely[Cause.RELAY]) < 13
+    assert 5 < sum(often[Cause.RELAY]) / sum(rarely[Cause.RELAY]) < 7
+
+
+def test_a_binding_that_would_cost_too_much_is_not_kept() -> None:
+    idle = Idle(1, 3, metered=False, keepalive_s=25.0, learnt=True)
+    idle.homes.world.run_for(600.0)
+    assert set(idle.bill(1.0)) == {Cause.CONTROL}
+    others = [device for device in idle.homes.devices.values() if device is not idle.device]
+    assert idle.homes.first_answer(others[0], idle.device) < 1.5
