@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from edgeagent.proto.endpoint import Endpoint, Transmit
 from edgeagent.proto.paths import to_endpoint
 from edgeagent.proto.relay_events import (
+    Carrier,
     PassRefused,
     RelayClientDrop,
     RelayDown,
@@ -343,15 +344,11 @@ class Relays:
 
     def _seek_home(self, now: float, best: str) -> None:
         session = self._session(now, best)
+        self._survey(now)
         if session is not None and session.client.alive:
             self._down_at = None
             self.home = best
             return
-        if not self._surveyed and now - self._began_at >= SURVEY_AFTER_S:
-            self._surveyed = True
-            if all(self._choice.latency_s(relay) is None for relay in self._relays):
-                for relay in list(self._relays)[:SURVEY_RELAYS]:
-                    self._session(now, relay)
         alive = [each for each in self.sessions.all if each.client.alive and each.node_key == self._key]
         at_home = next((each for each in alive if each.relay.id == self.home), None)
         if at_home is not None:
@@ -364,6 +361,17 @@ class Relays:
                 self._down_at = now
             elif now - self._down_at >= DOWN_TOLD_AFTER_S and not self.on_demand:
                 self.home = None
+
+    def _survey(self, now: float) -> None:
+        """Once in each network: where UDP does not pass, connections say how far relays are."""
+        if self._surveyed or now < self._began_at + SURVEY_AFTER_S:
+            return
+        self._surveyed = True
+        carriers = [each.client.carrier for each in self.sessions.all if each.client.alive]
+        if Carrier.DATAGRAM in carriers or (self.on_demand and carriers):
+            return
+        for relay in [relay for relay in self._relays if self._choice.latency_s(relay) is None][:SURVEY_RELAYS]:
+            self._session(now, relay)
 
     def _may_leave(self, now: float) -> bool:
         """A home that serves is left only while peers can be told of it."""
@@ -379,6 +387,8 @@ class Relays:
         sought = self._relays and (session is None or not session.client.alive)
         if sought and not (self.on_demand and now >= self._awake_until):
             times.append(now + CHECK_S)
+        elif self._relays and now < self._began_at + SURVEY_AFTER_S:
+            times.append(self._began_at + SURVEY_AFTER_S)
         for each in self.sessions.all:
             if each.relay.id != self.home or each.node_key != self._key or self.on_demand:
                 times.append(max(each.used_at, each.began_at, now - IDLE_S + CHECK_S) + IDLE_S)

@@ -120,9 +120,10 @@ def test_all_relays_go_and_one_comes_back() -> None:
     homes.finish()
 
 
-def test_home_is_the_nearest_and_stays_where_two_are_as_near() -> None:
+@pytest.mark.parametrize("kind", [nat.PORT, nat.BLOCKED], ids=lambda kind: kind.name)
+def test_home_is_the_nearest_and_stays_where_two_are_as_near(kind: Kind) -> None:
     homes = Homes(1, relays=3)
-    a = homes.add_device_at(homes.home("a", nat.PORT))
+    a = homes.add_device_at(homes.home("a", kind))
     for relay, delay_s in zip(homes.relays, (0.080, 0.015, 0.018), strict=True):
         far(homes, relay, delay_s)
     homes.wait_joined()
@@ -188,7 +189,10 @@ def test_peers_at_different_relays_reach_each_other() -> None:
     talk(homes, a, b, 10.0)
     path = path_of(a, b)
     assert path is not None and path.is_relay and str(path.endpoint) == "relay:relay-2"
-    assert a.node is not None
+    for device, home in ((a, "relay-2"), (b, "relay-1")):
+        assert device.node is not None
+        (peer,) = device.node.peers(homes.world.now)
+        assert peer["endpoint"] == f"relay:{home}", "each sends to the other's home, and hears at its own"
     homes.world.run_for(200.0)
     homes.finish()
 
