@@ -121,15 +121,24 @@ class RelayHost:
         assert self.process is not None
         self.process.kill()
 
+    def freeze(self) -> None:
+        """From now on everything still reaches it, and nothing comes of it."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Everything still reaches it, nothing comes of it."""
-        assert self.process is not None
-        self.process.signal(signal.SIGSTOP)
+        self.freeze()
         try:
             yield
         finally:
-            self.process.signal(signal.SIGCONT)
+            self.thaw()
+
+    def _signal(self, number: int) -> None:
+        assert self.process is not None
+        self.process.signal(number)
 
 
 class Homes:
