@@ -29,6 +29,9 @@ def show_status(status: dict[str, Any]) -> str:
             ("relays", _relays(me, status["relays"])),
             ("tags", " ".join(me["tags"]) or "none"),
         ]
+        if opened := (status["port_mapping"] or {}).get("mappings"):
+            ports = (f"{each['address']}:{each['port']} by {each['protocol']} on {each['uplink']}" for each in opened)
+            lines.append(("opened ports", "; ".join(ports)))
     if uplinks := status.get("uplinks"):
         lines.append(("uplinks", "; ".join(_uplink(uplink) for uplink in uplinks)))
     lines.append(("broker", _broker(status, mqtt)))

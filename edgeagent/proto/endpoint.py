@@ -54,6 +54,11 @@ class Endpoint:
         """The interface index of the uplink that it is bound to; 0: the kernel's routes decide."""
         return 0
 
+    @property
+    def is_relay(self) -> bool:
+        """Whether it is a member of a relay and no address."""
+        return False
+
 
 class UplinkEndpoint(Endpoint):
     """An endpoint by way of one uplink, where a device has several: what is sent there leaves by that uplink's socket.

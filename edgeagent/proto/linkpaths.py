@@ -238,6 +238,8 @@ class LinkPaths:
             if paths is None and self._finder.pathless:
                 paths = self._pathless(transmit.endpoint)
             if paths is not None:
+                if transmit.endpoint.is_relay:
+                    self._keep_to_home(paths, transmit)
                 # A keepalive wants no answer, so it starts no search and no doubt
                 is_data = len(first) > TRANSPORT_SIZE_MIN or first[0] != TRANSPORT
                 also = self._finder.sent(now, paths, transmit.datagrams) if is_data else paths.copies
@@ -246,6 +248,24 @@ class LinkPaths:
             if first[0] == INITIATION:
                 copies += self._fan_out(now, transmit)
         return transmits + copies
+
+    def _keep_to_home(self, paths: PeerPaths, transmit: Transmit) -> None:
+        """By which relay a peer is reached, its feed tells, and not by which it was heard: there packets may come late,
+        and when both sides took it for the place to answer to, neither would leave it again. Only while that relay does
+        not serve us and the other one does, WireGuard has its way."""
+        heard, home = transmit.endpoint, None if paths.current is None else paths.current.endpoint
+        link = self._peering.links.get(paths.device)
+        if link is None or not isinstance(heard, RelayEndpoint) or not isinstance(home, RelayEndpoint):
+            return
+        serves = self._relays.serves
+        as_heard = heard.relay != home.relay and serves(heard.relay) and not serves(home.relay)
+        for peer in (link.peer, link.coming):
+            if peer is not None:
+                peer.relay = None if as_heard else home
+                if not as_heard and peer.endpoint is heard:
+                    peer.set_endpoint(home)
+        if not as_heard:
+            transmit.endpoint = home
 
     def _pathless(self, endpoint: Endpoint) -> PeerPaths | None:
         """Whose traffic goes there without a path: it is a reason to look for one."""

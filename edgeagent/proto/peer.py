@@ -108,6 +108,7 @@ class Peer:
         "path_mtu",
         "preshared_key",
         "public_key",
+        "relay",
         "rx_bytes",
         "scheduled_at",
         "staged",
@@ -120,6 +121,7 @@ class Peer:
         self.public_key = public_key
         self.preshared_key = PSK_NONE
         self.endpoint: Endpoint | None = None
+        self.relay: Endpoint | None = None  # by which to answer what comes by any relay; None: by that one
         self.path_mtu = MTU_MAX  # of packets inside the tunnel, as far as the way to the peer is known
         self.fragment = True  # whether what carries them may be cut up on the way
         self.keypairs = Keypairs()
@@ -272,6 +274,8 @@ class Peer:
     def roam(self, endpoint: Endpoint) -> None:
         """An authenticated datagram came from `endpoint`: answer there (paper, section 2.1)."""
         before = self.endpoint
+        if self.relay is not None and endpoint.is_relay:
+            endpoint = self.relay
         if before is endpoint or before == endpoint:
             return
         self.endpoint = endpoint

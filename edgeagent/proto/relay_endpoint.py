@@ -40,3 +40,7 @@ class RelayEndpoint(Endpoint):
 
     def unpinned(self) -> RelayEndpoint:
         return self
+
+    @property
+    def is_relay(self) -> bool:
+        return True

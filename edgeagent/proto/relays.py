@@ -294,6 +294,11 @@ class Relays:
         """Whether it is our home's, or is to be."""
         return session.relay.id in (self.home, self._best) and session.node_key == self._key
 
+    def serves(self, relay: str) -> bool:
+        """Whether packets for its members get there at once."""
+        session = self.sessions.find(relay, self._key)
+        return session is not None and session.client.alive
+
     def _follow_addresses(self, now: float) -> None:
         """A session that UDP does not carry tries it where it is thought to be now; one that it carries stays."""
         for session in self.sessions.all:
@@ -368,11 +373,7 @@ class Relays:
 
     def _seek_home(self, now: float, best: str) -> None:
         session = self._session(now, best)
-        if not self._surveyed and now >= self._began_at + SURVEY_AFTER_S:
-            self._surveyed = True
-            if not self._addresses.any_answered:
-                for relay in list(self._relays)[:SURVEY_RELAYS]:
-                    self._session(now, relay)
+        self._survey(now)
         if session is not None and session.client.alive:
             self._down_at = None
             self.home = best
@@ -390,6 +391,17 @@ class Relays:
                 self._down_at = now
             elif now >= self._down_at + DOWN_TOLD_AFTER_S and not self.on_demand:
                 self.home = None
+
+    def _survey(self, now: float) -> None:
+        """Once in each network: where UDP does not pass, connections say how far relays are."""
+        if self._surveyed or now < self._began_at + SURVEY_AFTER_S:
+            return
+        self._surveyed = True
+        carriers = [each.client.carrier for each in self.sessions.all if each.client.alive]
+        if self._addresses.any_answered or Carrier.DATAGRAM in carriers or (self.on_demand and carriers):
+            return
+        for relay in [relay for relay in self._relays if self._choice.latency_s(relay) is None][:SURVEY_RELAYS]:
+            self._session(now, relay)
 
     def _may_leave(self) -> bool:
         """A home that serves is left only while peers can be told of it."""

@@ -121,23 +121,32 @@ class RelayHost:
         assert self.process is not None
         self.process.kill()
 
+    def freeze(self) -> None:
+        """From now on everything still reaches it, and nothing comes of it."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Everything still reaches it, nothing comes of it."""
-        assert self.process is not None
-        self.process.signal(signal.SIGSTOP)
+        self.freeze()
         try:
             yield
         finally:
-            self.process.signal(signal.SIGCONT)
+            self.thaw()
+
+    def _signal(self, number: int) -> None:
+        assert self.process is not None
+        self.process.signal(number)
 
 
 class Homes:
     """`start` the hub and relays, make homes, `join` devices; then ask how they reach each other."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, internet: str = INTERNET) -> None:
         self.lab = lab
-        self.internet = lab.net(INTERNET)
+        self.internet = lab.net(internet)
         self.mesh = Mesh(lab, self.internet, port=TLS_PORT)
         self.relays: list[RelayHost] = []
         self.members: list[Member] = []
@@ -166,10 +175,10 @@ class Homes:
         relay.start(self._invitations[region])
         return relay
 
-    def home(self, kind: Kind, outside: Net | None = None, delay_ms: float = 0.0) -> NatRouter:
+    def home(self, kind: Kind, outside: Net | None = None, delay_ms: float = 0.0, *, inside: str = HOME) -> NatRouter:
         """A home on the internet, or on the `inside` of a carrier's router, so far away from it."""
         name = f"{kind.value.replace('_', '-')}-router-{len(self.routers) + 1}"
-        router = NatRouter(self.lab, name, self.lab.net(HOME), outside or self.internet, kind, delay_ms)
+        router = NatRouter(self.lab, name, self.lab.net(inside), outside or self.internet, kind, delay_ms)
         self.routers.append(router)
         return router
 

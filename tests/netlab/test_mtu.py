@@ -11,12 +11,16 @@ from typing import Any
 import pytest
 
 from tests.netlab import Lab, until
+from tests.netlab.homes import Homes, Member
+from tests.netlab.host import Host
 from tests.netlab.mesh import Device, Mesh
+from tests.netlab.nat import Kind
 from tests.netlab.sockets import inside, udp_socket
 
 IP_MTU_DISCOVER, IP_PMTUDISC_DONT, IP_PMTUDISC_PROBE = 10, 0, 3  # <linux/in.h>
 TRANSFER_BYTES = 1 << 20
 AROUND = {4: 28 + 32, 6: 48 + 32}  # outside of a packet of the TUN, by the version of IP
+CHANNEL = 8  # of a relay's datagrams
 STEP = 16  # a search is not more exact
 PORT = 7_000
 
@@ -43,11 +47,7 @@ class Site:
         until(lambda: self.row()["path_state"] == "proven", 10, "a direct path")
 
     def narrow(self, packet_bytes_max: int) -> None:
-        """UDP alone, for what goes to the hub is TCP of the system's, which has this from its provider."""
-        rules = f"{self._forbidden} meta l4proto udp meta length > {packet_bytes_max} drop"
-        chain = f"chain forward {{\n type filter hook forward priority -10;\n {rules}\n }}"
-        rules = f"table inet bad\ndelete table inet bad\ntable inet bad {{\n {chain}\n}}\n"
-        self.router.run("nft", "-f", "-", input=rules)
+        narrow(self.router, packet_bytes_max, self._forbidden)
 
     def row(self, device: Device | None = None) -> dict[str, Any]:
         """Of the other one, in `edgeagent peers`."""
@@ -97,6 +97,21 @@ class Stream:
         with contextlib.suppress(OSError):
             while data := self._server.recv(65_536):
                 self.received += len(data)
+
+
+def narrow(router: Host, packet_bytes_max: int, forbidden: str = "") -> None:
+    """UDP alone, for what goes to the hub is TCP of the system's, which has this from its provider."""
+    rules = f"{forbidden} meta l4proto udp meta length > {packet_bytes_max} drop"
+    chain = f"chain forward {{\n type filter hook forward priority -10;\n {rules}\n }}"
+    text = f"table inet bad\ndelete table inet bad\ntable inet bad {{\n {chain}\n}}\n"
+    router.run("nft", "-f", "-", input=text)
+
+
+def relayed_mtu(a: Member, b: Member) -> int:
+    """What `a` shows of its way to `b` by relay; 0 while it does not know."""
+    way = a.ways()[b.name]
+    assert way.path == "relay"
+    return way.mtu or 0
 
 
 def address(device: Device, family: int) -> str:
@@ -219,3 +234,22 @@ def test_a_hole_opens_under_a_stream(lab: Lab, tun_mtu: int) -> None:
         site.wait_for_mtu(site.a, outside, 4)
     until(lambda: stream.received > TRANSFER_BYTES, 20, "the stream goes on")
     stream.close()
+
+
+@pytest.mark.parametrize("tun_mtu", [1_420], indirect=True)
+def test_by_relay(lab: Lab, tun_mtu: int) -> None:
+    homes = Homes(lab)
+    homes.start("r1")
+    routers = [homes.home(Kind.SYMMETRIC) for _ in range(2)]
+    a, b = (homes.join(name, router) for name, router in zip("ab", routers, strict=True))
+    for host in (a.host, b.host, homes.relays[0].host):
+        host.ip("link set eth0 gso_max_segs 1")
+    until(lambda: a.host.ping(b.address), 10, "b answers a")
+    narrow(routers[0].host, 1_280)
+    for inner in (4, 6):
+        arrives_whole(a, b, inner)
+        arrives_whole(b, a, inner)
+    largest = 1_280 - AROUND[4] - CHANNEL
+    for one, other in ((a, b), (b, a)):
+        until(lambda one=one, other=other: relayed_mtu(one, other) > largest - STEP, 20, f"a path MTU of {largest}")  # type: ignore[misc]
+        assert relayed_mtu(one, other) <= largest

@@ -32,7 +32,7 @@ _UNLIMITED = Rate(1 << 40, 1 << 40)
 
 
 class SimRelay:
-    """`kill` and `start` it; `forwards` False makes it take everything and pass nothing on."""
+    """`kill` and `start` it, `freeze` and `thaw` it; `forwards` False makes it take everything and pass nothing on."""
 
     def __init__(self, world: World, net: Net, segment: Segment, hub: SimHub, name: str, address: str) -> None:
         self.world = world
@@ -49,6 +49,7 @@ class SimRelay:
         self._private = clamp(self._entropy(32))
         self.core: RelayCore | None = None
         self._streams: dict[int, RelayStream] = {}
+        self._waiting: list[Callable[[], None]] | None = None  # what came in since it was frozen
         self._last_conn = 0
         self._alarm = Alarm(world, name, self._ring)
         self.start()
@@ -116,6 +117,16 @@ class SimRelay:
             stream.stream.close(Side.SERVER)
         self._streams.clear()
 
+    def freeze(self) -> None:
+        """kill -STOP: buffers fill, and nothing comes of it until `thaw`."""
+        self._waiting = []
+
+    def thaw(self) -> None:
+        waiting, self._waiting = self._waiting or [], None
+        for each in waiting:
+            each()
+        self._ring()
+
     def connect(
         self, client: Host, opened: Callable[[], None], data: Callable[[bytes], None], closed: Callable[[], None]
     ) -> RelayStream:
@@ -133,7 +144,9 @@ class SimRelay:
         return self._last_conn
 
     def received(self, conn: int, data: bytes) -> None:
-        if self.core is not None and conn in self._streams:
+        if self._waiting is not None:
+            self._waiting.append(partial(self.received, conn, data))
+        elif self.core is not None and conn in self._streams:
             self.core.stream_received(self.world.now, conn, data)
             self.settle()
 
@@ -145,7 +158,9 @@ class SimRelay:
     # Datagrams and time
 
     def _from_udp(self, batch: Batch) -> None:
-        if self.core is not None:
+        if self._waiting is not None:
+            self._waiting.append(partial(self._from_udp, batch))
+        elif self.core is not None:
             self.core.handle_trains(self.world.now, [_train(*item) for item in batch])
             self.settle()
 
@@ -156,7 +171,7 @@ class SimRelay:
             self.settle()
 
     def _ring(self) -> None:
-        if self.core is not None:
+        if self.core is not None and self._waiting is None:
             self.core.handle_timeout(self.world.now)
             self.settle()
 

@@ -69,6 +69,30 @@ def test_a_relay_takes_everything_and_forwards_nothing(kind: Kind) -> None:
     homes.finish()
 
 
+@pytest.mark.parametrize(("every_s", "frozen_s"), [(0.4, 3.3), (0.7, 5.0), (1.0, 2.8)])
+def test_packets_that_come_late_do_not_lead_back_to_the_relay_that_was_left(every_s: float, frozen_s: float) -> None:
+    """WireGuard answers where it heard its peer last: when both sides do so at once, neither would leave again."""
+    homes = Homes(1, relays=2)
+    a, b = homes.pair(nat.SYMMETRIC, nat.SYMMETRIC)
+    homes.talk(a, b, every_s=every_s)
+    homes.world.run_for(10.0)
+    frozen = relay_of(homes, a)
+    frozen.freeze()
+    homes.world.run_for(frozen_s)
+    assert home_of(a) == home_of(b) != frozen.name
+    frozen.thaw()
+    homes.world.run_for(5.0)
+    for device in (a, b):
+        assert device.node is not None
+        (peer,) = device.node.peers(homes.world.now)
+        assert peer["endpoint"] == f"relay:{home_of(a)}"
+    began = homes.world.now
+    frozen.kill()
+    homes.world.run_for(30.0)
+    assert longest_gap(homes, began) <= every_s + 0.1
+    homes.finish()
+
+
 def test_a_relay_that_is_to_stop_is_left_without_a_gap() -> None:
     homes, (a, b) = by_relay()
     leaving = relay_of(homes, a)
@@ -96,9 +120,10 @@ def test_all_relays_go_and_one_comes_back() -> None:
     homes.finish()
 
 
-def test_home_is_the_nearest_and_stays_where_two_are_as_near() -> None:
+@pytest.mark.parametrize("kind", [nat.PORT, nat.BLOCKED], ids=lambda kind: kind.name)
+def test_home_is_the_nearest_and_stays_where_two_are_as_near(kind: Kind) -> None:
     homes = Homes(1, relays=3)
-    a = homes.add_device_at(homes.home("a", nat.PORT))
+    a = homes.add_device_at(homes.home("a", kind))
     for relay, delay_s in zip(homes.relays, (0.080, 0.015, 0.018), strict=True):
         far(homes, relay, delay_s)
     homes.wait_joined()
@@ -164,7 +189,10 @@ def test_peers_at_different_relays_reach_each_other() -> None:
     talk(homes, a, b, 10.0)
     path = path_of(a, b)
     assert path is not None and path.is_relay and str(path.endpoint) == "relay:relay-2"
-    assert a.node is not None
+    for device, home in ((a, "relay-2"), (b, "relay-1")):
+        assert device.node is not None
+        (peer,) = device.node.peers(homes.world.now)
+        assert peer["endpoint"] == f"relay:{home}", "each sends to the other's home, and hears at its own"
     homes.world.run_for(200.0)
     homes.finish()
 

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.status import Status
 
 from tests.netlab import LabError
-from tools.bench import agent, datapath, fleet, imports
+from tools.bench import agent, datapath, fleet, imports, paths
 from tools.bench.figures import BENCHES, Figure, show, write
 
-__all__ = ["agent", "datapath", "fleet", "imports"]
+__all__ = ["agent", "datapath", "fleet", "imports", "paths"]
 
 
 def main() -> int:
