@@ -11,29 +11,30 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from tests.netlab import Lab, LabError, until
+from tests.netlab import Lab, LabError, LabTimeout, until
 from tests.netlab.demo import LOG_LINES_ON_FAILURE, Step
 from tests.netlab.demo_nat_view import Pair, View, chart
 from tests.netlab.flow import Flow
-from tests.netlab.homes import Homes, RelayHost, Way
+from tests.netlab.homes import SECOND_HOME, Homes, Member, RelayHost, Way
 from tests.netlab.nat import Kind, NatRouter
 from tests.netlab.transfer import Transfer
 
 RELAYS = {"fra-1": 6.0, "ams-1": 24.0}  # one way in ms, from the middle of the internet
 WATCH_EVERY_S = 0.02
+SETTLE_S = 10.0
 DIRECT_AT_WORST_S = 10.0
 RELAYED_FOR_S = 1.0  # a pair that stays on its relay has the table to itself for so long
 FLOW_EVERY_S = 0.02
 MBIT = 20
 TRANSFER_S = 12
 BREAK_AFTER_S = 3.0
-RELAY_KILLED_S_MAX = 3.0
+CONSEQUENCE_S = 60.0  # what happens later is no consequence of what was broken
 REFRESH_PER_S = 12
 
 
@@ -53,6 +54,7 @@ def main() -> int:
                     demo.meet()
                     demo.check()
                     demo.kill_a_relay()
+                    demo.pull_a_cable()
                     if not options.once:
                         demo.stay()
                 console.print(demo.view.draw())
@@ -94,7 +96,8 @@ class Demo:
             step.done = ", ".join(f"{relay.name} on {relay.host.address}" for relay in self.homes.relays)
         homes = self.homes
         mobile = homes.carrier(Kind.SYMMETRIC, delay_ms=20.0)
-        self._add("pump", homes.home(Kind.PORT, delay_ms=8.0), "port-restricted NAT at home")
+        modem = homes.home(Kind.SYMMETRIC, delay_ms=25.0, prefix=SECOND_HOME)
+        self._add("pump", homes.home(Kind.PORT, delay_ms=8.0), "port-restricted NAT at home, and a modem", modem)
         self._add("camera", homes.home(Kind.FULL, delay_ms=12.0), "full-cone NAT at home")
         self._add("truck", homes.home(Kind.PORT, mobile.inside, delay_ms=2.0), "NAT behind a carrier's symmetric NAT")
         self._add("kiosk", homes.home(Kind.TCP_443, delay_ms=5.0), "firewall: TCP to port 443, nothing else")
@@ -104,9 +107,15 @@ class Demo:
         ]
         self.view = View(self.lab.id, self.pairs, self.homes.relays, self.console.width)
 
-    def _add(self, name: str, router: NatRouter, network: str) -> None:
+    def _add(self, name: str, router: NatRouter, network: str, second: NatRouter | None = None) -> None:
         with self._step(name) as step:
-            member = self.homes.join(name, router)
+            member = self.homes.member(name, router)
+            if second is not None:
+                self.homes.add_uplink(member, second)
+            self.homes.up(member)
+            nearest = min(RELAYS, key=lambda relay: RELAYS[relay])
+            with suppress(LabTimeout):  # on a busy machine another one may look as near
+                until(lambda: home_of(member) == nearest, SETTLE_S, f"{name} at {nearest}")
             relay = next(each for each in member.request("status")["relays"] if each["home"])
             carrier = {"udp": "UDP", "tls": "TLS"}[relay["carrier"]]
             step.done = f"{member.address:<15} {network}, at relay {relay['id']} by {carrier}"
@@ -152,6 +161,25 @@ class Demo:
             f"now by {found.name}",
         )
         relay.start()
+        self.homes.until_online(relay)
+        self._broke = (f"{relay.name} came back", time.monotonic())
+
+    def pull_a_cable(self) -> None:
+        """Of the first of two uplinks, while a transfer and 50 packets a second go by it."""
+        pair = next(pair for pair in self.pairs if {pair.a.name, pair.b.name} == {"pump", "camera"})
+        first = pair.a.host.ports[0]
+        until(lambda: uplink_of(pair) == first.ifname, DIRECT_AT_WORST_S, f"{name_of(pair)} by {first.ifname}")
+        gap_s, standstill_s = self._break(pair, f"{pair.a.name}'s cable was pulled", first.pull)
+        second = uplink_of(pair)
+        if second in (first.ifname, None):
+            raise LabError(f"{name_of(pair)}: {pair.there}, though the cable of {first.ifname} is pulled")
+        self._say(
+            "uplink",
+            f"{first.ifname} cut under load: {gap_s:.2f} s without a packet, TCP stood for {standstill_s:.1f} s; "
+            f"now by {second}",
+        )
+        first.plug_in()
+        self._broke = ("it was plugged in again", time.monotonic())
 
     def _break(self, pair: Pair, what: str, action: Callable[[], None]) -> tuple[float, float]:
         """Do it while a transfer runs; the longest time without an answer to a packet, and without a byte of TCP."""
@@ -216,8 +244,12 @@ class Demo:
         if after is not None and after != before:
             pair.changed_at = now
             change = after if before is None else f"{before} → {after}"
+            if old is not None and there is not None and old.endpoint == there.endpoint and there.uplink:
+                change = f"{there.path} by {old.uplink} → by {there.uplink}"
             broke, at = self._broke or ("", pair.began)
             since = f" {now - at:.2f} s after {broke}" if broke else f" after {now - at:.2f} s"
+            if broke and now - at > CONSEQUENCE_S:
+                since = ""
             self._event(Text.assemble((f"{pair.a.name} → {pair.b.name}", "bold cyan"), f": {change}{since}"))
         if pair.is_direct and not was_direct and pair.direct_s is None:
             pair.direct_s = now - pair.began
@@ -238,6 +270,17 @@ class Demo:
 
     def _step(self, name: str) -> Step:
         return Step(self.console, name)
+
+
+def home_of(member: Member) -> str | None:
+    status = member.request("status")
+    home: str | None = status["self"]["home_relay"] if status else None
+    return home
+
+
+def uplink_of(pair: Pair) -> str | None:
+    """By which the first of the two sends, where it has several."""
+    return None if pair.there is None else pair.there.uplink
 
 
 def name_of(pair: Pair) -> str:

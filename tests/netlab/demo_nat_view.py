@@ -15,7 +15,7 @@ from tests.netlab.transfer import STEP_S, Transfer
 
 BARS = "▁▂▃▄▅▆▇█"
 BAR_S = 0.2  # of a transfer in one bar
-WIDE = 112
+WIDE = 118
 FRESH_S = 1.5  # so long a new path is shown in reverse
 
 
@@ -78,11 +78,12 @@ class View:
         return Group(*lines)
 
     def _pairs(self) -> Table:
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+        table = Table(box=None, padding=(0, 2 if self.wide else 1, 0, 0), header_style="dim", pad_edge=False)
         table.add_column("PAIR", no_wrap=True, min_width=15)
         table.add_column("PATH", no_wrap=True, min_width=6)
-        table.add_column("BY", no_wrap=True, min_width=43 if self.wide else 21)
-        for heading in ("LATENCY", "MTU", "FIRST ANSWER", "DIRECT AFTER"):
+        table.add_column("BY", no_wrap=True, min_width=51 if self.wide else 21)
+        headings = ("FIRST ANSWER", "DIRECT AFTER") if self.wide else ("FIRST", "DIRECT")
+        for heading in ("LATENCY", "MTU", *headings):
             table.add_column(heading, no_wrap=True, justify="right")
         for pair in self.pairs:
             table.add_row(*self._pair(pair))
@@ -101,6 +102,9 @@ class View:
         else:
             shown, style = "relay", "yellow"
             by = " / ".join(dict.fromkeys(way.relay or "direct" for way in pair.ways))
+        uplinks = [way.uplink for way in pair.ways if way.uplink is not None]
+        if uplinks:
+            by += f" by {uplinks[0]}"
         if time.monotonic() - pair.changed_at < FRESH_S:
             style += " reverse"
         latency = "" if there.latency_ms is None else f"{there.latency_ms:.0f} ms"
@@ -112,7 +116,7 @@ class View:
             latency,
             "" if there.mtu is None else str(there.mtu),
             first,
-            Text(after, "green") if pair.possible else Text("impossible", "dim"),
+            Text(after, "green") if pair.possible else Text("impossible" if self.wide else "never", "dim"),
         )
 
     def _foot(self) -> Text:

@@ -23,7 +23,7 @@ from typing import Any
 
 from tests import tinyproxy
 from tests.netlab.flow import Flow
-from tests.netlab.host import Host, Net
+from tests.netlab.host import Host, Net, Port
 from tests.netlab.lab import Lab
 from tests.netlab.mesh import Device, Mesh
 from tests.netlab.nat import CARRIER_PREFIX, Kind, NatRouter, carrier
@@ -31,6 +31,8 @@ from tests.netlab.process import LabError, Process, until
 
 INTERNET = "203.0.113.0/24"
 HOME = "192.168.1.0/24"  # every home has the same, as in life
+SECOND_HOME = "192.168.2.0/24"  # for a device that is in two
+SECOND_METRIC = 700
 OFFICE = "10.20.0.0/16"
 TLS_PORT, UDP_PORT = 443, 3478  # the broker listens at 443 too: some networks let nothing else out
 PROXY_PORT = 3128
@@ -44,7 +46,7 @@ ANSWER_BYTES_MAX = 1 << 20
 class Way:
     """How one device reaches another, as `edgeagent peers` says it."""
 
-    __slots__ = ("endpoint", "kind", "latency_ms", "mtu", "path")
+    __slots__ = ("endpoint", "kind", "latency_ms", "mtu", "path", "uplink")
 
     def __init__(self, row: dict[str, Any]) -> None:
         self.path: str = row["path"]  # "direct", "relay" or "none"
@@ -52,11 +54,13 @@ class Way:
         self.endpoint: str | None = row["endpoint"]
         self.latency_ms: float | None = row["latency_ms"]
         self.mtu: int | None = row["path_mtu"]
+        self.uplink: str | None = row["path_uplink"]  # where the device has several
 
     def __str__(self) -> str:
         if self.path == "none":
             return "no path"
-        return f"relay {self.relay}" if self.relay else f"direct {self.endpoint}"
+        by = f" by {self.uplink}" if self.uplink else ""
+        return f"relay {self.relay}{by}" if self.relay else f"direct {self.endpoint}{by}"
 
     @property
     def relay(self) -> str | None:
@@ -175,10 +179,10 @@ class Homes:
         relay.start(self._invitations[region])
         return relay
 
-    def home(self, kind: Kind, outside: Net | None = None, delay_ms: float = 0.0, *, inside: str = HOME) -> NatRouter:
+    def home(self, kind: Kind, outside: Net | None = None, delay_ms: float = 0.0, *, prefix: str = HOME) -> NatRouter:
         """A home on the internet, or on the `inside` of a carrier's router, so far away from it."""
         name = f"{kind.value.replace('_', '-')}-router-{len(self.routers) + 1}"
-        router = NatRouter(self.lab, name, self.lab.net(inside), outside or self.internet, kind, delay_ms)
+        router = NatRouter(self.lab, name, self.lab.net(prefix), outside or self.internet, kind, delay_ms)
         self.routers.append(router)
         return router
 
@@ -194,6 +198,13 @@ class Homes:
         udp = router is None or router.kind not in (Kind.UDP_BLOCKED, Kind.TCP_443)
         self.members.append(Member(host, router, udp=udp))
         return self.members[-1]
+
+    def add_uplink(self, member: Member, router: NatRouter) -> Port:
+        """A second way out for a device, less preferred than the first; the home must have a prefix of its own."""
+        port = member.host.attach(router.inside)
+        assert router.inside.gateway is not None
+        member.host.ip(f"route add default via {router.inside.gateway.v4} dev {port.ifname} metric {SECOND_METRIC}")
+        return port
 
     def office(self) -> tuple[Net, Host]:
         """A network without a router: an HTTP proxy is all that has a foot outside, and lets TLS through."""

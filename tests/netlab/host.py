@@ -53,6 +53,17 @@ class Port:
         self.v4 = v4
         self.v6 = v6
 
+    def pull(self) -> None:
+        """The cable out of its socket: the interface has no carrier."""
+        self._far_end("down")
+
+    def plug_in(self) -> None:
+        """And back."""
+        self._far_end("up")
+
+    def _far_end(self, state: str) -> None:
+        self.net.switch.ip(f"link set {self.net.bridge}p{self.net.ports.index(self) + 1} {state}")
+
 
 class Net:
     """An Ethernet segment: a bridge without addresses. Hosts get its addresses in the order in which they attach.

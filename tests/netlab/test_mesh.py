@@ -59,13 +59,14 @@ def broker_pid(site: Site) -> int:
     return int(site.mesh.status()["process"]["broker_pid"])
 
 
-def test_the_demo_proves_itself_and_leaves_nothing() -> None:
+@pytest.mark.parametrize("demo", ["demo", pytest.param("demo_nat", marks=pytest.mark.matrix)])
+def test_the_demo_proves_itself_and_leaves_nothing(demo: str) -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "tests.netlab.demo", "--once"],
+        [sys.executable, "-m", f"tests.netlab.{demo}", "--once"],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr

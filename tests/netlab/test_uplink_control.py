@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.netlab import Lab, until
-from tests.netlab.homes import TLS_PORT, Homes, Member
+from tests.netlab.homes import SECOND_HOME, TLS_PORT, Homes, Member
 from tests.netlab.nat import Kind
 
 MOVED_WITHIN_S = 40.0  # a deadline, no figure
@@ -12,12 +12,9 @@ MOVED_WITHIN_S = 40.0  # a deadline, no figure
 def test_connections_leave_a_router_that_drops_everything(lab: Lab) -> None:
     homes = Homes(lab)
     homes.start("fra-1")
-    routers = [homes.home(Kind.PORT), homes.home(Kind.PORT, inside="192.168.2.0/24")]
+    routers = [homes.home(Kind.PORT), homes.home(Kind.PORT, prefix=SECOND_HOME)]
     member = homes.member("a", routers[0])
-    second = member.host.attach(routers[1].inside)
-    gateway = routers[1].inside.gateway
-    assert gateway is not None
-    member.host.ip(f"route add default via {gateway.v4} dev {second.ifname} metric 700")
+    homes.add_uplink(member, routers[1])
     homes.up(member)
     until(lambda: broker_by(homes, member, "192.168.1."), MOVED_WITHIN_S, "the first uplink is in use")
     until(lambda: states(member) == {"alive"}, MOVED_WITHIN_S, "both uplinks were tried")

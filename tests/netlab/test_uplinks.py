@@ -56,12 +56,6 @@ class Site:
 
         until(ready, BACK_WITHIN_S, "eth0 is in use and eth1 stands by")
 
-    def cable(self, up: str) -> None:
-        """Of eth0, at the far end."""
-        net = self.a.host.ports[0].net
-        seat = net.ports.index(self.a.host.ports[0]) + 1
-        net.switch.ip(f"link set {net.bridge}p{seat} {up}")
-
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
@@ -108,11 +102,11 @@ def show(what: str, pings: list[Pings]) -> None:
 def test_a_cable_is_pulled_and_plugged_in_again(site: Site) -> None:
     site.settle()
     pings = both_ways(site)
-    site.cable("down")
+    site.a.host.ports[0].pull()
     show("cable pulled", pings)
     assert site.path_uplink() == "eth1" and site.states()["eth0"] == "down"
     pings = both_ways(site)
-    site.cable("up")
+    site.a.host.ports[0].plug_in()
     show("cable plugged in", pings)
     site.settle()
 
@@ -133,11 +127,11 @@ def test_bulk_goes_on_over_the_other_one(site: Site) -> None:
     until(lambda: "listening" in server.text(), 5, "iperf3")
     client = site.a.host.start("iperf3", "-c", site.b.address, "-t", "6", "-i", "0.5", "--forceflush")
     until(lambda: client.text().count("bits/sec") >= 2, 10, "a second of bulk")
-    site.cable("down")
+    site.a.host.ports[0].pull()
     client.wait(30)
     rates = [float(rate) for rate in re.findall(r"sec +[\d.]+ \w+ +([\d.]+) Mbits/sec", client.text())]
     print("Mbit/s each half second:", *rates, file=sys.stderr)
     assert "receiver" in client.text()
     assert site.path_uplink() == "eth1"
-    site.cable("up")
+    site.a.host.ports[0].plug_in()
     site.settle()

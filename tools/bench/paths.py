@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from tests.netlab import Lab, LabError, until
 from tests.netlab.flow import Flow
-from tests.netlab.homes import Homes, Member, RelayHost, way
+from tests.netlab.homes import SECOND_HOME, Homes, Member, RelayHost, way
 from tests.netlab.nat import Kind
 from tests.relay import bench_relay
 from tests.sim import nat
@@ -30,7 +30,7 @@ LINES_MS = {Kind.FULL: 8.0, Kind.ADDRESS: 12.0, Kind.PORT: 5.0, Kind.SYMMETRIC: 
 RELAYS_MS = {"fra-1": 6.0, "fra-2": 8.0}
 FIRST_ANSWER_S_MAX = 1.5
 DIRECT_S_MAX, DIRECT_AT_WORST_S_MAX = 3.0, 10.0
-REBOUND_S_MAX, KILLED_S_MAX, BLACKHOLED_S_MAX = 5.0, 3.0, 15.0
+UPLINK_CUT_S_MAX, REBOUND_S_MAX, KILLED_S_MAX, BLACKHOLED_S_MAX = 1.0, 5.0, 3.0, 15.0
 ROUNDS = 3
 FLOW_EVERY_S = 0.02
 STEADY_S = 2.0  # before something breaks, and after it is mended
@@ -56,9 +56,13 @@ def paths(say: Callable[[str], None]) -> Iterator[Figure]:
             {kind: homes.member(_name(kind, side), homes.home(kind, delay_ms=LINES_MS[kind])) for kind in SIMULATED}
             for side in "ab"
         )
-        homes.up(*left.values(), *right.values())
+        double = homes.member("double", homes.home(Kind.PORT, delay_ms=LINES_MS[Kind.PORT]))
+        second = homes.home(Kind.PORT, delay_ms=LINES_MS[Kind.SYMMETRIC], prefix=SECOND_HOME)
+        homes.add_uplink(double, second)
+        homes.up(*left.values(), *right.values(), double)
         time.sleep(STEADY_S)
         yield from _table(homes, left, right, theirs, say)
+        yield from _uplinks(homes, double, right[Kind.FULL], say)
         yield from _failover(homes, left, right, say)
     yield from _relay(say)
 
@@ -175,6 +179,32 @@ def _failover(
         yield Figure(
             f"NAT rebinding, other {name}, worst gap of {ROUNDS}", max(gaps), "s", peer=NO_PEER, at_most=REBOUND_S_MAX
         )
+
+
+def _uplinks(homes: Homes, a: Member, b: Member, say: Callable[[str], None]) -> Iterator[Figure]:
+    """`a` has two; the first is cut at its socket, then behind it, where only silence tells."""
+    first, router = a.host.ports[0], a.router
+    assert router is not None
+    cuts: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+        "cable pulled": (first.pull, first.plug_in),
+        "router drops everything": (lambda: router.impair(loss_percent=100), router.impair),
+    }
+    for what, (breaks, mends) in cuts.items():
+        gaps = []
+        for number in range(ROUNDS):
+            say(f"uplink, {what}, {number + 1} of {ROUNDS}")
+            with Flow(a.host, b.address):
+                until(lambda: _goes_by(a, b, first.ifname), RECOVERY_S, f"{a.name} – {b.name} by {first.ifname}")
+            gaps.append(_gap_s(a, b, breaks, mends))
+        name = f"uplink: {what}, worst gap of {ROUNDS}"
+        yield Figure(name, max(gaps), "s", peer=NO_PEER, at_most=UPLINK_CUT_S_MAX)
+
+
+def _goes_by(a: Member, b: Member, ifname: str) -> bool:
+    found = way(a, b)
+    status = a.request("status")
+    standing_by = {uplink["state"] for uplink in status["uplinks"]} == {"alive"}
+    return found is not None and (found.path, found.uplink) == ("direct", ifname) and standing_by
 
 
 def _gap_s(a: Member, b: Member, breaks: Callable[[], object], mends: Callable[[], object] | None = None) -> float:
