@@ -208,13 +208,13 @@ def test_a_metered_standby_costs_little_with_traffic_and_next_to_nothing_without
         carry(sender, datagram, next_hop)
 
     segment.carry = counted  # type: ignore[method-assign]
-    site.talk(600.0)
+    site.talk(480.0)
     assert site.uplink() == "eth0"
-    assert 0 < sum(sent) / 600.0 < 10.0  # B/s, both ways
+    assert 0 < sum(sent) / 480.0 < 10.0  # B/s, both ways
     site.homes.world.run_for(3_600.0)
     sent.clear()
-    site.homes.world.run_for(24 * 3_600.0)
-    assert 0 < sum(sent) < 20_000
+    site.homes.world.run_for(8 * 3_600.0)
+    assert 0 < sum(sent) < 20_000 / 3
     site.homes.finish()
 
 
@@ -235,7 +235,7 @@ def test_with_relays_too_nothing_is_lost() -> None:
     homes.finish()
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [*range(2), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 12))])
 def test_as_long_as_one_of_two_works_the_gaps_are_short(seed: int) -> None:
     site = Site(seed)
     homes, dice = site.homes, site.homes.world.stream("disturbances")
