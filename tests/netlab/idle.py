@@ -1,0 +1,62 @@
+"""What idle devices cost for real; tests/sim/idle.py asks the same in virtual time.
+
+python -m tests.netlab.idle [MINUTES]
+
+A metered device and one that is not, each behind a NAT, with ten peers that they have spoken to and say no more. What
+their ledgers book in the given time is scaled to a day.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from tests.netlab import Lab
+from tests.netlab.homes import Homes, Member
+from tests.netlab.nat import Kind
+
+PEERS = 10
+MINUTES = 60.0
+SETTLE_S = 180.0  # until sessions and paths that nobody uses are let go
+DAY_S = 86_400.0
+
+
+def main() -> int:
+    minutes = float(sys.argv[1]) if len(sys.argv) > 1 else MINUTES
+    with Lab() as lab:
+        homes = Homes(lab)
+        homes.start("fra-1", "fra-2")
+        measured = [homes.member(name, homes.home(Kind.PORT)) for name in ("metered", "unmetered")]
+        measured[0].options = ["--metered", "eth0"]
+        peers = [homes.member(f"peer-{number}", homes.home(Kind.PORT)) for number in range(PEERS)]
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(homes.up, [*measured, *peers]))
+        for member in measured:
+            for peer in peers:
+                assert member.host.ping(peer.address, 10) is not None, f"{member.name} does not reach {peer.name}"
+        print(f"{PEERS} peers were spoken to; settling for {SETTLE_S:.0f} s", flush=True)
+        time.sleep(SETTLE_S)
+        before, began = [booked(member) for member in measured], time.monotonic()
+        time.sleep(60 * minutes)
+        took_s = time.monotonic() - began
+        for member, was in zip(measured, before, strict=True):
+            by_cause = {cause: count - was.get(cause, 0) for cause, count in booked(member).items()}
+            a_day = {cause: round(count * DAY_S / took_s) for cause, count in by_cause.items() if count}
+            rows = ", ".join(f"{cause} {count:,}" for cause, count in a_day.items())
+            print(f"{member.name:<10} {sum(by_cause.values()):>8,} B in {took_s / 60:.0f} min; a day: ", end="")
+            print(f"{sum(a_day.values()):,} B ({rows})")
+    return 0
+
+
+def booked(member: Member) -> dict[str, int]:
+    """Bytes sent and received since the start, by cause."""
+    total: dict[str, int] = {}
+    for uplink in member.request("ledger")["uplinks"]:
+        for row in uplink["causes"]:
+            total[row["cause"]] = total.get(row["cause"], 0) + sum(row["since_start"].values())
+    return total
+
+
+if __name__ == "__main__":
+    sys.exit(main())
