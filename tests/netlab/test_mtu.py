@@ -197,7 +197,7 @@ def tun_mtu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return mtu
 
 
-@pytest.mark.parametrize("tun_mtu", [1_280, 1_420], indirect=True)
+@pytest.mark.parametrize("tun_mtu", [pytest.param(1_280, marks=pytest.mark.matrix), 1_420], indirect=True)
 def test_across_a_router_that_loses_long_packets_in_silence(lab: Lab, tun_mtu: int) -> None:
     site = Site(lab)
     for inner in (4, 6):
@@ -210,11 +210,16 @@ def test_across_a_router_that_loses_long_packets_in_silence(lab: Lab, tun_mtu: i
         check(site, outside, 4)
 
 
-@pytest.mark.parametrize(("tun_mtu", "outside"), [(1_280, 1_000), (1_420, 1_280)], indirect=["tun_mtu"])
+@pytest.mark.parametrize(
+    ("tun_mtu", "outside"),
+    [(1_280, 1_000), pytest.param(1_420, 1_280, marks=pytest.mark.matrix)],
+    indirect=["tun_mtu"],
+)
 def test_with_a_link_that_takes_no_more(lab: Lab, tun_mtu: int, outside: int) -> None:
     check(Site(lab, link_mtu=outside), outside, 4)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("tun_mtu", [1_420], indirect=True)
 def test_over_ipv6(lab: Lab, tun_mtu: int) -> None:
     site = Site(lab, ipv6=True)
