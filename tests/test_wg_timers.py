@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from edgeagent.proto.constants import INITIATION_ANEW_S
 from edgeagent.proto.events import HandshakeFailed
 from edgeagent.proto.timers import Timer, Timers
 from tests.wg_pair import INITIATION, RESPONSE, TRANSPORT, Pair, drops, established, kinds
@@ -43,6 +44,28 @@ def test_no_second_initiation_within_five_seconds() -> None:
     assert kinds(pair.collect()) == [INITIATION]
     pair.now += 4.9
     assert pair.to_b.begin_handshake(pair.now) is False
+
+
+def test_another_way_to_a_peer_does_not_lose_the_answer_that_is_under_way() -> None:
+    pair = Pair()
+    pair.a_sends()
+    pair.now += 0.05
+    assert pair.to_b.begin_handshake(pair.now, anew=True) is False
+    pair.deliver()
+    assert pair.to_b.keypairs.current is not None, "the answer to the first one counts"
+    pair.advance(1.0)
+    assert drops(pair.a) == drops(pair.b) == {}
+
+
+def test_where_no_answer_comes_it_is_asked_again_by_the_other_way_soon() -> None:
+    pair = Pair()
+    pair.a_sends()
+    pair.deliver(lost)
+    pair.now += 0.05
+    pair.to_b.begin_handshake(pair.now, anew=True)
+    pair.a.touched(pair.to_b)
+    pair.advance(INITIATION_ANEW_S)
+    assert pair.to_b.keypairs.current is not None
 
 
 def test_passive_keepalive_after_ten_seconds_of_only_receiving() -> None:

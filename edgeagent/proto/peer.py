@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from edgeagent.proto import noise
 from edgeagent.proto.constants import (
     HANDSHAKE_ATTEMPTS_MAX,
+    INITIATION_ANEW_S,
     INITIATION_SPACING_MIN_S,
     KEY_SIZE,
     MTU_MAX,
@@ -307,16 +308,19 @@ class Peer:
     def begin_handshake(self, now: float, *, again: bool = False, anew: bool = False) -> bool:
         """Send an initiation, unless one went out less than Rekey-Timeout ago (paper 6.1). True if it was sent.
 
-        `again` continues a row of attempts; `anew` is for an endpoint that only now became known: the spacing of 5 s
-        protects a peer that was asked, and this one was not.
+        `again` continues a row of attempts, when its time has come; `anew` is for an endpoint that only now became
+        known: the spacing of 5 s protects a peer that was asked, and this one was not. But it may have been, by another
+        way: then the answer is waited for a moment, because it would be lost with the handshake that it belongs to.
         """
         shared = self._shared
         if not again:
             self.timers.attempts = 0
         if self.endpoint is None or shared.static_private is None:
             return False
-        spacing = INITIATION_SPACING_MIN_S if anew else REKEY_TIMEOUT_S
-        if self._initiated_at is not None and now - self._initiated_at < spacing:
+        spacing = INITIATION_ANEW_S if anew else REKEY_TIMEOUT_S
+        if self._initiated_at is not None and now - self._initiated_at < spacing and not again:
+            if anew:
+                self.timers.hurry(self._initiated_at + spacing)
             return False
         self._abandon_handshake()
         index = shared.indices.insert(self)

@@ -42,9 +42,9 @@ class Timers:
     """
 
     __slots__ = (
+        "_again_at",
         "_data_received_at",
         "_initiated_at",
-        "_jitter_s",
         "_persistent_since",
         "_session_at",
         "_unanswered_since",
@@ -60,7 +60,7 @@ class Timers:
         self._initiated_at: float | None = None
         self._persistent_since: float | None = None
         self._session_at: float | None = None
-        self._jitter_s = 0.0
+        self._again_at = 0.0
 
     def data_sent(self, now: float, jitter: float) -> None:
         if self._unanswered_since is None:
@@ -81,8 +81,13 @@ class Timers:
     def initiated(self, now: float, jitter: float) -> None:
         """An initiation went out; `jitter` in [0, 1) spreads what follows (paper 6.1)."""
         self._initiated_at = now
-        self._jitter_s = jitter * REKEY_TIMEOUT_JITTER_S
+        self._again_at = now + REKEY_TIMEOUT_S + jitter * REKEY_TIMEOUT_JITTER_S
         self.authenticated_sent(now)
+
+    def hurry(self, at: float) -> None:
+        """If there is no answer by then, an initiation is to go out again."""
+        if self._initiated_at is not None:
+            self._again_at = min(self._again_at, at)
 
     def handshake_completed(self) -> None:
         self._initiated_at = None
@@ -132,7 +137,7 @@ class Timers:
     def _deadlines(self) -> list[tuple[Timer, float]]:
         found = []
         if self._initiated_at is not None:
-            found.append((Timer.RETRANSMIT, self._initiated_at + REKEY_TIMEOUT_S + self._jitter_s))
+            found.append((Timer.RETRANSMIT, self._again_at))
         if self._data_received_at is not None:
             found.append((Timer.KEEPALIVE, self._data_received_at + KEEPALIVE_TIMEOUT_S))
         if self._unanswered_since is not None:

@@ -197,7 +197,8 @@ def tun_mtu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return mtu
 
 
-@pytest.mark.parametrize("tun_mtu", [pytest.param(1_280, marks=pytest.mark.matrix), 1_420], indirect=True)
+@pytest.mark.matrix
+@pytest.mark.parametrize("tun_mtu", [1_280, 1_420], indirect=True)
 def test_across_a_router_that_loses_long_packets_in_silence(lab: Lab, tun_mtu: int) -> None:
     site = Site(lab)
     for inner in (4, 6):

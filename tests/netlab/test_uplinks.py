@@ -121,6 +121,7 @@ def test_a_router_drops_everything_and_comes_back(site: Site) -> None:
     site.settle()
 
 
+@pytest.mark.matrix
 def test_bulk_goes_on_over_the_other_one(site: Site) -> None:
     site.settle()
     server = site.b.host.start("iperf3", "-s", "-1", "--forceflush", "-B", site.b.address)
