@@ -107,7 +107,7 @@ def test_cookie_holder_is_held_to_a_rate_under_load() -> None:
         pair.now += 0.021
         pair.b.handle_datagrams(pair.now, [(datagram, B_ADDR, 0) for datagram in flood])
         pair.b.drain_transmits()
-        pair.to_b.begin_handshake(pair.now, anew=True)
+        pair.to_b.begin_handshake(pair.now, again=True)
         pair.deliver()
     assert drops(pair.b)["handshake-rate"] > 5
 
