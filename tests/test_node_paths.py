@@ -112,6 +112,20 @@ def test_a_peer_that_starts_again_is_met_at_once(world: World) -> None:
     assert b.received[-1] == packet
 
 
+def test_after_a_start_the_retained_feed_counts_though_its_stamp_is_saved(world: World) -> None:
+    a, b = joined(world)
+    stamp = a.node.client.records.get(b.id).feed_stamp  # type: ignore[union-attr]
+    a.saved = a.node.snapshot(world.now)
+    world.start(a)
+    world.connect(a)
+    send(world, a, b)
+    world.run(2)
+    entry = a.node.client.records.get(b.id)
+    assert entry is not None and entry.feed_stamp == stamp  # b has said nothing new
+    assert entry.disco_key == b.node.finder.public_key
+    assert a.node.finder.current(b.id) is not None
+
+
 def test_cold_start_without_a_hub(world: World) -> None:
     a, b = joined(world)
     for board in (a, b):

@@ -8,6 +8,7 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from edgeagent.proto import topics
 from edgeagent.proto.control_client import Answer
 from edgeagent.proto.devicemap import open_map
 from edgeagent.proto.errors import DropReason
@@ -167,6 +168,13 @@ def test_feed_subscriptions_against_the_broker(steps: list[tuple[str, str]]) -> 
     assert broker == {device for device in "abcde" if device in feeds}
     assert len(broker) <= 3
     assert feeds.drain() == []
+
+
+def test_a_feed_that_came_while_nobody_wanted_it_is_asked_for_once_more() -> None:
+    feeds = FeedSubscriptions(NETWORK, 3)
+    feeds.stray("a")  # of an earlier life's subscription
+    feeds.use("a")
+    assert feeds.drain() == [(topics.feed(NETWORK, "a"), True)]
 
 
 def test_questions_are_bounded_and_end() -> None:

@@ -420,8 +420,9 @@ class ControlClient:
             if error.reason is ControlDrop.FEED_KEY:
                 self.refresh(now, entry)
             raise
-        if feed.stamp == entry.feed_stamp:
-            return  # retained: each subscription brings it again
+        # Retained: each subscription brings it again. Of what an earlier life heard, only the stamp is kept
+        if feed.stamp == entry.feed_stamp and entry.feed_boot:
+            return
         if feed.stamp < entry.feed_stamp:
             raise ControlError(ControlDrop.REPLAYED, "feed.q: older than the feed that is held")
         entry.take_feed(feed)

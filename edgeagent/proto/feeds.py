@@ -30,6 +30,8 @@ class FeedSubscriptions:
 
     def use(self, device: str) -> None:
         """A peer came into use; the least recently used feed gives way."""
+        if device not in self._wanted:
+            self._again[device] = None  # what came while nobody wanted it was not read
         self._wanted[device] = None
         self._wanted.move_to_end(device)
         if len(self._wanted) > self._feeds_max:

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from edgeagent.proto.ip import ip_to_text
 from edgeagent.proto.outbox import PUBLISHES_MAX
+from edgeagent.proto.relay_endpoint import RelayEndpoint
 
 if TYPE_CHECKING:
     from edgeagent.proto.node import Node
+    from edgeagent.proto.peering import Link
 
 
 def status(now: float, node: Node) -> dict[str, Any]:
@@ -88,7 +90,7 @@ def peers(now: float, node: Node) -> list[dict[str, Any]]:
                 "device": link.device,
                 "name": link.name,
                 "addresses": [ip_to_text(address) for address in addresses],
-                "path": ("relay" if path is not None and path.is_relay else "direct") if link.is_live(now) else "none",
+                "path": _way(link) if link.is_live(now) else "none",
                 "path_kind": None if path is None else path.kind.value,
                 "path_uplink": None if uplink is None else uplink.name,
                 "path_state": None if path is None else path.state.value,
@@ -101,6 +103,11 @@ def peers(now: float, node: Node) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _way(link: Link) -> str:
+    """Where its packets go, whoever decided that."""
+    return "relay" if isinstance(link.peer.endpoint, RelayEndpoint) else "direct"
 
 
 def _table(used: int, ceiling: int, gave_way: int | None = None) -> dict[str, int]:

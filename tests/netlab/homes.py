@@ -281,4 +281,4 @@ def way(a: Member, b: Member) -> Way | None:
 
 def is_direct(a: Member, b: Member) -> bool:
     found = way(a, b)
-    return found is not None and found.path == "direct" and not (found.endpoint or "").startswith("relay:")
+    return found is not None and found.path == "direct"

@@ -262,12 +262,16 @@ def test_the_router_of_a_device_begins_anew_mid_flow(site: Site, happens: Callab
     assert before is not None and after is not None and before.endpoint != after.endpoint
 
 
+@pytest.mark.parametrize("end", ["killed", "stopped"])  # a stopped one has saved all that it knows
 @pytest.mark.parametrize(("a", "b"), [("full", "symmetric"), ("office", "port")], ids=["direct", "relayed"])
-def test_an_agent_is_killed_and_comes_back(site: Site, a: str, b: str) -> None:
+def test_an_agent_ends_and_comes_back(site: Site, a: str, b: str, end: str) -> None:
     first, second = site.members[a], site.members[b]
     with Flow(second.host, first.address) as flow:
         flow.until_answered(RECOVERY_S)
-        os.kill(first.pid(), signal.SIGKILL)
+        if end == "killed":
+            os.kill(first.pid(), signal.SIGKILL)
+        else:
+            first.host.run("edgeagent", "down")
         until(lambda: first.request("version") is None, RECOVERY_S, "the end of it")
         first.up()
         flow.until_answered(RECOVERY_S, WARM)
