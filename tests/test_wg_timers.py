@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from edgeagent.proto.constants import INITIATION_ANEW_S
+from edgeagent.proto.constants import INITIATION_REPEATED_S, REKEY_TIMEOUT_S
+from edgeagent.proto.endpoint import Endpoint
 from edgeagent.proto.events import HandshakeFailed
 from edgeagent.proto.timers import Timer, Timers
 from tests.wg_pair import INITIATION, RESPONSE, TRANSPORT, Pair, drops, established, kinds
@@ -46,26 +47,55 @@ def test_no_second_initiation_within_five_seconds() -> None:
     assert pair.to_b.begin_handshake(pair.now) is False
 
 
+NEW_PLACE = Endpoint(("198.51.100.9", 51821))
+
+
 def test_another_way_to_a_peer_does_not_lose_the_answer_that_is_under_way() -> None:
     pair = Pair()
     pair.a_sends()
-    pair.now += 0.05
-    assert pair.to_b.begin_handshake(pair.now, anew=True) is False
+    (first,) = pair.collect()
+    pair.now += 0.9
+    pair.to_b.set_endpoint(NEW_PLACE)
+    assert pair.to_b.begin_handshake(pair.now, anew=True)
+    (again,) = pair.collect()
+    assert again[:-32] == first[:-32]  # all but its MACs
     pair.deliver()
     assert pair.to_b.keypairs.current is not None, "the answer to the first one counts"
-    pair.advance(1.0)
-    assert drops(pair.a) == drops(pair.b) == {}
+    assert drops(pair.b) == {"initiation-replayed": 1}
+    pair.advance(REKEY_TIMEOUT_S + 1.0)
+    assert drops(pair.a) == {}
 
 
-def test_where_no_answer_comes_it_is_asked_again_by_the_other_way_soon() -> None:
+def test_by_the_other_way_comes_what_was_lost_on_the_first() -> None:
     pair = Pair()
     pair.a_sends()
     pair.deliver(lost)
     pair.now += 0.05
+    pair.to_b.set_endpoint(NEW_PLACE)
+    pair.to_b.begin_handshake(pair.now, anew=True)
+    pair.deliver()
+    assert pair.to_b.keypairs.current is not None
+    assert drops(pair.a) == drops(pair.b) == {}
+
+
+def test_an_answer_that_was_lost_is_asked_for_by_the_other_way_after_a_second() -> None:
+    pair = Pair()
+    pair.a_sends()
+    pair.deliver(lambda datagram: datagram[0] != RESPONSE)
+    pair.now += 0.05
+    pair.to_b.set_endpoint(NEW_PLACE)
     pair.to_b.begin_handshake(pair.now, anew=True)
     pair.a.touched(pair.to_b)
-    pair.advance(INITIATION_ANEW_S)
+    pair.advance(INITIATION_REPEATED_S)
     assert pair.to_b.keypairs.current is not None
+
+
+def test_repeated_initiations_are_spaced() -> None:
+    pair = Pair()
+    pair.a_sends()
+    pair.collect()
+    sent = [pair.to_b.begin_handshake(pair.now + 0.005 * n, anew=True) for n in range(20)]
+    assert sum(sent) == 4
 
 
 def test_passive_keepalive_after_ten_seconds_of_only_receiving() -> None:

@@ -199,6 +199,7 @@ class LinkPaths:
                 if peer is None:
                     continue
                 peer.set_path_mtu(mtu, fragment=fragment)
+                peer.chosen = path is not None and not path.is_relay
                 if path is None or not moved:
                     continue
                 unknown = peer.endpoint is None

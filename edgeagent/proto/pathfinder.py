@@ -51,7 +51,7 @@ class Pathfinder:
         self.pathless: dict[str, PeerPaths] = {}  # those without one: WireGuard sends as it sees fit
         # Devices whose current path is another (True), or takes other sizes; not yet drained
         self._changed: dict[str, bool] = {}
-        self._answered: dict[str, None] = {}  # devices that answered a ping, not yet drained
+        self._answered: dict[str, None] = {}  # devices that answered a ping by their current path, not yet drained
         self._offered: dict[str, list[UdpAddress]] = {}  # what each feed said last
         self._deadlines: dict[str, float] = {}  # by device; may be too early, never too late
 
@@ -215,7 +215,7 @@ class Pathfinder:
             return
         elif isinstance(message, Ping):
             paths.handle_ping(now, message, source, len(frame))
-        elif paths.handle_pong(now, message, source, len(frame)):
+        elif paths.handle_pong(now, message, source, len(frame)) and self.owner(source) is paths:
             self._answered[paths.device] = None
         self._settle(now, paths)
 
@@ -281,7 +281,7 @@ class Pathfinder:
         return signals
 
     def drain_answered(self) -> list[str]:
-        """Devices that have answered a ping since the last call."""
+        """Devices that have answered a ping by their current path since the last call."""
         answered, self._answered = self._answered, {}
         return list(answered)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from edgeagent.proto import noise
 from edgeagent.proto.constants import (
     HANDSHAKE_ATTEMPTS_MAX,
-    INITIATION_ANEW_S,
+    INITIATION_REPEATED_S,
     INITIATION_SPACING_MIN_S,
     KEY_SIZE,
     MTU_MAX,
@@ -96,10 +96,13 @@ class Peer:
         "_cookies",
         "_handshake",
         "_initiated_at",
+        "_initiation",
         "_initiation_consumed_at",
+        "_initiation_said_at",
         "_lastminute_handshake",
         "_latest_timestamp",
         "_shared",
+        "chosen",
         "endpoint",
         "fragment",
         "keypairs",
@@ -122,6 +125,7 @@ class Peer:
         self.public_key = public_key
         self.preshared_key = PSK_NONE
         self.endpoint: Endpoint | None = None
+        self.chosen = False  # whether somebody has proven the way: then what comes by a relay does not change it
         self.relay: Endpoint | None = None  # by which to answer what comes by any relay; None: by that one
         self.path_mtu = MTU_MAX  # of packets inside the tunnel, as far as the way to the peer is known
         self.fragment = True  # whether what carries them may be cut up on the way
@@ -137,6 +141,8 @@ class Peer:
         self._cookies = CookieGenerator(shared.crypto, public_key)
         self._handshake: noise.Handshake | None = None
         self._initiated_at: float | None = None
+        self._initiation = b""  # without its MACs, while its answer is awaited
+        self._initiation_said_at = 0.0
         self._initiation_consumed_at: float | None = None
         self._latest_timestamp = _TIMESTAMP_NONE
         self._lastminute_handshake = False
@@ -279,6 +285,9 @@ class Peer:
             endpoint = self.relay
         if before is endpoint or before == endpoint:
             return
+        if self.chosen and endpoint.is_relay and before is not None and not before.is_relay:
+            self._shared.events.append(EndpointRoamed(self, endpoint))
+            return
         self.endpoint = endpoint
         if before is None or before.addr != endpoint.addr or before.uplink != endpoint.uplink:
             self._shared.events.append(EndpointRoamed(self, endpoint))
@@ -310,18 +319,21 @@ class Peer:
 
         `again` continues a row of attempts, when its time has come; `anew` is for an endpoint that only now became
         known: the spacing of 5 s protects a peer that was asked, and this one was not. But it may have been, by another
-        way: then the answer is waited for a moment, because it would be lost with the handshake that it belongs to.
+        way, and its answer be coming: a young initiation is said again as it is, because another one would end the
+        handshake which that answer belongs to. To a peer that has read it, it is a replay.
         """
         shared = self._shared
         if not again:
             self.timers.attempts = 0
         if self.endpoint is None or shared.static_private is None:
             return False
-        spacing = INITIATION_ANEW_S if anew else REKEY_TIMEOUT_S
-        if self._initiated_at is not None and now - self._initiated_at < spacing and not again:
-            if anew:
-                self.timers.hurry(self._initiated_at + spacing)
-            return False
+        if self._initiated_at is not None and not again:
+            age_s = now - self._initiated_at
+            if anew and self._initiation and age_s < INITIATION_REPEATED_S:
+                self.timers.hurry(self._initiated_at + INITIATION_REPEATED_S)
+                return self._repeat_initiation(now)
+            if age_s < (INITIATION_SPACING_MIN_S if anew else REKEY_TIMEOUT_S):
+                return False
         self._abandon_handshake()
         index = shared.indices.insert(self)
         created = noise.create_initiation(
@@ -338,9 +350,20 @@ class Peer:
             return False
         self._handshake, initiation = created
         self._initiated_at = now
-        self._transmit(self._cookies.add_macs(now, initiation.body()))
+        self._initiation = initiation.body()
+        self._say_initiation(now)
         self.timers.initiated(now, shared.jitter())
         return True
+
+    def _repeat_initiation(self, now: float) -> bool:
+        if now - self._initiation_said_at < INITIATION_SPACING_MIN_S:
+            return False
+        self._say_initiation(now)
+        return True
+
+    def _say_initiation(self, now: float) -> None:
+        self._initiation_said_at = now
+        self._transmit(self._cookies.add_macs(now, self._initiation))
 
     def consume_initiation(self, now: float, opened: noise.OpenedInitiation, size: int, endpoint: Endpoint) -> bool:
         """Answer an initiation of this peer (`size` in bytes, from `endpoint`). False where it was dropped."""
@@ -384,7 +407,7 @@ class Peer:
             self._drop(DropReason.RESPONSE_INVALID)
             return False
         noise.wipe(shared.crypto, handshake)
-        self._handshake = None
+        self._handshake, self._initiation = None, b""
         self.rx_bytes += size
         self.roam(endpoint)
         keypair = Keypair(now, self, keys, is_initiator=True)
@@ -472,7 +495,7 @@ class Peer:
         if self._handshake is not None:
             self._shared.indices.remove(self._handshake.local_index)
             noise.wipe(self._shared.crypto, self._handshake)
-            self._handshake = None
+            self._handshake, self._initiation = None, b""
 
     def _transmit(self, datagram: bytes) -> None:
         if self.endpoint is not None:

@@ -114,7 +114,7 @@ class Peering:
         self._client.feeds.use(link.device)
         self._finder.know(now, entry)
         self._finder.introduce(now, link.device)
-        self._set_mtu(link.peer, link.device)
+        self._set_way(link.peer, link.device)
         return link
 
     def _bring(self, now: float, link: Link, entry: Entry, key: bytes) -> None:
@@ -124,7 +124,7 @@ class Peering:
         self._drop_coming(now, link)
         if self._make_room(now, link):
             link.coming = self._device.add_peer(now, key)
-            self._set_mtu(link.coming, link.device)
+            self._set_way(link.coming, link.device)
             self._moving[link.device] = link
         else:
             self.remove(now, link.device)
@@ -283,10 +283,12 @@ class Peering:
             return None
         return (self._finder.ways_to(link.candidates[0]) or [to_endpoint(link.candidates[0])])[0]
 
-    def _set_mtu(self, peer: Peer, device: str) -> None:
-        """Of the path that is known already; its changes come by LinkPaths."""
+    def _set_way(self, peer: Peer, device: str) -> None:
+        """What is known already of the path; its changes come by LinkPaths."""
         mtu, fragment = self._finder.inner_mtu(device)
         peer.set_path_mtu(mtu, fragment=fragment)
+        path = self._finder.current(device)
+        peer.chosen = path is not None and not path.is_relay
 
     # Our own changes
 

@@ -14,6 +14,7 @@ from tests.sim.test_nat import EVERY_S, FIRST_ANSWER_WITHIN_S, longest_gap, talk
 
 KILLED_WITHIN_S = 3.0
 BLACKHOLED_WITHIN_S = 15.0
+DIRECT_ANSWER_WITHIN_S = 0.65  # the hub is asked, then a few trips of 20 ms
 
 
 def by_relay(kind: Kind = nat.SYMMETRIC, relays: int = 2) -> tuple[Homes, list[SimDevice]]:
@@ -39,6 +40,18 @@ def far(homes: Homes, relay: SimRelay, delay_s: float) -> None:
     for router in homes.nats:
         homes.internet.pair_conditions[f"nat-{router}", relay.name] = Conditions(delay_s=delay_s)
         homes.internet.pair_conditions[relay.name, f"nat-{router}"] = Conditions(delay_s=delay_s)
+
+
+@pytest.mark.parametrize("delay_s", [0.1, 0.2, 0.4])
+@pytest.mark.parametrize("other", [nat.PORT, nat.SYMMETRIC], ids=lambda kind: kind.name)
+def test_where_the_relay_is_far_the_first_answer_comes_by_the_direct_path(other: Kind, delay_s: float) -> None:
+    homes = Homes(1)
+    a, b = homes.add_device_at(homes.home("a", nat.FULL)), homes.add_device_at(homes.home("b", other))
+    far(homes, homes.relay, delay_s)
+    homes.wait_joined()
+    homes.world.run_for(10.0)
+    assert homes.first_answer(a, b) < DIRECT_ANSWER_WITHIN_S
+    homes.finish()
 
 
 @pytest.mark.parametrize("kind", [nat.SYMMETRIC, nat.BLOCKED], ids=lambda kind: kind.name)
