@@ -209,6 +209,8 @@ class LinkPaths:
                     peer.begin_handshake(now, anew=True)
                     self._device.touched(peer)
             if path is not None and moved:
+                if isinstance(path.endpoint, RelayEndpoint):
+                    self._relays.hurry(now, path.endpoint.relay)
                 events.append(PathChanged(device, link.name, path.kind.value, path.endpoint, path.latency_ms))
         return events
 

@@ -184,6 +184,15 @@ class RelayClient:
             self._begin(now)
         self._step(now)
 
+    def hurry(self, now: float) -> None:
+        """It is wanted now: whatever waits for its time to try again does so at once, if no carrier is up."""
+        if not self._running or self.alive or self._refusal in PASS_REFUSALS:
+            return
+        self._datagram_backoff.reset()
+        self._stream_backoff.reset()
+        self._begin(now)
+        self._step(now)
+
     def datagrams_anew(self, now: float) -> None:
         """The relay's UDP port is known now, or is another: UDP may be used, and is tried there."""
         if Carrier.DATAGRAM not in self._carriers:

@@ -171,6 +171,11 @@ class RelaySessions:
             session.client.uplink_changed(now)
             self._collect(session)
 
+    def hurry(self, now: float, session: Session) -> None:
+        """It is wanted now, and not when its time to try again has come."""
+        session.client.hurry(now)
+        self._collect(session)
+
     # Out
 
     def knock(self, now: float, relay: str, challenge: bytes, address: tuple[bytes, int]) -> bool:

@@ -171,6 +171,12 @@ class Relays:
             self.on_demand = on_demand
             self.wake(now)
 
+    def hurry(self, now: float, relay: str) -> None:
+        """Traffic is about to go there: a session that failed before does not wait any longer."""
+        session = self.sessions.find(relay, self._key)
+        if session is not None and not session.client.alive:
+            self.sessions.hurry(now, session)
+
     def wake(self, now: float) -> None:
         """Somebody is about to reach us by our home."""
         self._stay_awake(now)
@@ -347,6 +353,8 @@ class Relays:
         best = self._choice.best(now, self.home)
         if best != self.home and self.home in self._relays and not self._may_leave():
             best = self.home
+        if best is not None and best != self._best and not asleep:
+            self.hurry(now, best)
         self._best = best
         if best is None or asleep:
             self.home = best

@@ -70,6 +70,25 @@ def test_a_relay_is_killed(kind: Kind) -> None:
     homes.finish()
 
 
+@pytest.mark.parametrize(("down_s", "up_s"), [(10.0, 0.5), (20.0, 0.5), (40.0, 2.0)])
+@pytest.mark.parametrize("kind", [nat.SYMMETRIC, nat.BLOCKED], ids=lambda kind: kind.name)
+def test_one_relay_comes_back_and_soon_the_other_is_killed(kind: Kind, down_s: float, up_s: float) -> None:
+    homes, (a, b) = by_relay(kind)
+    first = relay_of(homes, a)
+    first.kill()
+    homes.world.run_for(down_s)
+    first.start()
+    homes.world.run_for(up_s)  # nobody has tried it yet
+    second = relay_of(homes, a)
+    assert second is not first
+    began = homes.world.now
+    second.kill()
+    homes.world.run_for(30.0)
+    assert longest_gap(homes, began) < KILLED_WITHIN_S
+    assert home_of(a) == home_of(b) == first.name
+    homes.finish()
+
+
 @pytest.mark.parametrize("kind", [nat.SYMMETRIC, nat.BLOCKED], ids=lambda kind: kind.name)
 def test_a_relay_takes_everything_and_forwards_nothing(kind: Kind) -> None:
     homes, (a, b) = by_relay(kind)
