@@ -58,7 +58,7 @@ class Accounts:
 
     `meter` is for the engine. `policies` tells how to behave on an uplink. `reconnect_wanted` becomes True when the
     control connection is to be made anew, with the longer keepalive that its uplink asks for now; its owner resets it.
-    `on_demand` is for the relays' client.
+    `level_changes` grows when a budget is used up to another level.
     `defer` runs somebody else's job when the device is awake anyway.
     """
 
@@ -84,9 +84,9 @@ class Accounts:
         self._assess(now)
 
     @property
-    def on_demand(self) -> bool:
-        """Whether the uplink that the routes prefer is one on which nothing is kept open without need."""
-        return self.policies.is_on_demand(self.names.default())
+    def policy(self) -> Policy:
+        """Of the uplink that the routes prefer."""
+        return self.policies.of(self.names.default())
 
     def watch(self, streams: Streams, cause: Cause, carried_of: CarriedOf = lambda sock: None) -> None:
         """Book to `cause` what its connections take, but for what `carried_of` says that they carried for others."""
@@ -162,11 +162,14 @@ class Accounts:
 
     def describe_uplink(self, now: float, uplink: str) -> dict[str, Any]:
         budget, (day, month) = self.policies.budget(uplink), self.policies.used(now, uplink)
+        policy = self.policies.of(uplink)
         return {
             "uplink": uplink,
             "metered": budget.metered,
             "level": self.policies.level(uplink).name.lower(),
-            "on_demand": self.policies.is_on_demand(uplink),
+            "on_demand": policy.on_demand,
+            "telemetry_factor": policy.telemetry_factor,
+            "defer_bulk": policy.defer_bulk,
             "budget": {"daily_bytes": budget.daily_bytes, "monthly_bytes": budget.monthly_bytes},
             "used_percent": {
                 "day": None if day is None else round(100 * day, 1),

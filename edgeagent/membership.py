@@ -67,6 +67,7 @@ class Membership:
         self.refused = False  # the broker did not accept the device's credentials the last time
         self._lookups: dict[Query, list[OnResolved]] = {}
         self._bindings: Bindings | None = None
+        self._level_changes = 0  # of those, which are followed
         self.node = Node(
             now,
             crypto=context.crypto,
@@ -136,6 +137,8 @@ class Membership:
         due = self._cache.poll_timeout()
         if due is not None and due <= now:
             self.save_cache(now)
+        if self._context.accounts.level_changes != self._level_changes:
+            self._follow_price(now)
         if self._context.accounts.reconnect_wanted:
             before_s = node.mqtt_keepalive_s
             self._agree_on_keepalive()
@@ -206,11 +209,12 @@ class Membership:
         self._link.open(now, node.hosts, login, Trust(self._pin, node.ca_der, self._context.wall.known))
 
     def _follow_price(self, now: float) -> None:
-        """On a metered uplink no session at a relay is kept without need."""
+        """On a metered uplink no session at a relay is kept without need, and little is probed."""
         accounts, uplinks = self._context.accounts, self.node.reach.uplinks
         active = None if uplinks is None else uplinks.active
-        on_demand = accounts.on_demand if active is None else accounts.policies.is_on_demand(active.name)
-        self.node.set_on_demand(now, on_demand)
+        policy = accounts.policy if active is None else accounts.policies.of(active.name)
+        self._level_changes = accounts.level_changes
+        self.node.set_price(now, on_demand=policy.on_demand, sparing=policy.probe_factor)
 
     def _look_for_bindings(self, now: float) -> None:
         """Begin to learn how rarely a keepalive will do, once there is one to be sent: a metered device has none."""

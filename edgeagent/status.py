@@ -126,7 +126,8 @@ def _metered(uplink: dict[str, Any]) -> str:
         for period, key in (("day", "daily_bytes"), ("month", "monthly_bytes"))
         if uplink["used_percent"][period] is not None
     ]
-    return f"{uplink['uplink']}: {uplink['level']}, {' and '.join(parts) + ' used' if parts else 'no budget'}"
+    used = " and ".join(parts) + " used" if parts else "no budget"
+    return f"{uplink['uplink']}: {uplink['level']}, {used}{', bulk is to wait' if uplink['defer_bulk'] else ''}"
 
 
 def duration(seconds: float) -> str:

@@ -117,8 +117,8 @@ def test_a_budget_that_is_used_up_changes_behaviour_and_midnight_changes_it_back
     ledger = Ledger()
     ledger.set_wall(0.0, FIRST_OF_MAY)
     policies = Policies(ledger, BudgetRules("auto", "wwan0=2MB/day,60MB/month"))
-    assert policies.of("eth0") is UNMETERED and not policies.is_on_demand("eth0")
-    assert policies.of("wwan0") is POLICIES[Level.NORMAL] and policies.is_on_demand("wwan0")
+    assert policies.of("eth0") is UNMETERED
+    assert policies.of("wwan0") is POLICIES[Level.NORMAL]
     said = []
     for minute in range(26 * 60):
         now = 60.0 * minute

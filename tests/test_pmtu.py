@@ -39,12 +39,13 @@ class Path:
         lost: frozenset[int] = frozenset(),
         proven: int = 0,
         known_lost: int = 0,
+        sparing: int = 1,
     ) -> None:
         self.mtu = mtu
         self.rtt_s = rtt_s
         self.lost = lost
         self.now = 100.0
-        self.search = PathMtu(self.now, ceiling=ceiling, base=base, proven=proven, lost=known_lost)
+        self.search = PathMtu(self.now, ceiling=ceiling, base=base, proven=proven, lost=known_lost, sparing=sparing)
         self.answers: list[tuple[float, int]] = []
         self.probes: list[int] = []
         self.changes = [self.search.mtu]
@@ -157,6 +158,17 @@ def test_a_fall_by_chance_costs_a_few_bytes() -> None:
     path.run(3.0)
     assert path.probes[:9] == [1_500, 1_500, *LADDER_MTUS] and len(path.probes) < 13
     assert path.search.state is State.COMPLETE and path.search.mtu > 1_500 - STEP
+
+
+def test_where_probes_cost_money_the_size_in_use_is_confirmed_less_often() -> None:
+    counts = []
+    for sparing in (1, 4):
+        path = Path(1_500, sparing=sparing)
+        path.run(1.0)
+        del path.probes[:]
+        path.use(1_200.0, each_s=100)
+        counts.append(len(path.probes))
+    assert counts[0] >= 3 * counts[1] > 0
 
 
 @pytest.mark.parametrize("becomes", [1_460, 1_459, 1_400, 1_100, 999, 576])

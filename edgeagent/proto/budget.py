@@ -118,10 +118,10 @@ class Policy:
         self, keepalive_factor: int, probe_factor: int, telemetry_factor: int, *, on_demand: bool, defer_bulk: bool
     ) -> None:
         self.keepalive_factor = keepalive_factor  # of the control connection's pings
-        self.probe_factor = probe_factor  # of path, relay and MTU probes
-        self.telemetry_factor = telemetry_factor
+        self.probe_factor = probe_factor  # of probes of paths and their MTU
+        self.telemetry_factor = telemetry_factor  # of what programs report, which ask for it as they do for
         self.on_demand = on_demand  # no relay session and no UDP binding until there is payload, or a signal
-        self.defer_bulk = defer_bulk  # updates and logs wait for another uplink, or another day
+        self.defer_bulk = defer_bulk  # whether updates and logs are to wait for another uplink, or another day
 
 
 UNMETERED = Policy(1, 1, 1, on_demand=False, defer_bulk=False)

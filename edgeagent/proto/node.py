@@ -267,8 +267,10 @@ class Node:
         self.reach.handle_relay_addresses(now, relay, addresses)
         self._settle(now)
 
-    def set_on_demand(self, now: float, on_demand: bool) -> None:
-        """Whether a session at a relay costs too much to be kept: then one begins when it is of use."""
+    def set_price(self, now: float, *, on_demand: bool, sparing: int = 1) -> None:
+        """What the uplink costs. `on_demand`: a session at a relay costs too much to be kept, and begins when it is of
+        use; `sparing`: so many times rarer than usual are probes that repeat."""
+        self.finder.shared.sparing = sparing
         self.relays.set_on_demand(now, on_demand)
         self._settle(now)
 

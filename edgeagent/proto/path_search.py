@@ -18,13 +18,15 @@ class PathSearch:
     direct path begins with what it was proven with; it `failed` when not even the smallest size passes any more.
     """
 
-    __slots__ = ("_full_bytes", "_lost_bytes", "_path", "_search")
+    __slots__ = ("_full_bytes", "_lost_bytes", "_path", "_search", "_sparing")
 
-    def __init__(self, path: Path, full_bytes: int, lost_bytes: int = 0) -> None:
-        """`full_bytes` is the longest frame that is of any use, `lost_bytes` one that did not pass, 0 for none."""
+    def __init__(self, path: Path, full_bytes: int, lost_bytes: int = 0, sparing: int = 1) -> None:
+        """`full_bytes` is the longest frame that is of any use, `lost_bytes` one that did not pass, 0 for none; for
+        `sparing` see PathMtu."""
         self._path = path
         self._full_bytes = full_bytes
         self._lost_bytes = lost_bytes
+        self._sparing = sparing
         self._search: PathMtu | None = None
 
     @property
@@ -90,7 +92,7 @@ class PathSearch:
             ceiling = min(self._full_bytes + overhead, MTU_MAX)
             # Where nothing is known, what is sent meanwhile is tried first
             base = MTU_BASE if proven else INNER_MTU_UNKNOWN + TRANSPORT_OVERHEAD + overhead
-            self._search = PathMtu(now, ceiling=ceiling, base=base, proven=proven, lost=lost)
+            self._search = PathMtu(now, ceiling=ceiling, base=base, proven=proven, lost=lost, sparing=self._sparing)
         return self._search
 
     def _follow(self) -> None:

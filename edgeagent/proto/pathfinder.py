@@ -9,6 +9,7 @@ from edgeagent.proto.disco import CallMe, DiscoDrop, DiscoKeys, Ping, UdpAddress
 from edgeagent.proto.path import INNER_MTU_UNKNOWN, TRANSPORT_OVERHEAD, Path, PathKey, key_of
 from edgeagent.proto.pathtable import PeerPaths
 from edgeagent.proto.prober import DiscoShared
+from edgeagent.proto.punch import EDM, mapping_behaviour
 from edgeagent.proto.relay_endpoint import RelayEndpoint
 from edgeagent.proto.ways import Ways
 
@@ -79,11 +80,13 @@ class Pathfinder:
     def handle_mappings(self, now: float, mapped: list[UdpAddress], uplink: int) -> None:
         """What servers see of us by `uplink`; 0 while there is but one."""
         uplink = uplink if self.shared.ways.several else 0
-        if mapped == self.shared.mapped_by.get(uplink, []):
+        before = self.shared.mapped_by.get(uplink, [])
+        if mapped == before:
             return
         self.shared.mapped_by[uplink] = mapped
+        moved = _places(mapped, mapping_behaviour(mapped)) != _places(before, mapping_behaviour(mapped))
         for paths in self._each():
-            if not paths.is_direct and paths.is_wanted(now):
+            if moved and not paths.is_direct and paths.is_wanted(now):
                 paths.next_seek_at = now
             self._settle(now, paths)
 
@@ -133,7 +136,7 @@ class Pathfinder:
         else:
             paths.set_relay(None)
         paths.offer(now, entry.endpoints)
-        if self._offered.get(device, entry.endpoints) != entry.endpoints:
+        if _places(self._offered.get(device, entry.endpoints), entry.nat) != _places(entry.endpoints, entry.nat):
             paths.anew(now)
         self._offered[device] = entry.endpoints
         self._settle(now, paths)
@@ -321,3 +324,9 @@ class Pathfinder:
             self._deadlines.pop(paths.device, None)
         else:
             self._deadlines[paths.device] = at
+
+
+def _places(endpoints: list[UdpAddress], nat: str | None) -> list[UdpAddress]:
+    """What has to change before a search is worth beginning anew. Where a NAT takes another port for each destination,
+    one port more says nothing."""
+    return [(address, 0) for address in sorted({address for address, _ in endpoints})] if nat == EDM else endpoints

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 WANTED_S = 30.0  # after traffic, or an introduction: so long a direct path is looked for
 SEEK_AGAIN_S = (2.5, 2.5, 3.0, 7.0, 15.0, 30.0, 60.0, 120.0, 300.0)  # between two searches that find none
+SEEKS_QUICK = 3  # so many follow each other as quickly on uplinks whose bytes cost money
 CALL_BURST, CALL_PER_S = 4, 0.5  # of call-me, either way
 PING_BURST, PING_PER_S = 80, 20.0  # pings of one peer that are answered
 SILENCE_S = 1.0  # traffic without an answer for so long asks for a probe,
@@ -327,7 +328,7 @@ class PeerPaths:
         if not self.is_direct and self.next_seek_at is None:
             self.next_seek_at = now
         if self._recheck_at is None:
-            self._recheck_at = now + (STANDBY_S if self._shared.ways.several else RECHECK_S)
+            self._recheck_at = now + self._recheck_s()
 
     def _size_sent(self, now: float, path: Path, datagrams: list[bytes]) -> None:
         size = max(map(len, datagrams))
@@ -351,7 +352,8 @@ class PeerPaths:
         self._call(now)
         self._begin_spray(now)
         self.prober.handle_timeout(now)
-        self.next_seek_at = now + SEEK_AGAIN_S[min(self._seeks, len(SEEK_AGAIN_S) - 1)]
+        wait_s = SEEK_AGAIN_S[min(self._seeks, len(SEEK_AGAIN_S) - 1)]
+        self.next_seek_at = now + wait_s * (self._shared.sparing if self._seeks >= SEEKS_QUICK else 1)
         self._seeks += 1
 
     def _call(self, now: float) -> None:
@@ -374,12 +376,15 @@ class PeerPaths:
             self._sprays += 1
             self._spray = Spray(now, public[0].endpoint.ip_bytes(), shared.entropy)
 
+    def _recheck_s(self) -> float:
+        return self._shared.sparing * (STANDBY_S if self._shared.ways.several else RECHECK_S)
+
     def _recheck(self, now: float) -> None:
         self._recheck_at = None
         if not self.is_wanted(now):
             return
         several = self._shared.ways.several
-        self._recheck_at = now + (STANDBY_S if several else RECHECK_S)
+        self._recheck_at = now + self._recheck_s()
         self._rechecks += 1
         of_all = not several or self._rechecks % RECHECKS == 0
         for path in self.prober:

@@ -66,12 +66,14 @@ class PathMtu:
     probes. `mtu` is what may be used now: `base` until more, or less, is known.
 
     `ceiling` is the largest size that is of any use. `proven` is one that has passed already, 0 for none; `lost` one
-    that has not. When the search is over only payload causes probes, so an idle path has none.
+    that has not. When the search is over only payload causes probes, so an idle path has none; `sparing` makes these so
+    many times rarer, where they cost money.
     """
 
     __slots__ = (
         "_base",
         "_ceiling",
+        "_confirm_after_s",
         "_confirmed_at",
         "_deadline",
         "_high",
@@ -94,7 +96,9 @@ class PathMtu:
         "state",
     )
 
-    def __init__(self, now: float, *, ceiling: int, base: int = MTU_BASE, proven: int = 0, lost: int = 0) -> None:
+    def __init__(
+        self, now: float, *, ceiling: int, base: int = MTU_BASE, proven: int = 0, lost: int = 0, sparing: int = 1
+    ) -> None:
         self._ceiling = _checked(ceiling)
         self._base = min(_checked(base), self._ceiling)
         self._high = self._ceiling + 1  # the smallest size that does not pass, as far as is known
@@ -104,7 +108,8 @@ class PathMtu:
         self._serial = 0
         self._suspicious = False  # whether payload was not answered either
         self._timeout_s = PROBE_TIMEOUT_S
-        self._raise_s, self._retry_s = RAISE_AFTER_S, RETRY_AFTER_S
+        self._raise_s, self._retry_s = min(sparing * RAISE_AFTER_S, RAISE_AFTER_MAX_S), RETRY_AFTER_S
+        self._confirm_after_s = sparing * CONFIRM_AFTER_S
         self._deadline: float | None = None  # of the probe under way
         self._raise_at: float | None = None
         self._retry_at = now
@@ -183,7 +188,7 @@ class PathMtu:
                 self._raise_s = min(2 * self._raise_s, RAISE_AFTER_MAX_S)
                 self._raise_at = now + self._raise_s
                 self._probe(now, self._high, tries=SEARCH_PROBES_MAX - 1)
-            elif now >= self._confirmed_at + CONFIRM_AFTER_S and self._large_bytes >= CONFIRM_PACKETS * self.mtu:
+            elif now >= self._confirmed_at + self._confirm_after_s and self._large_bytes >= CONFIRM_PACKETS * self.mtu:
                 self._probe(now, self.mtu)
 
     def payload_unanswered(self, now: float) -> None:

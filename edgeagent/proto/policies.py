@@ -28,7 +28,7 @@ class LevelChanged:
 
 class Policies:
     """Drive it: `assess` now and then while bytes are booked, and at midnight; then drain events. Whoever repeats
-    something asks `of(uplink)` how often, and a relay's client whether it `is_on_demand`.
+    something asks `of(uplink)` how often.
     """
 
     __slots__ = ("_budgets", "_events", "_ledger", "_levels", "_rules")
@@ -42,10 +42,6 @@ class Policies:
 
     def of(self, uplink: str) -> Policy:
         return policy(self.budget(uplink), self.level(uplink))
-
-    def is_on_demand(self, uplink: str) -> bool:
-        """No relay session and no UDP binding on this uplink until there is payload, or a signal."""
-        return self.of(uplink).on_demand
 
     def level(self, uplink: str) -> Level:
         return self._levels.get(uplink, Level.NORMAL)

@@ -55,7 +55,7 @@ class DiscoShared:
 
     __slots__ = (
         "device_map", "drops", "entropy", "heard_by", "keys", "mapped_by", "mapping_doubted", "mtu", "node_key",
-        "opened", "own", "seeking", "signals", "sprayed", "transmits", "ways",
+        "opened", "own", "seeking", "signals", "sparing", "sprayed", "transmits", "ways",
     )  # fmt: skip
 
     def __init__(self, now: float, keys: DiscoKeys, entropy: Entropy, device_map: DeviceMap, node_key: bytes) -> None:
@@ -71,6 +71,7 @@ class DiscoShared:
         self.mapped_by: dict[int, list[UdpAddress]] = {}
         self.heard_by: dict[int, None] = {}  # uplinks by which a pong came, not yet taken note of
         self.mapping_doubted = False  # a direct path died that had worked: our NAT may have forgotten us
+        self.sparing = 1  # so many times rarer than usual are probes that repeat: the uplink's bytes cost money
         self.seeking = False  # somebody is told where we are: it should be true
         self.sprayed = Budget(now, SPRAYED_MAX, SPRAYED_PER_S)
         self.transmits: list[Transmit] = []
@@ -286,7 +287,7 @@ class Prober:
         """A new one; it begins with the next payload. `lost_bytes` is the length of a frame that did not pass."""
         from edgeagent.proto.path_search import PathSearch  # needed where there is large traffic, or a narrow path
 
-        return PathSearch(path, self.full_bytes(path), lost_bytes)
+        return PathSearch(path, self.full_bytes(path), lost_bytes, self._shared.sparing)
 
     # Answers
 

@@ -16,7 +16,7 @@ from edgeagent.context import Context
 from edgeagent.io import logring
 from edgeagent.io.keystore import Keystore, StateFile
 from edgeagent.io.logring import LogRing
-from edgeagent.proto.budget import POLICIES, Level
+from edgeagent.proto.budget import POLICIES, UNMETERED, Level
 from edgeagent.proto.ledger import SAVE_AFTER_S, Cause
 from edgeagent.status import show_ledger
 from edgeagent.version import BUILD_TIME_S
@@ -242,13 +242,14 @@ def test_levels_are_said_shown_and_reconnect_once(agents: Agents, connections: C
     assert accounts.policies.level("lo") is Level.EMERGENCY
     assert accounts.control_policy(["127.0.0.1:8883"]) is POLICIES[Level.EMERGENCY]
     assert accounts.control_policy([]).keepalive_factor == 1
-    assert [accounts.on_demand] == [False]  # that is for where the default route leads
+    assert accounts.policy is UNMETERED  # that is for where the default route leads
     accounts.names._default = "lo"
-    assert [accounts.on_demand] == [True]
+    assert accounts.policy is POLICIES[Level.EMERGENCY]
     [shown] = accounts.describe_metered(9_400.0)
     assert (shown["uplink"], shown["level"], shown["on_demand"]) == ("lo", "emergency", True)
+    assert (shown["telemetry_factor"], shown["defer_bulk"]) == (24, True)
     text = show_ledger(accounts.describe(9_400.0))
-    assert "payload" in text and "metered: lo: emergency, 94" in text and "TODAY" in text
+    assert "payload" in text and "metered: lo: emergency, 94" in text and "bulk is to wait" in text and "TODAY" in text
 
 
 def test_the_hub_s_settings_give_a_budget(agents: Agents) -> None:

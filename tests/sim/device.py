@@ -201,7 +201,7 @@ class SimDevice:
         """Its uplink is metered, or not any more."""
         if self.node is not None:
             node, now = self.node, self.now
-            self._guarded(lambda: node.set_on_demand(now, on_demand))
+            self._guarded(lambda: node.set_price(now, on_demand=on_demand))
 
     def tell_addresses(self) -> None:
         if self.node is not None:

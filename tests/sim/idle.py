@@ -28,7 +28,7 @@ class Idle:
         self.homes.world.run_for(5.0)
         node = self.device.node
         assert node is not None
-        node.set_on_demand(self.device.now, metered)
+        node.set_price(self.device.now, on_demand=metered)
         node.keep_bindings(self.device.now, keepalive_s, learnt)
         if metered:
             node.client.keepalive_factor = POLICIES[Level.NORMAL].keepalive_factor

@@ -1,9 +1,13 @@
-"""What the simulator's bill of an idle device says, in an hour of it; a day is `python -m tests.sim.idle`."""
+"""What the simulator's bill says of devices, idle for an hour or at work; a day is `python -m tests.sim.idle`."""
 
 from __future__ import annotations
 
 from edgeagent.proto.ledger import Cause
+from tests.sim.bill import Bill
+from tests.sim.homes import Homes
 from tests.sim.idle import Idle
+from tests.sim.nat import PORT, SYMMETRIC, Kind
+from tests.sim.test_nat import talk
 
 
 def test_an_idle_metered_device_has_one_tcp_connection_and_nothing_else() -> None:
@@ -27,3 +31,26 @@ def test_a_binding_that_would_cost_too_much_is_not_kept() -> None:
     assert set(idle.bill(1.0)) == {Cause.CONTROL}
     others = [device for device in idle.homes.devices.values() if device is not idle.device]
     assert idle.homes.first_answer(others[0], idle.device) < 1.5
+
+
+def probed(kind: Kind, sparing: int) -> int:
+    """Bytes in twenty minutes in which two devices of this kind talk all the time."""
+    homes = Homes(1)
+    a, b = homes.pair(kind, kind)
+    for device in (a, b):
+        assert device.node is not None
+        device.node.set_price(device.now, on_demand=True, sparing=sparing)
+    talk(homes, a, b, 10.0)
+    a.bill = Bill()
+    talk(homes, a, b, 1_200.0)
+    return sum(a.bill.by_cause(a.now)[Cause.PROBE])
+
+
+def test_where_bytes_cost_money_paths_in_use_are_probed_less() -> None:
+    often, rarely = (probed(PORT, sparing) for sparing in (1, 4))
+    assert 3.5 < often / rarely < 4.5
+
+
+def test_ports_that_change_all_the_time_are_no_reason_to_search_all_the_time() -> None:
+    assert probed(SYMMETRIC, 1) < 60_000
+    assert probed(SYMMETRIC, 12) < 20_000
