@@ -75,8 +75,18 @@ def _execute(arguments: list[str], settings: Settings) -> NoReturn:
     environment |= _LEAN
     environment["EDGEAGENT_PROXY"] = settings.proxy  # may hold a password: arguments can be read by others
     # -P: nothing is imported from beside the file. no_debug_ranges: tracebacks have lines, not columns.
-    words = [sys.executable, "-P", "-X", "utf8", "-X", "no_debug_ranges", f"{package[0]}/agentd.py"]
-    os.execve(sys.executable, words + arguments, environment)
+    words = [sys.executable, "-P", "-X", "utf8", "-X", "no_debug_ranges", *_optimization(package[0])]
+    os.execve(sys.executable, [*words, f"{package[0]}/agentd.py", *arguments], environment)
+
+
+def _optimization(package: str) -> list[str]:
+    """Without docstrings and assertions an agent is 0.6 MiB smaller. Modules have to be compiled for that, once: where
+    the result cannot be kept, each start would do it, and what that leaves behind takes more."""
+    from importlib.util import cache_from_source
+
+    compiled = cache_from_source(f"{package}/daemon.py", optimization="2")
+    keeps = not sys.dont_write_bytecode and os.access(os.path.dirname(compiled), os.W_OK)
+    return ["-OO"] if keeps or os.path.exists(compiled) else []
 
 
 def _arguments(settings: Settings) -> list[str]:

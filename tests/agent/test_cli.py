@@ -9,11 +9,12 @@ import sys
 import time
 from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Iterator
+from importlib.util import cache_from_source
 from pathlib import Path
 
 import pytest
 
-from edgeagent import crypto
+from edgeagent import background, crypto
 from edgeagent.proto.identity import Identity
 from edgeagent.proto.token import Token
 from edgeagent.version import VERSION
@@ -237,3 +238,14 @@ def test_status_starts_fast(cli: Cli) -> None:
 
 def forms(key: bytes) -> list[str]:
     return [key.hex(), b64encode(key).decode()[:-1], urlsafe_b64encode(key).decode().rstrip("="), repr(key)[2:-1]]
+
+
+def test_the_agent_is_compiled_smaller_where_that_can_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    assert background._optimization(str(tmp_path)) == []  # nowhere to keep it
+    (tmp_path / "__pycache__").mkdir()
+    assert background._optimization(str(tmp_path)) == ["-OO"]
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    assert background._optimization(str(tmp_path)) == []
+    Path(cache_from_source(str(tmp_path / "daemon.py"), optimization="2")).touch()
+    assert background._optimization(str(tmp_path)) == ["-OO"]

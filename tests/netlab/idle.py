@@ -3,7 +3,7 @@
 python -m tests.netlab.idle [MINUTES]
 
 A metered device and one that is not, each behind a NAT, with ten peers that they have spoken to and say no more. What
-their ledgers book in the given time is scaled to a day.
+their ledgers book is scaled to a day, for each ten minutes and for the whole time.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from tests.netlab.nat import Kind
 
 PEERS = 10
 MINUTES = 60.0
+SLICE_S = 600.0  # is told of by itself: the first hours go into learning
 SETTLE_S = 180.0  # until sessions and paths that nobody uses are let go
 DAY_S = 86_400.0
 
@@ -37,16 +38,28 @@ def main() -> int:
                 assert member.host.ping(peer.address, 10) is not None, f"{member.name} does not reach {peer.name}"
         print(f"{PEERS} peers were spoken to; settling for {SETTLE_S:.0f} s", flush=True)
         time.sleep(SETTLE_S)
-        before, began = [booked(member) for member in measured], time.monotonic()
-        time.sleep(60 * minutes)
-        took_s = time.monotonic() - began
-        for member, was in zip(measured, before, strict=True):
-            by_cause = {cause: count - was.get(cause, 0) for cause, count in booked(member).items()}
-            a_day = {cause: round(count * DAY_S / took_s) for cause, count in by_cause.items() if count}
-            rows = ", ".join(f"{cause} {count:,}" for cause, count in a_day.items())
-            print(f"{member.name:<10} {sum(by_cause.values()):>8,} B in {took_s / 60:.0f} min; a day: ", end="")
-            print(f"{sum(a_day.values()):,} B ({rows})")
+        start, began = [booked(member) for member in measured], time.monotonic()
+        before, then = start, began
+        while (left_s := began + 60 * minutes - time.monotonic()) > 1:
+            time.sleep(min(SLICE_S, left_s))
+            after, now = [booked(member) for member in measured], time.monotonic()
+            for member, was, became in zip(measured, before, after, strict=True):
+                tell(member, was, became, f"{(then - began) / 60:.0f}–{(now - began) / 60:.0f} min", now - then)
+            before, then = after, now
+        for member, was, became in zip(measured, start, before, strict=True):
+            tell(member, was, became, "in all", then - began)
     return 0
+
+
+def tell(member: Member, before: dict[str, int], after: dict[str, int], when: str, took_s: float) -> None:
+    by_cause = {cause: count - before.get(cause, 0) for cause, count in after.items()}
+    a_day = {cause: round(count * DAY_S / took_s) for cause, count in by_cause.items() if count}
+    rows = ", ".join(f"{cause} {count:,}" for cause, count in a_day.items())
+    print(
+        f"{member.name:<10} {when:<10} {sum(by_cause.values()):>8,} B; a day: {sum(a_day.values()):,} B ({rows});",
+        end=" ",
+    )
+    print(f"a keepalive each {member.request('status')['self']['keepalive_s']:g} s", flush=True)
 
 
 def booked(member: Member) -> dict[str, int]:
