@@ -98,6 +98,8 @@ class LinkPaths:
             # The peer's endpoint is the source of what was authenticated last
             if link.peer.endpoint is not None and key_of(link.peer.endpoint) == key_of(source):
                 self._finder.heard(now, paths, source)
+                if source.is_relay:
+                    self._relays.stay_awake(now)
 
     def roamed(self, now: float, link: Link, peer: Peer, source: Endpoint) -> None:
         """WireGuard has authenticated `peer` at another endpoint than the one in use."""

@@ -9,7 +9,7 @@ from edgeagent.proto.disco import CallMe, DiscoDrop, DiscoKeys, Ping, UdpAddress
 from edgeagent.proto.path import INNER_MTU_UNKNOWN, TRANSPORT_OVERHEAD, Path, PathKey, key_of
 from edgeagent.proto.pathtable import PeerPaths
 from edgeagent.proto.prober import DiscoShared
-from edgeagent.proto.punch import EDM, mapping_behaviour
+from edgeagent.proto.punch import EDM, Budget, mapping_behaviour
 from edgeagent.proto.relay_endpoint import RelayEndpoint
 from edgeagent.proto.ways import Ways
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 INTRODUCED_MAX = 32  # peers without a link that are met because the hub told us of them
 INTRODUCED_S = 30.0
+WAKE_BURST, WAKE_PER_S = 40, 1 / 300  # call-me of one peer that wake us up although no traffic ever follows
+WAKES_MAX = 64  # peers of which that is remembered
 
 
 class Pathfinder:
@@ -46,6 +48,8 @@ class Pathfinder:
         self.peers: dict[str, PeerPaths] = {}
         self.home_relay: str | None = None  # ours; None: relays cannot be used at present
         self.called = False  # somebody has called us since the owner last looked
+        self._wakes: dict[str, Budget] = {}
+        self._strangers = Budget(now, WAKE_BURST, WAKE_PER_S)
         self._by_key_id: dict[bytes, PeerPaths] = {}
         self._by_path: dict[PathKey, PeerPaths] = {}  # the current way of each
         self._keys: dict[str, PathKey] = {}  # the same by device
@@ -203,15 +207,16 @@ class Pathfinder:
             self.shared.drop(DiscoDrop.MALFORMED)
             return
         paths = self._by_key_id.get(sender)
-        if paths is None:
-            self.shared.drop(DiscoDrop.UNKNOWN_SENDER)
-            return
-        message = self.keys.open(paths.them, frame)
-        if isinstance(message, DiscoDrop):
+        message = DiscoDrop.UNKNOWN_SENDER if paths is None else self.keys.open(paths.them, frame)
+        if paths is None or isinstance(message, DiscoDrop):
+            assert isinstance(message, DiscoDrop)
             self.shared.drop(message)
+            if source is None:
+                # Whoever knows the inbox may wake us, also one whose keys we have forgotten: he will come by our relay
+                self.called = self._strangers.take(now) or self.called
             return
         if isinstance(message, CallMe):
-            self.called = True
+            self.called = self._may_wake(now, paths) or self.called
             paths.handle_call_me(now, message)
         elif source is None:
             self.shared.drop(DiscoDrop.BY_SIGNAL)
@@ -221,6 +226,15 @@ class Pathfinder:
         elif paths.handle_pong(now, message, source, len(frame)) and self.owner(source) is paths:
             self._answered[paths.device] = None
         self._settle(now, paths)
+
+    def _may_wake(self, now: float, paths: PeerPaths) -> bool:
+        """Whoever calls and never has anything to say does not keep us awake; also not after it was forgotten."""
+        if paths.wakes is None:
+            paths.wakes = self._wakes.pop(paths.device, None) or Budget(now, WAKE_BURST, WAKE_PER_S)
+            self._wakes[paths.device] = paths.wakes
+            if len(self._wakes) > WAKES_MAX:
+                del self._wakes[next(iter(self._wakes))]
+        return paths.wakes.take(now)
 
     def not_at_relay(self, now: float, node_key: bytes) -> None:
         """A relay knows no member of that key: whose it is may sleep, and is woken through the broker."""
@@ -251,6 +265,7 @@ class Pathfinder:
     def heard(self, now: float, paths: PeerPaths, source: Endpoint) -> None:
         """Authentic data came from there."""
         paths.heard(now, source)
+        self._strangers.refill()
         self._note(paths)
 
     def roamed(self, now: float, device: str, source: Endpoint) -> None:

@@ -57,7 +57,7 @@ class PeerPaths:
     __slots__ = (
         "_answers", "_calls_in", "_calls_out", "_followed", "_has_spare", "_heard_key", "_recheck_at", "_rechecks",
         "_seeks", "_shared", "_spray", "_sprays", "_used_at", "copies", "current", "device", "introduced_at", "nat",
-        "next_seek_at", "node_keys", "prober", "rx_bytes", "them", "told_bytes",
+        "next_seek_at", "node_keys", "prober", "rx_bytes", "them", "told_bytes", "wakes",
     )  # fmt: skip
 
     def __init__(self, now: float, shared: DiscoShared, device: str, them: Correspondent) -> None:
@@ -65,6 +65,7 @@ class PeerPaths:
         self._answers = Budget(now, PING_BURST, PING_PER_S)
         self._calls_in = Budget(now, CALL_BURST, CALL_PER_S)
         self._calls_out = Budget(now, CALL_BURST, CALL_PER_S)
+        self.wakes: Budget | None = None  # what it may still wake us up for; its traffic refills that
         self._used_at: float | None = None
         self._seeks = 0
         self._spray: Spray | None = None
@@ -234,6 +235,8 @@ class PeerPaths:
     def heard(self, now: float, source: Endpoint) -> None:
         """Authentic traffic came from `source`."""
         self._use(now)
+        if self.wakes is not None:
+            self.wakes.refill()
         path = self.prober.find(source)
         if path is not None:
             path.heard_at = now

@@ -63,6 +63,9 @@ class Budget:
         self._left -= tokens
         return True
 
+    def refill(self) -> None:
+        self._left = self._size
+
 
 class Spray:
     """Ports of one address that are still to be tried."""

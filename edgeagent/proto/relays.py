@@ -179,7 +179,7 @@ class Relays:
 
     def wake(self, now: float) -> None:
         """Somebody is about to reach us by our home."""
-        self._stay_awake(now)
+        self.stay_awake(now)
         self._step(now)
 
     def udp_servers(self) -> list[tuple[str, list[Endpoint], int]]:
@@ -198,7 +198,8 @@ class Relays:
             self.sessions.end(now, session)
         self._check_at = None
 
-    def _stay_awake(self, now: float) -> None:
+    def stay_awake(self, now: float) -> None:
+        """Something went by a relay, or came by one and was authentic: a session there is of use."""
         self._awake_until = now + (AWAKE_S if self._metered else AWAKE_FREE_S)
 
     # Packets
@@ -214,7 +215,7 @@ class Relays:
             self.sessions.drop(RelayClientDrop.NOT_UP if named else RelayClientDrop.NO_RELAY, len(datagrams))
             return False
         if self.on_demand:
-            self._stay_awake(now)
+            self.stay_awake(now)
             if self.home is not None and endpoint.relay != self.home:
                 self._session(now, self.home)  # the answer comes there
         self.sessions.send(now, session, endpoint.node_key, datagrams, ecn)
@@ -256,10 +257,7 @@ class Relays:
         return self.sessions.drain_transmits()
 
     def drain_packets(self, now: float) -> Batch:
-        batch = self.sessions.drain_packets(now)
-        if batch and self.on_demand:
-            self._stay_awake(now)
-        return batch
+        return self.sessions.drain_packets(now)
 
     def drain_stream_wishes(self) -> list[StreamWish]:
         return self.sessions.drain_stream_wishes()

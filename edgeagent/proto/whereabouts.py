@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgeagent.proto.control import FEED_ENDPOINTS_MAX
-from edgeagent.proto.disco import DiscoDrop, peek_sender
+from edgeagent.proto.disco import DiscoDrop
 from edgeagent.proto.inbox import Inbox
 from edgeagent.proto.paths import is_usable
 
@@ -95,8 +95,6 @@ class Whereabouts:
         """False for a topic that is no inbox of ours."""
         mine = self.inbox.take(topic)
         if mine:
-            # Whoever knows the inbox may wake us, also one whose keys we have forgotten: he will come by our relay
-            self._finder.called |= peek_sender(payload) is not None
             self._finder.handle_frame(now, payload, None)
         elif mine is False:
             self._finder.drops[DiscoDrop.STALE_INBOX] += 1

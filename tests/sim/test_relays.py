@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from edgeagent.proto.pathfinder import WAKE_BURST
+from edgeagent.proto.relays import AWAKE_S
 from tests.sim import nat
 from tests.sim.device import SimDevice
 from tests.sim.homes import Homes, path_of
@@ -264,6 +266,38 @@ def test_a_metered_device_has_no_session_until_somebody_calls(both: bool) -> Non
     assert b.node.relays.sessions.all == []
     # Now with records, feeds and keys still there, from the other side
     assert homes.first_answer(b, a) < FIRST_ANSWER_WITHIN_S
+    homes.finish()
+
+
+def test_who_calls_a_metered_device_and_says_nothing_does_not_keep_it_awake() -> None:
+    homes = Homes(1)
+    a, b = homes.pair(nat.SYMMETRIC, nat.SYMMETRIC)
+    c = homes.add_device_at(homes.home("c", nat.SYMMETRIC))
+    b.set_on_demand(True)
+    homes.wait_joined()
+    homes.first_answer(a, b)
+    homes.world.run_for(400.0)
+    node = a.node
+    assert node is not None and b.node is not None
+
+    def call() -> None:
+        node.finder.peers[b.device_id]._call(a.now)
+        node.handle_timeout(a.now)
+
+    for _ in range(WAKE_BURST // 2 + 2):  # each comes by the relay and by the broker
+        a._guarded(call)
+        homes.world.run_for(5.0)
+    homes.world.run_for(AWAKE_S + 30.0)
+    a._guarded(call)
+    homes.world.run_for(1.0)
+    assert b.node.relays.sessions.all == []
+    # Nor where it is forgotten meanwhile
+    b.node.peering.remove(b.now, a.device_id)
+    b.node.finder.know(b.now, b.node.client.records.get(a.device_id))  # type: ignore[arg-type]
+    a._guarded(call)
+    homes.world.run_for(1.0)
+    assert b.node.relays.sessions.all == []
+    assert homes.first_answer(c, b) < FIRST_ANSWER_WITHIN_S, "others are heard at once"
     homes.finish()
 
 
