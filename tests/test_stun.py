@@ -57,7 +57,7 @@ def test_vectors_of_rfc_5769(vector: bytes, kind: int) -> None:
             stun.parse(bytes(flipped))
 
 
-@given(transactions, addresses, ports, addresses, ports)
+@given(transactions, addresses, ports.filter(bool), addresses, ports)
 def test_a_binding_comes_back(transaction: bytes, mapped: bytes, port: int, other: bytes, other_port: int) -> None:
     data = answer(
         stun.plain_address(stun.OTHER_ADDRESS, (other, other_port)),
@@ -66,6 +66,13 @@ def test_a_binding_comes_back(transaction: bytes, mapped: bytes, port: int, othe
     )
     binding = stun.read_binding(data, transaction)
     assert (binding.mapped, binding.other, binding.origin) == ((mapped, port), (other, other_port), None)
+
+
+def test_nothing_was_ever_sent_from_port_0() -> None:
+    data = answer(stun.xor_mapped_address(TRANSACTION, (V4, 0)))
+    with pytest.raises(StunError) as raised:
+        stun.read_binding(data, TRANSACTION)
+    assert raised.value.reason is StunDrop.MALFORMED
 
 
 @given(transactions, st.integers(0, 1_200), st.sampled_from((0, stun.CHANGE_PORT, stun.CHANGE_ADDRESS)))

@@ -403,8 +403,8 @@ class ControlClient:
     def _read_feed(self, now: float, device: str, topic: str, payload: bytes) -> None:
         entry = self.records.get(device)
         self.feeds.heard(device)
+        self.feeds.stray(device)
         if entry is None:
-            self.feeds.stray(device)
             raise ControlError(ControlDrop.UNKNOWN_FEED, "feed: of a device whose record is not held")
         try:
             feed = read_feed(
@@ -420,8 +420,9 @@ class ControlClient:
             if error.reason is ControlDrop.FEED_KEY:
                 self.refresh(now, entry)
             raise
-        # Retained: each subscription brings it again. Of what an earlier life heard, only the stamp is kept
-        if feed.stamp == entry.feed_stamp and entry.feed_boot:
+        # Retained: each subscription brings it again. Of what an earlier life heard, only the stamp is kept; and the
+        # key was changed where nobody answered under it
+        if feed.stamp == entry.feed_stamp and entry.feed_boot and feed.body["nk"] == entry.feed_node_key:
             return
         if feed.stamp < entry.feed_stamp:
             raise ControlError(ControlDrop.REPLAYED, "feed.q: older than the feed that is held")

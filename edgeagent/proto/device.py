@@ -9,6 +9,7 @@ time ───────handle_timeout────▶ └───────
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from heapq import heappop, heappush
 from itertools import count
 
@@ -78,6 +79,10 @@ class Device:
     def public_key(self) -> bytes:
         """Ours, 32 B; empty without a private key."""
         return self._shared.static_public
+
+    def avoid(self, is_inside: Callable[[Endpoint], bool]) -> None:
+        """Endpoints that are reached through the tunnel itself are never taken for a peer's."""
+        self._shared.is_inside = is_inside
 
     def set_private_key(self, now: float, key: bytes | None) -> None:
         """32 B, or None to fall silent. Running sessions may still receive and are renewed under the new key."""

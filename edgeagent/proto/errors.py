@@ -55,6 +55,7 @@ class DropReason(Enum):
     INNER_ECN = "inner-ecn"  # congestion was marked outside, the packet inside cannot carry the mark (RFC 6040)
     NO_PEER = "no-peer"  # a packet to an address that is no peer's
     NO_ENDPOINT = "no-endpoint"  # a packet to a peer whose endpoint is not known
+    ENDPOINT_UNUSABLE = "endpoint-unusable"  # a peer was heard from port 0, or from inside the mesh: no place to answer
     STAGED_FULL = "staged-full"  # the oldest packet that waited for a handshake gave way to a newer one
     STAGED_EXPIRED = "staged-expired"  # packets waited for a handshake that did not come within 90 s
     PACKET_TOO_BIG = "packet-too-big"  # more than the path to its peer takes, and not to be cut up: its sender is told

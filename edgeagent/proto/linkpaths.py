@@ -53,7 +53,8 @@ class LinkPaths:
         self._relays = relays
         self._outside = outside
         self._introduced: dict[str, float] = {}  # devices without a link, that may be about to call
-        self._asleep: dict[str, tuple[int, float]] = {}  # devices that sleep: how often they were asked, when again
+        # Links to devices that sleep: how often they were asked, and when again; None: often enough
+        self._asleep: dict[str, tuple[Link, int, float | None]] = {}
 
     # Datagrams
 
@@ -90,16 +91,16 @@ class LinkPaths:
             if source is before:
                 continue
             before = source
-            paths = self._finder.owner(source)
-            link = None if paths is None else self._peering.links.get(paths.device)
-            if paths is None or link is None or link.peer.rx_bytes == paths.rx_bytes:
-                continue
-            paths.rx_bytes = link.peer.rx_bytes
-            # The peer's endpoint is the source of what was authenticated last
-            if link.peer.endpoint is not None and key_of(link.peer.endpoint) == key_of(source):
-                self._finder.heard(now, paths, source)
-                if source.is_relay:
-                    self._relays.stay_awake(now)
+            for paths in self._finder.owners(source):
+                link = self._peering.links.get(paths.device)
+                if link is None or link.peer.rx_bytes == paths.rx_bytes:
+                    continue
+                paths.rx_bytes = link.peer.rx_bytes
+                # The peer's endpoint is the source of what was authenticated last
+                if link.peer.endpoint is not None and key_of(link.peer.endpoint) == key_of(source):
+                    self._finder.heard(now, paths, source)
+                    if source.is_relay:
+                        self._relays.stay_awake(now)
 
     def roamed(self, now: float, link: Link, peer: Peer, source: Endpoint) -> None:
         """WireGuard has authenticated `peer` at another endpoint than the one in use."""
@@ -125,6 +126,9 @@ class LinkPaths:
         elif len(self._introduced) < INTRODUCED_MAX and not self._client.feeds.is_full:
             self._introduced[device] = now
             self._client.feeds.use(device)
+            if entry.disco_key is not None:  # the feed that comes now may be the one that is known
+                self._finder.know(now, entry)
+                self._finder.introduce(now, device)
 
     def feed_came(self, now: float, entry: Entry) -> None:
         """Of a device without a link."""
@@ -137,28 +141,31 @@ class LinkPaths:
 
     def not_at_relay(self, now: float, node_key: bytes) -> None:
         """A relay does not have the member of that key: it sleeps, and is being woken through the broker. Whatever was
-        sent to it is lost, so it is asked again soon, a few times."""
+        sent to it is lost, so it is asked again soon, a few times; then as WireGuard does until that gives up."""
         self._finder.not_at_relay(now, node_key)
+        self._asleep = {device: row for device, row in self._asleep.items() if self._sleeps(now, device, row[0])}
         for link in self._peering.links.values():
-            asleep = link.peer.public_key == node_key and link.peer.staged and not link.is_live(now)
-            if asleep and link.device not in self._asleep:
-                self._asleep[link.device] = (0, now + ASK_AGAIN_S[0])
+            if link.peer.public_key == node_key and self._sleeps(now, link.device, link):
+                self._asleep.setdefault(link.device, (link, 0, now + ASK_AGAIN_S[0]))
+
+    def _sleeps(self, now: float, device: str, link: Link) -> bool:
+        """Whether something waits for it still."""
+        return self._peering.links.get(device) is link and bool(link.peer.staged) and not link.is_live(now)
 
     def handle_timeout(self, now: float) -> None:
-        for device, (count, at) in list(self._asleep.items()):
-            if now < at:
+        for device, (link, count, at) in list(self._asleep.items()):
+            if at is None or now < at:
                 continue
-            link = self._peering.links.get(device)
-            if link is None or link.is_live(now) or not link.peer.staged or count + 1 >= len(ASK_AGAIN_S):
+            if not self._sleeps(now, device, link):
                 del self._asleep[device]
-            else:
-                self._asleep[device] = (count + 1, now + ASK_AGAIN_S[count + 1])
-            if link is not None and link.peer.staged and not link.is_live(now):
-                link.peer.begin_handshake(now, anew=True)
-                self._device.touched(link.peer)
+                continue
+            count += 1
+            self._asleep[device] = (link, count, now + ASK_AGAIN_S[count] if count < len(ASK_AGAIN_S) else None)
+            link.peer.begin_handshake(now, anew=True)
+            self._device.touched(link.peer)
 
     def poll_timeout(self) -> float | None:
-        return min((at for _, at in self._asleep.values()), default=None)
+        return min((at for _, _, at in self._asleep.values() if at is not None), default=None)
 
     def sweep(self, now: float) -> None:
         """Let go of those that were announced and never came."""
@@ -239,10 +246,10 @@ class LinkPaths:
         copies = []
         for transmit in transmits:
             first = transmit.datagrams[0]
-            paths = self._finder.owner(transmit.endpoint)
-            if paths is None and self._finder.pathless:
-                paths = self._pathless(transmit.endpoint)
-            if paths is not None:
+            owners = self._finder.owners(transmit.endpoint)
+            if not owners and self._finder.pathless:
+                owners = self._pathless(transmit.endpoint)
+            for paths in owners if len(owners) < 2 else self._whose(owners, transmit.endpoint):
                 if transmit.endpoint.is_relay:
                     self._keep_to_home(paths, transmit)
                 # A keepalive wants no answer, so it starts no search and no doubt
@@ -272,13 +279,19 @@ class LinkPaths:
         if not as_heard:
             transmit.endpoint = home
 
-    def _pathless(self, endpoint: Endpoint) -> PeerPaths | None:
+    def _whose(self, owners: list[PeerPaths], endpoint: Endpoint) -> list[PeerPaths]:
+        """Of several with one way, those that this endpoint is of; all where that cannot be told."""
+        links = self._peering.links
+        found = [each for each in owners if each.device in links and links[each.device].peer.endpoint is endpoint]
+        return found or list(owners)
+
+    def _pathless(self, endpoint: Endpoint) -> list[PeerPaths]:
         """Whose traffic goes there without a path: it is a reason to look for one."""
         for device, paths in self._finder.pathless.items():
             link = self._peering.links.get(device)
             if link is not None and link.peer.endpoint is endpoint:
-                return paths
-        return None
+                return [paths]
+        return []
 
     def _fan_out(self, now: float, transmit: Transmit) -> list[Transmit]:
         """The answer to one of the copies tells WireGuard which endpoint works."""

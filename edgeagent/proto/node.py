@@ -130,6 +130,7 @@ class Node:
             self.client.count(ControlDrop.BAD_CACHE)
         self.device = Device(now, crypto=crypto, entropy=entropy, jitter=jitter, tai64n=tai64n, limits=limits, mtu=mtu)
         self.device.set_private_key(now, identity.node_private)
+        self.device.avoid(lambda endpoint: self.map.holds(endpoint.ip_bytes()))
         self.finder = Pathfinder(
             now, crypto=crypto, entropy=entropy, device_map=self.map, node_key=identity.node_key, mtu=mtu
         )
@@ -139,12 +140,14 @@ class Node:
         self._paths = LinkPaths(self.device, self.client, self.peering, self.finder, self.relays, self.outside)
         self.whereabouts = Whereabouts(
             now,
+            crypto=crypto,
             client=self.client,
             finder=self.finder,
             peering=self.peering,
             network=admission.network,
             device=identity.device_id,
             entropy=entropy,
+            introduced=self._paths.introduced,
         )
         self.reach.join(self.finder, self._paths, self.whereabouts)
         self.resolver = Resolver(client=self.client, peering=self.peering, device=self.device, limits=limits)

@@ -45,7 +45,7 @@ class OwnFeed:
 
     def set_endpoints(self, endpoints: list[UdpAddress], device_map: DeviceMap) -> bool:
         """Our own candidates; at most eight that others can use are told. False when they are the same as before."""
-        usable = [endpoint for endpoint in endpoints if is_usable(endpoint[0], device_map)][:FEED_ENDPOINTS_MAX]
+        usable = [each for each in endpoints if each[1] and is_usable(each[0], device_map)][:FEED_ENDPOINTS_MAX]
         if usable == self.endpoints:
             return False
         self.endpoints = usable

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgeagent.proto.constants import MTU_MAX
 from edgeagent.proto.disco import CallMe, DiscoDrop, DiscoKeys, Ping, UdpAddress, peek_sender
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 INTRODUCED_MAX = 32  # peers without a link that are met because the hub told us of them
 INTRODUCED_S = 30.0
 WAKE_BURST, WAKE_PER_S = 40, 1 / 300  # call-me of one peer that wake us up although no traffic ever follows
+CLAIMS_MAX = 4  # devices that name one disco key
 WAKES_MAX = 64  # peers of which that is remembered
 
 
@@ -50,8 +51,9 @@ class Pathfinder:
         self.called = False  # somebody has called us since the owner last looked
         self._wakes: dict[str, Budget] = {}
         self._strangers = Budget(now, WAKE_BURST, WAKE_PER_S)
-        self._by_key_id: dict[bytes, PeerPaths] = {}
-        self._by_path: dict[PathKey, PeerPaths] = {}  # the current way of each
+        # Nobody proves that the key in its feed is its own, so several may name one: none of them is to lose by that
+        self._by_key_id: dict[bytes, list[PeerPaths]] = {}
+        self._by_path: dict[PathKey, list[PeerPaths]] = {}  # those whose current way it is
         self._keys: dict[str, PathKey] = {}  # the same by device
         self.pathless: dict[str, PeerPaths] = {}  # those without one: WireGuard sends as it sees fit
         # Devices whose current path is another (True), or takes other sizes; not yet drained
@@ -128,10 +130,13 @@ class Pathfinder:
             return
         if paths is None:
             them = self.keys.meet(public)
-            if them is None or them.key_id in self._by_key_id:
+            claims = [] if them is None else self._by_key_id.setdefault(them.key_id, [])
+            if them is None or len(claims) >= CLAIMS_MAX or any(each.them.public != public for each in claims):
                 self.shared.drop(DiscoDrop.UNKNOWN_SENDER)
                 return
-            paths = self.peers[device] = self._by_key_id[them.key_id] = PeerPaths(now, self.shared, device, them)
+            # One window for replays, whoever it is
+            paths = self.peers[device] = PeerPaths(now, self.shared, device, claims[0].them if claims else them)
+            claims.append(paths)
             self.pathless[device] = paths
         paths.node_keys = [key for key, _ in entry.record.node_keys]
         paths.nat = entry.nat
@@ -155,9 +160,8 @@ class Pathfinder:
     def forget(self, device: str) -> None:
         paths = self.peers.pop(device, None)
         if paths is not None:
-            self._by_key_id.pop(paths.them.key_id, None)
-            self._by_path = {key: other for key, other in self._by_path.items() if other is not paths}
-            self._keys.pop(device, None)
+            _leave(self._by_key_id, paths.them.key_id, paths)
+            _leave(self._by_path, self._keys.pop(device, None), paths)
             self.pathless.pop(device, None)
             self._changed.pop(device, None)
             self._answered.pop(device, None)
@@ -175,6 +179,10 @@ class Pathfinder:
                         path.lose()
             if refused:
                 self._settle(now, paths)
+
+    def knows(self, sender: bytes) -> bool:
+        """Whether a frame that names this key id can be opened."""
+        return sender in self._by_key_id
 
     def current(self, device: str) -> Path | None:
         """Where traffic for `device` goes; None where WireGuard alone decides."""
@@ -206,26 +214,29 @@ class Pathfinder:
         if sender is None:
             self.shared.drop(DiscoDrop.MALFORMED)
             return
-        paths = self._by_key_id.get(sender)
-        message = DiscoDrop.UNKNOWN_SENDER if paths is None else self.keys.open(paths.them, frame)
-        if paths is None or isinstance(message, DiscoDrop):
-            assert isinstance(message, DiscoDrop)
+        claims = self._by_key_id.get(sender, [])
+        message = self.keys.open(claims[0].them, frame) if claims else DiscoDrop.UNKNOWN_SENDER
+        if isinstance(message, DiscoDrop):
             self.shared.drop(message)
             if source is None:
                 # Whoever knows the inbox may wake us, also one whose keys we have forgotten: he will come by our relay
                 self.called = self._strangers.take(now) or self.called
-            return
-        if isinstance(message, CallMe):
-            self.called = self._may_wake(now, paths) or self.called
-            paths.handle_call_me(now, message)
+        elif isinstance(message, CallMe):
+            for paths in list(claims):
+                self.called = self._may_wake(now, paths) or self.called
+                paths.handle_call_me(now, message)
+                self._settle(now, paths)
         elif source is None:
             self.shared.drop(DiscoDrop.BY_SIGNAL)
-            return
         elif isinstance(message, Ping):
+            paths = next((each for each in claims if message.node_key in each.node_keys), claims[0])
             paths.handle_ping(now, message, source, len(frame))
-        elif paths.handle_pong(now, message, source, len(frame)) and self.owner(source) is paths:
-            self._answered[paths.device] = None
-        self._settle(now, paths)
+            self._settle(now, paths)
+        else:
+            paths = next((each for each in claims if each.prober.awaits(message)), claims[0])
+            if paths.handle_pong(now, message, source, len(frame)) and paths in self.owners(source):
+                self._answered[paths.device] = None
+            self._settle(now, paths)
 
     def _may_wake(self, now: float, paths: PeerPaths) -> bool:
         """Whoever calls and never has anything to say does not keep us awake; also not after it was forgotten."""
@@ -245,9 +256,9 @@ class Pathfinder:
 
     # Traffic
 
-    def owner(self, endpoint: Endpoint) -> PeerPaths | None:
-        """Whose current path goes there."""
-        return self._by_path.get(key_of(endpoint))
+    def owners(self, endpoint: Endpoint) -> list[PeerPaths]:
+        """Whose current path goes there: one peer's, but for those who lie."""
+        return self._by_path.get(key_of(endpoint), [])
 
     def sent(self, now: float, paths: PeerPaths, datagrams: list[bytes]) -> list[Endpoint]:
         """Data went to the peer's current endpoint. Returns where copies of it go."""
@@ -316,14 +327,12 @@ class Pathfinder:
         changed = paths.choose(now)
         key = None if paths.current is None else paths.current.key
         if changed or key != before:
-            if before is not None and self._by_path.get(before) is paths:
-                del self._by_path[before]
-            self._keys.pop(paths.device, None)
+            _leave(self._by_path, self._keys.pop(paths.device, None), paths)
             if key is None:
                 self.pathless[paths.device] = paths
             else:
                 self.pathless.pop(paths.device, None)
-                self._by_path[key] = paths
+                self._by_path.setdefault(key, []).append(paths)
                 self._keys[paths.device] = key
             self._changed[paths.device] = True
         frame_bytes = 0 if paths.current is None else paths.current.frame_bytes
@@ -339,6 +348,15 @@ class Pathfinder:
             self._deadlines.pop(paths.device, None)
         else:
             self._deadlines[paths.device] = at
+
+
+def _leave(table: dict[Any, list[PeerPaths]], key: object, paths: PeerPaths) -> None:
+    """Take it out of the list that `key` has, which need not be there."""
+    found = table.get(key, [])
+    if paths in found:
+        found.remove(paths)
+        if not found:
+            del table[key]
 
 
 def _places(endpoints: list[UdpAddress], nat: str | None) -> list[UdpAddress]:

@@ -372,7 +372,13 @@ class PeerPaths:
     def _begin_spray(self, now: float) -> None:
         """Only the second search and later ones, and only where guessing is all that is left."""
         shared = self._shared
-        if self._seeks == 0 or self.nat != EDM or shared.nat == EDM or self._sprays >= SPRAYS_PER_PEER_MAX:
+        if (
+            self._seeks == 0
+            or shared.sparing > 1
+            or self.nat != EDM
+            or shared.nat == EDM
+            or self._sprays >= SPRAYS_PER_PEER_MAX
+        ):
             return
         public = [path for path in self.prober.direct.values() if path.kind is PathKind.IPV4]
         if public and shared.sprayed.take(now, SPRAY_PORTS):

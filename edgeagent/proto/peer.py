@@ -34,6 +34,8 @@ from edgeagent.proto.tai64n import Tai64nClock
 from edgeagent.proto.timers import Jitter, Timer, Timers
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from edgeagent.proto.narrow import NarrowPaths
 
 _TIMESTAMP_NONE = bytes(12)
@@ -49,6 +51,7 @@ class Shared:
         "entropy",
         "events",
         "indices",
+        "is_inside",
         "jitter",
         "limits",
         "mtu",
@@ -74,6 +77,8 @@ class Shared:
         self.indices: IndexTable[Peer | Keypair] = IndexTable(entropy)
         self.transmits: list[Transmit] = []
         self.packets: list[bytes] = []  # for the TUN
+        # Of an endpoint, whether it is reached through the tunnel: what is sent there comes back to be sent
+        self.is_inside: Callable[[Endpoint], bool] = lambda endpoint: False
         self.narrow: NarrowPaths | None = None  # made when the first path turns out to take less than the TUN
         self.events: deque[Event] = deque(maxlen=limits.events)
         self.drops: dict[DropReason, int] = dict.fromkeys(DropReason, 0)
@@ -184,6 +189,15 @@ class Peer:
     def persistent_keepalive_s(self) -> int:
         return self.timers.persistent_keepalive_s
 
+    @property
+    def latest_timestamp(self) -> bytes:
+        """The TAI64N of its newest initiation, 12 B: none that is older counts (paper, section 5.1)."""
+        return self._latest_timestamp
+
+    def remember(self, timestamp: bytes) -> None:
+        """What it was when there was a peer of this key before: a captured initiation stays worthless."""
+        self._latest_timestamp = max(self._latest_timestamp, timestamp)
+
     # Packets out
 
     def send(self, now: float, packets: list[bytes]) -> None:
@@ -285,6 +299,9 @@ class Peer:
             endpoint = self.relay
         if before is endpoint or before == endpoint:
             return
+        if not endpoint.is_relay and (not endpoint.addr[1] or self._shared.is_inside(endpoint)):
+            self._drop(DropReason.ENDPOINT_UNUSABLE)
+            return
         if self.chosen and endpoint.is_relay and before is not None and not before.is_relay:
             self._shared.events.append(EndpointRoamed(self, endpoint))
             return
@@ -323,7 +340,9 @@ class Peer:
         handshake which that answer belongs to. To a peer that has read it, it is a replay.
         """
         shared = self._shared
-        if not again:
+        if (
+            not again and not self.timers.is_asking
+        ):  # else a peer that is away would be asked as long as there is traffic
             self.timers.attempts = 0
         if self.endpoint is None or shared.static_private is None:
             return False
@@ -332,7 +351,8 @@ class Peer:
             if anew and self._initiation and age_s < INITIATION_REPEATED_S:
                 self.timers.hurry(self._initiated_at + INITIATION_REPEATED_S)
                 return self._repeat_initiation(now)
-            if age_s < (INITIATION_SPACING_MIN_S if anew else REKEY_TIMEOUT_S):
+            # A row of attempts under way goes on by its timer, which counts them
+            if age_s < (INITIATION_SPACING_MIN_S if anew else REKEY_TIMEOUT_S) or (self.timers.is_asking and not anew):
                 return False
         self._abandon_handshake()
         index = shared.indices.insert(self)

@@ -102,13 +102,14 @@ class Peering:
         if link.is_live(now) and entry.record.key_end(static_public) < entry.record.key_end(link.peer.public_key):
             return None  # a replay: with the old key's peer, its last TAI64N was forgotten
         self._bring(now, link, entry, static_public)
+        self._finder.know(now, entry)
         # Who signs a handshake with a new key sends nothing more under the old one
         self._complete_move(now, link)
         return self.links[link.device]
 
     def _make(self, now: float, entry: Entry, key: bytes) -> Link:
         self._make_room(now, None)
-        link = Link(now, entry, self._device.add_peer(now, key))
+        link = Link(now, entry, self._add_peer(now, entry, key))
         self.links[link.device] = link
         self._give_addresses(link.peer, entry)
         self._client.feeds.use(link.device)
@@ -123,7 +124,7 @@ class Peering:
             return
         self._drop_coming(now, link)
         if self._make_room(now, link):
-            link.coming = self._device.add_peer(now, key)
+            link.coming = self._add_peer(now, entry, key)
             self._set_way(link.coming, link.device)
             self._moving[link.device] = link
         else:
@@ -172,6 +173,7 @@ class Peering:
         if link is None:
             return
         link.name = entry.record.name
+        self._finder.know(now, entry)  # its pings name the keys of the record
         if link.coming is not None and not entry.record.has_node_key(link.coming.public_key):
             self._drop_coming(now, link)
         if not entry.record.has_node_key(link.peer.public_key):
@@ -218,7 +220,7 @@ class Peering:
             self._device.allowed_ips.insert(address, length, new)
         for packet in old.staged:
             new.stage(packet)
-        self._device.remove_peer(now, old.public_key)
+        self._remove_peer(now, link.device, old)
 
     def complete_moves(self, now: float) -> None:
         """After datagrams: a coming key that answered a handshake may be sent data under before it is confirmed."""
@@ -331,13 +333,27 @@ class Peering:
         link = self.links.pop(device, None)
         if link is not None:
             self._drop_coming(now, link)
-            self._device.remove_peer(now, link.peer.public_key)
+            self._remove_peer(now, device, link.peer)
             self._client.feeds.leave(device)
             self._finder.forget(device)
         return link
 
     def _drop_coming(self, now: float, link: Link) -> None:
         if link.coming is not None:
-            self._device.remove_peer(now, link.coming.public_key)
+            self._remove_peer(now, link.device, link.coming)
             link.coming = None
             del self._moving[link.device]
+
+    def _add_peer(self, now: float, entry: Entry, key: bytes) -> Peer:
+        peer = self._device.add_peer(now, key)
+        peer.remember(entry.timestamps.pop(key, b""))
+        return peer
+
+    def _remove_peer(self, now: float, device: str, peer: Peer) -> None:
+        """Its last timestamp stays with the record, as long as that has the key."""
+        entry = self._client.records.get(device)
+        if entry is not None:
+            entry.timestamps = {key: at for key, at in entry.timestamps.items() if entry.record.has_node_key(key)}
+            if entry.record.has_node_key(peer.public_key):
+                entry.timestamps[peer.public_key] = peer.latest_timestamp
+        self._device.remove_peer(now, peer.public_key)

@@ -291,6 +291,10 @@ class Prober:
 
     # Answers
 
+    def awaits(self, pong: Pong) -> bool:
+        """Whether it answers a ping of ours."""
+        return pong.transaction in self._probes
+
     def handle_pong(self, now: float, pong: Pong, source: Endpoint, frame_bytes: int) -> Path | None:
         """The path that was answered, or None for a pong that counts for nothing."""
         shared, probe = self._shared, self._probes.get(pong.transaction)

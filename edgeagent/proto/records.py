@@ -110,6 +110,7 @@ class Entry:
         "nat",
         "record",
         "refreshed_at",
+        "timestamps",
     )
 
     def __init__(self, record: Record, feed_key: bytes, feed_generation: int) -> None:
@@ -125,6 +126,7 @@ class Entry:
         self.nat: str | None = None
         self.inbox: str | None = None  # the capability of its signal inbox
         self.last_endpoint: UdpAddress | None = None  # where it was last heard
+        self.timestamps: dict[bytes, bytes] = {}  # the last TAI64N under each node key, while there is no peer for it
         self.refreshed_at: float | None = None  # when the hub was last asked whether the record is still right
 
     def node_key(self) -> bytes:

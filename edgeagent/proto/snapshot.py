@@ -56,12 +56,28 @@ def read(crypto: Crypto, identity: Identity, network: str, saved: bytes) -> dict
         payload, mac = _FILE.check(decode(saved, max_bytes=SNAPSHOT_BYTES_MAX), "cache")
         if not crypto.equal(mac, _mac(crypto, identity, payload)):
             raise ControlError(ControlDrop.BAD_CACHE, "cache: damaged, or another device's")
-        fields: dict[str, Any] = _SNAPSHOT.check(decode(payload, max_bytes=SNAPSHOT_BYTES_MAX), "cache")
+        fields = _check(decode(payload, max_bytes=SNAPSHOT_BYTES_MAX))
     except ControlError as error:
         raise ControlError(ControlDrop.BAD_CACHE, str(error)) from error
     if fields["n"] != network:
         raise ControlError(ControlDrop.BAD_CACHE, "cache.n: another network's")
     return fields
+
+
+def _check(data: Any) -> dict[str, Any]:
+    """All fields. A record that is not as it should be is left out: epochs and removals must not be lost with it."""
+    if isinstance(data, dict) and isinstance(data.get("rec"), list):
+        data = {**data, "rec": [row for row in data["rec"] if _fits(row)]}
+    fields: dict[str, Any] = _SNAPSHOT.check(data, "cache")
+    return fields
+
+
+def _fits(row: Any) -> bool:
+    try:
+        _RECORD.check(row, "cache.rec")
+    except ControlError:
+        return False
+    return True
 
 
 def write(

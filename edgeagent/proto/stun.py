@@ -154,9 +154,12 @@ def read_binding(datagram: bytes, transaction: bytes) -> Binding:
     mapped = message.attributes.get(XOR_MAPPED_ADDRESS)
     if mapped is None:
         raise StunError(StunDrop.MALFORMED, "stun: no XOR-MAPPED-ADDRESS")
+    seen = _read_address(mapped, _mask(transaction))
+    if not seen[1]:
+        raise StunError(StunDrop.MALFORMED, "stun: nothing was ever sent from port 0")
     origin, other = message.attributes.get(RESPONSE_ORIGIN), message.attributes.get(OTHER_ADDRESS)
     return Binding(
-        _read_address(mapped, _mask(transaction)),
+        seen,
         None if origin is None else _read_address(origin, bytes(16)),
         None if other is None else _read_address(other, bytes(16)),
     )

@@ -84,6 +84,11 @@ class Timers:
         self._again_at = now + REKEY_TIMEOUT_S + jitter * REKEY_TIMEOUT_JITTER_S
         self.authenticated_sent(now)
 
+    @property
+    def is_asking(self) -> bool:
+        """Whether an answer to an initiation is awaited."""
+        return self._initiated_at is not None
+
     def hurry(self, at: float) -> None:
         """If there is no answer by then, an initiation is to go out again."""
         if self._initiated_at is not None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgeagent.proto.control import FEED_ENDPOINTS_MAX
-from edgeagent.proto.disco import DiscoDrop
+from edgeagent.proto.disco import DiscoDrop, key_id, peek_sender
 from edgeagent.proto.inbox import Inbox
 from edgeagent.proto.paths import is_usable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from edgeagent.proto.control_client import ControlClient
+    from edgeagent.proto.crypto import Crypto
     from edgeagent.proto.keys import Entropy
     from edgeagent.proto.pathfinder import Pathfinder
     from edgeagent.proto.peering import Peering
-    from edgeagent.proto.records import UdpAddress
+    from edgeagent.proto.records import Entry, UdpAddress
 
 OPENED_TOLD_MAX = 2  # of what routers opened for us,
 MAPPED_TOLD_MAX = 3  # and of what servers saw of us, in the feed
@@ -27,13 +30,17 @@ class Whereabouts:
         self,
         now: float,
         *,
+        crypto: Crypto,
         client: ControlClient,
         finder: Pathfinder,
         peering: Peering,
         network: str,
         device: str,
         entropy: Entropy,
+        introduced: Callable[[float, Entry], None],
     ) -> None:
+        self._crypto = crypto
+        self._introduced = introduced
         self._client = client
         self._finder = finder
         self._peering = peering
@@ -95,10 +102,20 @@ class Whereabouts:
         """False for a topic that is no inbox of ours."""
         mine = self.inbox.take(topic)
         if mine:
+            self._remember(now, payload)
             self._finder.handle_frame(now, payload, None)
         elif mine is False:
             self._finder.drops[DiscoDrop.STALE_INBOX] += 1
         return mine is not None
+
+    def _remember(self, now: float, frame: bytes) -> None:
+        """Who calls may be somebody whose record is held, and whose paths were let go of: there is no introduction."""
+        sender = peek_sender(frame)
+        if sender is not None and not self._finder.knows(sender):
+            for entry in self._client.records:
+                if entry.disco_key is not None and key_id(self._crypto, entry.disco_key) == sender:
+                    self._introduced(now, entry)
+                    return
 
     def _tell_endpoints(self, now: float) -> bool:
         """Put our own addresses, and where servers see us, into the feed. False when nothing changed."""

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from edgeagent.proto.endpoint import Endpoint
 from edgeagent.proto.errors import RemoteProtocolError
+from edgeagent.proto.relay_endpoint import RelayEndpoint
 from edgeagent.proto.uapi import LINE_BYTES_MAX, OPERATION_BYTES_MAX, Uapi, parse_allowed_ip, parse_endpoint
 from tests.engine.owner import Owner
 
@@ -121,6 +122,13 @@ class TestSet:
         assert not configure(owner, f"public_key={PUBLIC_A}")
         assert not configure(owner, f"public_key={PUBLIC_A}", "update_only=true", "allowed_ip=10.0.0.0/8")
         assert len(owner.device.allowed_ips) == 1
+
+    def test_a_relay_is_no_endpoint_that_wg_could_read(self) -> None:
+        owner = Owner()
+        assert not configure(owner, f"public_key={PUBLIC_A}", "endpoint=192.0.2.1:1")
+        (peer,) = owner.device.peers.values()
+        peer.set_endpoint(RelayEndpoint("fra-1", peer.public_key))
+        assert not any(line.startswith("endpoint=") for line in get(owner))
 
     def test_our_own_key_is_no_peer(self) -> None:
         owner = Owner()

@@ -208,6 +208,12 @@ def test_two_devices_in_one_home_meet_at_home(site: Site) -> None:
     assert there is not None and (there.kind, there.endpoint) == ("lan", "192.168.1.3:51820")
 
 
+def test_wg_shows_peers_by_relay_too(site: Site) -> None:
+    office, blocked = site.members["office"], site.members["blocked"]
+    shown = office.host.run("wg", "show", "edge0").stdout
+    assert "latest handshake" in shown and way(office, blocked) is not None
+
+
 @pytest.mark.parametrize("name", ["blocked", "office", "clerk"])
 def test_without_udp_the_relay_is_reached_by_tls(site: Site, name: str) -> None:
     relays = site.members[name].request("status")["relays"]
