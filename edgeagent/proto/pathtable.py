@@ -45,6 +45,10 @@ COPIES_MAX = 2
 SMALL_BYTES = MTU_MIN - 57  # a frame so short passes everywhere
 
 _LIVE = (State.PROVEN, State.ANSWERED, State.DOUBTFUL)
+# Nothing but a row of probes leads out of these, and they may be without one: where nobody wanted it yet, or the uplink
+# was down. DEAD and UNTRIED wait for a search; the others are in doubt, and are asked as soon as there is a reason
+_IN_DOUBT = (State.DOUBTFUL, State.ONE_WAY)
+_UNPROVEN = (State.UNTRIED, State.DEAD, *_IN_DOUBT)
 
 
 class PeerPaths:
@@ -168,7 +172,10 @@ class PeerPaths:
         if path.state in (State.UNTRIED, State.PROBING, State.DEAD):
             path.take(Input.HEARD)
             self.prober.hurry(now, path)
-        elif path is not self.current:
+            return
+        if path.state in _IN_DOUBT and path.next_probe_at is None:
+            self.prober.begin(now, path)
+        if path is not self.current:
             path.heard_at = now  # the other end keeps it up
 
     def handle_pong(self, now: float, pong: Pong, source: Endpoint, frame_bytes: int) -> bool:
@@ -253,6 +260,7 @@ class PeerPaths:
             return
         path = self._path_from(source)
         if path is None:
+            self.heard(now, source)
             return
         if path.state in (State.UNTRIED, State.PROBING, State.ONE_WAY, State.DEAD):
             if path.state is not State.ONE_WAY:
@@ -265,12 +273,16 @@ class PeerPaths:
             if old is not None and old is not path and old.state is State.PROVEN and old.next_probe_at is None:
                 old.take(Input.SILENCE)
                 self.prober.begin(now, old)
-        elif path.state is State.PROVEN and path is not self.current and path.key != self._heard_key:
-            self._follow(now, path)
+        else:
+            if path.state is State.DOUBTFUL and path.next_probe_at is None:
+                self.prober.begin(now, path)
+            worked = path.state in (State.PROVEN, State.DOUBTFUL)
+            if worked and path is not self.current and path.key != self._heard_key:
+                self._follow(now, path)
         self.heard(now, source)
 
     def _follow(self, now: float, path: Path) -> None:
-        """The peer has gone over to another proven path, perhaps because ours is dead: that is to be found out."""
+        """The peer has gone over to another path that worked, perhaps because ours is dead: that is to be found out."""
         current = self.current
         if current is not None and current.state is State.PROVEN and current.next_probe_at is None:
             self._followed = path
@@ -350,8 +362,8 @@ class PeerPaths:
         if self.is_direct or not self.is_wanted(now):
             return
         for path in self.prober:
-            if path.state in (State.UNTRIED, State.DEAD):
-                self.prober.begin(now, path, punch=True)
+            if path.state in _UNPROVEN and path.next_probe_at is None:
+                self.prober.begin(now, path, punch=path.state is not State.DOUBTFUL)
         self._call(now)
         self._begin_spray(now)
         self.prober.handle_timeout(now)
@@ -400,6 +412,8 @@ class PeerPaths:
             elif path.state is State.PROVEN:
                 if of_all or (several and stands_by):
                     self.prober.begin(now, path, full=of_all and stands_by)  # the path in use has its own search
+            elif of_all and path.state in _IN_DOUBT:
+                self.prober.begin(now, path)
             elif of_all and path.is_relay and not stands_by:
                 self.prober.begin(now, path, full=True)
         if several:
@@ -413,15 +427,19 @@ class PeerPaths:
             if path.endpoint.uplink in served or not self._shared.ways.is_open(path.endpoint):
                 continue
             is_dead, spacing = path.state is State.DEAD, RECHECKS * RECHECKS if path.is_dear else RECHECKS
-            if path.state is State.UNTRIED or (is_dead and self._rechecks % spacing == 0):
+            if path.state in _IN_DOUBT and path.next_probe_at is None:
+                self.prober.begin(now, path)
+            elif path.state is State.UNTRIED or (is_dead and self._rechecks % spacing == 0):
                 self.prober.begin(now, path, punch=True)
             elif is_dead and not path.is_dear:
                 self.prober.ping(now, path.endpoint, PING_BYTES)
 
     def _path_from(self, source: Endpoint) -> Path | None:
         """The path to where something authentic came from; None by an uplink that is not to be used."""
+        if not self._shared.ways.is_open(source):
+            return None
         path = self.prober.find(source)
-        if path is not None or not self._shared.ways.is_open(source):
+        if path is not None:
             return path
         kind = self.prober.kind(source)
         if kind is None:

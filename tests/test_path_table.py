@@ -1,0 +1,225 @@
+"""The paths of one peer alone, without a world around: no state without a way out of it, and no timer that spins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+
+from edgeagent.proto.devicemap import DeviceMap
+from edgeagent.proto.disco import PING_BYTES, DiscoDrop, DiscoKeys, Message, Ping, Pong, UdpAddress
+from edgeagent.proto.endpoint import Endpoint, UplinkEndpoint
+from edgeagent.proto.path import Path, PathKey, State, key_of
+from edgeagent.proto.paths import to_endpoint
+from edgeagent.proto.pathtable import RECHECK_S, RECHECKS, SEEK_AGAIN_S, STANDBY_S, PeerPaths
+from edgeagent.proto.prober import DiscoShared
+from edgeagent.proto.relay_endpoint import RelayEndpoint
+from edgeagent.proto.ways import WayOut, Ways
+from tests.control_kit import CRYPTO, entropy_of
+from tests.node_kit import World
+
+NODE_KEY = bytes([2]) * 32
+RELAYS = (RelayEndpoint("r1", NODE_KEY), RelayEndpoint("r2", NODE_KEY))
+V4: UdpAddress = (bytes((203, 0, 113, 2)), 2)
+V6: UdpAddress = (bytes.fromhex("2001") + bytes(13) + b"\x02", 2)
+OURS = {5: bytes((198, 51, 100, 1)), 6: bytes((198, 51, 101, 1))}
+DATA = [b"\x04" + bytes(99)]
+SPIN_MAX = 20  # timeouts at one moment
+SEARCHED_S = SEEK_AGAIN_S[-1] + 30.0  # so long the rarest search may take to begin, and to end
+
+
+@cache
+def device_map() -> DeviceMap:
+    return World().add(1, "a").node.map
+
+
+class Alone:
+    """`paths` of a peer that answers pings at once where they go by a way of `alive`; all else is as the test says."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        keys, self._theirs = DiscoKeys(CRYPTO, entropy_of(51)), DiscoKeys(CRYPTO, entropy_of(52))
+        them, us = keys.meet(self._theirs.public), self._theirs.meet(keys.public)
+        assert them is not None and us is not None
+        self._us = us
+        self.shared = DiscoShared(0.0, keys, entropy_of(61), device_map(), bytes([1]) * 32)
+        self.shared.mtu = 1280
+        self.paths = PeerPaths(0.0, self.shared, "b", them)
+        self.paths.node_keys = [NODE_KEY]
+        self.paths.set_relay(RELAYS[0])
+        self.alive: set[PathKey] = set()
+        self.absent = False  # whether the relay says for everything that the peer is not there
+        self.sent: list[tuple[Endpoint, Message]] = []
+        self.unanswered: list[tuple[Endpoint, bytes, int]] = []
+
+    def settle(self) -> None:
+        """Carry everything, and have the timeouts that are due."""
+        for _ in range(SPIN_MAX):
+            self.paths.choose(self.now)
+            transmits, self.shared.transmits = self.shared.transmits, []
+            self.shared.signals.clear()
+            for transmit in transmits:
+                for frame in transmit.datagrams:
+                    message = self._theirs.open(self._us, frame)
+                    assert not isinstance(message, DiscoDrop)
+                    self._carry(transmit.endpoint, message, len(frame))
+            at = self.paths.deadline()
+            if not transmits and (at is None or at > self.now):
+                return
+            self.paths.handle_timeout(self.now)
+        raise AssertionError("a timer that never ends")
+
+    def _carry(self, endpoint: Endpoint, message: Message, frame_bytes: int) -> None:
+        self.sent.append((endpoint, message))
+        if endpoint.is_relay and self.absent:
+            self.paths.not_at_relay(self.now)
+        elif isinstance(message, Ping):
+            self.unanswered.append((endpoint, message.transaction, frame_bytes))
+            if key_of(endpoint) in self.alive:
+                self.late_pong(-1)
+
+    def late_pong(self, number: int) -> None:
+        if self.unanswered:
+            endpoint, transaction, frame_bytes = self.unanswered.pop(number % len(self.unanswered))
+            self.paths.handle_pong(self.now, Pong(transaction, None), endpoint, frame_bytes)
+
+    def send(self) -> None:
+        """A packet for the peer, which answers where it got it."""
+        self.paths.sent(self.now, DATA)
+        current = self.paths.current
+        if current is not None and current.is_relay and self.absent:
+            self.paths.not_at_relay(self.now)
+        elif current is not None and current.key in self.alive:
+            self.paths.heard(self.now, current.endpoint)
+        self.settle()
+
+    def hear(self, source: Endpoint) -> None:
+        current = self.paths.current
+        if current is not None and current.key == key_of(source):
+            self.paths.heard(self.now, source)
+        else:
+            self.paths.roamed(self.now, source)
+        self.settle()
+
+    def ping(self, source: Endpoint) -> None:
+        self.paths.handle_ping(self.now, Ping(bytes(12), NODE_KEY), source, PING_BYTES)
+        self.settle()
+
+    def set_uplinks(self, *indices: int, several: bool = True) -> None:
+        """As the pathfinder has it; `indices` are of OURS."""
+        before = self.shared.ways
+        ways = [WayOut(f"wan{index}", index, [OURS[index]], (4, 16)) for index in indices]
+        self.shared.ways = Ways(ways, several=several)
+        new = [index for index in indices if index not in before.uplinks]
+        self.paths.handle_uplinks(self.now, new if before.several else [], [V4, V6] if new else [])
+        self.settle()
+
+    def run(self, seconds: float, *, send_every_s: float | None = None) -> None:
+        end, next_send = self.now + seconds, self.now
+        self.settle()
+        while True:
+            times = [self.paths.deadline(), end, None if send_every_s is None else next_send]
+            self.now = min(at for at in times if at is not None)
+            if self.now >= end:
+                self.now = end
+                return
+            if send_every_s is not None and self.now >= next_send:
+                next_send = self.now + send_every_s
+                self.send()
+            self.settle()
+
+    def path(self, address: UdpAddress, uplink: int = 0) -> Path:
+        return self.paths.prober.direct[key_of(way(address, uplink))]
+
+    def pings(self, to: Endpoint) -> int:
+        """So many since the last call."""
+        count = sum(isinstance(message, Ping) and key_of(endpoint) == key_of(to) for endpoint, message in self.sent)
+        self.sent.clear()
+        return count
+
+
+def way(address: UdpAddress, uplink: int = 0) -> Endpoint:
+    return UplinkEndpoint.by(uplink, to_endpoint(address)) if uplink else to_endpoint(address)
+
+
+@pytest.fixture
+def alone() -> Alone:
+    return Alone()
+
+
+def proven(alone: Alone, *uplinks: int) -> Alone:
+    """With both addresses proven, and by each of the uplinks."""
+    if uplinks:
+        alone.set_uplinks(*uplinks)
+    alone.alive = {key_of(way(address, uplink)) for address in (V4, V6) for uplink in uplinks or (0,)}
+    alone.alive.add(key_of(RELAYS[0]))
+    alone.paths.offer(alone.now, [V4, V6])
+    alone.paths.introduce(alone.now)
+    alone.run(20.0, send_every_s=1.0)
+    assert {path.state for path in alone.paths.prober.direct.values()} == {State.PROVEN}
+    return alone
+
+
+def doubtful_after_rest(alone: Alone) -> tuple[Path, Path]:
+    """The current path, and another one, both in doubt since nobody talked while we moved."""
+    proven(alone)
+    alone.run(60.0)
+    alone.paths.anew(alone.now, ours=True)
+    alone.settle()
+    current = alone.paths.current
+    assert current is not None
+    (other,) = [path for path in alone.paths.prober.direct.values() if path is not current]
+    assert current.state is other.state is State.DOUBTFUL
+    assert current.next_probe_at is other.next_probe_at is None
+    return current, other
+
+
+# In doubt without a row of probes
+
+
+def test_another_doubtful_path_is_tried_when_traffic_begins_again(alone: Alone) -> None:
+    current, other = doubtful_after_rest(alone)
+    alone.alive.discard(current.key)
+    alone.run(1.0, send_every_s=0.5)
+    assert other.state is State.PROVEN and alone.paths.current is other
+
+
+@pytest.mark.parametrize("use", [Alone.ping, Alone.hear])
+def test_a_doubtful_path_that_the_peer_uses_is_tried(alone: Alone, use: Callable[[Alone, Endpoint], None]) -> None:
+    current, other = doubtful_after_rest(alone)
+    alone.alive.discard(current.key)
+    use(alone, other.endpoint)
+    assert other.state is State.PROVEN and alone.paths.current is other
+
+
+@pytest.mark.parametrize("uplinks", [(), (5, 6)], ids=["one-uplink", "two-uplinks"])
+def test_a_doubtful_path_beside_a_proven_one_is_tried(alone: Alone, uplinks: tuple[int, ...]) -> None:
+    proven(alone, *uplinks)
+    alone.run(60.0)
+    current = alone.paths.current
+    assert current is not None
+    doubtful = [path for path in alone.paths.prober.direct.values() if path.endpoint.uplink == (uplinks or (0,))[-1]]
+    for path in doubtful:
+        if path is not current:
+            alone.paths._doubt_anew(alone.now, path)  # its uplink leads somewhere else since
+    assert any(path.state is State.DOUBTFUL for path in doubtful)
+    alone.run((RECHECKS * STANDBY_S if uplinks else RECHECK_S) + 1.0, send_every_s=5.0)
+    assert alone.paths.current is current
+    assert {path.state for path in doubtful} == {State.PROVEN}
+
+
+def test_what_the_peer_does_by_an_uplink_that_is_down_moves_no_path(alone: Alone) -> None:
+    proven(alone, 5, 6)
+    alone.set_uplinks(6)
+    alone.ping(way(V4, 5))
+    alone.hear(way(V4, 5))
+    current = alone.paths.current
+    assert current is not None and current.endpoint.uplink == 6
+    alone.set_uplinks()
+    alone.ping(way(V4, 6))
+    alone.hear(way(V6, 6))
+    assert {path.state for path in alone.paths.prober.direct.values()} == {State.DEAD}
+    alone.set_uplinks(6)
+    alone.run(SEARCHED_S, send_every_s=5.0)
+    assert alone.path(V4, 6).state is State.PROVEN
