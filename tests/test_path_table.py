@@ -223,3 +223,20 @@ def test_what_the_peer_does_by_an_uplink_that_is_down_moves_no_path(alone: Alone
     alone.set_uplinks(6)
     alone.run(SEARCHED_S, send_every_s=5.0)
     assert alone.path(V4, 6).state is State.PROVEN
+
+
+# Late answers
+
+
+def test_a_late_pong_by_an_uplink_that_is_down_counts_for_nothing(alone: Alone) -> None:
+    proven(alone, 5, 6)
+    alone.paths.set_relay(None)
+    alone.alive.clear()
+    for path in alone.paths.prober.direct.values():
+        alone.paths.prober.ping(alone.now, path.endpoint, alone.shared.full_bytes)
+    alone.settle()
+    alone.set_uplinks()
+    alone.late_pong(-1)
+    assert {path.state for path in alone.paths.prober.direct.values()} == {State.DEAD}
+    assert alone.shared.drops[DiscoDrop.UPLINK_DOWN] == 1
+    alone.run(10.0, send_every_s=0.5)  # it would spin

@@ -68,6 +68,7 @@ class DiscoDrop(Enum):
     NODE_KEY = "disco-node-key"  # a ping that names a node key which is not its sender's
     TRANSACTION = "disco-transaction"  # a pong to no ping of ours
     PONG_SOURCE = "disco-pong-source"  # a pong from elsewhere than where its ping went
+    UPLINK_DOWN = "disco-uplink-down"  # a pong by an uplink that went down meanwhile
     FLOOD = "disco-flood"  # more pings or call-me than one peer may send
     BY_SIGNAL = "disco-by-signal"  # a ping or pong through the broker
     STALE_INBOX = "disco-stale-inbox"  # a signal to a capability that is not in use any more
