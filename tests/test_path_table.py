@@ -8,12 +8,12 @@ from functools import cache
 import pytest
 
 from edgeagent.proto.devicemap import DeviceMap
-from edgeagent.proto.disco import PING_BYTES, DiscoDrop, DiscoKeys, Message, Ping, Pong, UdpAddress
+from edgeagent.proto.disco import PING_BYTES, CallMe, DiscoDrop, DiscoKeys, Message, Ping, Pong, UdpAddress
 from edgeagent.proto.endpoint import Endpoint, UplinkEndpoint
 from edgeagent.proto.path import Path, PathKey, State, key_of
 from edgeagent.proto.paths import to_endpoint
-from edgeagent.proto.pathtable import RECHECK_S, RECHECKS, SEEK_AGAIN_S, STANDBY_S, PeerPaths
-from edgeagent.proto.prober import DiscoShared
+from edgeagent.proto.pathtable import RECHECK_S, RECHECKS, SEEK_AGAIN_S, SEEKS_QUICK, STANDBY_S, PeerPaths
+from edgeagent.proto.prober import ROW_S, DiscoShared
 from edgeagent.proto.relay_endpoint import RelayEndpoint
 from edgeagent.proto.ways import WayOut, Ways
 from tests.control_kit import CRYPTO, entropy_of
@@ -240,3 +240,65 @@ def test_a_late_pong_by_an_uplink_that_is_down_counts_for_nothing(alone: Alone) 
     assert {path.state for path in alone.paths.prober.direct.values()} == {State.DEAD}
     assert alone.shared.drops[DiscoDrop.UPLINK_DOWN] == 1
     alone.run(10.0, send_every_s=0.5)  # it would spin
+
+
+# Peers that no relay has
+
+
+def off(alone: Alone) -> Alone:
+    """A peer that its relay does not have, which is said for each packet of every second."""
+    alone.absent = True
+    alone.paths.introduce(alone.now)
+    return alone
+
+
+def calls(alone: Alone) -> int:
+    return sum(isinstance(message, CallMe) for _, message in alone.sent)
+
+
+@pytest.mark.parametrize("sparing", [1, 10])
+def test_a_peer_that_is_off_is_asked_for_more_and_more_rarely(alone: Alone, sparing: int) -> None:
+    alone.shared.sparing = sparing
+    off(alone).run(sum(SEEK_AGAIN_S) * sparing, send_every_s=1.0)
+    alone.sent.clear()
+    alone.run(SEEK_AGAIN_S[-1] * sparing * 4, send_every_s=1.0)
+    # In as long: a search, and once more because the relay says so; each is a row, and the looks at all paths are too
+    looks = SEEK_AGAIN_S[-1] / RECHECK_S
+    assert 0 < calls(alone) <= 2 * 4 + 2
+    assert 0 < alone.pings(RELAYS[0]) <= len(ROW_S) * (looks + 2) * 4 + len(ROW_S)
+
+
+@pytest.mark.parametrize("sparing", [1, 10])
+def test_a_peer_that_may_sleep_is_asked_for_quickly_at_first(alone: Alone, sparing: int) -> None:
+    alone.shared.sparing = sparing
+    paths, asked = alone.paths, list[float]()
+    paths.introduce(alone.now)
+    for _ in range(100):
+        if paths.not_at_relay(alone.now):
+            asked.append(alone.now)
+        alone.run(0.1, send_every_s=1.0)
+    assert asked[:SEEKS_QUICK] == pytest.approx([0.0, 2.5, 5.0], abs=0.2)
+    assert calls(alone) >= SEEKS_QUICK
+
+
+def test_a_peer_that_is_heard_of_is_asked_for_at_once_again(alone: Alone) -> None:
+    paths = off(alone).paths
+
+    def pong() -> None:
+        paths.prober.ping(alone.now, RELAYS[0], PING_BYTES)
+        alone.absent = False
+        alone.settle()
+        alone.late_pong(-1)
+        alone.absent = True
+
+    for sign in (
+        pong,
+        lambda: paths.handle_call_me(alone.now, CallMe([])),
+        lambda: paths.heard(alone.now, RELAYS[0]),
+        lambda: paths.roamed(alone.now, RELAYS[1]),
+    ):
+        alone.run(100.0, send_every_s=1.0)
+        assert not paths.not_at_relay(alone.now)
+        sign()
+        assert paths.not_at_relay(alone.now)
+        alone.settle()

@@ -138,7 +138,8 @@ class LinkPaths:
     def not_at_relay(self, now: float, node_key: bytes) -> None:
         """A relay does not have the member of that key: it sleeps, and is being woken through the broker. Whatever was
         sent to it is lost, so it is asked again soon, a few times."""
-        self._finder.not_at_relay(now, node_key)
+        if not self._finder.not_at_relay(now, node_key):
+            return
         for link in self._peering.links.values():
             asleep = link.peer.public_key == node_key and link.peer.staged and not link.is_live(now)
             if asleep and link.device not in self._asleep:

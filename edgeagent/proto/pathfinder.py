@@ -236,12 +236,15 @@ class Pathfinder:
                 del self._wakes[next(iter(self._wakes))]
         return paths.wakes.take(now)
 
-    def not_at_relay(self, now: float, node_key: bytes) -> None:
-        """A relay knows no member of that key: whose it is may sleep, and is woken through the broker."""
+    def not_at_relay(self, now: float, node_key: bytes) -> bool:
+        """A relay knows no member of that key: whose it is may sleep, and is woken through the broker. False where it
+        was asked so often in vain that it is left alone for a while."""
+        again = False
         for paths in self._each():
             if node_key in paths.node_keys:
-                paths.not_at_relay(now)
+                again = paths.not_at_relay(now) or again
                 self._settle(now, paths)
+        return again
 
     # Traffic
 

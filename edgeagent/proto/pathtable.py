@@ -59,9 +59,9 @@ class PeerPaths:
     """
 
     __slots__ = (
-        "_answers", "_calls_in", "_calls_out", "_followed", "_has_spare", "_heard_key", "_recheck_at", "_rechecks",
-        "_seeks", "_shared", "_spray", "_sprays", "_used_at", "copies", "current", "device", "introduced_at", "nat",
-        "next_seek_at", "node_keys", "prober", "rx_bytes", "them", "told_bytes", "wakes",
+        "_absences", "_absent_until", "_answers", "_calls_in", "_calls_out", "_followed", "_has_spare", "_heard_key",
+        "_recheck_at", "_rechecks", "_seeks", "_shared", "_spray", "_sprays", "_used_at", "copies", "current", "device",
+        "introduced_at", "nat", "next_seek_at", "node_keys", "prober", "rx_bytes", "them", "told_bytes", "wakes",
     )  # fmt: skip
 
     def __init__(self, now: float, shared: DiscoShared, device: str, them: Correspondent) -> None:
@@ -72,6 +72,8 @@ class PeerPaths:
         self.wakes: Budget | None = None  # what it may still wake us up for; its traffic refills that
         self._used_at: float | None = None
         self._seeks = 0
+        self._absences = 0  # so often it was asked for because its relay did not have it, since it was last heard,
+        self._absent_until = now  # and will not be again before that
         self._spray: Spray | None = None
         self._sprays = 0
         self._recheck_at: float | None = None
@@ -181,6 +183,8 @@ class PeerPaths:
     def handle_pong(self, now: float, pong: Pong, source: Endpoint, frame_bytes: int) -> bool:
         """False for a pong that counts for nothing."""
         path = self.prober.handle_pong(now, pong, source, frame_bytes)
+        if path is not None:
+            self._is_there(now)
         if path is self.current:
             self._followed = None
         if path is not None and path.state is State.PROVEN and not path.is_relay:
@@ -189,18 +193,29 @@ class PeerPaths:
             self.next_seek_at = None
         return path is not None
 
-    def not_at_relay(self, now: float) -> None:
-        """The peer's relay does not have it: it may be asleep, or about to tell of another relay."""
+    def not_at_relay(self, now: float) -> bool:
+        """The peer's relay does not have it: it may be asleep, or about to tell of another relay. Whether it is to be
+        asked again soon: the relay says so for each packet, and a peer that is off is asked more and more rarely."""
         relay = self.prober.relay
-        if relay is not None and relay.next_probe_at is None and self.is_wanted(now):
+        if relay is None or now < self._absent_until or not self.is_wanted(now):
+            return False
+        self._absent_until = now + self._again_s(self._absences)
+        self._absences += 1
+        if relay.next_probe_at is None:
             self.prober.begin(now, relay)
             self._call(now)
+        return True
+
+    def _is_there(self, now: float) -> None:
+        """It answers, calls or talks: it is no longer one that is off."""
+        self._absences, self._absent_until = 0, now
 
     def handle_call_me(self, now: float, call: CallMe) -> None:
         """Ping where the peer asks for it: it does the same."""
         if not self._calls_in.take(now):
             self._shared.drop(DiscoDrop.FLOOD)
             return
+        self._is_there(now)
         self.introduced_at = now
         self.offer(now, call.endpoints)
         for path in self.prober:
@@ -242,6 +257,7 @@ class PeerPaths:
     def heard(self, now: float, source: Endpoint) -> None:
         """Authentic traffic came from `source`."""
         self._use(now)
+        self._is_there(now)
         if self.wakes is not None:
             self.wakes.refill()
         path = self.prober.find(source)
@@ -367,9 +383,13 @@ class PeerPaths:
         self._call(now)
         self._begin_spray(now)
         self.prober.handle_timeout(now)
-        wait_s = SEEK_AGAIN_S[min(self._seeks, len(SEEK_AGAIN_S) - 1)]
-        self.next_seek_at = now + wait_s * (self._shared.sparing if self._seeks >= SEEKS_QUICK else 1)
+        self.next_seek_at = now + self._again_s(self._seeks)
         self._seeks += 1
+
+    def _again_s(self, tries: int) -> float:
+        """How long to wait after so many that came to nothing, and one more."""
+        wait_s = SEEK_AGAIN_S[min(tries, len(SEEK_AGAIN_S) - 1)]
+        return wait_s * (self._shared.sparing if tries >= SEEKS_QUICK else 1)
 
     def _call(self, now: float) -> None:
         shared, relay = self._shared, self.prober.relay
