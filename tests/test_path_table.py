@@ -6,13 +6,15 @@ from collections.abc import Callable
 from functools import cache
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edgeagent.proto.devicemap import DeviceMap
 from edgeagent.proto.disco import PING_BYTES, CallMe, DiscoDrop, DiscoKeys, Message, Ping, Pong, UdpAddress
 from edgeagent.proto.endpoint import Endpoint, UplinkEndpoint
 from edgeagent.proto.path import Path, PathKey, State, key_of
 from edgeagent.proto.paths import to_endpoint
-from edgeagent.proto.pathtable import RECHECK_S, RECHECKS, SEEK_AGAIN_S, SEEKS_QUICK, STANDBY_S, PeerPaths
+from edgeagent.proto.pathtable import RECHECK_S, SEEK_AGAIN_S, SEEKS_QUICK, STANDBY_S, PeerPaths
 from edgeagent.proto.prober import ROW_S, DiscoShared
 from edgeagent.proto.relay_endpoint import RelayEndpoint
 from edgeagent.proto.ways import WayOut, Ways
@@ -84,6 +86,15 @@ class Alone:
             endpoint, transaction, frame_bytes = self.unanswered.pop(number % len(self.unanswered))
             self.paths.handle_pong(self.now, Pong(transaction, None), endpoint, frame_bytes)
 
+    def ping_unanswered(self) -> None:
+        """By each path, with full size; their pongs are under way."""
+        alive, self.alive = self.alive, set()
+        for path in self.paths.prober.direct.values():
+            if self.shared.ways.is_open(path.endpoint):
+                self.paths.prober.ping(self.now, path.endpoint, self.shared.full_bytes)
+        self.settle()
+        self.alive = alive
+
     def send(self) -> None:
         """A packet for the peer, which answers where it got it."""
         self.paths.sent(self.now, DATA)
@@ -123,6 +134,7 @@ class Alone:
             self.now = min(at for at in times if at is not None)
             if self.now >= end:
                 self.now = end
+                self.settle()
                 return
             if send_every_s is not None and self.now >= next_send:
                 next_send = self.now + send_every_s
@@ -204,7 +216,10 @@ def test_a_doubtful_path_beside_a_proven_one_is_tried(alone: Alone, uplinks: tup
         if path is not current:
             alone.paths._doubt_anew(alone.now, path)  # its uplink leads somewhere else since
     assert any(path.state is State.DOUBTFUL for path in doubtful)
-    alone.run((RECHECKS * STANDBY_S if uplinks else RECHECK_S) + 1.0, send_every_s=5.0)
+    alone.hear(current.endpoint)  # the peer speaks first: the current path is not in doubt
+    assert current.state is State.PROVEN
+    alone.paths._rechecks = 0  # with several uplinks the next look at all is not the first
+    alone.run((STANDBY_S if uplinks else RECHECK_S) + 1.0, send_every_s=5.0)
     assert alone.paths.current is current
     assert {path.state for path in doubtful} == {State.PROVEN}
 
@@ -231,10 +246,7 @@ def test_what_the_peer_does_by_an_uplink_that_is_down_moves_no_path(alone: Alone
 def test_a_late_pong_by_an_uplink_that_is_down_counts_for_nothing(alone: Alone) -> None:
     proven(alone, 5, 6)
     alone.paths.set_relay(None)
-    alone.alive.clear()
-    for path in alone.paths.prober.direct.values():
-        alone.paths.prober.ping(alone.now, path.endpoint, alone.shared.full_bytes)
-    alone.settle()
+    alone.ping_unanswered()
     alone.set_uplinks()
     alone.late_pong(-1)
     assert {path.state for path in alone.paths.prober.direct.values()} == {State.DEAD}
@@ -302,3 +314,105 @@ def test_a_peer_that_is_heard_of_is_asked_for_at_once_again(alone: Alone) -> Non
         sign()
         assert paths.not_at_relay(alone.now)
         alone.settle()
+
+
+# Whatever happens
+
+WAYS = [way(address, uplink) for uplink in (0, *OURS) for address in (V4, V6)]
+UPLINKS: list[tuple[tuple[int, ...], bool]] = [((), False), ((5,), False), ((5,), True), ((5, 6), True), ((), True)]
+VERBS = (
+    "talk", "send", "hear", "hear-by-relay", "ping", "late-pong", "call", "introduce", "move", "moved",
+    "move-idle", "uplinks", "uplinks-idle", "unpin", "relay", "absent", "alive", "wait", "rest",
+)  # fmt: skip
+ACTIONS = st.lists(st.tuples(st.sampled_from(VERBS), st.integers(0, 63)), max_size=40)
+
+
+def act(alone: Alone, verb: str, number: int) -> None:
+    paths, source = alone.paths, WAYS[number % len(WAYS)]
+    if verb == "talk":
+        alone.run(5.0, send_every_s=1.0)
+        alone.send()
+    elif verb == "send":
+        alone.send()
+    elif verb == "hear":
+        alone.hear(source)
+    elif verb == "hear-by-relay":
+        alone.hear(RELAYS[number % 2])
+    elif verb == "ping":
+        alone.ping(source)
+    elif verb == "late-pong":
+        for _ in range(number % 4):
+            alone.late_pong(-1)
+    elif verb == "call":
+        paths.handle_call_me(alone.now, CallMe([V4, V6]))
+    elif verb == "introduce":
+        paths.introduce(alone.now)
+    elif verb in ("move", "moved", "move-idle"):
+        alone.run(60.0 if verb == "move-idle" else 0.0)
+        paths.anew(alone.now, ours=verb != "moved")
+    elif verb in ("uplinks", "uplinks-idle"):
+        alone.run(60.0 if verb == "uplinks-idle" else 0.0)
+        indices, several = UPLINKS[number % len(UPLINKS)]
+        alone.ping_unanswered()
+        alone.set_uplinks(*indices, several=several)
+        act(alone, "late-pong", number // len(UPLINKS))
+    elif verb == "unpin":  # as the pathfinder does when the kernel would not send by it
+        path = paths.prober.find(source)
+        if path is not None and path.endpoint.uplink:
+            path.lose()
+    elif verb == "relay":
+        paths.set_relay((None, *RELAYS)[number % 3])
+    elif verb == "absent":
+        alone.absent = number % 2 == 0
+    elif verb == "alive":
+        alone.alive = {key_of(each) for at, each in enumerate(WAYS) if number >> at & 1}
+        alone.alive |= {key_of(RELAYS[0])} if number % 2 else set()
+    else:
+        alone.run((0.3 if verb == "wait" else 20.0) * (number % 4 + 1))
+    alone.settle()
+
+
+def check(alone: Alone, *, traffic: bool = False) -> None:
+    """Out of each state something leads; `traffic`: there just was some."""
+    paths = alone.paths
+    at = paths.deadline()
+    assert at is None or at > alone.now
+    for path in paths.prober.direct.values():
+        under_way = path.next_probe_at is not None
+        if not alone.shared.ways.is_open(path.endpoint):
+            assert path.state in (State.DEAD, State.UNTRIED) and not under_way
+        assert under_way or path.state not in (State.PROBING, State.ANSWERED)
+        if traffic and path is paths.current:
+            assert under_way or path.state not in (State.DOUBTFUL, State.ONE_WAY)
+    if traffic:
+        rows = any(path.next_probe_at is not None for path in paths.prober.direct.values())
+        assert paths.is_direct or rows or paths.next_seek_at is not None
+        assert paths._recheck_at is not None
+
+
+@settings(max_examples=60, deadline=None)
+@given(ACTIONS, st.integers(0, 4), st.integers(1, 3), st.integers(0, 63))
+def test_nothing_stays_in_doubt_and_the_way_that_works_is_found(
+    actions: list[tuple[str, int]], begins: int, usable: int, works: int
+) -> None:
+    alone = Alone()
+    alone.alive = {key_of(each) for each in (*WAYS, RELAYS[0])}
+    alone.paths.offer(alone.now, [V4, V6])
+    act(alone, "uplinks", begins)
+    for verb, number in actions:
+        act(alone, verb, number)
+        check(alone, traffic=verb in ("talk", "send", "hear"))
+    indices, several = UPLINKS[usable]
+    alone.set_uplinks(*indices, several=several)
+    open_ways = [each for each in WAYS if bool(each.uplink) == several and alone.shared.ways.is_open(each)]
+    way_that_works = open_ways[works % len(open_ways)]
+    alone.absent = False
+    alone.alive = {key_of(way_that_works)}
+    alone.paths.offer(alone.now, [V4, V6])
+    alone.run(SEARCHED_S, send_every_s=5.0)
+    check(alone)
+    current = alone.paths.current
+    assert current is not None and current.key == key_of(way_that_works) and current.state is State.PROVEN
+    for path in alone.paths.prober.direct.values():
+        settled = path.state in (State.PROVEN, State.DEAD, State.UNTRIED)
+        assert settled or path.next_probe_at is not None, path
