@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from edgeagent.proto import disco, stun
 from edgeagent.proto.disco import (
+    CORRESPONDENTS_MAX,
     ENDPOINTS_MAX,
     FRAME_BYTES_MAX,
     PING_BYTES,
@@ -177,6 +178,33 @@ def test_the_answer_is_as_long_as_the_question_and_comes_once(world: World) -> N
         assert len(answers) >= 1
         assert sum(map(len, give(world, b, frame))) == 0  # a recording
     assert b.node.finder.drops[DiscoDrop.REPLAYED] == 3
+
+
+def test_a_recording_is_one_also_when_the_sender_was_forgotten_meanwhile(world: World) -> None:
+    a, b = joined(world)
+    finder, entry = b.node.finder, b.node.client.records.get(a.id)
+    assert entry is not None
+    frame = sealed(a, b, disco.write_ping(TRANSACTION, a.identity.node_key))
+    assert len(give(world, b, frame)) >= 1
+    finder.forget(a.id)
+    assert give(world, b, frame) == []
+    finder.know(world.now, entry)
+    assert give(world, b, frame) == []
+    assert drops(b) == {"disco-unknown-sender": 1, "disco-replayed": 1}
+    assert len(give(world, b, sealed(a, b, disco.write_ping(TRANSACTION, a.identity.node_key)))) >= 1
+
+
+def test_so_many_are_remembered_and_those_that_are_heard_stay() -> None:
+    keys = DiscoKeys(CRYPTO, entropy_of(1))
+    others = [DiscoKeys(CRYPTO, entropy_of(100 + number)) for number in range(CORRESPONDENTS_MAX + 1)]
+    met = [keys.meet(other.public) for other in others[:-1]]
+    us, first = others[0].meet(keys.public), met[0]
+    assert us is not None and first is not None
+    assert isinstance(keys.open(first, others[0].seal(us, disco.write_call_me([]))), CallMe)
+    assert keys.meet(others[-1].public) is not None
+    assert keys.meet(others[0].public) is first
+    assert keys.meet(others[1].public) is not met[1], "it was the one that was silent the longest"
+    assert len(keys._met) == CORRESPONDENTS_MAX
 
 
 def test_a_ping_must_name_its_senders_node_key(world: World) -> None:

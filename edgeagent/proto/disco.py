@@ -11,6 +11,7 @@ seals wrongly, gets no answer; no answer is longer than what it answers.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from enum import Enum
 from struct import Struct
 
@@ -28,6 +29,7 @@ NONCE_SIZE = 24
 TRANSACTION_SIZE = 12
 ENDPOINTS_MAX = 16  # in one call-me
 FRAME_BYTES_MAX = 9_216
+CORRESPONDENTS_MAX = 256  # remembered with what was seen of their frames, 1 to 6 KB each
 OVERHEAD = len(MAGIC) + KEY_ID_SIZE + NONCE_SIZE + TAG_SIZE
 
 PING = 0x01  # 12 B transaction, 32 B node key of the sender, u16 ms that its uplink costs, zeros
@@ -68,6 +70,7 @@ class DiscoDrop(Enum):
     NODE_KEY = "disco-node-key"  # a ping that names a node key which is not its sender's
     TRANSACTION = "disco-transaction"  # a pong to no ping of ours
     PONG_SOURCE = "disco-pong-source"  # a pong from elsewhere than where its ping went
+    UPLINK_DOWN = "disco-uplink-down"  # a pong by an uplink that went down meanwhile
     FLOOD = "disco-flood"  # more pings or call-me than one peer may send
     BY_SIGNAL = "disco-by-signal"  # a ping or pong through the broker
     STALE_INBOX = "disco-stale-inbox"  # a signal to a capability that is not in use any more
@@ -132,26 +135,39 @@ class Correspondent:
 
 
 class DiscoKeys:
-    """Our own key of this life, and the sealing under what it shares with others."""
+    """Our own key of this life, and the sealing under what it shares with others.
 
-    __slots__ = ("_counter", "_crypto", "_entropy", "_private", "key_id", "public")
+    Who was met is remembered also when it is no peer any more: it comes back with the same key, and frames that were
+    captured before must not count again then. Of more than CORRESPONDENTS_MAX the one goes that was met, and heard, the
+    longest ago.
+    """
+
+    __slots__ = ("_counter", "_crypto", "_entropy", "_met", "_private", "key_id", "public")
 
     def __init__(self, crypto: Crypto, entropy: Entropy) -> None:
         self._crypto = crypto
         self._entropy = entropy
         self._private = clamp(entropy(KEY_SIZE))
         self._counter = 0
+        self._met: OrderedDict[bytes, Correspondent] = OrderedDict()
         self.public = crypto.x25519_base(self._private)
         self.key_id = key_id(crypto, self.public)
 
     def meet(self, public: bytes) -> Correspondent | None:
         """The other side of a feed's `dk`; None for our own key, or one that shares nothing with anybody."""
+        met = self._met.get(public)
+        if met is not None:
+            self._met.move_to_end(public)
+            return met
         shared = self._crypto.x25519(self._private, public)
         if public == self.public or self._crypto.equal(shared, bytes(KEY_SIZE)):  # RFC 7748, section 6.1
             return None
         low, high = sorted((self.public, public))
         (key,) = self._crypto.hkdf(_LABEL, shared + low + high, 1)
-        return Correspondent(public, key_id(self._crypto, public), key)
+        met = self._met[public] = Correspondent(public, key_id(self._crypto, public), key)
+        if len(self._met) > CORRESPONDENTS_MAX:
+            self._met.popitem(last=False)
+        return met
 
     def seal(self, reader: Correspondent, message: bytes) -> bytes:
         nonce = _COUNTER.pack(self._counter) + self._entropy(NONCE_SIZE - _COUNTER.size)
@@ -167,6 +183,8 @@ class DiscoKeys:
             return DiscoDrop.SEALED_WRONG
         if not writer.window.accept(_COUNTER.unpack_from(nonce)[0]):
             return DiscoDrop.REPLAYED
+        if writer.public in self._met:
+            self._met.move_to_end(writer.public)
         return read(plain) or DiscoDrop.MALFORMED
 
 

@@ -45,6 +45,10 @@ COPIES_MAX = 2
 SMALL_BYTES = MTU_MIN - 57  # a frame so short passes everywhere
 
 _LIVE = (State.PROVEN, State.ANSWERED, State.DOUBTFUL)
+# Nothing but a row of probes leads out of these, and they may be without one: where nobody wanted it yet, or the uplink
+# was down. DEAD and UNTRIED wait for a search; the others are in doubt, and are asked as soon as there is a reason
+_IN_DOUBT = (State.DOUBTFUL, State.ONE_WAY)
+_UNPROVEN = (State.UNTRIED, State.DEAD, *_IN_DOUBT)
 
 
 class PeerPaths:
@@ -55,9 +59,9 @@ class PeerPaths:
     """
 
     __slots__ = (
-        "_answers", "_calls_in", "_calls_out", "_followed", "_has_spare", "_heard_key", "_recheck_at", "_rechecks",
-        "_seeks", "_shared", "_spray", "_sprays", "_used_at", "copies", "current", "device", "introduced_at", "nat",
-        "next_seek_at", "node_keys", "prober", "rx_bytes", "them", "told_bytes", "wakes",
+        "_absences", "_absent_until", "_answers", "_calls_in", "_calls_out", "_followed", "_has_spare", "_heard_key",
+        "_recheck_at", "_rechecks", "_seeks", "_shared", "_spray", "_sprays", "_used_at", "copies", "current", "device",
+        "introduced_at", "nat", "next_seek_at", "node_keys", "prober", "rx_bytes", "them", "told_bytes", "wakes",
     )  # fmt: skip
 
     def __init__(self, now: float, shared: DiscoShared, device: str, them: Correspondent) -> None:
@@ -68,6 +72,8 @@ class PeerPaths:
         self.wakes: Budget | None = None  # what it may still wake us up for; its traffic refills that
         self._used_at: float | None = None
         self._seeks = 0
+        self._absences = 0  # so often it was asked for because its relay did not have it, since it was last heard,
+        self._absent_until = now  # and will not be again before that
         self._spray: Spray | None = None
         self._sprays = 0
         self._recheck_at: float | None = None
@@ -168,12 +174,17 @@ class PeerPaths:
         if path.state in (State.UNTRIED, State.PROBING, State.DEAD):
             path.take(Input.HEARD)
             self.prober.hurry(now, path)
-        elif path is not self.current:
+            return
+        if path.state in _IN_DOUBT and path.next_probe_at is None:
+            self.prober.begin(now, path)
+        if path is not self.current:
             path.heard_at = now  # the other end keeps it up
 
     def handle_pong(self, now: float, pong: Pong, source: Endpoint, frame_bytes: int) -> bool:
         """False for a pong that counts for nothing."""
         path = self.prober.handle_pong(now, pong, source, frame_bytes)
+        if path is not None:
+            self._is_there(now)
         if path is self.current:
             self._followed = None
         if path is not None and path.state is State.PROVEN and not path.is_relay:
@@ -182,18 +193,29 @@ class PeerPaths:
             self.next_seek_at = None
         return path is not None
 
-    def not_at_relay(self, now: float) -> None:
-        """The peer's relay does not have it: it may be asleep, or about to tell of another relay."""
+    def not_at_relay(self, now: float) -> bool:
+        """The peer's relay does not have it: it may be asleep, or about to tell of another relay. Whether it is to be
+        asked again soon: the relay says so for each packet, and a peer that is off is asked more and more rarely."""
         relay = self.prober.relay
-        if relay is not None and relay.next_probe_at is None and self.is_wanted(now):
+        if relay is None or now < self._absent_until or not self.is_wanted(now):
+            return False
+        self._absent_until = now + self._again_s(self._absences)
+        self._absences += 1
+        if relay.next_probe_at is None:
             self.prober.begin(now, relay)
             self._call(now)
+        return True
+
+    def _is_there(self, now: float) -> None:
+        """It answers, calls or talks: it is no longer one that is off."""
+        self._absences, self._absent_until = 0, now
 
     def handle_call_me(self, now: float, call: CallMe) -> None:
         """Ping where the peer asks for it: it does the same."""
         if not self._calls_in.take(now):
             self._shared.drop(DiscoDrop.FLOOD)
             return
+        self._is_there(now)
         self.introduced_at = now
         self.offer(now, call.endpoints)
         for path in self.prober:
@@ -235,6 +257,7 @@ class PeerPaths:
     def heard(self, now: float, source: Endpoint) -> None:
         """Authentic traffic came from `source`."""
         self._use(now)
+        self._is_there(now)
         if self.wakes is not None:
             self.wakes.refill()
         path = self.prober.find(source)
@@ -253,6 +276,7 @@ class PeerPaths:
             return
         path = self._path_from(source)
         if path is None:
+            self.heard(now, source)
             return
         if path.state in (State.UNTRIED, State.PROBING, State.ONE_WAY, State.DEAD):
             if path.state is not State.ONE_WAY:
@@ -265,12 +289,16 @@ class PeerPaths:
             if old is not None and old is not path and old.state is State.PROVEN and old.next_probe_at is None:
                 old.take(Input.SILENCE)
                 self.prober.begin(now, old)
-        elif path.state is State.PROVEN and path is not self.current and path.key != self._heard_key:
-            self._follow(now, path)
+        else:
+            if path.state is State.DOUBTFUL and path.next_probe_at is None:
+                self.prober.begin(now, path)
+            worked = path.state in (State.PROVEN, State.DOUBTFUL)
+            if worked and path is not self.current and path.key != self._heard_key:
+                self._follow(now, path)
         self.heard(now, source)
 
     def _follow(self, now: float, path: Path) -> None:
-        """The peer has gone over to another proven path, perhaps because ours is dead: that is to be found out."""
+        """The peer has gone over to another path that worked, perhaps because ours is dead: that is to be found out."""
         current = self.current
         if current is not None and current.state is State.PROVEN and current.next_probe_at is None:
             self._followed = path
@@ -350,14 +378,18 @@ class PeerPaths:
         if self.is_direct or not self.is_wanted(now):
             return
         for path in self.prober:
-            if path.state in (State.UNTRIED, State.DEAD):
-                self.prober.begin(now, path, punch=True)
+            if path.state in _UNPROVEN and path.next_probe_at is None:
+                self.prober.begin(now, path, punch=path.state is not State.DOUBTFUL)
         self._call(now)
         self._begin_spray(now)
         self.prober.handle_timeout(now)
-        wait_s = SEEK_AGAIN_S[min(self._seeks, len(SEEK_AGAIN_S) - 1)]
-        self.next_seek_at = now + wait_s * (self._shared.sparing if self._seeks >= SEEKS_QUICK else 1)
+        self.next_seek_at = now + self._again_s(self._seeks)
         self._seeks += 1
+
+    def _again_s(self, tries: int) -> float:
+        """How long to wait after so many that came to nothing, and one more."""
+        wait_s = SEEK_AGAIN_S[min(tries, len(SEEK_AGAIN_S) - 1)]
+        return wait_s * (self._shared.sparing if tries >= SEEKS_QUICK else 1)
 
     def _call(self, now: float) -> None:
         shared, relay = self._shared, self.prober.relay
@@ -406,6 +438,8 @@ class PeerPaths:
             elif path.state is State.PROVEN:
                 if of_all or (several and stands_by):
                     self.prober.begin(now, path, full=of_all and stands_by)  # the path in use has its own search
+            elif of_all and path.state in _IN_DOUBT:
+                self.prober.begin(now, path)
             elif of_all and path.is_relay and not stands_by:
                 self.prober.begin(now, path, full=True)
         if several:
@@ -419,15 +453,19 @@ class PeerPaths:
             if path.endpoint.uplink in served or not self._shared.ways.is_open(path.endpoint):
                 continue
             is_dead, spacing = path.state is State.DEAD, RECHECKS * RECHECKS if path.is_dear else RECHECKS
-            if path.state is State.UNTRIED or (is_dead and self._rechecks % spacing == 0):
+            if path.state in _IN_DOUBT and path.next_probe_at is None:
+                self.prober.begin(now, path)
+            elif path.state is State.UNTRIED or (is_dead and self._rechecks % spacing == 0):
                 self.prober.begin(now, path, punch=True)
             elif is_dead and not path.is_dear:
                 self.prober.ping(now, path.endpoint, PING_BYTES)
 
     def _path_from(self, source: Endpoint) -> Path | None:
         """The path to where something authentic came from; None by an uplink that is not to be used."""
+        if not self._shared.ways.is_open(source):
+            return None
         path = self.prober.find(source)
-        if path is not None or not self._shared.ways.is_open(source):
+        if path is not None:
             return path
         kind = self.prober.kind(source)
         if kind is None:

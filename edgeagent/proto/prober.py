@@ -305,6 +305,10 @@ class Prober:
             shared.drop(DiscoDrop.PONG_SOURCE)
             return None
         del self._probes[pong.transaction]
+        if not shared.ways.is_open(source):
+            # It was under way when the uplink went down: the path is dead, and nothing could be sent to prove it again
+            shared.drop(DiscoDrop.UPLINK_DOWN)
+            return None
         path = self.find(source)
         if path is None and not isinstance(source, RelayEndpoint):
             path = self._sprayed(source)

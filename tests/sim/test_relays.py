@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
+from edgeagent.proto.linkpaths import LinkPaths
 from edgeagent.proto.pathfinder import WAKE_BURST
 from edgeagent.proto.relays import AWAKE_S
 from tests.sim import nat
@@ -16,6 +20,7 @@ from tests.sim.test_nat import EVERY_S, FIRST_ANSWER_WITHIN_S, longest_gap, talk
 
 KILLED_WITHIN_S = 3.0
 BLACKHOLED_WITHIN_S = 15.0
+OFF_PER_MINUTE = 40  # datagrams for a peer that is off: WireGuard's own initiations are 12, a row of probes 7
 DIRECT_ANSWER_WITHIN_S = 0.65  # the hub is asked, then a few trips of 20 ms
 
 
@@ -298,6 +303,36 @@ def test_who_calls_a_metered_device_and_says_nothing_does_not_keep_it_awake() ->
     homes.world.run_for(1.0)
     assert b.node.relays.sessions.all == []
     assert homes.first_answer(c, b) < FIRST_ANSWER_WITHIN_S, "others are heard at once"
+    homes.finish()
+
+
+def test_a_peer_that_is_off_costs_little_though_there_are_packets_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[float] = []  # when the relay said that it does not have the peer: for each datagram that is sent there
+    not_at_relay = LinkPaths.not_at_relay
+
+    def count(paths: LinkPaths, now: float, node_key: bytes) -> None:
+        told.append(now)
+        not_at_relay(paths, now, node_key)
+
+    monkeypatch.setattr(LinkPaths, "not_at_relay", count)
+    homes = Homes(1)
+    a, b = homes.pair(nat.SYMMETRIC, nat.SYMMETRIC)
+    b.set_on_demand(True)
+    homes.world.run_for(300.0)
+    off: Any = SimpleNamespace(name=b.name, inner_addresses=b.inner_addresses)  # without power it has no address
+    b.cut_power()
+    for _ in range(300):
+        homes.traffic.send(a, off)
+        homes.world.run_for(1.0)
+    early = len(told)
+    assert early > 0
+    for _ in range(120):
+        homes.traffic.send(a, off)
+        homes.world.run_for(1.0)
+    assert len(told) - early < OFF_PER_MINUTE * 2
+    b.power_on()
+    homes.world.run_for(10.0)
+    assert homes.first_answer(a, b) < FIRST_ANSWER_WITHIN_S
     homes.finish()
 
 
