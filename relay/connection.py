@@ -46,6 +46,7 @@ class Call:
 
 class Connection:
     __slots__ = (
+        "blocked",
         "call",
         "closing",
         "deadline",
@@ -59,6 +60,7 @@ class Connection:
         "reader",
         "sock",
         "source",
+        "stalled",
     )
 
     def __init__(self, number: int, sock: socket.socket, phase: Phase, listener: Listener, source: bytes) -> None:
@@ -75,6 +77,8 @@ class Connection:
         self.deadline: float | None = None  # of a call, until the link is up
         self.inside = False  # logged in
         self.closing = False  # as soon as `out` is out
+        self.blocked = False  # the kernel did not take `out` whole, and the core knows
+        self.stalled = False  # TLS has something to write before it reads on, as after a key update
 
 
 def server_context(certificate: str, key: str) -> ssl.SSLContext:

@@ -264,11 +264,14 @@ class Relay:
                         udp.resume()
                     if mask & _IN:
                         trains = udp.receive(fd)
-                        if fd in second_fds:
-                            for train in trains:
-                                core.handle_stun(now, train)
-                        else:
-                            core.handle_trains(now, trains)
+                        try:
+                            if fd in second_fds:
+                                for train in trains:
+                                    core.handle_stun(now, train)
+                            else:
+                                core.handle_trains(now, trains)
+                        except Exception:  # noqa: BLE001  a bug that a datagram finds is not to end the relay
+                            server.count_fault(now, "datagrams that came together are dropped")
                         udp.send(core.drain_trains())
                 elif fd == self._wake_fd:
                     self._on_wake(now)
