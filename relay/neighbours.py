@@ -14,6 +14,7 @@ from relay.core.admission import Neighbour
 log = logging.getLogger("edgerelay")
 
 RESOLVE_AGAIN_S = 300.0
+RETRY_S = 10.0  # after there was no descriptor or no thread for a look-up
 
 
 class Neighbourhood:
@@ -99,14 +100,25 @@ class Neighbours:
         ]
         self._wanted = [name for name in dict.fromkeys(names) if literal_family(name) is None]
         self._again_at = now + RESOLVE_AGAIN_S if self._wanted else None
-        self._look_up_next()
+        self._look_up_next(now)
 
-    def _look_up_next(self) -> None:
-        if self._resolver is None and self._wanted:
-            name = self._wanted.pop(0)
+    def _look_up_next(self, now: float) -> None:
+        if self._resolver is not None or not self._wanted:
+            return
+        name = self._wanted[0]
+        try:
             resolver = Resolver(name, 0)
-            self._resolver = (name, resolver)
-            self._selector.register(resolver.wake, EVENT_READ, self._resolved)
+            try:
+                self._selector.register(resolver.wake, EVENT_READ, self._resolved)
+            except OSError:
+                resolver.close()
+                raise
+        except OSError as error:
+            log.warning("sibling: %s: %s", name, error.strerror)
+            self._again_at = now + RETRY_S
+            return
+        del self._wanted[0]
+        self._resolver = (name, resolver)
 
     def _resolved(self, now: float, fd: int) -> None:
         assert self._resolver is not None
@@ -121,4 +133,4 @@ class Neighbours:
                 self._changed = True
         else:
             log.warning("sibling: %s", resolver.error)
-        self._look_up_next()
+        self._look_up_next(now)

@@ -30,8 +30,13 @@ log = logging.getLogger("edgerelay")
 FAREWELL_S = 1.0  # for brokers to take the last messages
 LOOK_S = 5.0  # how often members are counted for hubs
 ORDERS_MAX = 20_000  # that the main loop has not taken: beyond it the thread waits
+FAULT_PAUSE_S = 1.0  # after a bug, which may well be there in the next turn too
 
 Order = Serve | Leave | Revoke | Neighbourhood
+
+
+class RegistrarDied(Exception):
+    """The thread has ended on its own. Removals would not be heard any more: better a relay that begins anew."""
 
 
 class RegistrationState:
@@ -135,6 +140,11 @@ class Registrar:
     def states(self) -> list[RegistrationState]:
         return [RegistrationState(session) for session in self._sessions]
 
+    def check(self) -> None:
+        """After `start`: raises RegistrarDied."""
+        if not self._stopping and not self._thread.is_alive():
+            raise RegistrarDied("the thread that hears hubs has ended")
+
     def stop(self) -> None:
         """Say good-bye, and end the thread."""
         self._stopping = True
@@ -157,7 +167,12 @@ class Registrar:
 
     def _run(self) -> None:
         while not self._stopping:
-            self._turn(self._due())
+            # A bug, or a message that finds one, is not to end the thread: no removal would be heard any more
+            try:
+                self._turn(self._due())
+            except Exception:
+                log.exception("registrar: all goes on in a moment")
+                time.sleep(FAULT_PAUSE_S)
         now = time.monotonic()
         for session in self._sessions:
             session.farewell(now)
@@ -167,7 +182,6 @@ class Registrar:
 
     def _turn(self, due: float) -> None:
         """Wait until `due` or until something is there, and see to it."""
-        # A bug, or a message that finds one, is not to end the thread: the relay would never hear of a removal again
         try:
             for key, _ in self._selector.select(max(0.0, due - time.monotonic())):
                 key.data(time.monotonic(), key.fd)

@@ -205,7 +205,10 @@ class Relay:
         self._stopping = True
 
     def run(self, ready: Callable[[], None] = lambda: None) -> None:
-        """Serve until drained. Handles SIGTERM and SIGINT (drain; the second: at once) and SIGHUP (certificate)."""
+        """Serve until drained. Handles SIGTERM and SIGINT (drain; the second: at once) and SIGHUP (certificate).
+
+        Raises RegistrarDied.
+        """
         with self._stack:
             wake_in, wake_out = socket.socketpair()
             self._stack.callback(wake_in.close)
@@ -288,6 +291,7 @@ class Relay:
                 core.set_wall(now, time.time())
             if registrar is not None and now >= count_at:
                 count_at = now + COUNT_S
+                registrar.check()
                 registrar.count({network.id: network.members for network in core.shared.roster.networks.values()})
             server.flush(now)
             udp.send(core.drain_trains())

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import selectors
+import socket
+import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 
 from edgeagent.proto.relaymap import RelayInfo
-from relay.neighbours import RESOLVE_AGAIN_S, Neighbourhood, Neighbours
+from relay.neighbours import RESOLVE_AGAIN_S, RETRY_S, Neighbourhood, Neighbours
 from tests.hub.rig import wait_until
 
 A, B = 16 * "a", 16 * "b"
@@ -19,6 +23,35 @@ LOW, OWN, HIGH = (bytes((n,)) * 32 for n in (1, 5, 9))
 def info(key: bytes, *hosts: str, name: str = "fra-2") -> RelayInfo:
     fields = {"id": name, "rg": "fra", "k": key, "h": list(hosts), "u": 3478, "s": 0, "pin": bytes(32)}
     return RelayInfo(fields)
+
+
+@pytest.mark.parametrize("lacking", ["socketpair", "Thread", "register"])
+def test_a_look_up_without_descriptors_or_threads_is_made_later(
+    found: Found, monkeypatch: pytest.MonkeyPatch, lacking: str
+) -> None:
+    def no_descriptor(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    def no_thread(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    before = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patched:
+        if lacking == "socketpair":
+            patched.setattr(socket, "socketpair", no_descriptor)
+        elif lacking == "Thread":
+            patched.setattr(threading.Thread, "start", no_thread)
+        else:
+            patched.setattr(found.selector, "register", no_descriptor)
+        found.neighbours.set(0.0, A, [info(HIGH, "localhost:8443")])
+        assert found.neighbours.poll_timeout() == RETRY_S
+        found.neighbours.on_timeout(RETRY_S)
+        assert found.neighbours.poll_timeout() == 2 * RETRY_S
+        if lacking != "register":  # whose thread ends when it likes
+            assert len(os.listdir("/proc/self/fd")) == before
+    found.neighbours.take()
+    found.neighbours.on_timeout(2 * RETRY_S)
+    wait_until(lambda: bool((new := found.neighbours.take()) and new.calls), "the address of localhost", found.turn)
 
 
 class Found:
