@@ -6,6 +6,7 @@ import logging
 from selectors import EVENT_READ, BaseSelector
 
 from edgeagent.io.pinnedtls import Resolver, literal_family
+from edgeagent.proto.keys import has_small_order
 from edgeagent.proto.names import split_host_port
 from edgeagent.proto.relaymap import RelayInfo
 from relay.connection import Call
@@ -63,6 +64,8 @@ class Neighbours:
         networks: dict[bytes, set[str]] = {}
         for network in sorted(self._of):
             for info in self._of[network]:
+                if has_small_order(info.key):
+                    continue
                 infos.setdefault(info.key, info)
                 networks.setdefault(info.key, set()).add(network)
         neighbours = {key: Neighbour(info.id, frozenset(networks[key])) for key, info in infos.items()}

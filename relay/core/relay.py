@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgeagent.proto.crypto import Crypto
 from edgeagent.proto.errors import LocalProtocolError
-from edgeagent.proto.keys import Entropy
+from edgeagent.proto.keys import Entropy, has_small_order
 from edgeagent.proto.relay_frames import DRAIN, DRAINING, SECONDS, Refusal, frame
 from relay.core.admission import Admission, Neighbour
 from relay.core.datagrams import Datagrams
@@ -164,6 +164,8 @@ class RelayCore:
         admission = self.shared.admission
         chosen = dict(self._given_siblings)
         for key in sorted(learned):
+            if has_small_order(key):  # nobody can prove that it is theirs
+                continue
             if key not in chosen and key != admission.public and len(chosen) < self.shared.limits.siblings:
                 chosen[key] = learned[key]
         before, admission.siblings = admission.siblings, chosen

@@ -97,6 +97,12 @@ def test_maps_are_put_together_by_key(found: Found) -> None:
     assert left.calls[0].sibling == "r-1"
 
 
+def test_a_key_of_small_order_is_nobodys(found: Found) -> None:
+    weak = bytes.fromhex("ec" + 30 * "ff" + "7f")
+    found.neighbours.set(0.0, A, [info(weak, "198.51.100.7:443")])
+    assert not (got := taken(found)).neighbours and not got.calls
+
+
 def test_an_address_goes_before_names(found: Found) -> None:
     found.neighbours.set(0.0, A, [info(HIGH, "relay.invalid:1", "[2001:db8::7]:8443")])
     [call] = taken(found).calls

@@ -9,7 +9,7 @@ import pytest
 from edgeagent.proto.names import network_id
 from edgeagent.proto.relay_client import RelayClient
 from edgeagent.proto.relay_events import Carrier, PassRefused, RelayDown
-from edgeagent.proto.relay_frames import FORWARD, PRESENT, Refusal, frame
+from edgeagent.proto.relay_frames import CHALLENGE, FORWARD, PRESENT, Refusal, frame
 from edgeagent.proto.signed import sign_object
 from relay.core.admission import Neighbour
 from relay.core.relay import RelayCore
@@ -141,6 +141,17 @@ def test_learned_siblings_within_the_limit_and_beside_the_given() -> None:
     assert len(chosen) == core.shared.limits.siblings and chosen[0] == KEY_2
     assert chosen[1:] == sorted(many)[: len(chosen) - 1]
     assert core.set_siblings({}) == [KEY_2]
+
+
+def test_a_key_of_small_order_is_no_siblings() -> None:
+    """Any network's hub can put one into its map."""
+    core = kit.make_core()
+    for weak in (bytes(32), bytes.fromhex("ec" + 30 * "ff" + "7f")):
+        assert core.set_siblings({weak: shares(kit.NETWORK)}) == []
+        core.stream_called(kit.NOW, 9, "fra-2", weak)  # as if it were
+        core.stream_received(kit.NOW, 9, frame(CHALLENGE, bytes(24)))
+        assert core.drain_closes() == [9]
+    assert refusals(core) == {"bad-login": 2}
 
 
 def test_a_link_ends_when_its_sibling_is_another_or_none() -> None:

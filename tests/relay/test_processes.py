@@ -146,6 +146,7 @@ def test_a_configuration_file(tmp_path: Path) -> None:
         ("[limits]\nmembers = 0", "limits.members: at least 1"),
         ("[classes.9]\nmbit = 1", "classes.9: a class from 1 to 7"),
         ("x", "not TOML"),
+        (f'sibling = "fra-2=198.51.100.7:443={to_base64(bytes(32))}"', "sibling: ID=IP-ADDRESS:PORT=KEY"),
         (f'sibling = "fra-2=relay.example:443={to_base64(kit.RELAY_KEY)}"', "sibling: ID=IP-ADDRESS:PORT=KEY"),
     ):
         file.write_text(text)
