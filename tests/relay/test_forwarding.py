@@ -10,8 +10,11 @@ from edgeagent.proto.relay_frames import (
     DATA,
     DATAGRAM_HEAD,
     FRAME_HEAD,
+    LONG_PROBE_SIZE,
     OWN_CHANNEL,
     PACKET_BYTES_MAX,
+    PROBE,
+    PROBE_SIZE,
     RECV,
     RelayError,
     frame,
@@ -237,6 +240,25 @@ def test_a_rate_too_small_for_all_is_shared_between_networks() -> None:
     assert sum(shares) == pytest.approx(200_000 / 900, rel=0.15)
     assert shares[0] == pytest.approx(shares[1], rel=0.1)
     assert drops(world.core)["fair-share"] > 0
+
+
+def test_what_a_member_sends_itself_takes_its_share_unless_it_is_a_probe() -> None:
+    world = World(kit.make_core(total_bytes_per_s=100_000, fair_share_bytes=20_000))
+    a = world.join(1, UDP)
+    (session,) = world.core.shared.roster.by_session
+    head = DATAGRAM_HEAD.pack(DATA, 0, OWN_CHANNEL, session)
+
+    def sent(packet: bytes, times: int) -> int:
+        datagram = head + packet
+        for _ in range(times):
+            world.core.handle_trains(world.now, [Train(a.endpoint, datagram, len(datagram))])
+        return sum(len(train) for train in world.core.drain_trains())
+
+    assert sent(bytes((PROBE,)) + bytes(999), 100) == pytest.approx(18, abs=2)  # the least burst, 18 kB
+    assert drops(world.core)["fair-share"] > 50
+    assert sent(bytes(PROBE_SIZE), 10) == 0
+    assert sent(bytes((PROBE,)) + bytes(LONG_PROBE_SIZE - 1), 10) == 10
+    assert sent(bytes((PROBE,)) + bytes(LONG_PROBE_SIZE), 10) == 0
 
 
 def test_ten_thousand_members_and_not_one_more() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from edgeagent.proto.relay_events import Carrier
 from edgeagent.proto.relay_frames import (
     FORWARD,
@@ -9,6 +11,8 @@ from edgeagent.proto.relay_frames import (
     FrameSplitter,
     frame,
 )
+from relay.core.limits import Rate
+from relay.core.relay import RelayCore
 from relay.core.siblings import Siblings
 from tests.relay import kit
 from tests.relay.kit import Host, World, drops
@@ -118,6 +122,44 @@ def test_a_forwarded_packet_is_never_forwarded_again() -> None:
     region.send(a, ghost, b"to and fro?")
     assert [kind for kind, _ in region.crossed] == [FORWARD]
     assert drops(region.cores[1]) == {"second-hop": 1}
+
+
+def test_what_a_sibling_forwards_keeps_to_the_rates_here() -> None:
+    """The network's, and its share of the relay's own: the other relay may be anybody's."""
+    core = kit.make_core(siblings={KEY_2: "fra-2"}, network_rate=Rate(100_000, 1_000))
+    world = World(core)
+    a = world.join(1, UDP)
+    link(core)
+    assert len(forwarded(core, a, 200)) == pytest.approx(25, abs=2)
+    assert drops(core)["tenant-rate"] == core.shared.network(kit.NOW, kit.NETWORK).dropped > 170
+
+    core = kit.make_core(siblings={KEY_2: "fra-2"}, total_bytes_per_s=100_000, fair_share_bytes=20_000)
+    world = World(core)
+    a = world.join(1, UDP)
+    link(core)
+    assert len(forwarded(core, a, 100)) == pytest.approx(18, abs=2)
+    assert drops(core)["fair-share"] > 50
+    # What waited is for who is there then, and only while the sibling may speak of that network
+    core.handle_timeout(kit.NOW + 0.1)
+    assert sum(len(train) for train in core.drain_trains()) == pytest.approx(10, abs=2)
+    a.client.stop(kit.NOW)
+    world.settle()
+    core.handle_timeout(kit.NOW + 0.2)
+    assert core.drain_trains() == [] and drops(core)["second-hop"] > 0
+
+
+def link(core: RelayCore, conn: int = 10_001) -> None:
+    """To fra-2, without the cryptography of its login."""
+    core.stream_called(kit.NOW, conn, "fra-2", KEY_2)
+    Siblings(core.shared).link_up(core.shared.streams[conn], "fra-2")
+    core.drain_writes()
+
+
+def forwarded(core: RelayCore, host: Host, count: int) -> list[bytes]:
+    """What arrives of `count` packets of 1 kB that a sibling forwards to a member on UDP."""
+    for _ in range(count):
+        core.stream_received(kit.NOW, 10_001, frame(FORWARD, kit.public_key(9), host.key, bytes(1_000)))
+    return [datagram for train in core.drain_trains() for datagram in train.datagrams()]
 
 
 def test_a_lost_link_is_forgotten_and_comes_again() -> None:
