@@ -21,7 +21,7 @@ class RelayLimits:
         "queues_bytes": 67_108_864,  # that wait for all members
         "fair_share_bytes": 1_048_576,  # that wait of one network while the relay's own rate is used up
         "siblings": 16,  # other relays of the region
-        "sibling_members": 200_000,  # members that siblings announced
+        "sibling_members": 200_000,  # members that siblings announced; each sibling has as many as any other
         "logins_remembered": 65_536,  # so that none of them is used twice
     }
 

@@ -17,6 +17,7 @@ from relay.core.limits import Rate
 SIBLING_CONTROLS_MAX = 1_024  # frames of up to 256 keys: what a link has to say when it comes up
 SIBLING_PACKETS_MAX = 1_024
 SIBLING_QUEUE_BYTES_MAX = 2_097_152
+CLAIMS_MAX = 4  # siblings that say of one key that they have it; the newest counts, the oldest gives way
 
 
 class Network:
@@ -49,6 +50,8 @@ class Stream:
 
     __slots__ = (
         "challenge",
+        "claimed",
+        "claims",
         "conn",
         "heard_at",
         "keys",
@@ -73,6 +76,8 @@ class Stream:
         self.sibling = ""  # its id, "" for what is no sibling
         self.sibling_key = b""
         self.keys: SessionKeys | None = None  # of our own login at a sibling
+        self.claims: dict[str, set[bytes]] = {}  # network → keys that this sibling says it has
+        self.claimed = 0  # how many those are
 
 
 class Session:
@@ -130,7 +135,10 @@ class Roster:
         self.by_session: dict[int, Member] = {}
         self.networks: dict[str, Network] = {}
         self._older: dict[bytes, Member] = {}  # replaced, the longest ago first; one a key
-        self._away: dict[bytes, tuple[Stream, str]] = {}  # key → the sibling that has it, and its network
+        # Network → key → the siblings that have it, the newest claim first. What one network's relays claim is nothing
+        # to another, whatever keys they name.
+        self._away: dict[str, dict[bytes, tuple[Stream, ...]]] = {}
+        self._claims = 0
 
     def __len__(self) -> int:
         return len(self.by_key) + len(self._older)
@@ -181,29 +189,56 @@ class Roster:
 
     @property
     def away(self) -> int:
-        return len(self._away)
+        return sum(map(len, self._away.values()))
 
     def find_away(self, key: bytes, network: str) -> Stream | None:
         """The link to the sibling that has a member of `network`."""
-        found = self._away.get(key)
-        return found[0] if found is not None and found[1] == network else None
+        found = self._away.get(network)
+        links = found.get(key) if found is not None else None
+        return links[0] if links is not None else None
 
-    def is_away(self, key: bytes) -> bool:
-        return key in self._away
+    def set_away(self, key: bytes, link: Stream, network: str, link_max: int, all_max: int) -> bool:
+        """False when the sibling has no more room: of `link_max` for itself, or of `all_max` for all siblings."""
+        claims = link.claims.setdefault(network, set())
+        if key in claims:
+            return True
+        if link.claimed >= link_max or self._claims >= all_max:
+            return False
+        claims.add(key)
+        link.claimed += 1
+        self._claims += 1
+        keys = self._away.setdefault(network, {})
+        links = keys.get(key, ())
+        if len(links) >= CLAIMS_MAX:
+            self.unset_away(key, links[-1], network)
+            links = links[:-1]
+        keys[key] = (link, *links)
+        return True
 
-    def set_away(self, key: bytes, link: Stream, network: str) -> None:
-        self._away[key] = (link, network)
-
-    def unset_away(self, key: bytes, link: Stream) -> None:
-        """Only if it is still this sibling that has it: the member may have moved on."""
-        found = self._away.get(key)
-        if found is not None and found[0] is link:
-            del self._away[key]
+    def unset_away(self, key: bytes, link: Stream, network: str) -> None:
+        """Of what this sibling claimed; the member may have moved on to another."""
+        claims = link.claims.get(network)
+        if claims is None or key not in claims:
+            return
+        claims.remove(key)
+        link.claimed -= 1
+        self._claims -= 1
+        keys = self._away[network]
+        left = tuple(each for each in keys[key] if each is not link)
+        if left:
+            keys[key] = left
+        else:
+            del keys[key]
 
     def forget_network(self, network: str) -> None:
         """Nobody of it is here any more."""
         self.networks.pop(network, None)
-        self._away = {key: found for key, found in self._away.items() if found[1] != network}
+        for key, links in list(self._away.get(network, {}).items()):
+            for link in links:
+                self.unset_away(key, link, network)
+        self._away.pop(network, None)
 
     def forget_link(self, link: Stream) -> None:
-        self._away = {key: found for key, found in self._away.items() if found[0] is not link}
+        for network, keys in list(link.claims.items()):
+            for key in list(keys):
+                self.unset_away(key, link, network)

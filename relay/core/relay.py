@@ -157,20 +157,29 @@ class RelayCore:
         shared.roster.forget_network(network)
 
     def set_siblings(self, learned: dict[bytes, Neighbour]) -> list[bytes]:
-        """What maps say of the region's other relays. Returns the keys of those that count: as many as the limit.
+        """What maps say of the region's other relays. Returns the keys of those that count: as many as the limit, the
+        networks in turn.
 
         Those of the settings stay, whatever maps say. A link to one that is other than before ends, and begins anew.
         """
         admission = self.shared.admission
         chosen = dict(self._given_siblings)
+        turns: dict[str, list[bytes]] = {}  # network → keys, the least first
         for key in sorted(learned):
-            if has_small_order(key):  # nobody can prove that it is theirs
-                continue
-            if key not in chosen and key != admission.public and len(chosen) < self.shared.limits.siblings:
-                chosen[key] = learned[key]
+            # One of small order nobody can prove to be theirs
+            if key not in chosen and key != admission.public and not has_small_order(key):
+                for network in learned[key].networks or ("",):
+                    turns.setdefault(network, []).append(key)
+        while turns and len(chosen) < self.shared.limits.siblings:
+            for network in sorted(turns):
+                keys = turns[network] = [key for key in turns[network] if key not in chosen]
+                if not keys:
+                    del turns[network]
+                elif len(chosen) < self.shared.limits.siblings:
+                    chosen[keys[0]] = learned[keys[0]]
         before, admission.siblings = admission.siblings, chosen
         for key, link in list(self.shared.links.items()):
-            if before.get(key) != chosen.get(key):
+            if key not in before or key not in chosen or before[key].networks != chosen[key].networks:
                 self._siblings.link_down(link)
                 self.shared.refuse(link, Refusal.REPLACED)
         return list(chosen)
@@ -211,6 +220,7 @@ class RelayCore:
 
     def drain_writes(self) -> list[tuple[int, bytes]]:
         """(connection, what to write to it), of connections that are not blocked."""
+        self._siblings.tell()
         dirty = self.shared.dirty
         if not dirty:
             return []

@@ -179,6 +179,7 @@ class Streams:
         if guest.login.role is Role.MEMBER:
             self._lobby.seat_stream(now, stream, guest)
         else:
+            self._siblings.check_login(now, guest.login.key)
             stream.sibling_key = guest.login.key
             self._lobby.welcome_sibling(stream, guest)
             self._siblings.link_up(stream, guest.sibling or "")

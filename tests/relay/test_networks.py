@@ -143,6 +143,17 @@ def test_learned_siblings_within_the_limit_and_beside_the_given() -> None:
     assert core.set_siblings({}) == [KEY_2]
 
 
+def test_networks_have_their_siblings_chosen_in_turn() -> None:
+    """One whose map names many relays leaves room for those of the others."""
+    core = kit.make_core(siblings={KEY_2: "fra-2"})
+    room = core.shared.limits.siblings - 1
+    many = {kit.public_key(n): shares(kit.NETWORK) for n in range(40)}
+    few = {kit.public_key(n): shares(kit.OTHER_NETWORK) for n in range(40, 43)}
+    chosen = core.set_siblings({**many, **few})
+    assert set(few) < set(chosen) and len(chosen) == 1 + room
+    assert {key for key in chosen if key in many} == set(sorted(many)[: room - len(few)])
+
+
 def test_a_key_of_small_order_is_no_siblings() -> None:
     """Any network's hub can put one into its map."""
     core = kit.make_core()
