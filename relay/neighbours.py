@@ -9,7 +9,7 @@ from edgeagent.io.pinnedtls import Resolver, literal_family
 from edgeagent.proto.keys import has_small_order
 from edgeagent.proto.names import split_host_port
 from edgeagent.proto.relaymap import RelayInfo
-from relay.connection import Call
+from relay.connection import Call, Place
 from relay.core.admission import Neighbour
 
 log = logging.getLogger("edgerelay")
@@ -60,21 +60,21 @@ class Neighbours:
         if not self._changed:
             return None
         self._changed = False
-        infos: dict[bytes, RelayInfo] = {}
+        names: dict[bytes, str] = {}
         networks: dict[bytes, set[str]] = {}
+        places: dict[bytes, dict[Place, None]] = {}
         for network in sorted(self._of):
             for info in self._of[network]:
                 if has_small_order(info.key):
                     continue
-                infos.setdefault(info.key, info)
+                names.setdefault(info.key, info.id)
                 networks.setdefault(info.key, set()).add(network)
-        neighbours = {key: Neighbour(info.id, frozenset(networks[key])) for key, info in infos.items()}
-        calls = []
-        for key, info in infos.items():
-            place = self._place(info)
-            if self._own_key < key and place is not None:
-                calls.append(Call(info.id, *place, key))
-        return Neighbourhood(neighbours, calls)
+                address = self._address(info)
+                if self._own_key < info.key and address is not None:
+                    place = Place(info.id, *address, info.certificate_sha256)
+                    places.setdefault(info.key, {})[place] = None
+        neighbours = {key: Neighbour(name, frozenset(networks[key])) for key, name in names.items()}
+        return Neighbourhood(neighbours, [Call(key, list(of)) for key, of in places.items()])
 
     def close(self) -> None:
         if self._resolver is not None:
@@ -82,7 +82,7 @@ class Neighbours:
             self._resolver[1].close()
             self._resolver = None
 
-    def _place(self, info: RelayInfo) -> tuple[str, int] | None:
+    def _address(self, info: RelayInfo) -> tuple[str, int] | None:
         """Its first address; one that is written as such goes before those that names lead to."""
         parsed = [split_host_port(host) for host in info.hosts]
         for host, port in parsed:

@@ -19,7 +19,7 @@ from edgeagent.io.keystore import StateError
 from edgeagent.proto.names import is_host_port
 from edgeagent.proto.relay_frames import RelayError
 from relay.config import ConfigError, Settings
-from relay.connection import Call, Listener, certificate_pin, server_context
+from relay.connection import Call, Listener, Place, certificate_pin, server_context
 from relay.core.doorway import Doorway
 from relay.core.http import Site
 from relay.core.metrics import render
@@ -101,7 +101,7 @@ class Relay:
         self._tls = server_context(self._cert, self._key)
         own_key = self._core.shared.admission.public
         self._given_calls = [
-            Call(sibling.id, sibling.address.host, sibling.address.port, sibling.key)
+            Call(sibling.key, [Place(sibling.id, sibling.address.host, sibling.address.port)])
             for sibling in settings.siblings
             if own_key < sibling.key  # one of two relays calls the other
         ]

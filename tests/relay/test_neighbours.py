@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from edgeagent.proto.relaymap import RelayInfo
+from relay.connection import Place
 from relay.neighbours import RESOLVE_AGAIN_S, RETRY_S, Neighbourhood, Neighbours
 from tests.hub.rig import wait_until
 
@@ -87,14 +88,14 @@ def test_maps_are_put_together_by_key(found: Found) -> None:
         LOW: ("fra-3", frozenset((A,))),
     }
     # The one with the lesser key calls
-    assert [(call.sibling, call.host, call.port, call.key) for call in both.calls] == [
-        ("fra-2", "198.51.100.7", 443, HIGH)
+    assert [(call.places, call.key) for call in both.calls] == [
+        ([Place("fra-2", "198.51.100.7", 443, bytes(32)), Place("r-1", "198.51.100.7", 443, bytes(32))], HIGH)
     ]
     assert found.neighbours.take() is None and found.neighbours.poll_timeout() is None
     found.neighbours.set(1.0, A, [])
     left = taken(found)
     assert {key: n.networks for key, n in left.neighbours.items()} == {HIGH: frozenset((B,))}
-    assert left.calls[0].sibling == "r-1"
+    assert left.calls[0].place.sibling == "r-1"
 
 
 def test_a_key_of_small_order_is_nobodys(found: Found) -> None:
@@ -106,7 +107,7 @@ def test_a_key_of_small_order_is_nobodys(found: Found) -> None:
 def test_an_address_goes_before_names(found: Found) -> None:
     found.neighbours.set(0.0, A, [info(HIGH, "relay.invalid:1", "[2001:db8::7]:8443")])
     [call] = taken(found).calls
-    assert (call.host, call.port) == ("2001:db8::7", 8443)
+    assert (call.place.host, call.place.port) == ("2001:db8::7", 8443)
 
 
 def test_names_are_looked_up_one_by_one_and_again(found: Found) -> None:
@@ -121,7 +122,7 @@ def test_names_are_looked_up_one_by_one_and_again(found: Found) -> None:
         return bool(calls)
 
     wait_until(called, "the address of localhost", found.turn)
-    assert calls[0].port == 8443 and calls[0].host in ("127.0.0.1", "::1")
+    assert calls[0].place.port == 8443 and calls[0].place.host in ("127.0.0.1", "::1")
     assert found.neighbours.poll_timeout() == RESOLVE_AGAIN_S
     found.neighbours.on_timeout(RESOLVE_AGAIN_S)
     assert found.neighbours.poll_timeout() == 2 * RESOLVE_AGAIN_S

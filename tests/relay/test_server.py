@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import os
 import select
@@ -16,7 +17,7 @@ import pytest
 
 from edgeagent.proto.relay_frames import CHALLENGE, FrameSplitter
 from edgeagent.proto.relay_http import upgrade_request
-from relay.connection import Call, Connection, Listener, Phase
+from relay.connection import Call, Connection, Listener, Phase, Place
 from relay.core.doorway import Doorway
 from relay.core.http import UPGRADED, RequestReader, Site
 from relay.server import FAULT_LOG_S, StreamServer
@@ -214,14 +215,67 @@ def test_a_call_without_a_socket_is_made_later(code: int, monkeypatch: pytest.Mo
     def none(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    call = Call("fra-2", "2001:db8::1", 443, bytes(32))
+    call = Call(bytes(32), [Place("fra-2", "2001:db8::1", 443)])
     bench = Bench([call])
     with monkeypatch.context() as patched:
         patched.setattr(socket, "socket", none)
         bench.server.handle_timeout(kit.NOW)
     assert call.conn is None and call.again_at == kit.NOW + 3.5 and bench.server.poll_timeout() == call.again_at
     bench.epoll.full = True
-    call.host = "127.0.0.1"
+    call.places = [Place("fra-2", "127.0.0.1", 443)]
     bench.server.handle_timeout(kit.NOW + 3.5)
     assert call.conn is None and bench.server.connections == 0
     bench.server.close()
+
+
+def test_each_call_is_at_the_next_place_and_a_link_that_is_there_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two networks that share a relay one may say that it is elsewhere."""
+    tried: list[str] = []
+
+    class Dialled(Sock):
+        def setblocking(self, flag: bool) -> None:
+            pass
+
+        def setsockopt(self, *_: int) -> None:
+            pass
+
+        def connect_ex(self, address: tuple[str, int]) -> int:
+            tried.append(address[0])
+            return 0 if address[0] == "192.0.2.3" else errno.ENETUNREACH
+
+    key, places = bytes(32), [Place("a", f"192.0.2.{n}", 443) for n in range(1, 4)]
+    bench = Bench([Call(key, places)])
+    socks = [Dialled() for _ in places]
+    monkeypatch.setattr(socket, "socket", lambda *_: socks.pop())
+    for n in range(3):
+        bench.server.handle_timeout(kit.NOW + 5 * n)
+    assert tried == [place.host for place in places] and bench.server.connections == 1
+    bench.server._listeners[-1] = cast(Any, None)  # it has not stopped listening
+    bench.server.set_calls([Call(key, places[:1])])
+    bench.server.handle_timeout(kit.NOW + 15)
+    assert len(tried) == 3 and bench.server.connections == 1
+    bench.server.set_calls([])
+    assert bench.server.connections == 0
+
+
+class Shaken(Sock, ssl.SSLSocket):  # type: ignore[misc]
+    """TLS whose handshake is done, with a certificate of the other side's."""
+
+    certificate = b"DER"
+
+    def do_handshake(self, block: bool = False) -> None:
+        pass
+
+    def getpeercert(self, binary_form: bool = False) -> Any:
+        return self.certificate
+
+
+@pytest.mark.parametrize(("pin", "goes_on"), [(b"", True), (hashlib.sha256(b"DER").digest(), True), (bytes(32), False)])
+def test_a_sibling_shows_the_certificate_that_the_map_names(bench: Bench, pin: bytes, goes_on: bool) -> None:
+    sock = Shaken()
+    connection = Connection(bench.server._new_id(), sock, Phase.HANDSHAKE, Listener.TLS, b"")
+    connection.call = Call(bytes(32), [Place("fra-2", "192.0.2.1", 443, pin)])
+    bench.server._add(connection, OUT)
+    bench.ready(sock, OUT)
+    assert sock.sent == (upgrade_request("192.0.2.1") if goes_on else b"") and sock.closed is not goes_on
+    assert drops(bench.core) == ({} if goes_on else {"tls-failed": 1})

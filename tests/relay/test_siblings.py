@@ -202,7 +202,7 @@ def test_a_key_that_several_siblings_claim_stays_with_one_that_has_it() -> None:
 
     def at() -> int | None:
         found = core.shared.roster.find_away(a, kit.NETWORK)
-        return found and found.conn
+        return found.conn if found is not None else None
 
     say(core, x, PRESENT, kit.NETWORK, a)
     say(core, y, PRESENT, kit.NETWORK, a)  # it has moved on
