@@ -22,6 +22,7 @@ from relay.config import ConfigError, Settings
 from relay.connection import Call, Listener, Place, certificate_pin, server_context
 from relay.core.doorway import Doorway
 from relay.core.http import Site
+from relay.core.lobby import REPLACED_MAX
 from relay.core.metrics import render
 from relay.core.relay import RelayCore
 from relay.hub_session import Leave, Revoke, Serve
@@ -75,7 +76,8 @@ class Relay:
         settings = self._settings
         now = time.monotonic()
         self._cert, self._key = self._certificate()
-        _raise_descriptor_limit(settings.limits.members + settings.limits.doorway + _DESCRIPTORS_SPARE)
+        limits = settings.limits
+        _raise_descriptor_limit(limits.members + REPLACED_MAX + limits.doorway + _DESCRIPTORS_SPARE)
         self._epoll = select.epoll()
         self._stack.callback(self._epoll.close)
         self._udp = RelayUdp()

@@ -10,7 +10,7 @@ class RelayLimits:
 
     DEFAULTS: ClassVar[dict[str, int]] = {
         "members": 20_000,  # logged in at once, over all networks
-        "members_per_network": 20_000,
+        "members_per_network": 15_000,  # so that one network does not fill the relay
         "doorway": 1_024,  # connections that have not logged in yet
         "doorway_per_source": 64,  # of those, from one IPv4 address or IPv6 /64
         "login_timeout_s": 15,  # from connecting to being logged in

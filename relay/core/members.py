@@ -113,12 +113,12 @@ class Member:
     )
 
     def __init__(
-        self, now: float, pass_: Pass, network: Network, rate: Rate, silence_s: int, via: Stream | Session
+        self, now: float, pass_: Pass, network: Network, bucket: TokenBucket, silence_s: int, via: Stream | Session
     ) -> None:
         self.key = pass_.node_key
         self.pass_ = pass_
         self.network = network
-        self.bucket = TokenBucket(now, rate)
+        self.bucket = bucket
         self.silence_s = silence_s
         self.heard_at = now
         self.gone_at = 0.0
@@ -177,6 +177,15 @@ class Roster:
     def older(self, key: bytes) -> Member | None:
         """The login of a key that was replaced and lingers."""
         return self._older.get(key)
+
+    @property
+    def replaced(self) -> int:
+        """Logins that were replaced and linger."""
+        return len(self._older)
+
+    def longest_replaced(self) -> Member:
+        """Of those the one that was replaced the longest ago. There must be one."""
+        return next(iter(self._older.values()))
 
     def replaced_before(self, now: float) -> list[Member]:
         """The logins that were replaced before `now`."""

@@ -26,6 +26,8 @@ from edgeagent.proto.relay_frames import (
 from edgeagent.proto.relay_login import Role, write_login
 from edgeagent.proto.relay_pass import Pass, open_pass
 from edgeagent.proto.signed import sign_object
+from relay.core import lobby
+from relay.core.limits import Rate, RelayLimits
 from relay.core.relay import RelayCore
 from relay.core.shared import Train
 from tests.relay import kit
@@ -210,6 +212,61 @@ def test_full_is_full_but_who_is_in_may_come_again() -> None:
     a.client.stop(world.now)
     world.advance(30)
     assert late.client.alive
+
+
+@pytest.mark.parametrize("carrier", [UDP, TLS])
+def test_who_is_in_may_come_again_by_another_connection_though_all_is_full(carrier: Carrier) -> None:
+    """Its old one may have died without a word, and would be there for an hour."""
+    world = World(kit.make_core(members=2, members_per_network=2))
+    world.join(1, TLS)
+    world.join(2, UDP)
+    world.hosts.clear()
+    for _ in range(3):
+        again = world.add(1, carriers=(carrier,))
+        world.settle()
+        assert again.client.alive
+        world.hosts.clear()
+    assert "full" not in kit.refusals(world.core)
+    world.add(3)
+    world.settle()
+    assert kit.refusals(world.core)["full"] == 1
+
+
+def test_logins_that_were_replaced_have_a_bound_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lobby, "REPLACED_MAX", 2)
+    world = World()
+    for number in (1, 2, 3):
+        world.join(number, TLS)
+    world.hosts.clear()
+    for number in (1, 2, 3):
+        world.join(number, UDP)
+    roster = world.core.shared.roster
+    assert roster.replaced == 2 and roster.older(kit.public_key(1)) is None and len(roster) == 5
+
+
+def test_one_network_does_not_fill_a_relay() -> None:
+    limits = RelayLimits()
+    assert limits.members_per_network < limits.members
+
+
+@pytest.mark.parametrize(("how", "carrier"), [("leaves", UDP), ("leaves", TLS), ("is replaced", TLS)])
+def test_a_new_login_is_no_new_burst(how: str, carrier: Carrier, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(kit.make_core(rates={0: Rate(100_000, 1_000)}))
+    sink = world.join(9, UDP)
+    for _ in range(10):
+        host = world.join(1, carrier)
+        world.send(host, sink, *(bytes(1_000) for _ in range(100)))
+        if how == "leaves":
+            host.client.stop(world.now)
+            world.settle()
+        world.hosts.remove(host)
+        world.now += 0.002  # challenges of one millisecond are the same
+    assert len(sink.packets) <= 27  # a quarter of a second's worth
+    monkeypatch.setattr(lobby, "BUCKETS_KEPT_MAX", 2)
+    for number in (2, 3, 4):
+        world.join(number, carrier).client.stop(world.now)
+        world.settle()
+    assert len(world.core.streams._lobby._buckets) <= 2 or how == "is replaced"
 
 
 def opened(data: bytes) -> Pass:
