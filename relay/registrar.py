@@ -30,6 +30,7 @@ log = logging.getLogger("edgerelay")
 FAREWELL_S = 1.0  # for brokers to take the last messages
 LOOK_S = 5.0  # how often members are counted for hubs
 ORDERS_MAX = 20_000  # that the main loop has not taken: beyond it the thread waits
+ORDERS_PER_TURN = 64  # that the main loop takes at once: a removal is a signature to be checked
 FAULT_PAUSE_S = 1.0  # after a bug, which may well be there in the next turn too
 
 Order = Serve | Leave | Revoke | Neighbourhood
@@ -55,7 +56,8 @@ class RegistrationState:
 class Registrar:
     """`open`, `tell`, `start`; whenever `fileno()` is readable do what `take` lists; `count`, and `tell` again; `stop`.
 
-    What an earlier run learned is in the first `take`, so that its networks are served before any hub is reached.
+    What an earlier run learned is there to be taken after `open`, so that its networks are served before any hub is
+    reached.
     `tokens` are by network id, `crypto` is nobody else's. `open` raises StateError.
     """
 
@@ -119,12 +121,14 @@ class Registrar:
         return self._ready
 
     def take(self) -> list[Order]:
-        """What hubs want, in order."""
+        """The next of what hubs want, in order; `fileno()` stays readable while there is more."""
         with suppress(BlockingIOError):
             os.eventfd_read(self._ready)
-        orders = []
-        while self._orders:
+        orders: list[Order] = []
+        while self._orders and len(orders) < ORDERS_PER_TURN:
             orders.append(self._orders.popleft())
+        if self._orders:
+            os.eventfd_write(self._ready, 1)
         return orders
 
     def tell(self, fields: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ from relay.core.metrics import render
 from relay.core.relay import RelayCore
 from relay.hub_session import Leave, Revoke, Serve
 from relay.neighbours import Neighbourhood
-from relay.registrar import Registrar
+from relay.registrar import Order, Registrar
 from relay.server import StreamServer
 from relay.state import StateUnusable, certificate, make_directory, read_tokens
 from relay.udp import RelayUdp
@@ -131,7 +131,8 @@ class Relay:
         self._hosts = _public_hosts(settings, ports[0])
         self._registrar = self._open_registrar(own_key)
         if self._registrar is not None:
-            self._obey(now, self._registrar)
+            while orders := self._registrar.take():
+                self._obey(now, orders)
         return Ports(ports[0], self._udp.port, ports[1], ports[2])
 
     def _certificate(self) -> tuple[str, str]:
@@ -181,9 +182,9 @@ class Relay:
             "pin": certificate_pin(self._cert),
         }
 
-    def _obey(self, now: float, registrar: Registrar) -> None:
-        """What hubs have said since the last time."""
-        for order in registrar.take():
+    def _obey(self, now: float, orders: list[Order]) -> None:
+        """Do what hubs have said."""
+        for order in orders:
             if isinstance(order, Serve):
                 self._core.serve(now, order.network_key, order.relay, order.region)
             elif isinstance(order, Leave):
@@ -281,7 +282,7 @@ class Relay:
                 elif fd == self._wake_fd:
                     self._on_wake(now)
                 elif fd == hubs_fd and registrar is not None:
-                    self._obey(now, registrar)
+                    self._obey(now, registrar.take())
                 else:
                     server.ready(now, fd, mask)
             if now >= core.poll_timeout():

@@ -20,6 +20,10 @@ SIBLING_QUEUE_BYTES_MAX = 2_097_152
 CLAIMS_MAX = 4  # siblings that say of one key that they have it; the newest counts, the oldest gives way
 
 
+COUNTER_MAX = 0xFFFF_FFFF  # of control datagrams one way
+COUNTER_LAST = COUNTER_MAX - (1 << 20)  # from here on a session is ended: more than it says between two sweeps
+
+
 class Network:
     """A tenant: what its members may send together, and what they sent."""
 
@@ -135,6 +139,7 @@ class Roster:
         self.by_session: dict[int, Member] = {}
         self.networks: dict[str, Network] = {}
         self._older: dict[bytes, Member] = {}  # replaced, the longest ago first; one a key
+        self._by_device: dict[tuple[str, str], set[Member]] = {}  # (network, device)
         # Network → key → the siblings that have it, the newest claim first. What one network's relays claim is nothing
         # to another, whatever keys they name.
         self._away: dict[str, dict[bytes, tuple[Stream, ...]]] = {}
@@ -155,6 +160,7 @@ class Roster:
             self._older[member.key] = before
         self.by_key[member.key] = member
         member.network.members += 1
+        self._by_device.setdefault((member.network.id, member.pass_.device), set()).add(member)
         if member.session is not None:
             self.by_session[member.session.id] = member
         return before
@@ -164,6 +170,10 @@ class Roster:
         if member.session is not None:
             del self.by_session[member.session.id]
         member.network.members -= 1
+        device = member.network.id, member.pass_.device
+        self._by_device[device].remove(member)
+        if not self._by_device[device]:
+            del self._by_device[device]
         older = self._older.pop(member.key, None)
         if older is member:
             return False
@@ -192,7 +202,7 @@ class Roster:
         return [member for member in self._older.values() if (member.replaced_at or 0.0) <= now]
 
     def of_device(self, network: str, device: str) -> list[Member]:
-        return [member for member in self if member.network.id == network and member.pass_.device == device]
+        return list(self._by_device.get((network, device), ()))
 
     # What siblings have
 

@@ -12,6 +12,7 @@ from relay.core.forwarding import Forwarder
 from relay.core.knocks import Knocks
 from relay.core.limits import MEMBER_RATE, NETWORK_RATE, Rate, RelayLimits
 from relay.core.lobby import REPLACED_LINGER_S, Lobby
+from relay.core.members import COUNTER_LAST
 from relay.core.shared import Happening, Shared, Train
 from relay.core.siblings import Siblings
 from relay.core.streams import Streams
@@ -138,7 +139,10 @@ class RelayCore:
 
         Raises RelayError.
         """
-        network, device, wall_s = self.shared.admission.revoke(data)
+        revoked = self.shared.admission.revoke(data)
+        if revoked is None:
+            return
+        network, device, wall_s = revoked
         for member in self.shared.roster.of_device(network, device):
             if member.pass_.wall_s <= wall_s:
                 self._lobby.dismiss(member, Refusal.REVOKED)
@@ -252,6 +256,8 @@ class RelayCore:
         for member in self.shared.roster:
             if now - member.heard_at > member.silence_s:
                 self._lobby.dismiss(member, Refusal.IDLE)
+            elif member.session is not None and member.session.down_counter >= COUNTER_LAST:
+                self._lobby.dismiss(member, Refusal.NO_SESSION)  # it logs in again, and counts from the start
             elif member.pass_.not_after < wall_s:
                 self._lobby.dismiss(member, Refusal.EXPIRED)
         self.streams.sweep(now)

@@ -17,7 +17,7 @@ from edgeagent.proto.relay_frames import (
 )
 from relay.core.admission import Admission
 from relay.core.limits import Rate, RelayLimits
-from relay.core.members import Member, Network, Roster, Stream, StreamState
+from relay.core.members import COUNTER_MAX, Member, Network, Roster, Stream, StreamState
 from relay.core.reasons import RelayDrop
 
 SEGMENTS_MAX = 64  # datagrams of one train: UDP_MAX_SEGMENTS of Linux before 6.9
@@ -211,6 +211,8 @@ class Shared:
     def send_control(self, member: Member, kind: int, body: bytes = b"", channel: int = 0) -> None:
         session = member.session
         assert session is not None
+        if session.down_counter >= COUNTER_MAX:
+            return  # it is about to be ended
         session.down_counter += 1
         datagram = control_datagram(
             self.crypto, session.keys.down, kind, session.id, session.down_counter, body, channel

@@ -14,6 +14,7 @@ from edgeagent.proto.relay_frames import (
     CHALLENGE_SIZE,
     CHALLENGED,
     DENIED,
+    DRAINING,
     LOGGING_IN,
     LOGIN,
     REFUSED,
@@ -26,9 +27,10 @@ from edgeagent.proto.relay_frames import (
 from edgeagent.proto.relay_login import Role, write_login
 from edgeagent.proto.relay_pass import Pass, open_pass
 from edgeagent.proto.signed import sign_object
-from relay.core import lobby
+from relay.core import admission, lobby
 from relay.core.limits import Rate, RelayLimits
-from relay.core.relay import RelayCore
+from relay.core.members import COUNTER_LAST, COUNTER_MAX
+from relay.core.relay import SWEEP_S, RelayCore
 from relay.core.shared import Train
 from tests.relay import kit
 from tests.relay.kit import World
@@ -212,6 +214,56 @@ def test_full_is_full_but_who_is_in_may_come_again() -> None:
     a.client.stop(world.now)
     world.advance(30)
     assert late.client.alive
+
+
+def test_removals_of_one_network_do_not_make_those_of_another_forgotten() -> None:
+    world = World(kit.make_core(logins_remembered=10))
+    world.core.revoke(gone(1))
+    for number in range(20):
+        world.core.revoke(gone(number, seed=kit.OTHER_SEED, network=kit.OTHER_NETWORK))
+    host = world.add(1)
+    world.settle()
+    assert not host.client.alive and set(kit.refusals(world.core)) == {"revoked"}
+
+
+def test_a_removal_that_is_known_costs_no_signature(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    world.core.revoke(gone(1, wall_s=kit.WALL_S + 5))
+    monkeypatch.setattr(admission, "open_signed", None)
+    for wall_s in (kit.WALL_S, kit.WALL_S + 5):
+        world.core.revoke(gone(1, wall_s=wall_s))
+    monkeypatch.undo()
+    world.core.revoke(gone(1, wall_s=kit.WALL_S + 6))
+    assert world.core.shared.admission._revoked_at(kit.NETWORK, kit.device(1)) == kit.WALL_S + 6
+
+
+@pytest.mark.parametrize("carrier", [UDP, TLS])
+def test_a_removal_finds_its_device_and_not_the_whole_roster(carrier: Carrier) -> None:
+    world = World()
+    host = world.join(1, carrier)
+    roster = world.core.shared.roster
+    assert [member.key for member in roster.of_device(kit.NETWORK, kit.device(1))] == [host.key]
+    assert roster.of_device(kit.OTHER_NETWORK, kit.device(1)) == []
+    host.client.stop(world.now)
+    world.settle()
+    assert roster.of_device(kit.NETWORK, kit.device(1)) == [] and not roster._by_device
+
+
+def test_a_session_whose_counter_runs_out_is_ended_and_comes_again() -> None:
+    world = World()
+    host = world.join(1, UDP)
+    (member,) = world.core.shared.roster
+    assert member.session is not None
+    member.session.down_counter = COUNTER_MAX
+    world.core.shared.send_control(member, DRAINING, bytes(2))
+    assert world.core.drain_trains() == []
+    member.session.down_counter = COUNTER_LAST
+    world.advance(SWEEP_S)
+    assert kit.refusals(world.core) == {"no-session": 1}
+    world.advance(60)
+    assert host.client.alive
+    (member,) = world.core.shared.roster
+    assert member.session is not None and member.session.down_counter < 100
 
 
 @pytest.mark.parametrize("carrier", [UDP, TLS])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import threading
 import time
 from collections.abc import Iterator
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from relay import cli, registrar
-from relay.registrar import Registrar, RegistrarDied
+from relay.hub_session import Leave
+from relay.registrar import ORDERS_PER_TURN, Registrar, RegistrarDied
 from tests.hub.rig import wait_until
 from tests.relay import kit
 
@@ -51,6 +53,23 @@ def test_a_bug_in_a_turn_does_not_end_the_thread(made: Registrar, monkeypatch: p
     made.tell({})
     assert again.wait(20)
     made.check()
+
+
+def test_orders_are_taken_some_at_a_time(made: Registrar) -> None:
+    """Twenty thousand removals at once, each a signature, would hold up every member."""
+
+    def readable() -> bool:
+        return bool(select.select([made.fileno()], [], [], 0)[0])
+
+    made._orders.extend(Leave(str(n)) for n in range(2 * ORDERS_PER_TURN + 1))
+    assert not readable()
+    got = made.take()
+    assert len(got) == ORDERS_PER_TURN and readable()
+    got += made.take()
+    assert readable()
+    got += made.take()
+    assert not readable() and made.take() == []
+    assert [order.network for order in got if isinstance(order, Leave)] == [str(n) for n in range(len(got))]
 
 
 def test_a_thread_that_ended_is_noticed(made: Registrar) -> None:
