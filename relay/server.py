@@ -445,7 +445,9 @@ class StreamServer:
         except (ssl.SSLWantWriteError, BlockingIOError):
             pass
         if view:
-            connection.out = view
+            # A small rest is not to hold the whole buffer
+            whole = memoryview(view.obj).nbytes
+            connection.out = view if 2 * len(view) > whole else memoryview(bytes(view))
             connection.blocked = True
             self._tell_blocked(connection)
             self._watch(connection)
@@ -462,7 +464,7 @@ class StreamServer:
     def _tell_blocked(self, connection: Connection) -> None:
         """The core hears of a stream that is blocked as soon as it knows the stream."""
         if connection.out is not None:
-            self._core.stream_blocked(connection.id)
+            self._core.stream_blocked(connection.id, len(connection.out))
 
     # The table
 

@@ -18,7 +18,7 @@ class RelayLimits:
         "channels": 256,  # that one session binds, its own among them
         "queue_packets": 32,  # that wait for one member that reads slowly
         "queue_bytes": 131_072,  # of those, and the most that one write holds
-        "queues_bytes": 67_108_864,  # that wait for all members
+        "queues_bytes": 67_108_864,  # that wait for all members, unsent rests of writes among them
         "fair_share_bytes": 1_048_576,  # that wait of one network while the relay's own rate is used up
         "siblings": 16,  # other relays of the region
         "sibling_members": 200_000,  # members that siblings announced; each sibling has as many as any other

@@ -66,12 +66,14 @@ class Stream:
         "source",
         "splitter",
         "state",
+        "unsent_bytes",
     )
 
     def __init__(self, now: float, conn: int, source: bytes, queue: SendQueue) -> None:
         self.conn = conn
         self.source = source  # address, 4 or 16 B
         self.queue = queue
+        self.unsent_bytes = 0  # of a write that the kernel did not take whole
         self.state = StreamState.STRANGER
         self.heard_at = now
         self.splitter = FrameSplitter()

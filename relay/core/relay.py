@@ -12,13 +12,16 @@ from relay.core.forwarding import Forwarder
 from relay.core.knocks import Knocks
 from relay.core.limits import MEMBER_RATE, NETWORK_RATE, Rate, RelayLimits
 from relay.core.lobby import REPLACED_LINGER_S, Lobby
-from relay.core.members import COUNTER_LAST
+from relay.core.members import COUNTER_LAST, StreamState
 from relay.core.shared import Happening, Shared, Train
 from relay.core.siblings import Siblings
 from relay.core.streams import Streams
 from relay.core.stun_server import StunServer
 
 SWEEP_S = 2.0
+SCARCE_WRITE_BYTES = (
+    16_384  # of one write while what waits for slow members is half of what may: it may have to wait too
+)
 DRAIN_MAX_S = 600
 
 
@@ -106,10 +109,11 @@ class RelayCore:
     def stream_received(self, now: float, conn: int, data: bytes) -> None:
         self.streams.received(now, conn, data)
 
-    def stream_blocked(self, conn: int) -> None:
+    def stream_blocked(self, conn: int, unsent_bytes: int = 0) -> None:
+        """`unsent_bytes` of the last write wait in the shell; said again when they are fewer."""
         stream = self.shared.streams.get(conn)
         if stream is not None:
-            self.shared.block(stream)
+            self.shared.block(stream, unsent_bytes)
 
     def stream_writable(self, conn: int) -> None:
         stream = self.shared.streams.get(conn)
@@ -223,13 +227,23 @@ class RelayCore:
     # Outputs
 
     def drain_writes(self) -> list[tuple[int, bytes]]:
-        """(connection, what to write to it), of connections that are not blocked."""
+        """(connection, what to write to it), of connections that are not blocked. Again until there is nothing."""
         self._siblings.tell()
-        dirty = self.shared.dirty
-        if not dirty:
+        shared = self.shared
+        if not shared.dirty:
             return []
-        self.shared.dirty = {}
-        return [(conn, stream.queue.take()) for conn, stream in dirty.items() if not stream.queue.blocked]
+        dirty, shared.dirty = shared.dirty, {}
+        limits = shared.limits
+        most = SCARCE_WRITE_BYTES if shared.queued_bytes > limits.queues_bytes // 2 else limits.queue_bytes
+        writes = []
+        for conn, stream in dirty.items():
+            if stream.queue.blocked:
+                continue
+            # What waits is not taken apart for one that is to be closed now
+            writes.append((conn, stream.queue.take(None if stream.state is StreamState.CLOSED else most)))
+            if stream.queue:
+                shared.dirty[conn] = stream
+        return writes
 
     def drain_closes(self) -> list[int]:
         closes, self.shared.closes = self.shared.closes, []

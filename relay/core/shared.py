@@ -99,7 +99,7 @@ class Shared:
         self.drops: dict[RelayDrop, int] = dict.fromkeys(RelayDrop, 0)
         self.refusals: dict[Refusal, int] = dict.fromkeys(Refusal, 0)
         self.by_stream, self.by_datagram, self.by_sibling = Traffic(), Traffic(), Traffic()
-        self.queued_bytes = 0  # that wait for blocked streams
+        self.queued_bytes = 0  # that wait for blocked streams, here or in the shell
         self.streams: dict[int, Stream] = {}
         self.dirty: dict[int, Stream] = {}  # streams with something to be written
         self.closes: list[int] = []  # connections to be closed when all is written
@@ -154,15 +154,18 @@ class Shared:
             self.drop(RelayDrop.QUEUE_FULL, dropped)
         return True
 
-    def block(self, stream: Stream) -> None:
+    def block(self, stream: Stream, unsent_bytes: int) -> None:
         if not stream.queue.blocked:
             stream.queue.blocked = True
             self.queued_bytes += stream.queue.bytes
+        self.queued_bytes += unsent_bytes - stream.unsent_bytes
+        stream.unsent_bytes = unsent_bytes
 
     def unblock(self, stream: Stream) -> None:
         if stream.queue.blocked:
             stream.queue.blocked = False
-            self.queued_bytes -= stream.queue.bytes
+            self.queued_bytes -= stream.queue.bytes + stream.unsent_bytes
+            stream.unsent_bytes = 0
             if stream.queue:
                 self.dirty[stream.conn] = stream
 

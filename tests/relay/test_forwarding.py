@@ -175,6 +175,31 @@ def test_all_slow_members_together_have_a_bound() -> None:
     assert world.core.shared.queued_bytes == 0 and len(world.core.shared.roster) == 1
 
 
+def test_writes_are_small_while_much_waits_unsent() -> None:
+    """Each may have to wait as well: in full size they would be many times what may wait."""
+    world = World(kit.make_core(queues_bytes=100_000))
+    a, deaf, b = world.join(1, UDP), world.join(2, TLS), world.join(3, TLS)
+    assert deaf.conn is not None and b.conn is not None
+    shared = world.core.shared
+
+    def sizes() -> list[int]:
+        for _ in range(20):
+            shared.write_packet(shared.streams[b.conn or 0], bytes(4_000))
+        written = []
+        while writes := world.core.drain_writes():
+            written += [len(data) for _, data in writes]
+        return written
+
+    assert sizes() == [80_000]
+    world.core.stream_blocked(deaf.conn, 60_000)
+    assert shared.queued_bytes == 60_000 and sizes() == 5 * [16_000]
+    world.core.stream_blocked(deaf.conn, 100_000)
+    world.send(a, deaf, bytes(1_000))
+    assert drops(world.core) == {"queues-full": 1}
+    world.core.stream_writable(deaf.conn)
+    assert shared.queued_bytes == 0 and sizes() == [80_000]
+
+
 @pytest.mark.parametrize("carrier", [UDP, TLS])
 def test_a_member_keeps_to_its_rate_and_class(carrier: Carrier) -> None:
     world = World(kit.make_core(rates={0: Rate(100_000, 1_000), 2: Rate(400_000, 4_000)}))

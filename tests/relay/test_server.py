@@ -158,6 +158,22 @@ def test_a_stream_that_is_blocked_before_the_core_knows_it_is_blocked_then(bench
     assert kind == CHALLENGE and bench.watched(sock) == IN
 
 
+def test_what_is_unsent_is_counted_and_no_more_than_that_is_held(bench: Bench) -> None:
+    sock, connection = bench.connect()
+    bench.ready(sock, IN, upgrade_request("x"))
+    shared, sock.room = bench.core.shared, 4_000
+    shared.write_packet(shared.streams[connection.id], bytes(10_000))
+    bench.server.flush(kit.NOW)
+    assert shared.queued_bytes == 6_000
+    sock.room = 2_000
+    bench.ready(sock, OUT)
+    assert connection.out is not None and shared.queued_bytes == memoryview(connection.out.obj).nbytes == 4_000
+    shared.write_packet(shared.streams[connection.id], bytes(700))
+    assert shared.queued_bytes == 4_700
+    bench.ready(sock, HUP, b"")
+    assert sock.closed and shared.queued_bytes == 0
+
+
 def test_a_read_that_has_to_write_first_waits_for_room(bench: Bench) -> None:
     """A key update of the other end's: what it sends meanwhile would wake the relay without end."""
     sock, connection = bench.connect()
