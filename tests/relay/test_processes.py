@@ -268,7 +268,7 @@ def test_noise_on_the_tls_port(relay: RelayProcess) -> None:
         pump([a], lambda: 'reason="door-source"} 0' not in relay.metrics())
         for sock in held:
             sock.close()
-        assert relay.get("tls", "/\x00")[0] == 400
+        assert relay.get_in("tls", "/\x00")[0] == 400
         pump([a], lambda: a.client.alive and 'edgerelay_members{carrier="tls"} 1' in relay.metrics())
         assert 'reason="tls-failed"} 0' not in relay.metrics()
 
