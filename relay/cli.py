@@ -15,6 +15,7 @@ from edgeagent.crypto import CryptoUnavailable
 from edgeagent.crypto import load as load_crypto
 from edgeagent.proto.keys import generate_private_key, to_base64
 from relay.config import SETTINGS, ConfigError, load, parse_address, read_private_key
+from relay.registrar import RegistrarDied
 from relay.serve import Ports, Relay
 from relay.status import NoAnswer, fetch, show, summarise
 
@@ -123,7 +124,11 @@ def _serve(options: argparse.Namespace) -> int:
         where = f"listen {settings.listen}, udp {settings.udp}"
         print(f"edgerelay: cannot open: {error.strerror or error} ({where}, cert {settings.cert})", file=sys.stderr)
         return FAILED
-    relay.run(lambda: _say_ready(settings.id, ports, as_json=options.json))
+    try:
+        relay.run(lambda: _say_ready(settings.id, ports, as_json=options.json))
+    except RegistrarDied as error:  # whoever supervises this process starts another
+        print(f"edgerelay: {error}; see the log above, and start it again", file=sys.stderr)
+        return FAILED
     return OK
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from edgeagent.proto.control import RELAY_HOSTS_MAX
 from edgeagent.proto.errors import RemoteProtocolError
-from edgeagent.proto.keys import clamp, from_base64, from_hex
+from edgeagent.proto.keys import clamp, from_base64, from_hex, has_small_order
 from edgeagent.proto.names import is_host_name, is_host_port
 from relay.core.limits import MEMBER_RATE, NETWORK_RATE, Rate, RelayLimits
 from relay.state import StateUnusable, own_name, relay_key, saved_networks
@@ -118,7 +118,10 @@ def _sibling(text: str) -> Sibling:
     try:
         address = parse_address(place)
         ip_address(address.host)  # no name: looking one up would hold up every member
-        return Sibling(_label(name), address, from_base64(key))
+        sibling = Sibling(_label(name), address, from_base64(key))
+        if has_small_order(sibling.key):
+            raise ValueError("a key that is no secret's")
+        return sibling
     except (ValueError, RemoteProtocolError):
         raise ValueError("ID=IP-ADDRESS:PORT=KEY, the key in base64 as `edgerelay keygen` prints it") from None
 

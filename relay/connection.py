@@ -30,22 +30,54 @@ class Phase(Enum):
     RELAY = "relay"
 
 
-class Call:
-    """A sibling that this relay is to keep a link to. Of two relays the one with the lesser key calls."""
+class Place:
+    """What one network says of a sibling: its id there, where it is, and the SHA-256 of its certificate (b"": any)."""
 
-    __slots__ = ("again_at", "conn", "host", "key", "port", "sibling")
+    __slots__ = ("host", "pin", "port", "sibling")
 
-    def __init__(self, sibling: str, host: str, port: int, key: bytes) -> None:
+    def __init__(self, sibling: str, host: str, port: int, pin: bytes = b"") -> None:
         self.sibling = sibling
         self.host = host
         self.port = port
+        self.pin = pin
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Place) and self._all == other._all
+
+    def __hash__(self) -> int:
+        return hash(self._all)
+
+    @property
+    def _all(self) -> tuple[str, str, int, bytes]:
+        return self.sibling, self.host, self.port, self.pin
+
+
+class Call:
+    """A sibling that this relay is to keep a link to. Of two relays the one with the lesser key calls.
+
+    Each try is at the next of `places`: what one network says of a relay does not keep it from another.
+    """
+
+    __slots__ = ("again_at", "conn", "key", "place", "places", "tries")
+
+    def __init__(self, key: bytes, places: list[Place]) -> None:
         self.key = key
+        self.places = places
+        self.place = places[0]
+        self.tries = 0
         self.conn: int | None = None
         self.again_at = 0.0
+
+    def begin(self) -> Place:
+        """One more try."""
+        self.place = self.places[self.tries % len(self.places)]
+        self.tries += 1
+        return self.place
 
 
 class Connection:
     __slots__ = (
+        "blocked",
         "call",
         "closing",
         "deadline",
@@ -59,6 +91,7 @@ class Connection:
         "reader",
         "sock",
         "source",
+        "stalled",
     )
 
     def __init__(self, number: int, sock: socket.socket, phase: Phase, listener: Listener, source: bytes) -> None:
@@ -75,6 +108,8 @@ class Connection:
         self.deadline: float | None = None  # of a call, until the link is up
         self.inside = False  # logged in
         self.closing = False  # as soon as `out` is out
+        self.blocked = False  # the kernel did not take `out` whole, and the core knows
+        self.stalled = False  # TLS has something to write before it reads on, as after a key update
 
 
 def server_context(certificate: str, key: str) -> ssl.SSLContext:

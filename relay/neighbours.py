@@ -6,14 +6,16 @@ import logging
 from selectors import EVENT_READ, BaseSelector
 
 from edgeagent.io.pinnedtls import Resolver, literal_family
+from edgeagent.proto.keys import has_small_order
 from edgeagent.proto.names import split_host_port
 from edgeagent.proto.relaymap import RelayInfo
-from relay.connection import Call
+from relay.connection import Call, Place
 from relay.core.admission import Neighbour
 
 log = logging.getLogger("edgerelay")
 
 RESOLVE_AGAIN_S = 300.0
+RETRY_S = 10.0  # after there was no descriptor or no thread for a look-up
 
 
 class Neighbourhood:
@@ -58,19 +60,21 @@ class Neighbours:
         if not self._changed:
             return None
         self._changed = False
-        infos: dict[bytes, RelayInfo] = {}
+        names: dict[bytes, str] = {}
         networks: dict[bytes, set[str]] = {}
+        places: dict[bytes, dict[Place, None]] = {}
         for network in sorted(self._of):
             for info in self._of[network]:
-                infos.setdefault(info.key, info)
+                if has_small_order(info.key):
+                    continue
+                names.setdefault(info.key, info.id)
                 networks.setdefault(info.key, set()).add(network)
-        neighbours = {key: Neighbour(info.id, frozenset(networks[key])) for key, info in infos.items()}
-        calls = []
-        for key, info in infos.items():
-            place = self._place(info)
-            if self._own_key < key and place is not None:
-                calls.append(Call(info.id, *place, key))
-        return Neighbourhood(neighbours, calls)
+                address = self._address(info)
+                if self._own_key < info.key and address is not None:
+                    place = Place(info.id, *address, info.certificate_sha256)
+                    places.setdefault(info.key, {})[place] = None
+        neighbours = {key: Neighbour(name, frozenset(networks[key])) for key, name in names.items()}
+        return Neighbourhood(neighbours, [Call(key, list(of)) for key, of in places.items()])
 
     def close(self) -> None:
         if self._resolver is not None:
@@ -78,7 +82,7 @@ class Neighbours:
             self._resolver[1].close()
             self._resolver = None
 
-    def _place(self, info: RelayInfo) -> tuple[str, int] | None:
+    def _address(self, info: RelayInfo) -> tuple[str, int] | None:
         """Its first address; one that is written as such goes before those that names lead to."""
         parsed = [split_host_port(host) for host in info.hosts]
         for host, port in parsed:
@@ -99,14 +103,25 @@ class Neighbours:
         ]
         self._wanted = [name for name in dict.fromkeys(names) if literal_family(name) is None]
         self._again_at = now + RESOLVE_AGAIN_S if self._wanted else None
-        self._look_up_next()
+        self._look_up_next(now)
 
-    def _look_up_next(self) -> None:
-        if self._resolver is None and self._wanted:
-            name = self._wanted.pop(0)
+    def _look_up_next(self, now: float) -> None:
+        if self._resolver is not None or not self._wanted:
+            return
+        name = self._wanted[0]
+        try:
             resolver = Resolver(name, 0)
-            self._resolver = (name, resolver)
-            self._selector.register(resolver.wake, EVENT_READ, self._resolved)
+            try:
+                self._selector.register(resolver.wake, EVENT_READ, self._resolved)
+            except OSError:
+                resolver.close()
+                raise
+        except OSError as error:
+            log.warning("sibling: %s: %s", name, error.strerror)
+            self._again_at = now + RETRY_S
+            return
+        del self._wanted[0]
+        self._resolver = (name, resolver)
 
     def _resolved(self, now: float, fd: int) -> None:
         assert self._resolver is not None
@@ -121,4 +136,4 @@ class Neighbours:
                 self._changed = True
         else:
             log.warning("sibling: %s", resolver.error)
-        self._look_up_next()
+        self._look_up_next(now)

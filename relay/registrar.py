@@ -30,8 +30,14 @@ log = logging.getLogger("edgerelay")
 FAREWELL_S = 1.0  # for brokers to take the last messages
 LOOK_S = 5.0  # how often members are counted for hubs
 ORDERS_MAX = 20_000  # that the main loop has not taken: beyond it the thread waits
+ORDERS_PER_TURN = 64  # that the main loop takes at once: a removal is a signature to be checked
+FAULT_PAUSE_S = 1.0  # after a bug, which may well be there in the next turn too
 
 Order = Serve | Leave | Revoke | Neighbourhood
+
+
+class RegistrarDied(Exception):
+    """The thread has ended on its own. Removals would not be heard any more: better a relay that begins anew."""
 
 
 class RegistrationState:
@@ -50,7 +56,8 @@ class RegistrationState:
 class Registrar:
     """`open`, `tell`, `start`; whenever `fileno()` is readable do what `take` lists; `count`, and `tell` again; `stop`.
 
-    What an earlier run learned is in the first `take`, so that its networks are served before any hub is reached.
+    What an earlier run learned is there to be taken after `open`, so that its networks are served before any hub is
+    reached.
     `tokens` are by network id, `crypto` is nobody else's. `open` raises StateError.
     """
 
@@ -114,12 +121,14 @@ class Registrar:
         return self._ready
 
     def take(self) -> list[Order]:
-        """What hubs want, in order."""
+        """The next of what hubs want, in order; `fileno()` stays readable while there is more."""
         with suppress(BlockingIOError):
             os.eventfd_read(self._ready)
-        orders = []
-        while self._orders:
+        orders: list[Order] = []
+        while self._orders and len(orders) < ORDERS_PER_TURN:
             orders.append(self._orders.popleft())
+        if self._orders:
+            os.eventfd_write(self._ready, 1)
         return orders
 
     def tell(self, fields: dict[str, Any]) -> None:
@@ -134,6 +143,11 @@ class Registrar:
 
     def states(self) -> list[RegistrationState]:
         return [RegistrationState(session) for session in self._sessions]
+
+    def check(self) -> None:
+        """After `start`: raises RegistrarDied."""
+        if not self._stopping and not self._thread.is_alive():
+            raise RegistrarDied("the thread that hears hubs has ended")
 
     def stop(self) -> None:
         """Say good-bye, and end the thread."""
@@ -157,7 +171,12 @@ class Registrar:
 
     def _run(self) -> None:
         while not self._stopping:
-            self._turn(self._due())
+            # A bug, or a message that finds one, is not to end the thread: no removal would be heard any more
+            try:
+                self._turn(self._due())
+            except Exception:
+                log.exception("registrar: all goes on in a moment")
+                time.sleep(FAULT_PAUSE_S)
         now = time.monotonic()
         for session in self._sessions:
             session.farewell(now)
@@ -167,7 +186,6 @@ class Registrar:
 
     def _turn(self, due: float) -> None:
         """Wait until `due` or until something is there, and see to it."""
-        # A bug, or a message that finds one, is not to end the thread: the relay would never hear of a removal again
         try:
             for key, _ in self._selector.select(max(0.0, due - time.monotonic())):
                 key.data(time.monotonic(), key.fd)

@@ -19,14 +19,15 @@ from edgeagent.io.keystore import StateError
 from edgeagent.proto.names import is_host_port
 from edgeagent.proto.relay_frames import RelayError
 from relay.config import ConfigError, Settings
-from relay.connection import Call, Listener, certificate_pin, server_context
+from relay.connection import Call, Listener, Place, certificate_pin, server_context
 from relay.core.doorway import Doorway
 from relay.core.http import Site
+from relay.core.lobby import REPLACED_MAX
 from relay.core.metrics import render
 from relay.core.relay import RelayCore
 from relay.hub_session import Leave, Revoke, Serve
 from relay.neighbours import Neighbourhood
-from relay.registrar import Registrar
+from relay.registrar import Order, Registrar
 from relay.server import StreamServer
 from relay.state import StateUnusable, certificate, make_directory, read_tokens
 from relay.udp import RelayUdp
@@ -75,7 +76,8 @@ class Relay:
         settings = self._settings
         now = time.monotonic()
         self._cert, self._key = self._certificate()
-        _raise_descriptor_limit(settings.limits.members + settings.limits.doorway + _DESCRIPTORS_SPARE)
+        limits = settings.limits
+        _raise_descriptor_limit(limits.members + REPLACED_MAX + limits.doorway + _DESCRIPTORS_SPARE)
         self._epoll = select.epoll()
         self._stack.callback(self._epoll.close)
         self._udp = RelayUdp()
@@ -101,7 +103,7 @@ class Relay:
         self._tls = server_context(self._cert, self._key)
         own_key = self._core.shared.admission.public
         self._given_calls = [
-            Call(sibling.id, sibling.address.host, sibling.address.port, sibling.key)
+            Call(sibling.key, [Place(sibling.id, sibling.address.host, sibling.address.port)])
             for sibling in settings.siblings
             if own_key < sibling.key  # one of two relays calls the other
         ]
@@ -129,7 +131,8 @@ class Relay:
         self._hosts = _public_hosts(settings, ports[0])
         self._registrar = self._open_registrar(own_key)
         if self._registrar is not None:
-            self._obey(now, self._registrar)
+            while orders := self._registrar.take():
+                self._obey(now, orders)
         return Ports(ports[0], self._udp.port, ports[1], ports[2])
 
     def _certificate(self) -> tuple[str, str]:
@@ -179,9 +182,9 @@ class Relay:
             "pin": certificate_pin(self._cert),
         }
 
-    def _obey(self, now: float, registrar: Registrar) -> None:
-        """What hubs have said since the last time."""
-        for order in registrar.take():
+    def _obey(self, now: float, orders: list[Order]) -> None:
+        """Do what hubs have said."""
+        for order in orders:
             if isinstance(order, Serve):
                 self._core.serve(now, order.network_key, order.relay, order.region)
             elif isinstance(order, Leave):
@@ -205,7 +208,10 @@ class Relay:
         self._stopping = True
 
     def run(self, ready: Callable[[], None] = lambda: None) -> None:
-        """Serve until drained. Handles SIGTERM and SIGINT (drain; the second: at once) and SIGHUP (certificate)."""
+        """Serve until drained. Handles SIGTERM and SIGINT (drain; the second: at once) and SIGHUP (certificate).
+
+        Raises RegistrarDied.
+        """
         with self._stack:
             wake_in, wake_out = socket.socketpair()
             self._stack.callback(wake_in.close)
@@ -264,16 +270,19 @@ class Relay:
                         udp.resume()
                     if mask & _IN:
                         trains = udp.receive(fd)
-                        if fd in second_fds:
-                            for train in trains:
-                                core.handle_stun(now, train)
-                        else:
-                            core.handle_trains(now, trains)
+                        try:
+                            if fd in second_fds:
+                                for train in trains:
+                                    core.handle_stun(now, train)
+                            else:
+                                core.handle_trains(now, trains)
+                        except Exception:  # noqa: BLE001  a bug that a datagram finds is not to end the relay
+                            server.count_fault(now, "datagrams that came together are dropped")
                         udp.send(core.drain_trains())
                 elif fd == self._wake_fd:
                     self._on_wake(now)
                 elif fd == hubs_fd and registrar is not None:
-                    self._obey(now, registrar)
+                    self._obey(now, registrar.take())
                 else:
                     server.ready(now, fd, mask)
             if now >= core.poll_timeout():
@@ -285,6 +294,7 @@ class Relay:
                 core.set_wall(now, time.time())
             if registrar is not None and now >= count_at:
                 count_at = now + COUNT_S
+                registrar.check()
                 registrar.count({network.id: network.members for network in core.shared.roster.networks.values()})
             server.flush(now)
             udp.send(core.drain_trains())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import socket
 import ssl
@@ -73,7 +74,7 @@ RESOLVERS_MAX = 6  # threads that ask name servers; one that was given up may st
 
 
 class Resolver:
-    """getaddrinfo in a thread; `wake` becomes readable when `done`. Raises OSError when there are no descriptors."""
+    """getaddrinfo in a thread; `wake` becomes readable when `done`. Raises OSError without a descriptor or a thread."""
 
     _threads: ClassVar[list[threading.Thread]] = []
 
@@ -89,8 +90,14 @@ class Resolver:
             self.done = True
             self._signal.close()
             return
-        threads.append(threading.Thread(target=self._run, args=(host, port), daemon=True))
-        threads[-1].start()
+        thread = threading.Thread(target=self._run, args=(host, port), daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # what threading makes of EAGAIN
+            self.wake.close()
+            self._signal.close()
+            raise OSError(errno.EAGAIN, "no thread for a name look-up") from None
+        threads.append(thread)
 
     def _run(self, host: str, port: int) -> None:
         try:

@@ -210,8 +210,10 @@ class RelayStreams:
         elif stream.stage is _Stage.HANDSHAKE:
             self._shake(stream)
         elif stream.stage is _Stage.UPGRADE:
+            stream.writes = False
             self._read_upgrade(stream)
         else:
+            stream.writes = False
             was_blocked = bool(stream.out)
             if self._push(stream):
                 if was_blocked and not stream.out:
@@ -329,6 +331,9 @@ class RelayStreams:
             data = stream.sock.recv(READ_BYTES)
         except ssl.SSLWantReadError:
             return
+        except ssl.SSLWantWriteError:
+            stream.writes = True
+            return
         if not data:
             raise OSError(errno.ECONNRESET, "closed")
         response = stream.reader.feed(data)
@@ -356,7 +361,12 @@ class RelayStreams:
                     self._end(stream, "closed by the relay")
                     return
                 self.events.append(Data(stream.number, data))
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+        except ssl.SSLWantReadError:
+            return
+        except ssl.SSLWantWriteError:
+            # A key update has to be answered first. What is there to be read would wake us for nothing until then
+            stream.writes = True
+            self._watch(stream)
             return
         except OSError as error:
             self._end(stream, str(error.strerror or error))

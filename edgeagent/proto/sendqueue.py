@@ -59,10 +59,25 @@ class SendQueue:
         self.dropped += dropped
         return dropped
 
-    def take(self) -> bytes:
-        """All that waits, in one piece."""
+    def take(self, bytes_max: int | None = None) -> bytes:
+        """All that waits, in one piece; or whole frames of at most `bytes_max`, and one at least."""
+        if bytes_max is not None:
+            return self._take_some(bytes_max)
         taken = b"".join((*self._controls, *self._packets))
         self._controls.clear()
         self._packets.clear()
         self.bytes = 0
         return taken
+
+    def _take_some(self, bytes_max: int) -> bytes:
+        taken: list[bytes] = []
+        size = 0
+        while self._controls or self._packets:
+            queue = self._controls or self._packets
+            size += len(queue[0])
+            if taken and size > bytes_max:
+                break
+            taken.append(queue.popleft())
+            if queue is self._packets:
+                self.bytes -= len(taken[-1])
+        return b"".join(taken)

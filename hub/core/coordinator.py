@@ -248,8 +248,8 @@ class Coordinator:
             self.drops[HubDrop.WRONG_REGION] += 1
         elif relays.has_key(tx, body["k"], relay.id):
             self.drops[HubDrop.RELAY_KEY_TAKEN] += 1
-        else:
-            relays.take_word(tx, relay, body, wall_s)
+        elif not relays.take_word(tx, relay, body, wall_s):
+            self.drops[HubDrop.RELAY_RESTLESS] += 1
 
     def _handle_report(self, wall_s: int, tx: Tx, device: Device, key: bytes) -> None:
         if self._is_weak(key):

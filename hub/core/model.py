@@ -19,6 +19,8 @@ RELAY_GRACE_S = 3_600  # how long a relay that went offline stays in the maps: a
 CLAIM_GRACE_S = 30 * 86_400  # a finished token can still ask why; then its broker account goes
 DEVICES_MAX = 200_000  # rows, removed devices included
 PENDING_MAX = 1_000  # devices that wait for a person
+RELAY_CHANGE_S = 600  # between two changes of one relay in the maps, which are written anew for all devices
+RELAY_CHANGE_MAX_S = 3_600  # the same for one that goes on changing: it doubles each time
 RELAYS_KNOWN_MAX = 256  # relays that have joined; a map names the best of them
 RELAY_LIST_BYTES_MAX = 8_192  # what relays may take of a map
 TOKENS_MAX = 10_000
@@ -46,6 +48,7 @@ class HubDrop(Enum):
     NOT_A_DEVICE = "not-a-device"  # a relay asked or reported what only devices do
     WRONG_REGION = "wrong-region"  # a relay said another region than the one it was invited for
     RELAY_KEY_TAKEN = "relay-key-taken"  # a relay said a relay key that is another relay's: remove that one first
+    RELAY_RESTLESS = "relay-restless"  # a relay changed what it says of itself again so soon that maps follow later
 
 
 class DeviceState(Enum):

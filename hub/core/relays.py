@@ -2,6 +2,7 @@
 
 All maps of a network name the same relays. That list is kept as it was last said; whenever a relay speaks, comes, goes
 or is put out it is chosen anew, and only if it is another list then are maps written again, in rounds of small steps.
+A relay that changes is listed as it was until its time has come: one of them must not keep all maps changing.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from edgeagent.proto.codec import decode, encode
 from edgeagent.proto.control import RELAY_FIELDS, RELAYS_MAX
 from hub.core.model import (
     PASS_LIFE_S,
+    RELAY_CHANGE_MAX_S,
+    RELAY_CHANGE_S,
     RELAY_GRACE_S,
     RELAY_LIST_BYTES_MAX,
     Device,
@@ -23,6 +26,7 @@ from hub.core.store import Tx
 
 ROUND_STEP = 32  # members of one step of a round
 _TAG = "tag:"
+_CHANGED = "changed"  # beside RELAY_FIELDS in what is kept of a relay
 
 
 def region_tag(region: str) -> str:
@@ -36,16 +40,40 @@ def region_of(relay: Device) -> str:
 
 def fields_of(relay: Device) -> dict[str, Any]:
     """What it said of itself, by the names of `RELAY_FIELDS`; empty when it said nothing yet."""
-    fields: dict[str, Any] = decode(relay.relay) if relay.relay else {}
-    return fields
+    kept: dict[str, Any] = decode(relay.relay) if relay.relay else {}
+    return {name: value for name, value in kept.items() if name in RELAY_FIELDS}
 
 
-def take_word(tx: Tx, relay: Device, body: dict[str, Any], wall_s: int) -> None:
-    """Keep what a relay says of itself. The number of its members is news to nobody but the operator."""
-    relay.relay = encode({name: body[name] for name in RELAY_FIELDS})
+def take_word(tx: Tx, relay: Device, body: dict[str, Any], wall_s: int) -> bool:
+    """Keep what a relay says of itself; False when maps name it as it was for a while.
+
+    The number of its members is news to nobody but the operator.
+    """
+    _keep(relay, {name: body[name] for name in RELAY_FIELDS}, *_changed(relay))
     relay.members = body["m"]
     tx.save_device(relay)
     refresh(tx, wall_s)
+    return _listed(tx).get(relay.name or "") in (None, _entry(relay))
+
+
+def _keep(relay: Device, fields: dict[str, Any], at: int, spacing_s: int) -> None:
+    relay.relay = encode({**fields, _CHANGED: [at, spacing_s]})
+
+
+def _changed(relay: Device) -> tuple[int, int]:
+    """When maps named a relay otherwise than before, and how long it has to stay so; zeros when they never did."""
+    at, spacing_s = (decode(relay.relay) if relay.relay else {}).get(_CHANGED, (0, 0))
+    return at, spacing_s
+
+
+def _listed(tx: Tx) -> dict[str, dict[str, Any]]:
+    """The entries of maps by name."""
+    encoded = tx.relay_list()
+    return {entry["id"]: entry for entry in decode(encoded)} if encoded else {}
+
+
+def _entry(relay: Device) -> dict[str, Any]:
+    return {"id": relay.name, **fields_of(relay)}
 
 
 def has_key(tx: Tx, key: bytes, but: str) -> bool:
@@ -55,16 +83,23 @@ def has_key(tx: Tx, key: bytes, but: str) -> bool:
 
 def refresh(tx: Tx, wall_s: int) -> None:
     """Choose the relays that maps name, and have all maps written again if they are others than before."""
-    before = tx.relay_list()
-    listed = [relay["id"] for relay in decode(before)] if before else []
-    chosen = choose(tx.relays(), listed, wall_s)
+    known, listed = tx.relays(), _listed(tx)
+    chosen = choose(known, listed, wall_s)
     encoded = encode(chosen) if chosen else b""
-    if encoded != before:
-        tx.save_relay_list(encoded)
-        tx.add_job(JobKind.MAPS, "", "")
+    if encoded == tx.relay_list():
+        return
+    tx.save_relay_list(encoded)
+    tx.add_job(JobKind.MAPS, "", "")
+    new = {entry["id"] for entry in chosen if listed.get(entry["id"], entry) != entry}
+    for relay in known:
+        if relay.name in new:
+            at, spacing_s = _changed(relay)
+            spacing_s = min(2 * spacing_s, RELAY_CHANGE_MAX_S) if wall_s - at < 2 * spacing_s else RELAY_CHANGE_S
+            _keep(relay, fields_of(relay), wall_s, spacing_s)
+            tx.save_device(relay)
 
 
-def choose(relays: list[Device], listed: list[str], wall_s: int) -> list[dict[str, Any]]:
+def choose(relays: list[Device], listed: dict[str, dict[str, Any]], wall_s: int) -> list[dict[str, Any]]:
     """At most RELAYS_MAX that are up, the regions in turn, those that are `listed` first; ordered by region and id.
 
     A relay is up for RELAY_GRACE_S more after it went. When none is up, those that are listed stay: they may well serve
@@ -76,7 +111,10 @@ def choose(relays: list[Device], listed: list[str], wall_s: int) -> list[dict[st
         up = [relay for relay in ready if relay.name in listed]
     by_region: dict[str, list[dict[str, Any]]] = {}
     for relay in sorted(up, key=lambda relay: (relay.name not in listed, relay.name)):
-        fields = {"id": relay.name, **fields_of(relay)}
+        fields = _entry(relay)
+        at, spacing_s = _changed(relay)
+        if at <= wall_s < at + spacing_s:
+            fields = listed.get(relay.name or "", fields)
         by_region.setdefault(fields["rg"], []).append(fields)
     chosen: list[dict[str, Any]] = []
     size = 3  # the list's head

@@ -100,7 +100,9 @@ class Admission:
         self._memory_max = limits.logins_remembered
         self._logins: OrderedDict[bytes, bytes] = OrderedDict()  # key → stamp of the last challenge that it used
         self._passes: OrderedDict[bytes, tuple[int, int]] = OrderedDict()  # node key → stamp of the newest pass
-        self._revoked: OrderedDict[tuple[str, str], int] = OrderedDict()  # (network, device) → wall time of its removal
+        # Network → device → wall time of its removal. A table each: a network that removes many does not make the relay
+        # forget the removals of another
+        self._revoked: dict[str, OrderedDict[str, int]] = {}
 
     def serve(self, key: bytes, relay: str, region: str) -> str:
         """One more network, or new names for one that is served. Returns its id."""
@@ -170,7 +172,7 @@ class Admission:
         pass_ = self._open_pass(wall_s, login)
         if pass_.stamp < self._passes.get(login.key, pass_.stamp):
             raise RelayError(Refusal.REPLAYED, "pass: a newer one was seen")
-        if pass_.wall_s <= self._revoked.get((pass_.network, pass_.device), -1):
+        if pass_.wall_s <= self._revoked_at(pass_.network, pass_.device):
             raise RelayError(Refusal.REVOKED, "pass: its device was removed")
         _remember(self._passes, login.key, pass_.stamp, self._memory_max)
         return Guest(login, pass_, None)
@@ -187,8 +189,9 @@ class Admission:
         keys = {network: served.key}
         return open_pass(self._crypto, keys, served.relay, served.region, login.key, wall_s, login.pass_object)
 
-    def revoke(self, data: bytes) -> tuple[str, str, int]:
-        """A signed `gone`: no pass of that device from before it counts again. Returns (network, device, when).
+    def revoke(self, data: bytes) -> tuple[str, str, int] | None:
+        """A signed `gone`: no pass of that device from before it counts again. Returns (network, device, when), None
+        when that was known.
 
         Raises RelayError: WRONG_NETWORK or BAD_PASS.
         """
@@ -197,6 +200,8 @@ class Admission:
             served = self.networks.get(head["n"])
             if served is None:
                 raise RelayError(Refusal.WRONG_NETWORK, "gone: of a network that this relay does not serve")
+            if head["w"] <= self._revoked_at(head["n"], head["s"]):
+                return None
             gone = open_signed(
                 self._crypto,
                 served.key,
@@ -208,9 +213,13 @@ class Admission:
             )
         except ControlError as error:
             raise RelayError(Refusal.BAD_PASS, str(error)) from None
-        who = (gone.network, gone.subject)
-        _remember(self._revoked, who, max(gone.wall_s, self._revoked.get(who, 0)), self._memory_max)
-        return (*who, gone.wall_s)
+        _remember(self._revoked.setdefault(gone.network, OrderedDict()), gone.subject, gone.wall_s, self._memory_max)
+        return gone.network, gone.subject, gone.wall_s
+
+    def _revoked_at(self, network: str, device: str) -> int:
+        """-1 when it was not, or nobody remembers."""
+        revoked = self._revoked.get(network)
+        return revoked.get(device, -1) if revoked is not None else -1
 
     def _mac(self, stamp: bytes, source: bytes) -> bytes:
         return self._crypto.blake2s(stamp + source, self._secret, MAC_SIZE)

@@ -13,20 +13,25 @@ from edgeagent.proto.relay_frames import (
     FRAME_HEAD,
     GONE,
     KEY_SIZE,
+    LONG_PROBE_SIZE,
     PEER_GONE,
+    PROBE,
     RECV,
     Gone,
     frame,
 )
 from relay.core.buckets import FairShare
-from relay.core.members import Member, Stream
+from relay.core.members import Member, Network, Stream
 from relay.core.reasons import RelayDrop
 from relay.core.shared import Shared, Train
 
 GONE_SPACING_S = 0.1  # between two PEER_GONE to one member
 BRAKE_S = 0.05  # how long a stream that sends too much is not read
 
-Waiting = tuple[Member, bytes, bytes, int]  # source, destination key, packet, ECN
+_PROBE = bytes((PROBE,))
+
+# Who sent it (a member, or a sibling by its relay key), source key, destination key, packet, ECN
+Waiting = tuple[Member | bytes, bytes, bytes, bytes, int]
 
 
 class Forwarder:
@@ -82,22 +87,37 @@ class Forwarder:
     def from_sibling(self, now: float, sibling: bytes, source: bytes, destination: bytes, packet: bytes) -> None:
         """A packet that another relay forwarded: for a member here, or for nobody."""
         shared = self._shared
-        member = shared.roster.by_key.get(destination)
+        member = self._here_for(sibling, destination)
         if member is None:
-            shared.drop(RelayDrop.SECOND_HOP)
-            return
-        if not shared.admission.shares(sibling, member.network.id):
-            shared.drop(RelayDrop.SIBLING_FOREIGN)
             return
         shared.by_sibling.packets_in += 1
         shared.by_sibling.bytes_in += len(packet)
-        self._deliver(member, source, [packet], len(packet), 0)
+        # The other relay has its own idea of what the network may send
+        if not member.network.bucket.take(now, len(packet), 1):
+            shared.drop(RelayDrop.TENANT_RATE)
+            member.network.dropped += 1
+        elif self._has_share(now, member.network, (sibling, source, destination, packet, 0)):
+            self._deliver(member, source, [packet], len(packet), 0)
+
+    def _here_for(self, sibling: bytes, destination: bytes) -> Member | None:
+        """The member that a sibling forwards to; None, and counted, when it is not one of its networks and here."""
+        shared = self._shared
+        member = shared.roster.by_key.get(destination)
+        if member is None:
+            shared.drop(RelayDrop.SECOND_HOP)
+        elif not shared.admission.shares(sibling, member.network.id):
+            shared.drop(RelayDrop.SIBLING_FOREIGN)
+            return None
+        return member
 
     def release(self, now: float) -> None:
         """Send on what waited for its share."""
         if self._fair is not None:
-            for source, key, packet, ecn in self._fair.release(now):
-                self._route(now, source, key, [packet], len(packet), ecn)
+            for origin, source, key, packet, ecn in self._fair.release(now):
+                if isinstance(origin, Member):
+                    self._route(now, origin, key, [packet], len(packet), ecn)
+                elif (member := self._here_for(origin, key)) is not None:
+                    self._deliver(member, source, [packet], len(packet), ecn)
 
     def ready_at(self) -> float | None:
         return self._fair.ready_at() if self._fair is not None else None
@@ -119,16 +139,24 @@ class Forwarder:
 
     def _pass_on(self, now: float, source: Member, key: bytes, packets: list[bytes], size: int, ecn: int) -> None:
         self._count_in(source, len(packets), size)
-        if self._fair is None or key == source.key:
+        if self._fair is None:
             self._route(now, source, key, packets, size, ecn)
             return
         for packet in packets:
-            at_once, dropped = self._fair.offer(now, source.network.id, len(packet), (source, key, packet, ecn))
-            if at_once:
+            # A probe that waited for its share would say that the relay is dead
+            is_probe = key == source.key and packet.startswith(_PROBE) and len(packet) <= LONG_PROBE_SIZE
+            if is_probe or self._has_share(now, source.network, (source, source.key, key, packet, ecn)):
                 self._route(now, source, key, [packet], len(packet), ecn)
-            elif dropped:
-                self._shared.drop(RelayDrop.FAIR_SHARE, dropped)
-                source.network.dropped += dropped
+
+    def _has_share(self, now: float, network: Network, waiting: Waiting) -> bool:
+        """Whether a packet may go at once; if not it waits, and the oldest of its network give way."""
+        if self._fair is None:
+            return True
+        at_once, dropped = self._fair.offer(now, network.id, len(waiting[3]), waiting)
+        if dropped:
+            self._shared.drop(RelayDrop.FAIR_SHARE, dropped)
+            network.dropped += dropped
+        return at_once
 
     def _route(self, now: float, source: Member, key: bytes, packets: list[bytes], size: int, ecn: int) -> None:
         shared = self._shared

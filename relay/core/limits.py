@@ -10,7 +10,7 @@ class RelayLimits:
 
     DEFAULTS: ClassVar[dict[str, int]] = {
         "members": 20_000,  # logged in at once, over all networks
-        "members_per_network": 20_000,
+        "members_per_network": 15_000,  # so that one network does not fill the relay
         "doorway": 1_024,  # connections that have not logged in yet
         "doorway_per_source": 64,  # of those, from one IPv4 address or IPv6 /64
         "login_timeout_s": 15,  # from connecting to being logged in
@@ -18,10 +18,10 @@ class RelayLimits:
         "channels": 256,  # that one session binds, its own among them
         "queue_packets": 32,  # that wait for one member that reads slowly
         "queue_bytes": 131_072,  # of those, and the most that one write holds
-        "queues_bytes": 67_108_864,  # that wait for all members
+        "queues_bytes": 67_108_864,  # that wait for all members, unsent rests of writes among them
         "fair_share_bytes": 1_048_576,  # that wait of one network while the relay's own rate is used up
         "siblings": 16,  # other relays of the region
-        "sibling_members": 200_000,  # members that siblings announced
+        "sibling_members": 200_000,  # members that siblings announced; each sibling has as many as any other
         "logins_remembered": 65_536,  # so that none of them is used twice
     }
 

@@ -17,6 +17,11 @@ from relay.core.limits import Rate
 SIBLING_CONTROLS_MAX = 1_024  # frames of up to 256 keys: what a link has to say when it comes up
 SIBLING_PACKETS_MAX = 1_024
 SIBLING_QUEUE_BYTES_MAX = 2_097_152
+CLAIMS_MAX = 4  # siblings that say of one key that they have it; the newest counts, the oldest gives way
+
+
+COUNTER_MAX = 0xFFFF_FFFF  # of control datagrams one way
+COUNTER_LAST = COUNTER_MAX - (1 << 20)  # from here on a session is ended: more than it says between two sweeps
 
 
 class Network:
@@ -49,6 +54,8 @@ class Stream:
 
     __slots__ = (
         "challenge",
+        "claimed",
+        "claims",
         "conn",
         "heard_at",
         "keys",
@@ -59,12 +66,14 @@ class Stream:
         "source",
         "splitter",
         "state",
+        "unsent_bytes",
     )
 
     def __init__(self, now: float, conn: int, source: bytes, queue: SendQueue) -> None:
         self.conn = conn
         self.source = source  # address, 4 or 16 B
         self.queue = queue
+        self.unsent_bytes = 0  # of a write that the kernel did not take whole
         self.state = StreamState.STRANGER
         self.heard_at = now
         self.splitter = FrameSplitter()
@@ -73,6 +82,8 @@ class Stream:
         self.sibling = ""  # its id, "" for what is no sibling
         self.sibling_key = b""
         self.keys: SessionKeys | None = None  # of our own login at a sibling
+        self.claims: dict[str, set[bytes]] = {}  # network → keys that this sibling says it has
+        self.claimed = 0  # how many those are
 
 
 class Session:
@@ -108,12 +119,12 @@ class Member:
     )
 
     def __init__(
-        self, now: float, pass_: Pass, network: Network, rate: Rate, silence_s: int, via: Stream | Session
+        self, now: float, pass_: Pass, network: Network, bucket: TokenBucket, silence_s: int, via: Stream | Session
     ) -> None:
         self.key = pass_.node_key
         self.pass_ = pass_
         self.network = network
-        self.bucket = TokenBucket(now, rate)
+        self.bucket = bucket
         self.silence_s = silence_s
         self.heard_at = now
         self.gone_at = 0.0
@@ -130,7 +141,11 @@ class Roster:
         self.by_session: dict[int, Member] = {}
         self.networks: dict[str, Network] = {}
         self._older: dict[bytes, Member] = {}  # replaced, the longest ago first; one a key
-        self._away: dict[bytes, tuple[Stream, str]] = {}  # key → the sibling that has it, and its network
+        self._by_device: dict[tuple[str, str], set[Member]] = {}  # (network, device)
+        # Network → key → the siblings that have it, the newest claim first. What one network's relays claim is nothing
+        # to another, whatever keys they name.
+        self._away: dict[str, dict[bytes, tuple[Stream, ...]]] = {}
+        self._claims = 0
 
     def __len__(self) -> int:
         return len(self.by_key) + len(self._older)
@@ -147,6 +162,7 @@ class Roster:
             self._older[member.key] = before
         self.by_key[member.key] = member
         member.network.members += 1
+        self._by_device.setdefault((member.network.id, member.pass_.device), set()).add(member)
         if member.session is not None:
             self.by_session[member.session.id] = member
         return before
@@ -156,6 +172,10 @@ class Roster:
         if member.session is not None:
             del self.by_session[member.session.id]
         member.network.members -= 1
+        device = member.network.id, member.pass_.device
+        self._by_device[device].remove(member)
+        if not self._by_device[device]:
+            del self._by_device[device]
         older = self._older.pop(member.key, None)
         if older is member:
             return False
@@ -170,40 +190,76 @@ class Roster:
         """The login of a key that was replaced and lingers."""
         return self._older.get(key)
 
+    @property
+    def replaced(self) -> int:
+        """Logins that were replaced and linger."""
+        return len(self._older)
+
+    def longest_replaced(self) -> Member:
+        """Of those the one that was replaced the longest ago. There must be one."""
+        return next(iter(self._older.values()))
+
     def replaced_before(self, now: float) -> list[Member]:
         """The logins that were replaced before `now`."""
         return [member for member in self._older.values() if (member.replaced_at or 0.0) <= now]
 
     def of_device(self, network: str, device: str) -> list[Member]:
-        return [member for member in self if member.network.id == network and member.pass_.device == device]
+        return list(self._by_device.get((network, device), ()))
 
     # What siblings have
 
     @property
     def away(self) -> int:
-        return len(self._away)
+        return sum(map(len, self._away.values()))
 
     def find_away(self, key: bytes, network: str) -> Stream | None:
         """The link to the sibling that has a member of `network`."""
-        found = self._away.get(key)
-        return found[0] if found is not None and found[1] == network else None
+        found = self._away.get(network)
+        links = found.get(key) if found is not None else None
+        return links[0] if links is not None else None
 
-    def is_away(self, key: bytes) -> bool:
-        return key in self._away
+    def set_away(self, key: bytes, link: Stream, network: str, link_max: int, all_max: int) -> bool:
+        """False when the sibling has no more room: of `link_max` for itself, or of `all_max` for all siblings."""
+        claims = link.claims.setdefault(network, set())
+        if key in claims:
+            return True
+        if link.claimed >= link_max or self._claims >= all_max:
+            return False
+        claims.add(key)
+        link.claimed += 1
+        self._claims += 1
+        keys = self._away.setdefault(network, {})
+        links = keys.get(key, ())
+        if len(links) >= CLAIMS_MAX:
+            self.unset_away(key, links[-1], network)
+            links = links[:-1]
+        keys[key] = (link, *links)
+        return True
 
-    def set_away(self, key: bytes, link: Stream, network: str) -> None:
-        self._away[key] = (link, network)
-
-    def unset_away(self, key: bytes, link: Stream) -> None:
-        """Only if it is still this sibling that has it: the member may have moved on."""
-        found = self._away.get(key)
-        if found is not None and found[0] is link:
-            del self._away[key]
+    def unset_away(self, key: bytes, link: Stream, network: str) -> None:
+        """Of what this sibling claimed; the member may have moved on to another."""
+        claims = link.claims.get(network)
+        if claims is None or key not in claims:
+            return
+        claims.remove(key)
+        link.claimed -= 1
+        self._claims -= 1
+        keys = self._away[network]
+        left = tuple(each for each in keys[key] if each is not link)
+        if left:
+            keys[key] = left
+        else:
+            del keys[key]
 
     def forget_network(self, network: str) -> None:
         """Nobody of it is here any more."""
         self.networks.pop(network, None)
-        self._away = {key: found for key, found in self._away.items() if found[1] != network}
+        for key, links in list(self._away.get(network, {}).items()):
+            for link in links:
+                self.unset_away(key, link, network)
+        self._away.pop(network, None)
 
     def forget_link(self, link: Stream) -> None:
-        self._away = {key: found for key, found in self._away.items() if found[0] is not link}
+        for network, keys in list(link.claims.items()):
+            for key in list(keys):
+                self.unset_away(key, link, network)

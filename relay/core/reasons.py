@@ -42,3 +42,4 @@ class RelayDrop(Enum):
     BAD_REQUEST = "bad-request"  # something that is not the HTTP it should be
     TLS_FAILED = "tls-failed"  # a connection whose TLS handshake failed
     CONNECTION_LOST = "connection-lost"  # a connection that broke without saying so
+    OWN_FAULT = "own-fault"  # a connection or datagram that found a bug of the relay; the log says which

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgeagent.proto.crypto import Crypto
 from edgeagent.proto.errors import LocalProtocolError
-from edgeagent.proto.keys import Entropy
+from edgeagent.proto.keys import Entropy, has_small_order
 from edgeagent.proto.relay_frames import DRAIN, DRAINING, SECONDS, Refusal, frame
 from relay.core.admission import Admission, Neighbour
 from relay.core.datagrams import Datagrams
@@ -12,12 +12,16 @@ from relay.core.forwarding import Forwarder
 from relay.core.knocks import Knocks
 from relay.core.limits import MEMBER_RATE, NETWORK_RATE, Rate, RelayLimits
 from relay.core.lobby import REPLACED_LINGER_S, Lobby
+from relay.core.members import COUNTER_LAST, StreamState
 from relay.core.shared import Happening, Shared, Train
 from relay.core.siblings import Siblings
 from relay.core.streams import Streams
 from relay.core.stun_server import StunServer
 
 SWEEP_S = 2.0
+SCARCE_WRITE_BYTES = (
+    16_384  # of one write while what waits for slow members is half of what may: it may have to wait too
+)
 DRAIN_MAX_S = 600
 
 
@@ -105,10 +109,11 @@ class RelayCore:
     def stream_received(self, now: float, conn: int, data: bytes) -> None:
         self.streams.received(now, conn, data)
 
-    def stream_blocked(self, conn: int) -> None:
+    def stream_blocked(self, conn: int, unsent_bytes: int = 0) -> None:
+        """`unsent_bytes` of the last write wait in the shell; said again when they are fewer."""
         stream = self.shared.streams.get(conn)
         if stream is not None:
-            self.shared.block(stream)
+            self.shared.block(stream, unsent_bytes)
 
     def stream_writable(self, conn: int) -> None:
         stream = self.shared.streams.get(conn)
@@ -138,7 +143,10 @@ class RelayCore:
 
         Raises RelayError.
         """
-        network, device, wall_s = self.shared.admission.revoke(data)
+        revoked = self.shared.admission.revoke(data)
+        if revoked is None:
+            return
+        network, device, wall_s = revoked
         for member in self.shared.roster.of_device(network, device):
             if member.pass_.wall_s <= wall_s:
                 self._lobby.dismiss(member, Refusal.REVOKED)
@@ -157,18 +165,29 @@ class RelayCore:
         shared.roster.forget_network(network)
 
     def set_siblings(self, learned: dict[bytes, Neighbour]) -> list[bytes]:
-        """What maps say of the region's other relays. Returns the keys of those that count: as many as the limit.
+        """What maps say of the region's other relays. Returns the keys of those that count: as many as the limit, the
+        networks in turn.
 
         Those of the settings stay, whatever maps say. A link to one that is other than before ends, and begins anew.
         """
         admission = self.shared.admission
         chosen = dict(self._given_siblings)
+        turns: dict[str, list[bytes]] = {}  # network → keys, the least first
         for key in sorted(learned):
-            if key not in chosen and key != admission.public and len(chosen) < self.shared.limits.siblings:
-                chosen[key] = learned[key]
+            # One of small order nobody can prove to be theirs
+            if key not in chosen and key != admission.public and not has_small_order(key):
+                for network in learned[key].networks or ("",):
+                    turns.setdefault(network, []).append(key)
+        while turns and len(chosen) < self.shared.limits.siblings:
+            for network in sorted(turns):
+                keys = turns[network] = [key for key in turns[network] if key not in chosen]
+                if not keys:
+                    del turns[network]
+                elif len(chosen) < self.shared.limits.siblings:
+                    chosen[keys[0]] = learned[keys[0]]
         before, admission.siblings = admission.siblings, chosen
         for key, link in list(self.shared.links.items()):
-            if before.get(key) != chosen.get(key):
+            if key not in before or key not in chosen or before[key].networks != chosen[key].networks:
                 self._siblings.link_down(link)
                 self.shared.refuse(link, Refusal.REPLACED)
         return list(chosen)
@@ -208,12 +227,23 @@ class RelayCore:
     # Outputs
 
     def drain_writes(self) -> list[tuple[int, bytes]]:
-        """(connection, what to write to it), of connections that are not blocked."""
-        dirty = self.shared.dirty
-        if not dirty:
+        """(connection, what to write to it), of connections that are not blocked. Again until there is nothing."""
+        self._siblings.tell()
+        shared = self.shared
+        if not shared.dirty:
             return []
-        self.shared.dirty = {}
-        return [(conn, stream.queue.take()) for conn, stream in dirty.items() if not stream.queue.blocked]
+        dirty, shared.dirty = shared.dirty, {}
+        limits = shared.limits
+        most = SCARCE_WRITE_BYTES if shared.queued_bytes > limits.queues_bytes // 2 else limits.queue_bytes
+        writes = []
+        for conn, stream in dirty.items():
+            if stream.queue.blocked:
+                continue
+            # What waits is not taken apart for one that is to be closed now
+            writes.append((conn, stream.queue.take(None if stream.state is StreamState.CLOSED else most)))
+            if stream.queue:
+                shared.dirty[conn] = stream
+        return writes
 
     def drain_closes(self) -> list[int]:
         closes, self.shared.closes = self.shared.closes, []
@@ -240,6 +270,8 @@ class RelayCore:
         for member in self.shared.roster:
             if now - member.heard_at > member.silence_s:
                 self._lobby.dismiss(member, Refusal.IDLE)
+            elif member.session is not None and member.session.down_counter >= COUNTER_LAST:
+                self._lobby.dismiss(member, Refusal.NO_SESSION)  # it logs in again, and counts from the start
             elif member.pass_.not_after < wall_s:
                 self._lobby.dismiss(member, Refusal.EXPIRED)
         self.streams.sweep(now)

@@ -17,7 +17,7 @@ from edgeagent.proto.relay_frames import (
 )
 from relay.core.admission import Admission
 from relay.core.limits import Rate, RelayLimits
-from relay.core.members import Member, Network, Roster, Stream, StreamState
+from relay.core.members import COUNTER_MAX, Member, Network, Roster, Stream, StreamState
 from relay.core.reasons import RelayDrop
 
 SEGMENTS_MAX = 64  # datagrams of one train: UDP_MAX_SEGMENTS of Linux before 6.9
@@ -99,7 +99,7 @@ class Shared:
         self.drops: dict[RelayDrop, int] = dict.fromkeys(RelayDrop, 0)
         self.refusals: dict[Refusal, int] = dict.fromkeys(Refusal, 0)
         self.by_stream, self.by_datagram, self.by_sibling = Traffic(), Traffic(), Traffic()
-        self.queued_bytes = 0  # that wait for blocked streams
+        self.queued_bytes = 0  # that wait for blocked streams, here or in the shell
         self.streams: dict[int, Stream] = {}
         self.dirty: dict[int, Stream] = {}  # streams with something to be written
         self.closes: list[int] = []  # connections to be closed when all is written
@@ -154,15 +154,18 @@ class Shared:
             self.drop(RelayDrop.QUEUE_FULL, dropped)
         return True
 
-    def block(self, stream: Stream) -> None:
+    def block(self, stream: Stream, unsent_bytes: int) -> None:
         if not stream.queue.blocked:
             stream.queue.blocked = True
             self.queued_bytes += stream.queue.bytes
+        self.queued_bytes += unsent_bytes - stream.unsent_bytes
+        stream.unsent_bytes = unsent_bytes
 
     def unblock(self, stream: Stream) -> None:
         if stream.queue.blocked:
             stream.queue.blocked = False
-            self.queued_bytes -= stream.queue.bytes
+            self.queued_bytes -= stream.queue.bytes + stream.unsent_bytes
+            stream.unsent_bytes = 0
             if stream.queue:
                 self.dirty[stream.conn] = stream
 
@@ -211,6 +214,8 @@ class Shared:
     def send_control(self, member: Member, kind: int, body: bytes = b"", channel: int = 0) -> None:
         session = member.session
         assert session is not None
+        if session.down_counter >= COUNTER_MAX:
+            return  # it is about to be ended
         session.down_counter += 1
         datagram = control_datagram(
             self.crypto, session.keys.down, kind, session.id, session.down_counter, body, channel

@@ -6,8 +6,6 @@ relays. What a sibling forwarded is delivered here or dropped, never forwarded a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from edgeagent.proto.names import is_network_id
 from edgeagent.proto.relay_frames import (
     ABSENT,
@@ -30,10 +28,21 @@ from relay.core.members import (
 from relay.core.reasons import RelayDrop
 from relay.core.shared import Happening, Shared
 
+LOGIN_SPACING_S = 1.0  # between two of one sibling: each has it told of all members
+
 
 class Siblings:
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
+        self._logged_in_at: dict[bytes, float] = {}  # by relay key
+        self._news: dict[str, dict[bytes, bool]] = {}  # network → key → whether it is here; not told yet
+
+    def check_login(self, now: float, key: bytes) -> None:
+        """Of a sibling that has proved who it is. Raises RelayError(TOO_OFTEN)."""
+        if now - self._logged_in_at.get(key, -LOGIN_SPACING_S) < LOGIN_SPACING_S:
+            raise RelayError(Refusal.TOO_OFTEN, "login: of this sibling, too soon after its last")
+        self._logged_in_at = {key: at for key, at in self._logged_in_at.items() if now - at < LOGIN_SPACING_S}
+        self._logged_in_at[key] = now
 
     def link_up(self, stream: Stream, sibling: str) -> None:
         """Both sides have proved who they are: say who is here. A second link to a sibling replaces the first."""
@@ -55,8 +64,7 @@ class Siblings:
         for network, keys in by_network.items():
             if not shared.admission.shares(stream.sibling_key, network):
                 continue
-            for at in range(0, len(keys), KEYS_PER_FRAME_MAX):
-                self._say(stream, PRESENT, network, keys[at : at + KEYS_PER_FRAME_MAX])
+            self._say_all(stream, PRESENT, network, keys)
 
     def link_down(self, stream: Stream) -> None:
         """The stream of a sibling that was up has ended."""
@@ -67,10 +75,21 @@ class Siblings:
             shared.happenings.append((Happening.SIBLING_DOWN, stream.sibling))
 
     def announce(self, member: Member, *, here: bool) -> None:
-        for key, link in list(self._shared.links.items()):
-            if not self._shared.admission.shares(key, member.network.id):
-                continue
-            self._say(link, PRESENT if here else ABSENT, member.network.id, [member.key])
+        """To all siblings that may hear of it, at the next `tell`."""
+        if self._shared.links:
+            self._news.setdefault(member.network.id, {})[member.key] = here
+
+    def tell(self) -> None:
+        """Say what is new. Many that come or go at once are a few frames: a link does not hold one for each."""
+        if not self._news:
+            return
+        news, self._news = self._news, {}
+        for sibling, link in list(self._shared.links.items()):
+            for network, keys in news.items():
+                if not self._shared.admission.shares(sibling, network):
+                    continue
+                for kind, here in ((ABSENT, False), (PRESENT, True)):
+                    self._say_all(link, kind, network, [key for key, is_here in keys.items() if is_here is here])
 
     def learn(self, stream: Stream, kind: int, payload: bytes) -> None:
         """PRESENT or ABSENT of a sibling. Raises RelayError(BAD_FRAME)."""
@@ -83,15 +102,16 @@ class Siblings:
         if not shared.admission.shares(stream.sibling_key, network):
             shared.drop(RelayDrop.SIBLING_FOREIGN)
             return
-        roster = shared.roster
+        roster, all_max = shared.roster, shared.limits.sibling_members
+        link_max = all_max // max(1, len(shared.admission.siblings))
         for at in range(NETWORK_ID_SIZE, len(payload), KEY_SIZE):
             key = payload[at : at + KEY_SIZE]
             if kind == ABSENT:
-                roster.unset_away(key, stream)
-            elif roster.away < shared.limits.sibling_members or roster.is_away(key):
-                roster.set_away(key, stream, network)
-            else:
+                roster.unset_away(key, stream, network)
+            elif not roster.set_away(key, stream, network, link_max, all_max):
                 shared.drop(RelayDrop.SIBLING_FULL)
 
-    def _say(self, link: Stream, kind: int, network: str, keys: Iterable[bytes]) -> None:
-        self._shared.write_control(link, frame(kind, network.encode(), *keys))
+    def _say_all(self, link: Stream, kind: int, network: str, keys: list[bytes]) -> None:
+        for at in range(0, len(keys), KEYS_PER_FRAME_MAX):
+            told = frame(kind, network.encode(), *keys[at : at + KEYS_PER_FRAME_MAX])
+            self._shared.write_control(link, told)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from edgeagent.proto.errors import LocalProtocolError
 from edgeagent.proto.relay_frames import (
     ABSENT,
     CHALLENGE,
@@ -178,6 +179,7 @@ class Streams:
         if guest.login.role is Role.MEMBER:
             self._lobby.seat_stream(now, stream, guest)
         else:
+            self._siblings.check_login(now, guest.login.key)
             stream.sibling_key = guest.login.key
             self._lobby.welcome_sibling(stream, guest)
             self._siblings.link_up(stream, guest.sibling or "")
@@ -187,17 +189,20 @@ class Streams:
         self._knocks.handle(now, stream.member, payload)
 
     def _on_challenge(self, now: float, stream: Stream, payload: bytes) -> None:
-        login, stream.keys = write_login(
-            self._shared.crypto,
-            self._shared.entropy,
-            relay=stream.sibling,
-            relay_key=stream.sibling_key,
-            challenge=payload,
-            private=self._private,
-            role=Role.SIBLING,
-            interval_s=int(SIBLING_PING_S),
-            pass_object=b"",
-        )
+        try:
+            login, stream.keys = write_login(
+                self._shared.crypto,
+                self._shared.entropy,
+                relay=stream.sibling,
+                relay_key=stream.sibling_key,
+                challenge=payload,
+                private=self._private,
+                role=Role.SIBLING,
+                interval_s=int(SIBLING_PING_S),
+                pass_object=b"",
+            )
+        except LocalProtocolError as error:  # its key came from somebody's map: not ours to vouch for
+            raise RelayError(Refusal.BAD_LOGIN, str(error)) from None
         stream.state = StreamState.ASKED
         self._shared.write_control(stream, frame(LOGIN, login))
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import selectors
 import socket
+import ssl
 import threading
 import time
 from typing import Any
@@ -23,7 +25,9 @@ from edgeagent.io.relaystream import (
     Data,
     Flow,
     Opened,
+    _Stage,
 )
+from edgeagent.proto.relay_http import ResponseReader
 from tests.agent.broker import free_port
 from tests.agent.servers import UPGRADED, Handler, Tls, say, wait_for_end
 from tests.agent.streams import TURNS_S, Serve, Shell, SlowNames, echo, fds, reason
@@ -289,6 +293,34 @@ def test_a_full_stream_that_is_reset(shell: Shell, serve: Serve, tls: Tls) -> No
     fill(shell, bytes(65_536))
     relay.go.set()
     assert reason(shell.next()) and not shell.streams.events and shell.stage() == ""
+
+
+def test_a_read_that_has_to_write_first_waits_for_room(shell: Shell, serve: Serve, tls: Tls) -> None:
+    """A key update of the relay's: what else it sends would wake the agent without end."""
+    relay = serve(tls.relay(echo))
+    assert isinstance(shell.open(relay.host), Opened)
+    stream = shell.streams._streams[1]
+    sock: Any = stream.sock
+
+    def want_write(size: int) -> bytes:
+        raise ssl.SSLWantWriteError
+
+    def watched() -> int:
+        return shell.selector.get_key(sock).events
+
+    for stage in (_Stage.UP, _Stage.UPGRADE):
+        stream.stage, stream.reader = stage, ResponseReader()
+        sock.recv = want_write
+        shell.streams.ready(time.monotonic(), sock.fileno())
+        assert watched() == selectors.EVENT_WRITE
+        shell.streams.write(time.monotonic(), 1, b"a frame")
+        assert watched() == selectors.EVENT_WRITE
+        del sock.recv
+        stream.stage = _Stage.UP
+        shell.streams.ready(time.monotonic(), sock.fileno())
+        assert watched() == selectors.EVENT_READ
+    shell.streams.write(time.monotonic(), 1, b"another")
+    assert shell.received(14) == b"a frameanother"
 
 
 # Ends

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -20,6 +21,8 @@ from hub.core.model import (
     OUTBOX_MAX,
     PASS_LIFE_S,
     PASS_RENEW_S,
+    RELAY_CHANGE_MAX_S,
+    RELAY_CHANGE_S,
     RELAY_GRACE_S,
     RELAY_LIST_BYTES_MAX,
     RELAYS_KNOWN_MAX,
@@ -236,6 +239,41 @@ def test_the_last_ones_stay_though_nobody_hears_them(hub: Hub) -> None:
     assert read(hub, a) == [[]] and [known.id for known in map_of(a).relays] == ["fra-1"]
 
 
+def test_a_relay_that_changes_all_the_time_renews_maps_seldom(hub: Hub) -> None:
+    [a] = admitted(hub, 1)
+    restless, calm = relays_of(hub, "fra-1", "fra-2")
+    hub.hear(restless.say(), calm.say())
+    read(hub, a)
+    renewed = []
+    for n in range(12 * 60):  # twelve hours, a change each minute
+        hub.hear(restless.say(u=1_000 + n))
+        if read(hub, a) == [["map"]]:
+            renewed.append(60 * n)
+        hub.later(60)
+    gaps = [after - before for before, after in pairwise(renewed)]
+    # The first change at once, and the next ones at ever longer distances
+    assert renewed[0] == 0 and gaps[:3] == [RELAY_CHANGE_S, 2 * RELAY_CHANGE_S, 4 * RELAY_CHANGE_S]
+    assert set(gaps[3:]) == {RELAY_CHANGE_MAX_S}
+    assert drops(hub) == {HubDrop.RELAY_RESTLESS: 12 * 60 - len(renewed)}
+    # Another's change is taken meanwhile, and a newcomer's word; what was held comes without being said again
+    hub.hear(calm.say(u=7))
+    [late] = relays_of(hub, "fra-3")
+    hub.hear(late.say(u=8))
+    read(hub, a)
+    ports = {relay.id: relay.udp_port for relay in map_of(a).relays}
+    assert (ports["fra-2"], ports["fra-3"]) == (7, 8) and ports["fra-1"] != restless.fields["u"]
+    hub.later(RELAY_CHANGE_MAX_S)
+    look_at_dates(hub)
+    read(hub, a)
+    assert {relay.id: relay.udp_port for relay in map_of(a).relays}["fra-1"] == restless.fields["u"]
+    # After a long calm a change is taken at once again, and soon the next
+    hub.later(2 * RELAY_CHANGE_MAX_S)
+    for port in (5, 6):
+        hub.hear(restless.say(u=port))
+        assert read(hub, a) == [["map"]]
+        hub.later(RELAY_CHANGE_S)
+
+
 def test_a_removed_relay_leaves_at_once_and_hears_it(hub: Hub) -> None:
     [a] = admitted(hub, 1)
     first, second = relays_of(hub, "fra-1", "fra-2")
@@ -279,21 +317,22 @@ def a_relay(name: str, region: str, hosts: list[str] | None = None, *, online: b
 def test_of_too_many_the_regions_have_their_turn() -> None:
     many = [a_relay(f"a{n:02}", "ams") for n in range(30)] + [a_relay(f"f{n:02}", "fra") for n in range(3)]
     many += [a_relay("s00", "sin"), a_relay("s01", "sin", online=False)]
-    chosen = relays.choose(many, [], WALL_S)
+    chosen = relays.choose(many, {}, WALL_S)
     assert [(relay["rg"], relay["id"]) for relay in chosen] == sorted((r["rg"], r["id"]) for r in chosen)
     regions = [relay["rg"] for relay in chosen]
     assert (len(chosen), regions.count("ams"), regions.count("fra"), regions.count("sin")) == (RELAYS_MAX, 12, 3, 1)
     random.Random(1).shuffle(many)
-    assert relays.choose(many, [], WALL_S) == chosen
+    assert relays.choose(many, {}, WALL_S) == chosen
     # One that is listed stays though another comes before it
-    again = relays.choose(many, ["a29"], WALL_S)
+    [last] = [relay for relay in many if relay.name == "a29"]
+    again = relays.choose(many, {"a29": {"id": "a29", **relays.fields_of(last)}}, WALL_S)
     assert "a29" in [relay["id"] for relay in again] and len(again) == RELAYS_MAX
 
 
 def test_long_names_do_not_burst_a_map() -> None:
     hosts = 4 * [".".join(3 * ["x" * 63]) + ":443"]
     many = [a_relay(f"{n:02}" + "r" * 24, f"region-{n}" + "x" * 40, hosts) for n in range(16)]
-    chosen = relays.choose(many, [], WALL_S)
+    chosen = relays.choose(many, {}, WALL_S)
     assert 0 < len(chosen) < 16 and len(encode(chosen)) <= RELAY_LIST_BYTES_MAX
     check_body("map", {**_MAP, "rl": chosen})
 
@@ -328,6 +367,7 @@ def test_maps_are_renewed_in_small_steps_one_round_at_a_time(hub: Hub) -> None:
         chores.work(hub.scribe, tx, hub.wall_s, 1)
         assert tx.job_count() == relays.ROUND_STEP + 1 and tx.has_round(JobKind.MAPS, "")
     hub.hear(relay.say(u=999))
+    hub.later(RELAY_CHANGE_S)
     hub.hear(relay.say(u=1_000))
     with hub.store.read() as tx:
         assert tx.job_count() == relays.ROUND_STEP + 2

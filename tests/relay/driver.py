@@ -102,11 +102,14 @@ class RelayProcess:
         self.process.stdout.close()
 
     def metrics(self) -> str:
+        return self.get_in("metrics", "/metrics")[1]
+
+    def get_in(self, port: str, path: str) -> tuple[int, str]:
         """Asked again when the doorway was full: everybody here comes from one address."""
         end = time.monotonic() + DEADLINE_S
         while True:
             try:
-                return self.get("metrics", "/metrics")[1]
+                return self.get(port, path)
             except ConnectionError:
                 assert time.monotonic() < end
                 time.sleep(0.05)
@@ -114,13 +117,18 @@ class RelayProcess:
     def get(self, port: str, path: str, headers: str = "") -> tuple[int, str]:
         """Status and text of a plain or TLS request."""
         with socket.create_connection(("127.0.0.1", self.ports[port]), DEADLINE_S) as plain:
-            sock = _client_tls().wrap_socket(plain) if port == "tls" else plain
+            try:
+                sock = _client_tls().wrap_socket(plain) if port == "tls" else plain
+            except ssl.SSLEOFError:
+                raise ConnectionError("closed without a handshake") from None
             sock.sendall(f"GET {path} HTTP/1.1\r\nHost: relay\r\n{headers}\r\n".encode())
             answer = b""
             with suppress(ConnectionResetError):  # closed with more of ours unread: what it said came before
                 while chunk := sock.recv(65_536):
                     answer += chunk
             sock.close()
+        if not answer:
+            raise ConnectionError("closed without an answer")
         head, _, body = answer.partition(b"\r\n\r\n")
         return int(head.split()[1]), head.decode() + "\n" + body.decode()
 

@@ -14,6 +14,7 @@ from edgeagent.proto.relay_frames import (
     CHALLENGE_SIZE,
     CHALLENGED,
     DENIED,
+    DRAINING,
     LOGGING_IN,
     LOGIN,
     REFUSED,
@@ -26,7 +27,10 @@ from edgeagent.proto.relay_frames import (
 from edgeagent.proto.relay_login import Role, write_login
 from edgeagent.proto.relay_pass import Pass, open_pass
 from edgeagent.proto.signed import sign_object
-from relay.core.relay import RelayCore
+from relay.core import admission, lobby
+from relay.core.limits import Rate, RelayLimits
+from relay.core.members import COUNTER_LAST, COUNTER_MAX
+from relay.core.relay import SWEEP_S, RelayCore
 from relay.core.shared import Train
 from tests.relay import kit
 from tests.relay.kit import World
@@ -210,6 +214,111 @@ def test_full_is_full_but_who_is_in_may_come_again() -> None:
     a.client.stop(world.now)
     world.advance(30)
     assert late.client.alive
+
+
+def test_removals_of_one_network_do_not_make_those_of_another_forgotten() -> None:
+    world = World(kit.make_core(logins_remembered=10))
+    world.core.revoke(gone(1))
+    for number in range(20):
+        world.core.revoke(gone(number, seed=kit.OTHER_SEED, network=kit.OTHER_NETWORK))
+    host = world.add(1)
+    world.settle()
+    assert not host.client.alive and set(kit.refusals(world.core)) == {"revoked"}
+
+
+def test_a_removal_that_is_known_costs_no_signature(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    world.core.revoke(gone(1, wall_s=kit.WALL_S + 5))
+    monkeypatch.setattr(admission, "open_signed", None)
+    for wall_s in (kit.WALL_S, kit.WALL_S + 5):
+        world.core.revoke(gone(1, wall_s=wall_s))
+    monkeypatch.undo()
+    world.core.revoke(gone(1, wall_s=kit.WALL_S + 6))
+    assert world.core.shared.admission._revoked_at(kit.NETWORK, kit.device(1)) == kit.WALL_S + 6
+
+
+@pytest.mark.parametrize("carrier", [UDP, TLS])
+def test_a_removal_finds_its_device_and_not_the_whole_roster(carrier: Carrier) -> None:
+    world = World()
+    host = world.join(1, carrier)
+    roster = world.core.shared.roster
+    assert [member.key for member in roster.of_device(kit.NETWORK, kit.device(1))] == [host.key]
+    assert roster.of_device(kit.OTHER_NETWORK, kit.device(1)) == []
+    host.client.stop(world.now)
+    world.settle()
+    assert roster.of_device(kit.NETWORK, kit.device(1)) == [] and not roster._by_device
+
+
+def test_a_session_whose_counter_runs_out_is_ended_and_comes_again() -> None:
+    world = World()
+    host = world.join(1, UDP)
+    (member,) = world.core.shared.roster
+    assert member.session is not None
+    member.session.down_counter = COUNTER_MAX
+    world.core.shared.send_control(member, DRAINING, bytes(2))
+    assert world.core.drain_trains() == []
+    member.session.down_counter = COUNTER_LAST
+    world.advance(SWEEP_S)
+    assert kit.refusals(world.core) == {"no-session": 1}
+    world.advance(60)
+    assert host.client.alive
+    (member,) = world.core.shared.roster
+    assert member.session is not None and member.session.down_counter < 100
+
+
+@pytest.mark.parametrize("carrier", [UDP, TLS])
+def test_who_is_in_may_come_again_by_another_connection_though_all_is_full(carrier: Carrier) -> None:
+    """Its old one may have died without a word, and would be there for an hour."""
+    world = World(kit.make_core(members=2, members_per_network=2))
+    world.join(1, TLS)
+    world.join(2, UDP)
+    world.hosts.clear()
+    for _ in range(3):
+        again = world.add(1, carriers=(carrier,))
+        world.settle()
+        assert again.client.alive
+        world.hosts.clear()
+    assert "full" not in kit.refusals(world.core)
+    world.add(3)
+    world.settle()
+    assert kit.refusals(world.core)["full"] == 1
+
+
+def test_logins_that_were_replaced_have_a_bound_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lobby, "REPLACED_MAX", 2)
+    world = World()
+    for number in (1, 2, 3):
+        world.join(number, TLS)
+    world.hosts.clear()
+    for number in (1, 2, 3):
+        world.join(number, UDP)
+    roster = world.core.shared.roster
+    assert roster.replaced == 2 and roster.older(kit.public_key(1)) is None and len(roster) == 5
+
+
+def test_one_network_does_not_fill_a_relay() -> None:
+    limits = RelayLimits()
+    assert limits.members_per_network < limits.members
+
+
+@pytest.mark.parametrize(("how", "carrier"), [("leaves", UDP), ("leaves", TLS), ("is replaced", TLS)])
+def test_a_new_login_is_no_new_burst(how: str, carrier: Carrier, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(kit.make_core(rates={0: Rate(100_000, 1_000)}))
+    sink = world.join(9, UDP)
+    for _ in range(10):
+        host = world.join(1, carrier)
+        world.send(host, sink, *(bytes(1_000) for _ in range(100)))
+        if how == "leaves":
+            host.client.stop(world.now)
+            world.settle()
+        world.hosts.remove(host)
+        world.now += 0.002  # challenges of one millisecond are the same
+    assert len(sink.packets) <= 27  # a quarter of a second's worth
+    monkeypatch.setattr(lobby, "BUCKETS_KEPT_MAX", 2)
+    for number in (2, 3, 4):
+        world.join(number, carrier).client.stop(world.now)
+        world.settle()
+    assert len(world.core.streams._lobby._buckets) <= 2 or how == "is replaced"
 
 
 def opened(data: bytes) -> Pass:

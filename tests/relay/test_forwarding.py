@@ -10,8 +10,11 @@ from edgeagent.proto.relay_frames import (
     DATA,
     DATAGRAM_HEAD,
     FRAME_HEAD,
+    LONG_PROBE_SIZE,
     OWN_CHANNEL,
     PACKET_BYTES_MAX,
+    PROBE,
+    PROBE_SIZE,
     RECV,
     RelayError,
     frame,
@@ -172,6 +175,31 @@ def test_all_slow_members_together_have_a_bound() -> None:
     assert world.core.shared.queued_bytes == 0 and len(world.core.shared.roster) == 1
 
 
+def test_writes_are_small_while_much_waits_unsent() -> None:
+    """Each may have to wait as well: in full size they would be many times what may wait."""
+    world = World(kit.make_core(queues_bytes=100_000))
+    a, deaf, b = world.join(1, UDP), world.join(2, TLS), world.join(3, TLS)
+    assert deaf.conn is not None and b.conn is not None
+    shared = world.core.shared
+
+    def sizes() -> list[int]:
+        for _ in range(20):
+            shared.write_packet(shared.streams[b.conn or 0], bytes(4_000))
+        written = []
+        while writes := world.core.drain_writes():
+            written += [len(data) for _, data in writes]
+        return written
+
+    assert sizes() == [80_000]
+    world.core.stream_blocked(deaf.conn, 60_000)
+    assert shared.queued_bytes == 60_000 and sizes() == 5 * [16_000]
+    world.core.stream_blocked(deaf.conn, 100_000)
+    world.send(a, deaf, bytes(1_000))
+    assert drops(world.core) == {"queues-full": 1}
+    world.core.stream_writable(deaf.conn)
+    assert shared.queued_bytes == 0 and sizes() == [80_000]
+
+
 @pytest.mark.parametrize("carrier", [UDP, TLS])
 def test_a_member_keeps_to_its_rate_and_class(carrier: Carrier) -> None:
     world = World(kit.make_core(rates={0: Rate(100_000, 1_000), 2: Rate(400_000, 4_000)}))
@@ -237,6 +265,25 @@ def test_a_rate_too_small_for_all_is_shared_between_networks() -> None:
     assert sum(shares) == pytest.approx(200_000 / 900, rel=0.15)
     assert shares[0] == pytest.approx(shares[1], rel=0.1)
     assert drops(world.core)["fair-share"] > 0
+
+
+def test_what_a_member_sends_itself_takes_its_share_unless_it_is_a_probe() -> None:
+    world = World(kit.make_core(total_bytes_per_s=100_000, fair_share_bytes=20_000))
+    a = world.join(1, UDP)
+    (session,) = world.core.shared.roster.by_session
+    head = DATAGRAM_HEAD.pack(DATA, 0, OWN_CHANNEL, session)
+
+    def sent(packet: bytes, times: int) -> int:
+        datagram = head + packet
+        for _ in range(times):
+            world.core.handle_trains(world.now, [Train(a.endpoint, datagram, len(datagram))])
+        return sum(len(train) for train in world.core.drain_trains())
+
+    assert sent(bytes((PROBE,)) + bytes(999), 100) == pytest.approx(18, abs=2)  # the least burst, 18 kB
+    assert drops(world.core)["fair-share"] > 50
+    assert sent(bytes(PROBE_SIZE), 10) == 0
+    assert sent(bytes((PROBE,)) + bytes(LONG_PROBE_SIZE - 1), 10) == 10
+    assert sent(bytes((PROBE,)) + bytes(LONG_PROBE_SIZE), 10) == 0
 
 
 def test_ten_thousand_members_and_not_one_more() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from itertools import pairwise
 
 import pytest
@@ -43,6 +45,7 @@ from relay.core.http import RequestReader
 from relay.core.reasons import RelayDrop
 from relay.core.shared import Train
 from tests.relay import kit
+from tests.relay.driver import ROOT
 from tests.relay.kit import World, drops
 
 UDP, TLS = Carrier.DATAGRAM, Carrier.STREAM
@@ -303,6 +306,31 @@ def test_http_heads_are_bounded() -> None:
                 reader.feed(b"x" * 16)
     with pytest.raises(HttpError, match="64 headers"):
         RequestReader().feed(b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 65 + b"\r\n")
+
+
+@pytest.mark.parametrize("reader", ["relay.core.http.RequestReader", "edgeagent.proto.relay_http.ResponseReader"])
+def test_a_head_of_blanks_is_refused_and_not_pondered(reader: str) -> None:
+    """In a process of its own, which can be ended: a pattern that backtracks would need minutes or hours."""
+    module, _, name = reader.rpartition(".")
+    first = "HTTP/1.1 101 x" if name == "ResponseReader" else "GET / HTTP/1.1"
+    script = f"""if True:
+        from {module} import {name}
+        from edgeagent.proto.relay_http import HEAD_BYTES_MAX, HttpError
+        for blanks in (" ", "\\t", " \\t"):
+            head = "{first}\\r\\na:" + (blanks * HEAD_BYTES_MAX)[: HEAD_BYTES_MAX - 40]
+            try:
+                {name}().feed(head.encode() + b"\\x01\\r\\n\\r\\n")
+            except HttpError:
+                print("refused")
+            print({name}().feed(head.encode() + b"b \\t\\r\\n\\r\\n") is not None)
+    """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert done.stdout.split() == ["refused", "True"] * 3, done.stderr
+
+
+def test_blanks_around_a_value_are_none_of_it() -> None:
+    response = ResponseReader().feed(b"HTTP/1.1 101 x\r\na: \t b  c\t \r\nd:\r\ne:  \r\n\r\n")
+    assert response is not None and response.headers == {"a": "b  c", "d": "", "e": ""}
 
 
 def test_codes_that_are_none() -> None:

@@ -9,7 +9,7 @@ import pytest
 from edgeagent.proto.names import network_id
 from edgeagent.proto.relay_client import RelayClient
 from edgeagent.proto.relay_events import Carrier, PassRefused, RelayDown
-from edgeagent.proto.relay_frames import FORWARD, PRESENT, Refusal, frame
+from edgeagent.proto.relay_frames import CHALLENGE, FORWARD, PRESENT, Refusal, frame
 from edgeagent.proto.signed import sign_object
 from relay.core.admission import Neighbour
 from relay.core.relay import RelayCore
@@ -141,6 +141,28 @@ def test_learned_siblings_within_the_limit_and_beside_the_given() -> None:
     assert len(chosen) == core.shared.limits.siblings and chosen[0] == KEY_2
     assert chosen[1:] == sorted(many)[: len(chosen) - 1]
     assert core.set_siblings({}) == [KEY_2]
+
+
+def test_networks_have_their_siblings_chosen_in_turn() -> None:
+    """One whose map names many relays leaves room for those of the others."""
+    core = kit.make_core(siblings={KEY_2: "fra-2"})
+    room = core.shared.limits.siblings - 1
+    many = {kit.public_key(n): shares(kit.NETWORK) for n in range(40)}
+    few = {kit.public_key(n): shares(kit.OTHER_NETWORK) for n in range(40, 43)}
+    chosen = core.set_siblings({**many, **few})
+    assert set(few) < set(chosen) and len(chosen) == 1 + room
+    assert {key for key in chosen if key in many} == set(sorted(many)[: room - len(few)])
+
+
+def test_a_key_of_small_order_is_no_siblings() -> None:
+    """Any network's hub can put one into its map."""
+    core = kit.make_core()
+    for weak in (bytes(32), bytes.fromhex("ec" + 30 * "ff" + "7f")):
+        assert core.set_siblings({weak: shares(kit.NETWORK)}) == []
+        core.stream_called(kit.NOW, 9, "fra-2", weak)  # as if it were
+        core.stream_received(kit.NOW, 9, frame(CHALLENGE, bytes(24)))
+        assert core.drain_closes() == [9]
+    assert refusals(core) == {"bad-login": 2}
 
 
 def test_a_link_ends_when_its_sibling_is_another_or_none() -> None:

@@ -146,6 +146,7 @@ def test_a_configuration_file(tmp_path: Path) -> None:
         ("[limits]\nmembers = 0", "limits.members: at least 1"),
         ("[classes.9]\nmbit = 1", "classes.9: a class from 1 to 7"),
         ("x", "not TOML"),
+        (f'sibling = "fra-2=198.51.100.7:443={to_base64(bytes(32))}"', "sibling: ID=IP-ADDRESS:PORT=KEY"),
         (f'sibling = "fra-2=relay.example:443={to_base64(kit.RELAY_KEY)}"', "sibling: ID=IP-ADDRESS:PORT=KEY"),
     ):
         file.write_text(text)
@@ -267,7 +268,7 @@ def test_noise_on_the_tls_port(relay: RelayProcess) -> None:
         pump([a], lambda: 'reason="door-source"} 0' not in relay.metrics())
         for sock in held:
             sock.close()
-        assert relay.get("tls", "/\x00")[0] == 400
+        assert relay.get_in("tls", "/\x00")[0] == 400
         pump([a], lambda: a.client.alive and 'edgerelay_members{carrier="tls"} 1' in relay.metrics())
         assert 'reason="tls-failed"} 0' not in relay.metrics()
 
