@@ -10,15 +10,20 @@ from pathlib import Path
 
 import pytest
 
+from relay.config import SETTINGS
+from relay.core.limits import RelayLimits
+
 DIST = Path(__file__).parents[2] / "edgeagent" / "dist"
 UNIT = DIST / "edgeagent.service"
 INIT = DIST / "edgeagent.init"
+ROOT = Path(__file__).parents[2]
+RELAY, HUB = ROOT / "relay" / "edgerelay.service", ROOT / "hub" / "edgehub.service"
 
 
-def unit() -> configparser.ConfigParser:
+def unit(path: Path = UNIT) -> configparser.ConfigParser:
     parser = configparser.ConfigParser(strict=True, interpolation=None)
     parser.optionxform = str  # type: ignore[assignment,method-assign]
-    parser.read(UNIT)
+    parser.read(path)
     return parser
 
 
@@ -37,12 +42,25 @@ def test_the_capabilities_are_the_few_it_needs() -> None:
     assert bounding == ["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_NET_BIND_SERVICE"]
 
 
+def test_a_relay_has_time_to_drain_and_files_for_all_members() -> None:
+    parser = unit(RELAY)
+    assert int(parser["Service"]["TimeoutStopSec"]) > 2 * int(SETTINGS["drain"][2] or 0)
+    assert int(parser["Service"]["LimitNOFILE"]) > 2 * RelayLimits().members
+    assert parser["Service"]["ExecStart"].split()[1:] == ["serve", "--config", "/etc/edgerelay/relay.toml"]
+
+
+def test_a_hub_is_given_a_low_port_by_what_its_comment_says() -> None:
+    text = HUB.read_text()
+    assert text.index("CapabilityBoundingSet=\n") < text.index("#CapabilityBoundingSet=CAP_NET_BIND_SERVICE")
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
-def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
-    copy = tmp_path / UNIT.name
-    copy.write_text(re.sub("ExecStart=.*", "ExecStart=/bin/true", UNIT.read_text()))
+@pytest.mark.parametrize("path", [UNIT, RELAY, HUB], ids=lambda path: path.stem)
+def test_systemd_accepts_the_unit(tmp_path: Path, path: Path) -> None:
+    copy = tmp_path / path.name
+    copy.write_text(re.sub("ExecStart=.*", "ExecStart=/bin/true", path.read_text()))
     result = subprocess.run(["systemd-analyze", "verify", copy], capture_output=True, text=True, check=False)
-    assert UNIT.name not in result.stderr, result.stderr
+    assert path.name not in result.stderr, result.stderr
 
 
 def test_the_init_script_is_shell() -> None:
