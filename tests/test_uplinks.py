@@ -16,7 +16,6 @@ from edgeagent.proto.uplink import (
     HOLD_MIN_S,
     METERED_COST_MS,
     MOBILE_COST_MS,
-    ORDER_COST_MS,
     RANK_COST_MS,
     TABLE,
     Input,
@@ -174,14 +173,22 @@ def test_what_is_set_in_an_order_is_used_in_that_order_and_nothing_else() -> Non
     assert bench.active == "wwan0"
     assert [(way.name, way.cost_ms) for way in bench.uplinks.ways(bench.now)] == [
         ("wwan0", 0.0),
-        ("eth0", ORDER_COST_MS + METERED_COST_MS + RANK_COST_MS),
+        ("eth0", METERED_COST_MS + RANK_COST_MS),
     ]
     bench.links(facts("eth0", 1), facts("eth1", 3))
     bench.run(FORGET_S)
     assert bench.uplinks.bound == [("eth0", 1)]  # or the kernel might send by the other one
     bench.links(facts("eth0", 1))
     assert bench.uplinks.bound == []
-    assert cost_by_name("wwan0") == cost_by_name("ppp1") > cost_by_name("wlp2s0") > cost_by_name("eth0") == 0.0
+    assert cost_by_name("wwan0") == cost_by_name("ppp1") == cost_by_name("wws1") > cost_by_name("wlp2s0") > 0.0
+    assert cost_by_name("eth0") == cost_by_name("pppoe-wan") == 0.0
+
+
+def test_an_order_counts_more_than_what_is_metered() -> None:
+    bench = Bench(settings_of(["wwan0", "eth0", "usb0", "wlan0"], ["wwan0", "usb0"]), only_named=True)
+    bench.links(facts("wlan0", 1), facts("eth0", 2), facts("wwan0", 3), facts("usb0", 4))
+    assert [way.name for way in bench.uplinks.ways(bench.now)] == ["wwan0", "eth0", "usb0", "wlan0"]
+    assert bench.active == "wwan0"
 
 
 def test_down_moves_at_once_and_back_only_after_a_while(bench: Bench) -> None:

@@ -22,7 +22,7 @@ EASE = 0.9  # of a threshold that must be undercut to leave a level
 RULES_MAX = 16  # in one setting
 
 # Modems, as Linux, udev, OpenWrt and Android call them. Not "pppoe-wan": that is a fixed line.
-_AUTO = r"wwan\d+|ww[px].+|ppp\d+|rmnet.+|usb\d+|[34]g-.+"
+_AUTO = r"wwan\d+|ww[psx].+|ppp\d+|rmnet.+|usb\d+|[34]g-.+"
 _NAME = re.compile(r"[A-Za-z0-9_.*-]{1,15}")
 _AMOUNT = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)(B|[kMG]B|[KMG]iB)/(day|month)")
 _UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
@@ -74,6 +74,11 @@ class BudgetRules:
             if name.fullmatch(uplink):
                 return budget
         return self._defaults if self._metered.fullmatch(uplink) else _FREE
+
+
+def is_modem(interface: str) -> bool:
+    """By its name."""
+    return re.fullmatch(_AUTO, interface) is not None
 
 
 def read_metered(text: str) -> re.Pattern[str]:

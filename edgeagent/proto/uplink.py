@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from enum import Enum
 
+from edgeagent.proto.budget import is_modem
 from edgeagent.proto.errors import LocalProtocolError
 from edgeagent.proto.ways import WayOut
 
@@ -24,7 +25,6 @@ RANK_COST_MS = 50.0  # for paths, for each uplink that is preferred to it: by it
 HELD_COST_MS = 500.0  # while it has come back only just now
 HOLD_MIN_S, HOLD_MAX_S = 10.0, 300.0  # until one that came back is preferred again; doubled each time it is lost
 CALM_S = 600.0  # so long without a loss, and the past is forgotten
-_MOBILE = ("wwan", "wwp", "wws", "wwx", "ppp", "usb", "rmnet", "cdc")  # as Linux and systemd name them
 _RADIO = ("wl", "ath", "ra")
 
 
@@ -142,18 +142,21 @@ class UplinkSetting:
 
 
 def settings_of(order: list[str], metered: list[str]) -> dict[str, UplinkSetting]:
-    """For uplinks that were named in an order, the best first, and for those that are metered."""
-    names = list(dict.fromkeys([*order, *metered]))
-    return {
-        name: UplinkSetting(
-            cost_ms=order.index(name) * ORDER_COST_MS if name in order else None, is_metered=name in metered
-        )
-        for name in names
-    }
+    """For uplinks that were named in an order, the best first, and for those that are metered. The order counts more
+    than what a metered one costs."""
+    settings, least_ms = {}, 0.0
+    for name in dict.fromkeys(order):
+        surcharge_ms = METERED_COST_MS if name in metered else 0.0
+        cost_ms = max(0.0, least_ms - surcharge_ms)
+        settings[name] = UplinkSetting(cost_ms=cost_ms, is_metered=name in metered)
+        least_ms = cost_ms + surcharge_ms + ORDER_COST_MS
+    for name in metered:
+        settings.setdefault(name, UplinkSetting(is_metered=True))
+    return settings
 
 
 def cost_by_name(name: str) -> float:
-    if name.startswith(_MOBILE):
+    if is_modem(name):
         return MOBILE_COST_MS
     return RADIO_COST_MS if name.startswith(_RADIO) else 0.0
 
