@@ -345,6 +345,23 @@ def test_addresses_of_a_family_that_we_lack_are_not_tried() -> None:
     assert member.relays.udp_servers() == [("r1", [V6], 3479)]
 
 
+def test_by_an_uplink_without_ipv6_a_relay_is_met_at_its_ipv4_address() -> None:
+    site = Site(1)
+    site.relays[0].hosts = ["[2001:db8::1]:443", "198.51.100.1:443"]
+    member = site.add(1, families=[4, 16])
+    member.relays.uplink_changed(site.now, 1, (16,))
+    assert [each.udp for each in member.relays.sessions.all] == [V6]
+    member.relays.uplink_changed(site.now, 2, (4,))
+    assert [each.udp for each in member.relays.sessions.all] == [V4]
+    site.advance(2.0)
+    assert member.carriers() == {"r1": "udp"}
+    # IPv6 comes to that uplink: no reason to leave what works. IPv4 goes from it: that is one
+    member.relays.uplink_changed(site.now, 2, (4, 16))
+    assert [each.udp for each in member.relays.sessions.all] == [V4]
+    member.relays.uplink_changed(site.now, 2, (16,))
+    assert [each.udp for each in member.relays.sessions.all] == [V6]
+
+
 @pytest.mark.parametrize("address", [MESH + b"\x01\x02", MESH + bytes(2)], ids=["in the mesh", "the mesh"])
 def test_a_name_that_leads_into_the_mesh_leads_nowhere(address: bytes) -> None:
     site = Site(1)

@@ -189,13 +189,22 @@ class Reach:
         ways = self._finder.shared.ways
         usable, several = uplinks.ways(now), bool(uplinks.bound)
         if usable != list(ways.uplinks.values()) or several != ways.several:
-            self.outside.set_uplinks(now, [way.index for way in usable] if several else [])
+            self.outside.set_uplinks(now, {way.index: way.routed for way in usable} if several else {})
             self._events.extend(self._paths.handle_uplinks(now, usable, several=several))
             self._whereabouts.tell_mappings(now)
         for event in uplinks.drain_events():
             self._events.append(event)
             if isinstance(event, ActiveUplinkChanged):
-                self.relays.uplink_changed(now, event.index if several else 0)
+                self.relays.uplink_changed(now, event.index if several else 0, _routed(uplinks) if several else None)
                 self.outside.doubt(now, survey=True)  # how far they are by this one
+        active = uplinks.active
+        if active is not None and active.index == self.relays.sessions.via:
+            self.relays.uplink_changed(now, active.index, _routed(uplinks))
+        routed = {uplink.index: uplink.facts.routed for uplink in uplinks}
         for index in uplinks.drain_probes():
-            self.outside.probe(now, index)
+            self.outside.probe(now, index, routed.get(index, ()))
+
+
+def _routed(uplinks: Uplinks) -> tuple[int, ...] | None:
+    """The sizes of addresses that the active uplink leads to; None where that is not known."""
+    return None if uplinks.active is None else uplinks.active.facts.routed or None
