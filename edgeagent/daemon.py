@@ -61,7 +61,11 @@ def run(settings: Settings, token: str | None, control_fd: int | None) -> int:
         agent = Agent(context)
         try:
             agent.start(token, control)
-            agent.loop()
+            try:
+                agent.loop()
+            except OSError as error:
+                agent.leave_word(error)
+                raise
         finally:
             agent.close()
     except TunGone:
@@ -305,6 +309,11 @@ class Agent:
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, sys.stderr.fileno())
         os.close(null)
+
+    def leave_word(self, error: Exception) -> None:
+        """Of an error that ends an agent in the background: it says no more than what the system said."""
+        if self._in_background:
+            self._keep_crash(type(error), error, error.__traceback__)
 
     def _keep_crash(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         """A bug ends the agent, and no terminal is there to tell: leave the traceback beside the state."""

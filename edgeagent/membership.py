@@ -262,7 +262,7 @@ class Membership:
 
     def _map_changed(self, now: float, event: MapChanged) -> None:
         log.info("the hub's map is new: this is %s", event.map.name)
-        self.tunnel.apply(event.map)
+        self.tunnel.apply(now, event.map)
         self._context.accounts.set_hub_budget(now, event.map)
 
     def _resolved(self, now: float, event: Resolved) -> None:
