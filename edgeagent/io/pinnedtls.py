@@ -73,7 +73,10 @@ RESOLVERS_MAX = 6  # threads that ask name servers; one that was given up may st
 
 
 class Resolver:
-    """getaddrinfo in a thread; `wake` becomes readable when `done`. Raises OSError when there are no descriptors."""
+    """getaddrinfo in a thread; `wake` becomes readable when `done`. Raises OSError when there are no descriptors.
+
+    `close` it when nobody waits any more; `listen` makes another `wake` for whoever waits again.
+    """
 
     _threads: ClassVar[list[threading.Thread]] = []
 
@@ -81,16 +84,23 @@ class Resolver:
         self.addresses: list[Any] = []
         self.error = ""
         self.done = False
+        self.asked_at = 0.0  # by the clock of whoever asked
+        self._lock = threading.Lock()
         self.wake, self._signal = socket.socketpair()
         threads = Resolver._threads
         threads[:] = [thread for thread in threads if thread.is_alive()]
         if len(threads) >= RESOLVERS_MAX:
             self.error = f"{host}: the name servers do not answer"
-            self.done = True
-            self._signal.close()
+            self._finish()
             return
-        threads.append(threading.Thread(target=self._run, args=(host, port), daemon=True))
-        threads[-1].start()
+        thread = threading.Thread(target=self._run, args=(host, port), daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # no memory for its stack, or too many tasks
+            self.error = f"{host}: {error}"
+            self._finish()
+        else:
+            threads.append(thread)
 
     def _run(self, host: str, port: int) -> None:
         try:
@@ -100,8 +110,21 @@ class Resolver:
             self.error = "" if found else f"{host}: no address"
         except (OSError, UnicodeError) as error:
             self.error = f"{host}: {getattr(error, 'strerror', None) or error}"
-        self.done = True
-        self._signal.close()
+        self._finish()
+
+    def _finish(self) -> None:
+        with self._lock:
+            self.done = True
+            self._signal.close()
+
+    def listen(self) -> None:
+        """Raises OSError as the constructor does."""
+        wake, signal = socket.socketpair()
+        with self._lock:
+            self._signal.close()
+            self.wake, self._signal = wake, signal
+            if self.done:
+                signal.close()
 
     def close(self) -> None:
         self.wake.close()
