@@ -107,6 +107,7 @@ class Agent:
         self._control: Client | None = None
         self._last_words: list[Client] = []  # who asked us to stop
         self._stopping = False
+        self._took_leave = False  # the broker has our last words
         self._crash_path = os.path.join(context.keystore.directory, "crash")
         self._release_at: float | None = context.started_at + RELEASE_AFTER_S
         self._signals, self._wakeup = socket.socketpair()
@@ -140,6 +141,7 @@ class Agent:
         now = self.now = monotonic()
         context = self.context
         if context.admission is not None:
+            context.keystore.remove(StateFile.TOKEN)  # there after a power cut: it is answered, and still a secret
             self.membership = Membership(now, context, self.link, context.admission)
         elif token is not None:
             self._begin_join(now, token)
@@ -162,7 +164,10 @@ class Agent:
     def close(self) -> None:
         """Undo everything in order; who asked for the end hears of it last."""
         signal.set_wakeup_fd(-1)
-        self.link.close()
+        if self._took_leave:
+            self.link.close()
+        else:
+            self.link.drop()  # then the Last Will says that we are gone
         if self.membership is not None:
             self.membership.close()
         self.context.accounts.close(monotonic())
@@ -182,7 +187,7 @@ class Agent:
         self.context.ring.hide(text)
         if not self.context.save(StateFile.TOKEN, text.encode()):
             return False
-        self.link.close()
+        self.link.drop()  # where this was a member, the Last Will says that it is gone
         self.link.events.clear()
         if self.membership is not None:
             self.membership.save_cache(now)  # the epochs, which must not be used again
@@ -330,6 +335,7 @@ class Agent:
         deadline = monotonic() + FAREWELL_TIMEOUT_S
         while self.link.unacknowledged and monotonic() < deadline:
             self._turn(deadline)
+        self._took_leave = not self.link.unacknowledged
 
     def _signalled(self, _now: float, _fd: int) -> None:
         with suppress(BlockingIOError):

@@ -187,6 +187,8 @@ class Membership:
         self._lookups.clear()
         if self._bindings is not None:
             self._bindings.close()
+        for job in ("bindings", "bindings-save"):
+            self._context.accounts.undefer(job)
         self._link.steer = None
         self.relays.close()
         self._context.accounts.unwatch(self.relays.streams)
@@ -235,8 +237,12 @@ class Membership:
 
     def _agree_on_keepalive(self) -> None:
         """A connection's keepalive is told to the broker at its beginning: a longer one takes another connection."""
-        accounts, client = self._context.accounts, self.node.client
-        client.keepalive_factor = accounts.control_policy(self.node.hosts).keepalive_factor
+        accounts, client, uplinks = self._context.accounts, self.node.client, self.node.reach.uplinks
+        if uplinks is not None and uplinks.active is not None and uplinks.bound:  # the connection is bound to it
+            policy = accounts.policies.of(uplinks.active.name)
+        else:
+            policy = accounts.control_policy(self.node.hosts)
+        client.keepalive_factor = policy.keepalive_factor
         accounts.reconnect_wanted = False
 
     def _take_events(self, now: float) -> None:

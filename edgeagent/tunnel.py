@@ -91,7 +91,8 @@ class Tunnel:
     def poll_timeout(self) -> float | None:
         held_back = self.engine.poll_timeout()
         ports = None if self._ports is None else self._ports.poll_timeout()
-        times = [at for at in (self._look_at, self._own.poll_timeout(), held_back, ports) if at is not None]
+        uapi = None if self._uapi is None else self._uapi.poll_timeout()
+        times = [at for at in (self._look_at, self._own.poll_timeout(), held_back, ports, uapi) if at is not None]
         return min(times, default=None)
 
     def on_timeout(self, now: float) -> list[bytes] | None:
@@ -99,6 +100,8 @@ class Tunnel:
         None when it did not look."""
         self._bind_uplinks()
         self._own.on_timeout(now)
+        if self._uapi is not None:
+            self._uapi.on_timeout(now)
         if self._ports is not None:
             self._ports.on_timeout(now)
         if self._look_at is None or now < self._look_at:

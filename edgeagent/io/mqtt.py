@@ -188,6 +188,10 @@ class MqttLink:
             self._client.loop_write()
         self._drop()
 
+    def drop(self) -> None:
+        """Without a word: the broker publishes the Last Will."""
+        self._drop()
+
     def keep_if_local(self, addresses: Sequence[bytes]) -> None:
         """Give up a connection whose own end is none of `addresses` (4 or 16 B): nothing comes back to it any more.
 
