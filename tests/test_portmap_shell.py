@@ -105,6 +105,16 @@ def home(lab: Lab) -> Iterator[Home]:
         yield made
 
 
+def test_of_several_routers_of_one_interface_the_best_is_asked() -> None:
+    """A standby has a worse metric, and comes later."""
+    shell = PortMapShell(DefaultSelector(), urandom, random)
+    asked: list[Uplink] = []
+    shell._add = lambda now, key, uplink: asked.append(uplink)  # type: ignore[method-assign]
+    own = packed("192.168.1.9")
+    shell.set_uplinks(0.0, [("eth0", packed(f"192.168.1.{n}"), own, PORT) for n in (1, 2)] + [("eth1", own, own, PORT)])
+    assert [(name, gateway) for name, gateway, _, _ in asked] == [("eth0", packed("192.168.1.1")), ("eth1", own)]
+
+
 def packed(address: str) -> bytes:
     return ip_address(address).packed
 

@@ -55,11 +55,15 @@ class PortMapShell:
         self._worker: UpnpWorker | None = None
 
     def set_uplinks(self, now: float, uplinks: list[Uplink]) -> None:
-        """One entry for each interface and address family; the first GATEWAYS_MAX count. What is as before stays.
+        """The first entry for each interface and address family counts, and GATEWAYS_MAX of those. What is as before
+        stays.
 
         An address that cannot be bound (not there yet, gone already) is tried again with the next call.
         """
-        wanted = {(uplink[0], len(uplink[2])): uplink for uplink in uplinks[:GATEWAYS_MAX]}
+        wanted: dict[tuple[str, int], Uplink] = {}
+        for uplink in uplinks:
+            if len(wanted) < GATEWAYS_MAX:
+                wanted.setdefault((uplink[0], len(uplink[2])), uplink)
         for key in [key for key, uplink in self._uplinks.items() if wanted.get(key) != uplink]:
             self._remove(now, key)
         for key, uplink in wanted.items():
