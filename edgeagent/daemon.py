@@ -312,8 +312,9 @@ class Agent:
         """The command that started us has its answer: its terminal is no longer ours to write to."""
         sys.excepthook = self._keep_crash
         null = os.open(os.devnull, os.O_RDWR)
-        os.dup2(null, sys.stderr.fileno())
-        os.close(null)
+        os.dup2(null, 2)  # whatever sys.stderr is: None, where 2 was closed
+        if null != 2:
+            os.close(null)
 
     def leave_word(self, error: Exception) -> None:
         """Of an error that ends an agent in the background: it says no more than what the system said."""

@@ -82,7 +82,7 @@ def test_only_who_took_leave_says_disconnect(
 
     def start(self: Agent, *args: Any) -> None:
         agents.append(self)
-        self.membership = Member(self.link, acknowledged=acknowledged)  # type: ignore[assignment]
+        self.membership = Member(self.link, acknowledged=acknowledged)  # type: ignore[assignment, arg-type]
         self._stopping = True
 
     def turn(self: Agent, deadline: float | None) -> None:
