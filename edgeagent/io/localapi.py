@@ -18,8 +18,6 @@ import time
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import TYPE_CHECKING, Any
 
-from edgeagent.io.uapi_socket import ACCEPT_AGAIN_S, NONE_LEFT
-
 if TYPE_CHECKING:
     from collections.abc import Callable
     from selectors import BaseSelector
@@ -35,6 +33,8 @@ REQUEST_BYTES_MAX = 16_384  # a join token with eight brokers and many tags has 
 OUTPUT_BYTES_MAX = 1_048_576
 TRANSFER_TIMEOUT_S = 5.0  # for a client to write its request, or to take the answer
 WAIT_TIMEOUT_S = 86_400.0  # for an answer that has to wait for the hub or for a person
+ACCEPT_AGAIN_S = 1.0  # where no descriptor is left for who knocks: the listener would wake us without end
+_NONE_LEFT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _UCRED = struct.Struct("3i")
 
 
@@ -179,7 +179,7 @@ class LocalApi:
             sock, _ = self._listener.accept()
         except OSError as error:  # the client gave up, or no descriptor is left
             self.refused += 1
-            if error.errno in NONE_LEFT:
+            if error.errno in _NONE_LEFT:
                 self._selector.unregister(self._listener)
                 self._accept_at = now + ACCEPT_AGAIN_S
             return

@@ -17,9 +17,8 @@ from collections import deque
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from edgeagent.io.lookups import LOOK_UP_TIMEOUT_S, LookUps
 from edgeagent.io.pahoclient import SUCCESS, Login, PahoClient
-from edgeagent.io.pinnedtls import Trust, literal_family, presented_chain, wrap
+from edgeagent.io.pinnedtls import LOOK_UP_TIMEOUT_S, LookUps, Trust, literal_family, presented_chain, wrap
 from edgeagent.io.proxy import is_through
 from edgeagent.proto.names import split_host_port
 from edgeagent.proto.relay_http import HttpError

@@ -15,8 +15,7 @@ from collections import deque
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from edgeagent.io.lookups import LOOK_UP_TIMEOUT_S, LookUps
-from edgeagent.io.pinnedtls import literal_family
+from edgeagent.io.pinnedtls import LOOK_UP_TIMEOUT_S, LookUps, literal_family
 from edgeagent.io.proxy import is_through
 from edgeagent.proto.names import split_host_port
 from edgeagent.proto.relay_http import HttpError, ResponseReader, upgrade_request

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 DIRECTORY = "/var/run/wireguard"
 CLIENTS_MAX = 16
 ACCEPT_AGAIN_S = 1.0  # where no descriptor is left for who knocks: the listener would wake us without end
-NONE_LEFT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_NONE_LEFT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _READ_BYTES = 1 << 16
 _READS_MAX = _ANSWERS_MAX = 16  # at one wake-up
 
@@ -134,7 +134,7 @@ class UapiSocket:
         try:
             connection, _ = self._listener.accept()
         except OSError as error:  # it went away again, or this process is out of descriptors
-            if error.errno in NONE_LEFT:
+            if error.errno in _NONE_LEFT:
                 self._selector.unregister(self._listener)
                 self._accept_at = now + ACCEPT_AGAIN_S
             return

@@ -10,10 +10,17 @@ from typing import Any
 import pytest
 
 from edgeagent.io import pinnedtls
-from edgeagent.io.lookups import GIVEN_UP_MAX, KNOWN_MAX, LATE_MAX_S, LOOK_UP_TIMEOUT_S, LookUps
 from edgeagent.io.mqtt import CONNECT_TIMEOUT_S, Closed, MqttLink
 from edgeagent.io.pahoclient import Login
-from edgeagent.io.pinnedtls import Resolver, Trust
+from edgeagent.io.pinnedtls import (
+    GIVEN_UP_MAX,
+    KNOWN_MAX,
+    LATE_MAX_S,
+    LOOK_UP_TIMEOUT_S,
+    LookUps,
+    Resolver,
+    Trust,
+)
 from tests.agent.broker import free_port
 from tests.agent.streams import TURNS_S, SlowNames
 
