@@ -51,6 +51,8 @@ def run(settings: Settings, token: str | None, control_fd: int | None) -> int:
     ring = LogRing(Limits.DEFAULTS["log_lines"], sys.stderr if control_fd is None else None)
     logring.install(ring, getattr(logging, settings.log_level.upper()))
     control = None if control_fd is None else socket.socket(fileno=control_fd)
+    if control is not None:
+        control.set_inheritable(False)
     keystore = Keystore(settings.state_dir)
     selector = selectors.DefaultSelector()
     try:
