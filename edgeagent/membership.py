@@ -87,6 +87,7 @@ class Membership:
         self.tunnel = Tunnel(now, context, self.node)
         self.relays = RelayLinks(context, self.node)
         self.relays.streams.steer = link.steer = self.tunnel.steer
+        self.tunnel.streams_kept = self.relays.streams.as_routed
         self.tunnel.engine.count_with(context.accounts.meter)
         context.accounts.watch(self.relays.streams, Cause.RELAY, self.relays.carried_of)
         context.accounts.set_hub_budget(now, self.node.map)

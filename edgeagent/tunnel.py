@@ -22,6 +22,7 @@ from edgeagent.surroundings import forwards, release_stale_sources
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from edgeagent.context import Context
     from edgeagent.io.portmap import PortMapShell
@@ -55,6 +56,7 @@ class Tunnel:
         self._watch: UplinkWatch | None = None  # None as long as there was never more than one uplink
         self._bound: list[tuple[str, int]] = []  # uplinks with sockets of their own
         self._context = context
+        self.streams_kept: Callable[[], list[int]] = list  # those to relays that would still leave as they do
         self._ports: PortMapShell | None = None  # None as long as there was no router that could open one
         try:
             self.tun = Tun(settings.interface, settings.mtu)
@@ -118,7 +120,8 @@ class Tunnel:
             return None
         addresses = self._look_at_uplinks(now, links, addresses, routes)
         self._look_at_routers(now, addresses, routes)
-        self._node.handle_addresses(now, [(address, self.port) for address in self._candidates(addresses)])
+        endpoints = [(address, self.port) for address in self._candidates(addresses)]
+        self._node.handle_addresses(now, endpoints, self.streams_kept())
         return [address.address for address in addresses]
 
     def take_ports(self, now: float) -> None:

@@ -35,6 +35,8 @@ CONNECT_TIMEOUT_S = 2.0  # for TCP, where another address is left to be tried
 OUT_BYTES_MAX = 524_288  # a client that was told to wait adds nothing; several times of what one writes in a turn
 READ_BYTES = 16_384  # a TLS record
 READS_PER_TURN_MAX = 8
+_SO_BINDTODEVICE = 25
+_INTERFACE_BYTES = 16
 
 
 class Opened:
@@ -174,6 +176,10 @@ class RelayStreams:
     def number_of(self, sock: socket.socket) -> int | None:
         """The stream that one of them is of."""
         return next((each.number for each in self._by_fd.values() if each.sock is sock), None)
+
+    def as_routed(self) -> list[int]:
+        """Those that are up and would be made from the same address of ours now, as the routes are."""
+        return [each.number for each in self._streams.values() if each.stage is _Stage.UP and _is_as_routed(each.sock)]
 
     def poll_timeout(self) -> float | None:
         if self._pending:
@@ -442,3 +448,18 @@ class RelayStreams:
         for fd in [fd for fd, each in self._by_fd.items() if each is stream]:
             del self._by_fd[fd]
             self._selector.unregister(fd)
+
+
+def _is_as_routed(sock: socket.socket | None) -> bool:
+    """To connect a UDP socket asks the kernel for its way, and sends nothing."""
+    if sock is None:
+        return False
+    try:
+        with socket.socket(sock.family, socket.SOCK_DGRAM) as asking:
+            device = sock.getsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, _INTERFACE_BYTES)
+            if device.strip(b"\0"):
+                asking.setsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, device)
+            asking.connect(sock.getpeername())
+            return bool(asking.getsockname()[0] == sock.getsockname()[0])
+    except OSError:  # no way at all, or the address is gone
+        return False

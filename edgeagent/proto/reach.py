@@ -12,7 +12,7 @@ from edgeagent.proto.relay_endpoint import RelayEndpoint
 from edgeagent.proto.relays import Relays
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from edgeagent.proto.crypto import Crypto
     from edgeagent.proto.devicemap import DeviceMap
@@ -61,12 +61,13 @@ class Reach:
             self._look_up_relays()
             self.outside.doubt(now, survey=True)
 
-    def handle_addresses(self, now: float, endpoints: list[UdpAddress]) -> None:
+    def handle_addresses(self, now: float, endpoints: list[UdpAddress], kept: Collection[int] = ()) -> None:
+        """`kept` are streams to relays that leave by the way that they were made by."""
         self.relays.set_families(list(dict.fromkeys(len(address) for address, _ in endpoints)))
         if self._whereabouts.handle_addresses(now, endpoints):
             if not self._finder.shared.ways.several:  # else the uplinks have told which of them moved
                 self.outside.forget(now)
-            self.relays.network_changed(now)
+            self.relays.network_changed(now, kept)
             self._look_up_relays()
             self.outside.doubt(now, survey=True)
 

@@ -34,7 +34,7 @@ from edgeagent.proto.relay_pass import peek_node_key
 from edgeagent.proto.relay_sessions import IDLE_S, RelaySessions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from edgeagent.proto.crypto import Crypto
     from edgeagent.proto.keys import Entropy
@@ -137,11 +137,12 @@ class Relays:
         self._addresses.answered(relay, endpoint)
         self._step(now)
 
-    def network_changed(self, now: float) -> None:
-        """We are somewhere else: distances are measured anew, and what did not work may."""
+    def network_changed(self, now: float, kept: Collection[int] = ()) -> None:
+        """We are somewhere else, or have another address beside: distances are measured anew, and what did not work
+        may. The streams `kept` leave as before."""
         self._addresses.forget_answers()
         self._began_at, self._surveyed = now, False
-        self._begin_anew(now, self.sessions.via)
+        self._begin_anew(now, self.sessions.via, kept)
 
     def uplink_changed(self, now: float, index: int, routed: tuple[int, ...] | None = None) -> None:
         """Relays are reached by another uplink, given by its interface index, that leads to addresses of those sizes
@@ -153,10 +154,10 @@ class Relays:
             self._routed = routed
             self._step(now)
 
-    def _begin_anew(self, now: float, via: int) -> None:
+    def _begin_anew(self, now: float, via: int, kept: Collection[int] = ()) -> None:
         self._choice.forget()
         self._down_at = None
-        self.sessions.uplink_changed(now, via)
+        self.sessions.uplink_changed(now, via, kept)
         self._after(now, judge=False)  # that a connection was closed just now is no relay's fault
         self._step(now)
 
