@@ -90,7 +90,7 @@ class UpnpWorker:
         finally:
             os.close(writer)
         try:
-            return _outcome(_read(reader, monotonic() + JOB_TIMEOUT_S))
+            return read_outcome(_read(reader, monotonic() + JOB_TIMEOUT_S))
         finally:
             os.close(reader)
             os.kill(process, signal.SIGKILL)
@@ -110,7 +110,8 @@ def _read(fd: int, deadline: float) -> bytes:
     return data
 
 
-def _outcome(said: bytes) -> Outcome:
+def read_outcome(said: bytes) -> Outcome:
+    """What a job that has said so has come to."""
     word, _, address = said.decode("ascii", "replace").partition(" ")
     try:
         return Done(socket.inet_aton(address)) if word == "done" else UpnpFailure(word)
