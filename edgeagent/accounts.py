@@ -103,6 +103,12 @@ class Accounts:
         self._jobs.arm(key, at, slack_s)
         self._plan()
 
+    def undefer(self, key: str) -> None:
+        """Harmless when it is not to be called."""
+        self._jobs.disarm(key)
+        self._actions.pop(key, None)
+        self._plan()
+
     def poll_timeout(self) -> float | None:
         if self._save_at != self.ledger.save_at:
             self._save_at = self.ledger.save_at

@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 from contextlib import suppress
+from fcntl import F_DUPFD, fcntl
 
 from edgeagent.io.localclient import LocalClient
 
@@ -57,15 +58,27 @@ def start(settings: Settings, timeout_s: float) -> LocalClient:
 def _become_daemon(settings: Settings, control_fd: int) -> None:
     os.chdir("/")
     os.umask(0o077)
-    null = os.open(os.devnull, os.O_RDWR)
+    # Where the caller had some of 0 to 2 closed, any of these may be one of them: out of the way first
+    control_fd = fcntl(control_fd, F_DUPFD, _CONTROL_FD + 1)
+    null = fcntl(os.open(os.devnull, os.O_RDWR), F_DUPFD, _CONTROL_FD + 1)
     os.dup2(null, 0)
     os.dup2(null, 1)
+    if not _is_callers(2):
+        os.dup2(null, 2)
     os.dup2(control_fd, _CONTROL_FD)  # dup2 makes it inheritable
     for fd in os.listdir("/proc/self/fd"):  # what the caller left open: a pipe whose reader waits for its end
         if int(fd) > _CONTROL_FD:
             with suppress(OSError):  # the one that listed them
                 os.close(int(fd))
     _execute([f"--control-fd={_CONTROL_FD}", *_arguments(settings)], settings)
+
+
+def _is_callers(fd: int) -> bool:
+    """Whether it is open, and not one that this process opened: those are not inheritable."""
+    try:
+        return os.get_inheritable(fd)
+    except OSError:
+        return False
 
 
 def _execute(arguments: list[str], settings: Settings) -> NoReturn:

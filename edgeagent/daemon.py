@@ -51,6 +51,8 @@ def run(settings: Settings, token: str | None, control_fd: int | None) -> int:
     ring = LogRing(Limits.DEFAULTS["log_lines"], sys.stderr if control_fd is None else None)
     logring.install(ring, getattr(logging, settings.log_level.upper()))
     control = None if control_fd is None else socket.socket(fileno=control_fd)
+    if control is not None:
+        control.set_inheritable(False)
     keystore = Keystore(settings.state_dir)
     selector = selectors.DefaultSelector()
     try:
@@ -61,7 +63,11 @@ def run(settings: Settings, token: str | None, control_fd: int | None) -> int:
         agent = Agent(context)
         try:
             agent.start(token, control)
-            agent.loop()
+            try:
+                agent.loop()
+            except OSError as error:
+                agent.leave_word(error)
+                raise
         finally:
             agent.close()
     except TunGone:
@@ -103,6 +109,7 @@ class Agent:
         self._control: Client | None = None
         self._last_words: list[Client] = []  # who asked us to stop
         self._stopping = False
+        self._took_leave = False  # the broker has our last words
         self._crash_path = os.path.join(context.keystore.directory, "crash")
         self._release_at: float | None = context.started_at + RELEASE_AFTER_S
         self._signals, self._wakeup = socket.socketpair()
@@ -136,6 +143,7 @@ class Agent:
         now = self.now = monotonic()
         context = self.context
         if context.admission is not None:
+            context.keystore.remove(StateFile.TOKEN)  # there after a power cut: it is answered, and still a secret
             self.membership = Membership(now, context, self.link, context.admission)
         elif token is not None:
             self._begin_join(now, token)
@@ -158,7 +166,10 @@ class Agent:
     def close(self) -> None:
         """Undo everything in order; who asked for the end hears of it last."""
         signal.set_wakeup_fd(-1)
-        self.link.close()
+        if self._took_leave:
+            self.link.close()
+        else:
+            self.link.drop()  # then the Last Will says that we are gone
         if self.membership is not None:
             self.membership.close()
         self.context.accounts.close(monotonic())
@@ -178,7 +189,7 @@ class Agent:
         self.context.ring.hide(text)
         if not self.context.save(StateFile.TOKEN, text.encode()):
             return False
-        self.link.close()
+        self.link.drop()  # where this was a member, the Last Will says that it is gone
         self.link.events.clear()
         if self.membership is not None:
             self.membership.save_cache(now)  # the epochs, which must not be used again
@@ -303,8 +314,14 @@ class Agent:
         """The command that started us has its answer: its terminal is no longer ours to write to."""
         sys.excepthook = self._keep_crash
         null = os.open(os.devnull, os.O_RDWR)
-        os.dup2(null, sys.stderr.fileno())
-        os.close(null)
+        os.dup2(null, 2)  # whatever sys.stderr is: None, where 2 was closed
+        if null != 2:
+            os.close(null)
+
+    def leave_word(self, error: Exception) -> None:
+        """Of an error that ends an agent in the background: it says no more than what the system said."""
+        if self._in_background:
+            self._keep_crash(type(error), error, error.__traceback__)
 
     def _keep_crash(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         """A bug ends the agent, and no terminal is there to tell: leave the traceback beside the state."""
@@ -321,6 +338,7 @@ class Agent:
         deadline = monotonic() + FAREWELL_TIMEOUT_S
         while self.link.unacknowledged and monotonic() < deadline:
             self._turn(deadline)
+        self._took_leave = not self.link.unacknowledged
 
     def _signalled(self, _now: float, _fd: int) -> None:
         with suppress(BlockingIOError):

@@ -87,6 +87,7 @@ class Membership:
         self.tunnel = Tunnel(now, context, self.node)
         self.relays = RelayLinks(context, self.node)
         self.relays.streams.steer = link.steer = self.tunnel.steer
+        self.tunnel.streams_kept = self.relays.streams.as_routed
         self.tunnel.engine.count_with(context.accounts.meter)
         context.accounts.watch(self.relays.streams, Cause.RELAY, self.relays.carried_of)
         context.accounts.set_hub_budget(now, self.node.map)
@@ -187,6 +188,8 @@ class Membership:
         self._lookups.clear()
         if self._bindings is not None:
             self._bindings.close()
+        for job in ("bindings", "bindings-save"):
+            self._context.accounts.undefer(job)
         self._link.steer = None
         self.relays.close()
         self._context.accounts.unwatch(self.relays.streams)
@@ -235,8 +238,12 @@ class Membership:
 
     def _agree_on_keepalive(self) -> None:
         """A connection's keepalive is told to the broker at its beginning: a longer one takes another connection."""
-        accounts, client = self._context.accounts, self.node.client
-        client.keepalive_factor = accounts.control_policy(self.node.hosts).keepalive_factor
+        accounts, client, uplinks = self._context.accounts, self.node.client, self.node.reach.uplinks
+        if uplinks is not None and uplinks.active is not None and uplinks.bound:  # the connection is bound to it
+            policy = accounts.policies.of(uplinks.active.name)
+        else:
+            policy = accounts.control_policy(self.node.hosts)
+        client.keepalive_factor = policy.keepalive_factor
         accounts.reconnect_wanted = False
 
     def _take_events(self, now: float) -> None:
@@ -262,7 +269,7 @@ class Membership:
 
     def _map_changed(self, now: float, event: MapChanged) -> None:
         log.info("the hub's map is new: this is %s", event.map.name)
-        self.tunnel.apply(event.map)
+        self.tunnel.apply(now, event.map)
         self._context.accounts.set_hub_budget(now, event.map)
 
     def _resolved(self, now: float, event: Resolved) -> None:

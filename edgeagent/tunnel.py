@@ -16,11 +16,13 @@ from edgeagent.io.netlink import AddressChanged, LinkChanged, Netlink, NetlinkMo
 from edgeagent.io.tun import Tun
 from edgeagent.io.uapi_socket import UapiSocket
 from edgeagent.io.udp import Udp
+from edgeagent.ownroutes import OwnRoutes
 from edgeagent.proto.candidates import private_block
 from edgeagent.surroundings import forwards, release_stale_sources
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from edgeagent.context import Context
     from edgeagent.io.portmap import PortMapShell
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("edgeagent")
 SETTLE_S = 0.2  # changes of addresses come in bursts
+LOOK_AGAIN_S = 1.0  # after a look that the kernel did not answer
 ENDPOINTS_MAX = 8  # that a feed can hold
 
 
@@ -48,12 +51,12 @@ class Tunnel:
         self._node = node
         self.device = node.device
         self._selector = context.selector
-        self._prefixes: list[tuple[bytes, int]] = []  # addresses that are on the interface
         self._look_at: float | None = now
         self._order = settings.uplinks.split(",") if settings.uplinks else []
         self._watch: UplinkWatch | None = None  # None as long as there was never more than one uplink
         self._bound: list[tuple[str, int]] = []  # uplinks with sockets of their own
         self._context = context
+        self.streams_kept: Callable[[], list[int]] = list  # those to relays that would still leave as they do
         self._ports: PortMapShell | None = None  # None as long as there was no router that could open one
         try:
             self.tun = Tun(settings.interface, settings.mtu)
@@ -64,11 +67,12 @@ class Tunnel:
         self._netlink = Netlink()
         self._monitor = NetlinkMonitor()
         context.selector.register(self._monitor.fd, EVENT_READ, self._changed)
+        self._own = OwnRoutes(self._netlink, self.tun.index, self.tun.name)
         self._uapi: UapiSocket | None = None
         try:
             self.port = self._bind(settings.port, settings.port_fixed)
             self._netlink.set_link(self.tun.index, up=True)
-            self.apply(node.map)
+            self._own.put(node.map)
             self._show_to_wg()
         except OSError as error:
             self.close()
@@ -77,24 +81,10 @@ class Tunnel:
             self.close()
             raise
 
-    def apply(self, device_map: DeviceMap) -> None:
-        """Put the map's addresses and routes on the interface, and take off those that it has no more."""
-        wanted = [(address, 8 * len(address)) for address in device_map.addresses]
-        index = self.tun.index
-        for address, length in self._prefixes:
-            if (address, length) not in wanted:
-                self._netlink.delete_address(index, address, length)
-        self._prefixes = []
-        for (address, length), (prefix, prefix_length) in zip(wanted, (device_map.v4, device_map.v6), strict=True):
-            try:
-                self._netlink.add_address(index, address, length)
-                self._netlink.replace_route(rt.Route(prefix, prefix_length, index, source=address))
-            except OSError as error:
-                if len(address) == 4 or error.errno not in (errno.EACCES, errno.EOPNOTSUPP, errno.EAFNOSUPPORT):
-                    raise
-                log.warning("%s: no IPv6 on it: %s", self.tun.name, error.strerror)
-            else:
-                self._prefixes.append((address, length))
+    def apply(self, now: float, device_map: DeviceMap) -> None:
+        """Put the map's addresses and routes on the interface, and take off those that it has no more; while it is
+        down, as soon as it is up."""
+        self._own.take(now, device_map)
 
     def flush(self, now: float) -> None:
         """Hand on what the node has for the interface and for the port."""
@@ -103,13 +93,17 @@ class Tunnel:
     def poll_timeout(self) -> float | None:
         held_back = self.engine.poll_timeout()
         ports = None if self._ports is None else self._ports.poll_timeout()
-        times = [at for at in (self._look_at, held_back, ports) if at is not None]
+        uapi = None if self._uapi is None else self._uapi.poll_timeout()
+        times = [at for at in (self._look_at, self._own.poll_timeout(), held_back, ports, uapi) if at is not None]
         return min(times, default=None)
 
     def on_timeout(self, now: float) -> list[bytes] | None:
         """Look around when that is due. Returns all addresses of this host (4 or 16 B) that packets can leave from,
         None when it did not look."""
         self._bind_uplinks()
+        self._own.on_timeout(now)
+        if self._uapi is not None:
+            self._uapi.on_timeout(now)
         if self._ports is not None:
             self._ports.on_timeout(now)
         if self._look_at is None or now < self._look_at:
@@ -117,10 +111,17 @@ class Tunnel:
         self._look_at = None
         self.engine.is_router = forwards(self.tun.name)
         release_stale_sources(now, self.device, self._netlink, self.udp.mark)
-        routes = self._netlink.default_routes()
-        addresses = self._look_at_uplinks(now, self._netlink.addresses(), routes)
+        try:
+            routes, addresses = self._netlink.default_routes(), self._netlink.addresses()
+            links = self._netlink.links() if self._has_several(routes) else []
+        except OSError as error:  # busy with another such question, or it took too long
+            log.warning("the interfaces could not be looked at: %s", error.strerror or error)
+            self._look_at = now + LOOK_AGAIN_S
+            return None
+        addresses = self._look_at_uplinks(now, links, addresses, routes)
         self._look_at_routers(now, addresses, routes)
-        self._node.handle_addresses(now, [(address, self.port) for address in self._candidates(addresses)])
+        endpoints = [(address, self.port) for address in self._candidates(addresses)]
+        self._node.handle_addresses(now, endpoints, self.streams_kept())
         return [address.address for address in addresses]
 
     def take_ports(self, now: float) -> None:
@@ -154,18 +155,24 @@ class Tunnel:
         self.engine.close()
         self.tun.close()
 
-    def _look_at_uplinks(self, now: float, addresses: list[rt.Address], routes: list[rt.Route]) -> list[rt.Address]:
+    def _look_at_uplinks(
+        self, now: float, links: list[rt.Link], addresses: list[rt.Address], routes: list[rt.Route]
+    ) -> list[rt.Address]:
         """Tell the node of its uplinks, if there is more than one. Returns the addresses of interfaces that carry
         something."""
+        if not self._has_several(routes):
+            return addresses
         if self._watch is None:
-            if len({route.index for route in routes} - {self.tun.index}) < 2:
-                return addresses
             from edgeagent.uplinks import UplinkWatch  # most devices never need it
 
             self._watch = UplinkWatch(self._order, self._is_metered, self._is_inside, self.tun.index)
-        self._watch.look(now, self._netlink.links(), addresses, routes)
+        self._watch.look(now, links, addresses, routes)
         self._tell_uplinks(now, self._watch)
         return [address for address in addresses if address.index not in self._watch.down]
+
+    def _has_several(self, routes: list[rt.Route]) -> bool:
+        """Whether there is, or ever was, more than one uplink."""
+        return self._watch is not None or len({route.index for route in routes} - {self.tun.index}) > 1
 
     def _look_at_routers(self, now: float, addresses: list[rt.Address], routes: list[rt.Route]) -> None:
         """Ask the routers of unmetered uplinks to open our port, where it is behind a NAT."""
@@ -245,6 +252,7 @@ class Tunnel:
 
     def _changed(self, now: float, _fd: int) -> None:
         for change in self._monitor.drain():
+            self._own.changed(now, change)
             if isinstance(change, AddressChanged):
                 ours = change.address.index == self.tun.index
             elif isinstance(change, LinkChanged):

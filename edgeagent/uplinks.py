@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edgeagent.io.netlink import Netlink
 
 _SO_BINDTODEVICE = 25
+_INTERFACE_BYTES = 16
 
 
 class UplinkWatch:
@@ -34,10 +35,14 @@ class UplinkWatch:
         self._is_ours = is_ours
         self._tun = tun
         self._facts: list[UplinkFacts] = []
+        self._own: dict[bytes, list[int]] = {}  # indexes of the interfaces that have an address, however long
 
     def look(self, now: float, links: list[rt.Link], addresses: list[rt.Address], routes: list[rt.Route]) -> None:
         """All interfaces, all addresses, and the default routes."""
         self.down = [link.index for link in links if not link.carries]
+        self._own = {}
+        for address in addresses:
+            self._own.setdefault(address.address, []).append(address.index)
         self._facts = [
             _facts(link, [each for each in addresses if each.index == link.index and self._lasts(each)], routes)
             for link in links
@@ -67,12 +72,18 @@ class UplinkWatch:
             sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, active.name.encode() + b"\0")
 
     def is_elsewhere(self, sock: socket.socket, index: int) -> bool:
-        """Whether a connection goes by another uplink than that one; False for what is near."""
+        """Whether a connection goes by another uplink than that one: by the device that it is bound to, else by its own
+        address, which may be a temporary one; False for what is near."""
+        uplinks = {each.index: each.name for each in self._facts if each.gateways}
         try:
+            device = sock.getsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, _INTERFACE_BYTES).rstrip(b"\0")
             own = socket.inet_pton(sock.family, sock.getsockname()[0].partition("%")[0])
         except OSError:
             return False
-        return any(own in each.addresses and each.index != index for each in self._facts if each.gateways)
+        if device:
+            return device.decode("ascii", "replace") != uplinks.get(index)
+        at = self._own.get(own, [])
+        return index not in at and any(each in uplinks for each in at)
 
     def link_changed(self, now: float, link: rt.Link, removed: bool) -> bool:
         """True when an uplink went up or down by this."""

@@ -226,6 +226,7 @@ class Interface:
 
     def _tick(self, now: float) -> None:
         self._tick_at = now + TICK_S
+        self._uapi.on_timeout(now)
         self._wall.set_wall(now, time())
         if not self._uapi.is_listed():
             log.debug("UAPI socket was removed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from selectors import EVENT_READ, BaseSelector
 
@@ -112,6 +113,8 @@ class Neighbours:
         try:
             resolver = Resolver(name, 0)
             try:
+                if resolver.done and resolver.error:  # there was no thread for it
+                    raise OSError(errno.EAGAIN, resolver.error)
                 self._selector.register(resolver.wake, EVENT_READ, self._resolved)
             except OSError:
                 resolver.close()

@@ -26,7 +26,7 @@ class Site(Pair):
         self.tested = True
         self.uplinks = Uplinks({"wwan0": UplinkSetting(is_metered=True)})
         self.wanted: list[int] = []
-        self.a.node.outside.probe = lambda now, uplink: self.wanted.append(uplink)  # type: ignore[method-assign]
+        self.a.node.outside.probe = lambda now, uplink, routed: self.wanted.append(uplink)  # type: ignore[method-assign]
         self.tell(facts(1), facts(2))
 
     def verdict(self, index: int, *, answered: bool) -> None:

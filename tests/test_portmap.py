@@ -183,6 +183,34 @@ def test_only_pcp_opens_ipv6() -> None:
     assert silent.events == [] and all(asked[0] == 2 for asked in silent.routers[GATEWAY6].heard)
 
 
+@pytest.mark.parametrize(
+    "forged",
+    [pack(">BBHI", 0, 129, 3, 5), pack(">BBHI4s", 0, 128, 0, 5, OUTSIDE), pack(">BBHI", 0, 129, 1, 5)],
+    ids=["refusal", "address", "version"],
+)
+def test_a_router_that_answers_nothing_is_silent_whatever_somebody_forges(forged: bytes) -> None:
+    world = World()
+    world.router.versions = ()
+    world.set_gateway()
+    world.run(10.0)
+    assert world.mapper.silent()
+    world.announce(forged)
+    assert world.mapper.silent()
+    world.run(7 * 86_400.0)
+    assert world.mapper.silent()
+
+
+def test_one_that_was_answered_in_the_routers_name_is_found_silent_the_next_time() -> None:
+    world = World()
+    world.router.versions = ()
+    world.set_gateway()
+    world.run(4.0)  # PCP is over, NAT-PMP asked for
+    world.announce(pack(">BBHI", 0, 129, 3, 5))
+    assert not world.mapper.silent()
+    world.run(3_600.0)
+    assert world.mapper.silent()
+
+
 def test_a_mapping_that_cannot_be_renewed_is_tried_to_its_end_then_lost() -> None:
     world = World()
     world.set_gateway()

@@ -16,6 +16,7 @@ from selectors import DefaultSelector
 import pytest
 
 from edgeagent.io.portmap import PortMapShell, Uplink
+from edgeagent.io.upnpjob import ROOM_BYTES
 from tests.netlab import Host, Lab, until
 from tests.netlab.nat import Kind, NatRouter
 from tests.netlab.process import Process
@@ -30,6 +31,37 @@ router = miniupnpc.UPnP(sys.argv[1], None, 1_000, 0)
 router.discover()
 router.selectigd()
 router.addportmapping({PORT}, "UDP", sys.argv[1], {PORT}, "neighbour", "", 600)
+"""
+
+# Answers every search for a router in the router's name, with a description that never ends
+ROGUE = """
+import socket, sys, threading
+address, most = sys.argv[1], 256 << 20
+web = socket.create_server((address, 8080))
+def serve():
+    while True:
+        client, _ = web.accept()
+        sent = client.recv(4096) and 0
+        try:
+            client.sendall(b"HTTP/1.1 200 OK\\r\\n\\r\\n")
+            while sent < most:
+                client.sendall(b"<a>" * 20_000)
+                sent += 60_000
+        except OSError:
+            pass
+        print("sent", sent >> 20, "MiB", flush=True)
+        client.close()
+threading.Thread(target=serve, daemon=True).start()
+heard = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+heard.bind(("239.255.255.250", 1900))
+group = socket.inet_aton("239.255.255.250") + socket.inet_aton(address)
+heard.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
+print("listening", flush=True)
+while True:
+    asked, source = heard.recvfrom(2000)
+    kind = next(line for line in asked.split(b"\\r\\n") if line.upper().startswith(b"ST:"))
+    where = f"LOCATION: http://{address}:8080/d.xml".encode()
+    heard.sendto(b"\\r\\n".join([b"HTTP/1.1 200 OK", kind, b"USN: x", where, b"", b""]), source)
 """
 
 
@@ -103,6 +135,16 @@ def home(lab: Lab) -> Iterator[Home]:
         made = Home(lab, stack)
         stack.callback(made.close)
         yield made
+
+
+def test_of_several_routers_of_one_interface_the_best_is_asked() -> None:
+    """A standby has a worse metric, and comes later."""
+    shell = PortMapShell(DefaultSelector(), urandom, random)
+    asked: list[Uplink] = []
+    shell._add = lambda now, key, uplink: asked.append(uplink)  # type: ignore[method-assign]
+    own = packed("192.168.1.9")
+    shell.set_uplinks(0.0, [("eth0", packed(f"192.168.1.{n}"), own, PORT) for n in (1, 2)] + [("eth1", own, own, PORT)])
+    assert [(name, gateway) for name, gateway, _, _ in asked] == [("eth0", packed("192.168.1.1")), ("eth1", own)]
 
 
 def packed(address: str) -> bytes:
@@ -186,6 +228,19 @@ def test_upnp_finds_another_port_where_ours_is_taken(home: Home) -> None:
     assert home.is_open(port)
     home.close()
     server.stop()
+
+
+def test_a_description_without_end_ends_a_process_and_not_the_agent(home: Home) -> None:
+    if importlib.util.find_spec("miniupnpc") is None:
+        pytest.skip("needs miniupnpc: pip install miniupnpc")
+    rogue = home.router.host.start("python3", "-c", ROGUE, ip_address(home.uplink[1]).compressed)
+    rogue.expect("listening")
+    home.set_uplinks(home.uplink)
+    home.pump_until(lambda: home.shell.status()["upnp"] is not None, "the end of the job", 40.0)
+    assert home.shell.status()["upnp"] in ("refused", "no-router") and home.shell.mappings() == []
+    sent = int(rogue.expect(r"sent (\d+) MiB")[1])
+    assert sent <= 2 * (ROOM_BYTES >> 20), "what it has room for, and what was under way"
+    home.close()
 
 
 def test_a_router_that_says_nothing_and_a_stranger_that_answers(home: Home) -> None:

@@ -1,10 +1,10 @@
-"""The plan for UPnP on a virtual clock, and its worker with a miniupnpc of the test's own."""
+"""The plan for UPnP on a virtual clock, and its jobs with a miniupnpc of the test's own."""
 
 from __future__ import annotations
 
-import selectors
 import sys
 from itertools import pairwise
+from socket import inet_ntoa
 from types import ModuleType
 from typing import Any
 
@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeagent.io.upnp import UpnpWorker
+from edgeagent.io import upnpjob
+from edgeagent.io.upnp import UpnpWorker, read_outcome
 from edgeagent.proto.errors import LocalProtocolError
 from edgeagent.proto.portmap_upnp import (
     CLOSINGS_MAX,
@@ -259,74 +260,58 @@ class Router:
 def router(monkeypatch: pytest.MonkeyPatch) -> Router:
     router = Router()
     monkeypatch.setitem(sys.modules, "miniupnpc", router.module())
+    monkeypatch.setattr(upnpjob, "confine", lambda: None)  # it is this process here
     return router
 
 
-def do(worker: UpnpWorker, want: Want = Want.OPEN, port: int = PORT) -> Outcome:
-    """One job, waited for as the shell does."""
-    assert worker.result() is None
-    worker.start(Job(want, ETH0, port))
-    with selectors.DefaultSelector() as selector:
-        selector.register(worker.wake, selectors.EVENT_READ)
-        assert selector.select(JOB_TIMEOUT_S)
-    outcome = worker.result()
-    assert outcome is not None
-    return outcome
+def do(want: Want = Want.OPEN, port: int = PORT) -> Outcome:
+    """One job, without the process around it."""
+    _, gateway, own, inside = ETH0
+    said = upnpjob.run(want.value, inet_ntoa(gateway), inet_ntoa(own), inside, port, LEASE_S)
+    return read_outcome(said.encode())
 
 
-def test_the_worker_opens_and_closes(router: Router) -> None:
-    worker = UpnpWorker()
+def test_the_job_opens_and_closes(router: Router) -> None:
     for want in (Want.LOOK, Want.OPEN, Want.CLOSE):
-        outcome = do(worker, want)
+        outcome = do(want)
         assert isinstance(outcome, Done) and outcome.address == OUTSIDE
-    assert router.discoveries == 1
-    assert router.calls == [
-        ("192.168.1.7", None, 1_000, 0),
+    assert [call for call in router.calls if call != ("192.168.1.7", None, 1_000, 0)] == [
         (PORT, "UDP", "192.168.1.7", PORT, "edgeagent", "", LEASE_S),
         (PORT, "UDP"),
     ]
-    assert worker.wait(0.0)
-    worker.close()
 
 
-def test_the_worker_knows_the_errors_that_matter(router: Router) -> None:
-    worker = UpnpWorker()
+def test_the_job_knows_the_errors_that_matter(router: Router) -> None:
     router.errors = ["OnlyPermanentLeasesSupported"]
-    assert isinstance(do(worker), Done) and router.calls[-1][-1] == 0
+    assert isinstance(do(), Done) and router.calls[-1][-1] == 0
     for text, failure in (
         ("ConflictInMappingEntry", UpnpFailure.PORT_TAKEN),
         ("ConflictWithOtherMechanisms", UpnpFailure.PORT_TAKEN),
+        ("Action Failed", UpnpFailure.REFUSED),
     ):
         router.errors = [text]
-        assert do(worker) is failure
-    assert router.discoveries == 1
-    router.errors = ["Action Failed", "Action Failed"]  # looked for anew, in case that it has moved, and asked again
-    assert do(worker) is UpnpFailure.REFUSED and router.discoveries == 2
-    assert isinstance(do(worker), Done)
+        assert do() is failure
+    assert isinstance(do(), Done)
     router.address = "nonsense"
-    assert do(worker) is UpnpFailure.REFUSED
-    worker.close()
+    assert do() is UpnpFailure.REFUSED
 
 
-def test_the_worker_believes_the_gateway_only(router: Router) -> None:
-    worker = UpnpWorker()
+def test_the_job_believes_the_gateway_only(router: Router) -> None:
     for control in ("http://192.168.1.66:5000/ctl", "http://192.168.1.11/ctl", "nonsense", ""):
         router.control = control
-        assert do(worker) is UpnpFailure.NOT_THE_GATEWAY
+        assert do() is UpnpFailure.NOT_THE_GATEWAY
     router.there = False
-    assert do(worker) is UpnpFailure.NO_ROUTER
-    worker.close()
+    assert do() is UpnpFailure.NO_ROUTER
 
 
-def test_the_worker_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_job_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "miniupnpc", None)
-    worker = UpnpWorker()
-    assert do(worker) is UpnpFailure.NOT_INSTALLED
-    worker.close()
+    assert do() is UpnpFailure.NOT_INSTALLED
 
 
-def test_a_worker_closed_under_way_ends_quietly(router: Router) -> None:
+def test_a_worker_closed_under_way_ends_quietly() -> None:
     worker = UpnpWorker()
+    worker._command = [sys.executable, "-I", "-S", "-c", ""]
     worker.start(Job(Want.OPEN, ETH0, PORT))
     worker.close()
     assert worker.wait(JOB_TIMEOUT_S)

@@ -187,6 +187,36 @@ def test_another_network_is_no_fault_of_the_relay() -> None:
     assert member.homes[-1] == home and member.homes.count(home) == 1
 
 
+def test_a_connection_that_leaves_as_before_goes_on_and_is_made_anew_when_it_is_dead_all_the_same() -> None:
+    site = Site(1)
+    (relay,) = site.relays
+    relay.udp = False
+    member = site.add(1)
+    site.advance(60.0)
+    (number,) = member.streams
+    before = len(member.opened)
+    member.relays.network_changed(site.now, [number])
+    site.advance(60.0)
+    assert len(member.opened) == before and member.carriers() == {"r1": "tls"} and member.homes[-1] == "r1"
+    # Nothing comes back on it any more: that shows in seconds, and not when it is next to be heard of
+    relay.conns.clear()
+    member.streams[number] = (relay, -1)
+    member.relays.network_changed(site.now, [number])
+    site.advance(GIVE_UP_S)
+    assert len(member.opened) == before + 1 and member.carriers() == {"r1": "tls"}
+
+
+def test_by_another_uplink_a_connection_is_made_anew() -> None:
+    site = Site(1)
+    site.relays[0].udp = False
+    member = site.add(1)
+    site.advance(3.0)
+    before = len(member.opened)
+    member.relays.uplink_changed(site.now, 2, (4,))
+    site.crank()
+    assert len(member.opened) == before + 1
+
+
 # The map
 
 
@@ -343,6 +373,23 @@ def test_addresses_of_a_family_that_we_lack_are_not_tried() -> None:
     assert [each.udp for each in member.relays.sessions.all] == [V4]
     member.relays.set_families([16])
     assert member.relays.udp_servers() == [("r1", [V6], 3479)]
+
+
+def test_by_an_uplink_without_ipv6_a_relay_is_met_at_its_ipv4_address() -> None:
+    site = Site(1)
+    site.relays[0].hosts = ["[2001:db8::1]:443", "198.51.100.1:443"]
+    member = site.add(1, families=[4, 16])
+    member.relays.uplink_changed(site.now, 1, (16,))
+    assert [each.udp for each in member.relays.sessions.all] == [V6]
+    member.relays.uplink_changed(site.now, 2, (4,))
+    assert [each.udp for each in member.relays.sessions.all] == [V4]
+    site.advance(2.0)
+    assert member.carriers() == {"r1": "udp"}
+    # IPv6 comes to that uplink: no reason to leave what works. IPv4 goes from it: that is one
+    member.relays.uplink_changed(site.now, 2, (4, 16))
+    assert [each.udp for each in member.relays.sessions.all] == [V4]
+    member.relays.uplink_changed(site.now, 2, (16,))
+    assert [each.udp for each in member.relays.sessions.all] == [V6]
 
 
 @pytest.mark.parametrize("address", [MESH + b"\x01\x02", MESH + bytes(2)], ids=["in the mesh", "the mesh"])

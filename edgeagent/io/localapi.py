@@ -33,6 +33,8 @@ REQUEST_BYTES_MAX = 16_384  # a join token with eight brokers and many tags has 
 OUTPUT_BYTES_MAX = 1_048_576
 TRANSFER_TIMEOUT_S = 5.0  # for a client to write its request, or to take the answer
 WAIT_TIMEOUT_S = 86_400.0  # for an answer that has to wait for the hub or for a person
+ACCEPT_AGAIN_S = 1.0  # where no descriptor is left for who knocks: the listener would wake us without end
+_NONE_LEFT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _UCRED = struct.Struct("3i")
 
 
@@ -92,6 +94,7 @@ class LocalApi:
         self._selector = selector
         self._listener: socket.socket | None = None
         self._clients: list[Client] = []
+        self._accept_at: float | None = None  # while nobody is listened to
 
     def open(self) -> None:
         """Listen. OSError when the path cannot be used; FileExistsError when another agent answers there."""
@@ -126,19 +129,25 @@ class LocalApi:
     def stop_listening(self) -> None:
         """Take the socket away; who is connected stays."""
         if self._listener is not None:
-            self._selector.unregister(self._listener)
+            if self._accept_at is None:
+                self._selector.unregister(self._listener)
+            self._accept_at = None
             self._listener.close()
             self._listener = None
             with contextlib.suppress(OSError):
                 os.unlink(self.path)
 
     def poll_timeout(self) -> float | None:
-        return min((client.deadline for client in self._clients), default=None)
+        times = [client.deadline for client in self._clients]
+        return min(times if self._accept_at is None else [*times, self._accept_at], default=None)
 
     def on_timeout(self, now: float) -> None:
         for client in list(self._clients):
             if now >= client.deadline:
                 self.drop(client)
+        if self._accept_at is not None and now >= self._accept_at and self._listener is not None:
+            self._accept_at = None
+            self._selector.register(self._listener, EVENT_READ, self._accept)
 
     def pump(self, client: Client) -> None:
         """Write what the client takes now; the rest when it takes more. An answered client is let go."""
@@ -164,12 +173,15 @@ class LocalApi:
             self._selector.unregister(client.sock)
             client.sock.close()
 
-    def _accept(self, _now: float, _fd: int) -> None:
+    def _accept(self, now: float, _fd: int) -> None:
         assert self._listener is not None
         try:
             sock, _ = self._listener.accept()
-        except OSError:  # the client gave up, or no descriptor is left
+        except OSError as error:  # the client gave up, or no descriptor is left
             self.refused += 1
+            if error.errno in _NONE_LEFT:
+                self._selector.unregister(self._listener)
+                self._accept_at = now + ACCEPT_AGAIN_S
             return
         _pid, uid, _gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
         if uid not in (0, os.geteuid()) or len(self._clients) >= CLIENTS_MAX:

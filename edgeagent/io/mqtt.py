@@ -18,7 +18,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from edgeagent.io.pahoclient import SUCCESS, Login, PahoClient
-from edgeagent.io.pinnedtls import Resolver, Trust, literal_family, presented_chain, wrap
+from edgeagent.io.pinnedtls import LOOK_UP_TIMEOUT_S, LookUps, Trust, literal_family, presented_chain, wrap
 from edgeagent.io.proxy import is_through
 from edgeagent.proto.names import split_host_port
 from edgeagent.proto.relay_http import HttpError
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from selectors import BaseSelector
 
+    from edgeagent.io.pinnedtls import Resolver
     from edgeagent.io.proxy import Proxy
     from edgeagent.proto.relay_http import ResponseReader
 
     Steer = Callable[[socket.socket, tuple[Any, ...]], None]
 
-CONNECT_TIMEOUT_S = 5.0  # resolution, TCP to one address, and a proxy's answer
+CONNECT_TIMEOUT_S = 5.0  # resolution where something else is left to be tried, TCP to one address, a proxy's answer
 HANDSHAKE_TIMEOUT_S = 10.0  # TLS; 2.5 s of CPU on the slowest board
 CONNACK_TIMEOUT_S = 10.0
-ADDRESSES_PER_HOST_MAX = 8
 HOSTS_MAX = 8
 EVENTS_PER_TURN_MAX = 32  # then they are drained and the data path has its turn
 READS_PER_TURN_MAX = 32
@@ -128,6 +128,7 @@ class MqttLink:
         self._trust: Trust | None = None
         self._reason = ""
         self._backlog = False
+        self._look_ups = LookUps()
         self._resolver: Resolver | None = None
 
     @property
@@ -184,6 +185,10 @@ class MqttLink:
             self._client.on_disconnect = None
             self._client.disconnect()
             self._client.loop_write()
+        self._drop()
+
+    def drop(self) -> None:
+        """Without a word: the broker publishes the Last Will."""
         self._drop()
 
     def keep_if_local(self, addresses: Sequence[bytes]) -> None:
@@ -257,7 +262,9 @@ class MqttLink:
         if self._backlog:
             self._read()
         if self._deadline is not None and now >= self._deadline:
-            if self._stage is not _Stage.UP:
+            if self._stage is _Stage.RESOLVING:
+                self._not_found(now, f"no answer from {self.broker} ({self._stage.value})")
+            elif self._stage is not _Stage.UP:
                 self._failed(now, f"no answer from {self.broker} ({self._stage.value})")
             elif self._client is not None and self._login is not None:
                 self._client.loop_misc()
@@ -299,32 +306,51 @@ class MqttLink:
             self._closed(self._reason, refused=False)
             return
         self._tries_left -= 1
-        host, port = self._hosts[self._next_host] if self._proxy is None else (self._proxy.host, self._proxy.port)
+        host, port = self._target
         family = literal_family(host)
         if family is not None:
             self._addresses = [(family, (host, port))]
             self._try_address(now)
             return
-        if self._resolver is not None and not self._resolver.done:
-            self._failed(now, f"{host}: the name server does not answer")
+        self._stage = _Stage.RESOLVING
+        try:
+            self._resolver = self._look_ups.begin(now, host, port)
+        except OSError as error:
+            self._not_found(now, f"{host}: {error.strerror}")
             return
-        self._stage, self._deadline = _Stage.RESOLVING, now + CONNECT_TIMEOUT_S
-        if self._resolver is not None:
-            self._resolver.close()
-        self._resolver = Resolver(host, port)
+        more = self._tries_left or self._look_ups.known(host, port)
+        self._deadline = now + (CONNECT_TIMEOUT_S if more else LOOK_UP_TIMEOUT_S)
+
+    @property
+    def _target(self) -> tuple[str, int]:
+        """Host and port that TCP leads to."""
+        return self._hosts[self._next_host] if self._proxy is None else (self._proxy.host, self._proxy.port)
 
     def _resolved(self, now: float) -> None:
         if self._resolver is None or not self._resolver.done:
             return
         self._unwatch()
         resolver, self._resolver = self._resolver, None
-        self._addresses = resolver.addresses[:ADDRESSES_PER_HOST_MAX]
-        error = resolver.error
-        resolver.close()
-        if error:
-            self._failed(now, error)
-        else:
+        self._addresses, error = self._look_ups.end(*self._target, resolver)
+        if self._addresses:
             self._try_address(now)
+        else:
+            self._not_found(now, error)
+
+    def _not_found(self, now: float, why: str) -> None:
+        """Nobody says where the host is: it may still be where it was."""
+        self._unwatch()
+        self._give_up_look_up()
+        self._addresses = self._look_ups.known(*self._target)
+        if self._addresses:
+            self._try_address(now)
+        else:
+            self._failed(now, why)
+
+    def _give_up_look_up(self) -> None:
+        resolver, self._resolver = self._resolver, None
+        if resolver is not None:
+            self._look_ups.give_up(*self._target, resolver)
 
     def _try_address(self, now: float) -> None:
         family, address = self._addresses[0]
@@ -486,9 +512,7 @@ class MqttLink:
     def _drop(self) -> None:
         self._drop_socket()
         self._addresses.clear()
-        if self._resolver is not None and self._resolver.done:
-            self._resolver.close()
-            self._resolver = None
+        self._give_up_look_up()
         self._stage, self._deadline, self._mask = _Stage.CLOSED, None, 0
 
     def _drop_socket(self) -> None:

@@ -8,11 +8,12 @@ import os
 import socket
 import ssl
 import time
+from collections import deque
 from contextlib import suppress
 from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
 from typing import TYPE_CHECKING
 
-from edgeagent.io.pinnedtls import Resolver, Trust, wrap
+from edgeagent.io.pinnedtls import RESOLVERS_MAX, Resolver, Trust, literal_family, wrap
 from edgeagent.io.upnp import UpnpWorker
 from edgeagent.proto.endpoint import Endpoint, Transmit
 from edgeagent.proto.netcheck import HTTP_PORT, Dial, Fetch, Netcheck, Resolve
@@ -56,6 +57,7 @@ class _Shell:
         self._scopes: list[int] = []  # of their interfaces
         self._connections: set[_Connection] = set()
         self._resolvers: set[Resolver] = set()
+        self._to_resolve: deque[Resolve] = deque()  # until another look-up has ended
         self._worker = UpnpWorker()
         self._selector.register(self._worker.wake, EVENT_READ, self._upnp_ended)
         for size in _FAMILIES:
@@ -162,7 +164,8 @@ class _Shell:
 
     def _grant(self, wish: Wish) -> None:
         if isinstance(wish, Resolve):
-            self._resolve(wish)
+            self._to_resolve.append(wish)
+            self._resolve_next()
         elif isinstance(wish, Job):
             self._worker.start(wish)
         else:
@@ -173,8 +176,22 @@ class _Shell:
         if outcome is not None:
             self.check.upnp_ended(now, outcome)
 
+    def _resolve_next(self) -> None:
+        while self._to_resolve and len(self._resolvers) < RESOLVERS_MAX:
+            wish = self._to_resolve.popleft()
+            family = literal_family(wish.host)
+            if family is None:
+                self._resolve(wish)
+            else:
+                found = [_address(family, (wish.host, HTTP_PORT))]
+                self.check.resolved(time.monotonic(), wish.ticket, found)
+
     def _resolve(self, wish: Resolve) -> None:
-        resolver = Resolver(wish.host, HTTP_PORT)
+        try:
+            resolver = Resolver(wish.host, HTTP_PORT)
+        except OSError as error:
+            self.check.not_resolved(time.monotonic(), wish.ticket, f"{wish.host}: {error.strerror}")
+            return
         self._resolvers.add(resolver)
 
         def ended(now: float, _fd: int) -> None:
@@ -185,6 +202,7 @@ class _Shell:
                 self.check.not_resolved(now, wish.ticket, resolver.error)
             else:
                 self.check.resolved(now, wish.ticket, [_address(*found) for found in resolver.addresses])
+            self._resolve_next()
 
         self._selector.register(resolver.wake, EVENT_READ, ended)
 

@@ -108,13 +108,29 @@ class Netlink:
                 return self._exchange(kind, rt.NLM_F_DUMP, body)
             except InterruptedError:  # the table changed while it was being read
                 continue
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+                self._read_on()
         return self._exchange(kind, rt.NLM_F_DUMP, body)
+
+    def _read_on(self) -> None:
+        """The kernel is busy with an earlier dump, which was given up: it ends by being read."""
+        self._socket.settimeout(0.0)
+        try:
+            for _ in range(_READS_MAX):
+                self._socket.recv(_READ_BYTES)
+        except BlockingIOError:
+            pass
+        finally:
+            self._socket.settimeout(_TIMEOUT_S)
 
     def _exchange(self, kind: int, flags: int, body: bytes) -> list[tuple[int, bytes]]:
         """Send a request and gather its answers up to the last one."""
         self._sequence += 1
         self._socket.send(rt.request(kind, flags, self._sequence, body))
         answers: list[tuple[int, bytes]] = []
+        interrupted = False  # the kernel says so when it notices, and goes on to the end
         for _ in range(_READS_MAX):
             data, (sender, _) = self._socket.recvfrom(_READ_BYTES)
             if sender != _KERNEL:
@@ -127,9 +143,10 @@ class Netlink:
                     if number:
                         raise OSError(number, os.strerror(number))
                     return answers
-                if answer_flags & rt.NLM_F_DUMP_INTR:
-                    raise InterruptedError(errno.EINTR, "netlink dump interrupted")
+                interrupted |= bool(answer_flags & rt.NLM_F_DUMP_INTR)
                 if answer == rt.NLMSG_DONE:
+                    if interrupted:
+                        raise InterruptedError(errno.EINTR, "netlink dump interrupted")
                     return answers
                 answers.append((answer, content))
                 if not flags & (rt.NLM_F_ACK | rt.NLM_F_DUMP):

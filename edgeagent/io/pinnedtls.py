@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import socket
 import ssl
@@ -74,7 +73,10 @@ RESOLVERS_MAX = 6  # threads that ask name servers; one that was given up may st
 
 
 class Resolver:
-    """getaddrinfo in a thread; `wake` becomes readable when `done`. Raises OSError without a descriptor or a thread."""
+    """getaddrinfo in a thread; `wake` becomes readable when `done`. Raises OSError when there are no descriptors.
+
+    `close` it when nobody waits any more; `listen` makes another `wake` for whoever waits again.
+    """
 
     _threads: ClassVar[list[threading.Thread]] = []
 
@@ -82,22 +84,23 @@ class Resolver:
         self.addresses: list[Any] = []
         self.error = ""
         self.done = False
+        self.asked_at = 0.0  # by the clock of whoever asked
+        self._lock = threading.Lock()
         self.wake, self._signal = socket.socketpair()
         threads = Resolver._threads
         threads[:] = [thread for thread in threads if thread.is_alive()]
         if len(threads) >= RESOLVERS_MAX:
             self.error = f"{host}: the name servers do not answer"
-            self.done = True
-            self._signal.close()
+            self._finish()
             return
         thread = threading.Thread(target=self._run, args=(host, port), daemon=True)
         try:
             thread.start()
-        except RuntimeError:  # what threading makes of EAGAIN
-            self.wake.close()
-            self._signal.close()
-            raise OSError(errno.EAGAIN, "no thread for a name look-up") from None
-        threads.append(thread)
+        except RuntimeError as error:  # no memory for its stack, or too many tasks
+            self.error = f"{host}: {error}"
+            self._finish()
+        else:
+            threads.append(thread)
 
     def _run(self, host: str, port: int) -> None:
         try:
@@ -107,8 +110,78 @@ class Resolver:
             self.error = "" if found else f"{host}: no address"
         except (OSError, UnicodeError) as error:
             self.error = f"{host}: {getattr(error, 'strerror', None) or error}"
-        self.done = True
-        self._signal.close()
+        self._finish()
+
+    def _finish(self) -> None:
+        with self._lock:
+            self.done = True
+            self._signal.close()
+
+    def listen(self) -> None:
+        """Raises OSError as the constructor does."""
+        wake, signal = socket.socketpair()
+        with self._lock:
+            self._signal.close()
+            self.wake, self._signal = wake, signal
+            if self.done:
+                signal.close()
 
     def close(self) -> None:
         self.wake.close()
+
+
+LOOK_UP_TIMEOUT_S = 20.0  # for a look-up, where nothing else can be tried meanwhile: two dead servers, asked twice
+GIVEN_UP_MAX = 8  # look-ups whose answers are waited for by nobody
+LATE_MAX_S = 300.0  # an answer to a question older than that is asked for anew
+KNOWN_MAX = 16  # hosts whose last addresses are remembered
+ADDRESSES_MAX = 8  # of one host
+
+
+class LookUps:
+    """`begin` one, and `end` it when it is done or `give_up`. `known` has what a host's addresses were the last time
+    that anybody said so, for when nobody does.
+
+    A resolver waits five seconds for a dead name server before it asks the next one (resolv.conf(5)). Whoever gave up
+    before that, and threw the answer away, would never get one: a look-up that is given up goes on, for the next try.
+    """
+
+    __slots__ = ("_given_up", "_known")
+
+    def __init__(self) -> None:
+        self._given_up: dict[tuple[str, int], Resolver] = {}
+        self._known: dict[tuple[str, int], list[Any]] = {}
+
+    def begin(self, now: float, host: str, port: int) -> Resolver:
+        """The look-up that was given up, if its answer is still of use, else another. Raises OSError."""
+        earlier = self._given_up.pop((host, port), None)
+        if earlier is not None:
+            is_late = now - earlier.asked_at > LATE_MAX_S
+            if not earlier.done or (earlier.addresses and not is_late):
+                earlier.listen()
+                return earlier
+        resolver = Resolver(host, port)
+        resolver.asked_at = now
+        return resolver
+
+    def end(self, host: str, port: int, resolver: Resolver) -> tuple[list[Any], str]:
+        """Of one that is done: addresses as getaddrinfo has them, at most ADDRESSES_MAX, or why there are none."""
+        name = (host, port)
+        resolver.close()
+        found = resolver.addresses[:ADDRESSES_MAX]
+        if found:
+            self._known.pop(name, None)
+            if len(self._known) >= KNOWN_MAX:
+                del self._known[next(iter(self._known))]
+            self._known[name] = list(found)
+        return found, resolver.error
+
+    def give_up(self, host: str, port: int, resolver: Resolver) -> None:
+        """Nobody waits for it now; its descriptor is closed."""
+        name = (host, port)
+        resolver.close()
+        if len(self._given_up) >= GIVEN_UP_MAX and name not in self._given_up:
+            del self._given_up[next(iter(self._given_up))]
+        self._given_up[name] = resolver
+
+    def known(self, host: str, port: int) -> list[Any]:
+        return list(self._known.get((host, port), ()))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Uplink = tuple[str, bytes, bytes, int]  # interface, gateway, own address on it (4 or 16 B both), port to be opened
 
 READS_PER_TURN_MAX = 16
-CLOSE_WAIT_S = 1.0  # for a router to take back what UPnP opened
+CLOSE_WAIT_S = 4.0  # for a router to be found again and to take back what UPnP opened
 _DATAGRAM_BYTES = 1_101  # one more than PCP allows
 _ANCILLARY_BYTES = 128
 _ALL_HOSTS = "224.0.0.1"
@@ -55,11 +55,15 @@ class PortMapShell:
         self._worker: UpnpWorker | None = None
 
     def set_uplinks(self, now: float, uplinks: list[Uplink]) -> None:
-        """One entry for each interface and address family; the first GATEWAYS_MAX count. What is as before stays.
+        """The first entry for each interface and address family counts, and GATEWAYS_MAX of those. What is as before
+        stays.
 
         An address that cannot be bound (not there yet, gone already) is tried again with the next call.
         """
-        wanted = {(uplink[0], len(uplink[2])): uplink for uplink in uplinks[:GATEWAYS_MAX]}
+        wanted: dict[tuple[str, int], Uplink] = {}
+        for uplink in uplinks:
+            if len(wanted) < GATEWAYS_MAX:
+                wanted.setdefault((uplink[0], len(uplink[2])), uplink)
         for key in [key for key, uplink in self._uplinks.items() if wanted.get(key) != uplink]:
             self._remove(now, key)
         for key, uplink in wanted.items():
@@ -249,7 +253,7 @@ class PortMapShell:
         if worker is None or self._upnp is None:
             return
         self._selector.unregister(worker.wake)
-        # The job under way, then those that close what was opened: milliseconds each where the router answers
+        # The job under way, then those that close what was opened: a second or two each where the router answers
         while worker.wait(CLOSE_WAIT_S):
             self._take_outcome(now)
             job = self._upnp.next_job(now)

@@ -15,7 +15,7 @@ from collections import deque
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from edgeagent.io.pinnedtls import Resolver, literal_family
+from edgeagent.io.pinnedtls import LOOK_UP_TIMEOUT_S, LookUps, literal_family
 from edgeagent.io.proxy import is_through
 from edgeagent.proto.names import split_host_port
 from edgeagent.proto.relay_http import HttpError, ResponseReader, upgrade_request
@@ -24,17 +24,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from selectors import BaseSelector
 
+    from edgeagent.io.pinnedtls import Resolver
     from edgeagent.io.proxy import Proxy
 
     Steer = Callable[[socket.socket, tuple[Any, ...]], None]
 
 STREAMS_MAX = 8
-ADDRESS_TIMEOUT_S = 4.0  # for a look-up, and from there to the relay's answer; its client gives up after ten
+ADDRESS_TIMEOUT_S = 4.0  # for a look-up where something else is left to be tried, and from there to the relay's answer
 CONNECT_TIMEOUT_S = 2.0  # for TCP, where another address is left to be tried
-ADDRESSES_MAX = 8
 OUT_BYTES_MAX = 524_288  # a client that was told to wait adds nothing; several times of what one writes in a turn
 READ_BYTES = 16_384  # a TLS record
 READS_PER_TURN_MAX = 8
+_SO_BINDTODEVICE = 25
+_INTERFACE_BYTES = 16
 
 
 class Opened:
@@ -125,6 +127,7 @@ class RelayStreams:
         self._streams: dict[int, _Stream] = {}
         self._by_fd: dict[int, _Stream] = {}
         self._pending: dict[int, None] = {}  # streams whose TLS holds more than a turn reads
+        self._look_ups = LookUps()  # its client gives up after ten seconds: an answer may come for the next try
         self._context: ssl.SSLContext | None = None
         self.events: deque[Event] = deque()
         self.steer: Steer | None = None
@@ -160,8 +163,7 @@ class RelayStreams:
         if stream is not None:
             self._pending.pop(number, None)
             self._drop_socket(stream)
-            if stream.resolver is not None:
-                stream.resolver.close()
+            self._give_up_look_up(stream)
 
     def close_all(self) -> None:
         for number in list(self._streams):
@@ -174,6 +176,10 @@ class RelayStreams:
     def number_of(self, sock: socket.socket) -> int | None:
         """The stream that one of them is of."""
         return next((each.number for each in self._by_fd.values() if each.sock is sock), None)
+
+    def as_routed(self) -> list[int]:
+        """Those that are up and would be made from the same address of ours now, as the routes are."""
+        return [each.number for each in self._streams.values() if each.stage is _Stage.UP and _is_as_routed(each.sock)]
 
     def poll_timeout(self) -> float | None:
         if self._pending:
@@ -225,16 +231,17 @@ class RelayStreams:
             self._end(stream, why)
             return
         stream.host = stream.hosts.pop(0)
-        host, port = stream.host if self._proxy is None else (self._proxy.host, self._proxy.port)
+        host, port = self._target(stream)
         family = literal_family(host)
         if family is not None:
             stream.addresses = [(family, (host, port))]
             self._try_address(now, stream, why)
             return
         stream.stage = _Stage.RESOLVING
-        stream.deadline = now + ADDRESS_TIMEOUT_S
+        more = stream.hosts or self._look_ups.known(host, port)
+        stream.deadline = now + (ADDRESS_TIMEOUT_S if more else LOOK_UP_TIMEOUT_S)
         try:
-            stream.resolver = Resolver(host, port)
+            stream.resolver = self._look_ups.begin(now, host, port)
         except OSError as error:
             self._failed(now, stream, f"{host}: {error.strerror}")
             return
@@ -246,9 +253,19 @@ class RelayStreams:
             return
         self._unwatch(stream)
         stream.resolver = None
-        stream.addresses = resolver.addresses[:ADDRESSES_MAX]
-        resolver.close()
-        self._try_address(now, stream, resolver.error)
+        stream.addresses, error = self._look_ups.end(*self._target(stream), resolver)
+        if not stream.addresses:  # it may still be where it was
+            stream.addresses = self._look_ups.known(*self._target(stream))
+        self._try_address(now, stream, error)
+
+    def _target(self, stream: _Stream) -> tuple[str, int]:
+        """Host and port that TCP leads to."""
+        return stream.host if self._proxy is None else (self._proxy.host, self._proxy.port)
+
+    def _give_up_look_up(self, stream: _Stream) -> None:
+        resolver, stream.resolver = stream.resolver, None
+        if resolver is not None:
+            self._look_ups.give_up(*self._target(stream), resolver)
 
     def _try_address(self, now: float, stream: _Stream, why: str) -> None:
         if not stream.addresses:
@@ -393,11 +410,11 @@ class RelayStreams:
 
     def _failed(self, now: float, stream: _Stream, why: str) -> None:
         """This address does not work; an earlier connection that breaks is over."""
-        was_up = stream.stage is _Stage.UP
+        was_up, was_resolving = stream.stage is _Stage.UP, stream.resolver is not None
         self._drop_socket(stream)
-        if stream.resolver is not None:
-            stream.resolver.close()
-            stream.resolver = None
+        self._give_up_look_up(stream)
+        if was_resolving:  # it may still be where it was
+            stream.addresses = self._look_ups.known(*self._target(stream))
         if was_up:
             self._end(stream, why)
         else:
@@ -441,3 +458,18 @@ class RelayStreams:
         for fd in [fd for fd, each in self._by_fd.items() if each is stream]:
             del self._by_fd[fd]
             self._selector.unregister(fd)
+
+
+def _is_as_routed(sock: socket.socket | None) -> bool:
+    """To connect a UDP socket asks the kernel for its way, and sends nothing."""
+    if sock is None:
+        return False
+    try:
+        with socket.socket(sock.family, socket.SOCK_DGRAM) as asking:
+            device = sock.getsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, _INTERFACE_BYTES)
+            if device.strip(b"\0"):
+                asking.setsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, device)
+            asking.connect(sock.getpeername())
+            return bool(asking.getsockname()[0] == sock.getsockname()[0])
+    except OSError:  # no way at all, or the address is gone
+        return False

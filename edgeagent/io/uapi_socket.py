@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 DIRECTORY = "/var/run/wireguard"
 CLIENTS_MAX = 16
+ACCEPT_AGAIN_S = 1.0  # where no descriptor is left for who knocks: the listener would wake us without end
+_NONE_LEFT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _READ_BYTES = 1 << 16
 _READS_MAX = _ANSWERS_MAX = 16  # at one wake-up
 
@@ -73,7 +75,8 @@ class _Client:
 class UapiSocket:
     """Serves `target` to at most CLIENTS_MAX clients; one more, and the one longest silent is hung up on.
 
-    Its descriptors are registered in `selector` with `ready` as their data: `key.data(now, key.fd)`.
+    Its descriptors are registered in `selector` with `ready` as their data: `key.data(now, key.fd)`; `on_timeout` at
+    `poll_timeout()`.
     """
 
     def __init__(self, listener: socket.socket, target: Target, selector: BaseSelector) -> None:
@@ -83,6 +86,7 @@ class UapiSocket:
         self._target = target
         self._selector = selector
         self._clients: dict[int, _Client] = {}
+        self._accept_at: float | None = None  # while nobody is listened to
         selector.register(listener, EVENT_READ, self.ready)
 
     def ready(self, now: float, fd: int) -> None:
@@ -100,6 +104,14 @@ class UapiSocket:
             return
         self._selector.modify(fd, EVENT_WRITE if client.session.answer else EVENT_READ, self.ready)
 
+    def poll_timeout(self) -> float | None:
+        return self._accept_at
+
+    def on_timeout(self, now: float) -> None:
+        if self._accept_at is not None and now >= self._accept_at:
+            self._accept_at = None
+            self._selector.register(self._listener, EVENT_READ, self.ready)
+
     def is_listed(self) -> bool:
         """Whether the socket is still in the file system, which is how users tell the interface to go away."""
         try:
@@ -111,7 +123,8 @@ class UapiSocket:
         """Hang up on all, and take the socket out of the file system if it is still ours."""
         for fd in list(self._clients):
             self._hang_up(fd)
-        self._selector.unregister(self._listener)
+        if self._accept_at is None:
+            self._selector.unregister(self._listener)
         if self.is_listed():
             with suppress(FileNotFoundError):
                 os.unlink(self._path)
@@ -120,7 +133,10 @@ class UapiSocket:
     def _accept(self, now: float) -> None:
         try:
             connection, _ = self._listener.accept()
-        except OSError:  # it went away again, or this process is out of descriptors
+        except OSError as error:  # it went away again, or this process is out of descriptors
+            if error.errno in _NONE_LEFT:
+                self._selector.unregister(self._listener)
+                self._accept_at = now + ACCEPT_AGAIN_S
             return
         if len(self._clients) >= CLIENTS_MAX:
             self._hang_up(min(self._clients, key=lambda fd: self._clients[fd].last_used_at))

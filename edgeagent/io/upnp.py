@@ -1,28 +1,31 @@
-"""UPnP IGD by the package `miniupnpc`, where it is installed. It blocks, so jobs run in a thread, one at a time."""
+"""UPnP IGD by the package `miniupnpc`, where it is installed: each job is a process (upnpjob.py), one at a time."""
 
 from __future__ import annotations
 
+import os
+import select
+import signal
 import socket
+import sys
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from importlib.machinery import PathFinder
+from time import monotonic
+from typing import TYPE_CHECKING
 
-from edgeagent.proto.portmap_upnp import LEASE_S, Done, Outcome, UpnpFailure, Want
+from edgeagent.proto.portmap_upnp import LEASE_S, Done, Outcome, UpnpFailure
 
 if TYPE_CHECKING:
     from edgeagent.proto.portmap_upnp import Job
 
-DISCOVER_MS = 1_000  # how long routers are waited for
-_DESCRIPTION = "edgeagent"
-# Names that miniupnpc has for UPnP's errors 718, 729 and 725
-_TAKEN = ("ConflictInMappingEntry", "ConflictWithOtherMechanisms")
-_ONLY_PERMANENT = "OnlyPermanentLeasesSupported"
+JOB_TIMEOUT_S = 30.0  # also of an interpreter that starts on the slowest board
+_OUTCOME_BYTES = 64
 
 
 class UpnpWorker:
     """`start` a job; when `wake` becomes readable, `result()` is what came of it. No other job before that.
 
-    The thread ends on its own, in seconds: discovery has its time, and miniupnpc bounds each of its few requests.
+    What answers may be anybody, and miniupnpc reads as much as it is told: a process is confined, and ended in time.
     """
 
     def __init__(self) -> None:
@@ -31,7 +34,8 @@ class UpnpWorker:
             end.setblocking(False)
         self._thread: threading.Thread | None = None
         self._outcome: Outcome = UpnpFailure.REFUSED
-        self._routers: dict[tuple[bytes, bytes], Any] = {}  # (gateway, own address) → what discovery found
+        script = os.path.join(os.path.dirname(__file__), "upnpjob.py")
+        self._command = [sys.executable, "-I", "-X", "utf8", script]
 
     def start(self, job: Job) -> None:
         self._thread = threading.Thread(target=self._run, args=(job,), name="upnp", daemon=True)
@@ -54,62 +58,62 @@ class UpnpWorker:
         return True
 
     def close(self) -> None:
-        """A job that still runs is left to itself."""
+        """A job that still runs is left to itself: its process ends in time on its own."""
         self.wake.close()
         self._signal.close()
 
     def _run(self, job: Job) -> None:
-        self._outcome = self._do(job)
+        try:
+            self._outcome = self._do(job)
+        except OSError:  # no process, or no descriptor, is left
+            self._outcome = UpnpFailure.REFUSED
         with suppress(OSError):  # closed meanwhile
             self._signal.send(b"\0")
 
     def _do(self, job: Job) -> Outcome:
-        try:
-            import miniupnpc
-        except ImportError:
+        if PathFinder.find_spec("miniupnpc") is None:
             return UpnpFailure.NOT_INSTALLED
-        at = (job.gateway, job.own)
-        known = self._routers.pop(at, None)
-        if known is not None:
-            try:
-                return self._ask(at, known, job)
-            except Exception:  # noqa: BLE001, S110  it may have started anew, at another port: look again
-                pass
+        addresses = [socket.inet_ntoa(job.gateway), socket.inet_ntoa(job.own)]
+        numbers = [str(number) for number in (job.port, job.outside_port, LEASE_S)]
+        reader, writer = os.pipe()
         try:
-            router = miniupnpc.UPnP(socket.inet_ntoa(job.own), None, DISCOVER_MS, 0)
-            router.discover()
-            control = str(router.selectigd())
-        except Exception:  # noqa: BLE001  miniupnpc raises nothing more special
-            return UpnpFailure.NO_ROUTER
-        if control.partition("://")[2].partition("/")[0].partition(":")[0] != socket.inet_ntoa(job.gateway):
-            return UpnpFailure.NOT_THE_GATEWAY
-        try:
-            return self._ask(at, router, job)
-        except Exception:  # noqa: BLE001
-            return UpnpFailure.REFUSED
-
-    def _ask(self, at: tuple[bytes, bytes], router: Any, job: Job) -> Outcome:
-        """Raises Exception where the router does not answer, or refuses for a reason that another try may mend."""
-        address = socket.inet_aton(router.externalipaddress())
-        self._routers[at] = router
-        if job.want is Want.CLOSE:
-            router.deleteportmapping(job.outside_port, "UDP")
-        elif job.want is Want.OPEN:
-            try:
-                _open(router, job)
-            except Exception as error:
-                if str(error) in _TAKEN:
-                    return UpnpFailure.PORT_TAKEN
-                raise
-        return Done(address)
-
-
-def _open(router: Any, job: Job) -> None:
-    lease_s = LEASE_S
-    wish = [job.outside_port, "UDP", socket.inet_ntoa(job.own), job.port, _DESCRIPTION, ""]
-    try:
-        router.addportmapping(*wish, lease_s)
-    except Exception as error:
-        if str(error) != _ONLY_PERMANENT:
+            actions = [
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
+                (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_RDWR, 0),
+                (os.POSIX_SPAWN_DUP2, writer, 1),
+            ]
+            words = [*self._command, job.want.value, *addresses, *numbers]
+            process = os.posix_spawn(words[0], words, {"MALLOC_ARENA_MAX": "1"}, file_actions=actions)
+        except OSError:
+            os.close(reader)
             raise
-        router.addportmapping(*wish, 0)
+        finally:
+            os.close(writer)
+        try:
+            return read_outcome(_read(reader, monotonic() + JOB_TIMEOUT_S))
+        finally:
+            os.close(reader)
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+
+
+def _read(fd: int, deadline: float) -> bytes:
+    """What it says to its end; what it has said by the deadline."""
+    data, poll = b"", select.poll()
+    poll.register(fd, select.POLLIN)
+    while len(data) < _OUTCOME_BYTES and (left_s := deadline - monotonic()) > 0:
+        if poll.poll(1_000 * left_s):
+            more = os.read(fd, _OUTCOME_BYTES)
+            if not more:
+                break
+            data += more
+    return data
+
+
+def read_outcome(said: bytes) -> Outcome:
+    """What a job that has said so has come to."""
+    word, _, address = said.decode("ascii", "replace").partition(" ")
+    try:
+        return Done(socket.inet_aton(address)) if word == "done" else UpnpFailure(word)
+    except (OSError, ValueError):  # it was ended, or there is no such address
+        return UpnpFailure.REFUSED

@@ -41,6 +41,11 @@ class Endpoint:
         """The remote address, 4 or 16 B."""
         return ip_to_bytes(self.addr[0].partition("%")[0])
 
+    @property
+    def size(self) -> int:
+        """Of the remote address: 4 or 16 B."""
+        return 4 if len(self.addr) == 2 else 16
+
     def source_bytes(self) -> bytes:
         """What stands for the sender in a cookie: address ‖ port, big-endian (WireGuard paper 5.4.7)."""
         return self.ip_bytes() + self.addr[1].to_bytes(2, "big")

@@ -61,6 +61,7 @@ class Mappings:
         self._measured: list[Measured] = []
         self._news = False
         self.via: int | None = None  # the interface index of the uplink to ask through
+        self.sizes: tuple[int, ...] | None = None  # of addresses that it leads to; None for all
         self.mapped: list[UdpAddress] = []  # in the order the servers were asked
 
     @property
@@ -142,7 +143,7 @@ class Mappings:
             self._begin(now)
 
     def _begin(self, now: float) -> None:
-        servers = self._servers()
+        servers = self._reachable(self._servers())
         if not servers:
             return
         self._last_at = self._began_at = now
@@ -163,6 +164,13 @@ class Mappings:
             for relay, endpoints, _ in servers[:SURVEY_MAX]:
                 if relay not in asked:
                     self._ask(now, relay, endpoints[0], 2 * TARGETS_MAX)
+
+    def _reachable(self, servers: list[tuple[str, list[Endpoint], int]]) -> list[tuple[str, list[Endpoint], int]]:
+        """Those that the uplink leads to, with the addresses by which it does."""
+        if (sizes := self.sizes) is None:
+            return servers
+        found = ((relay, [each for each in at if each.size in sizes], second) for relay, at, second in servers)
+        return [each for each in found if each[1]]
 
     def _targets(self, servers: list[tuple[str, list[Endpoint], int]], size: int) -> list[tuple[str, Endpoint]]:
         """The two nearest relays and the second port of the first: three destinations tell NATs apart."""

@@ -10,7 +10,7 @@ datagrams, packets ──▶ Device ──NO_PEER, UnknownPeer──▶ Node ─
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from edgeagent.proto import node_status, snapshot
@@ -246,9 +246,10 @@ class Node:
                 self.resolver.unsent(now, unsent)
         self._settle(now)
 
-    def handle_addresses(self, now: float, endpoints: list[UdpAddress]) -> None:
-        """Where this device may be reached: its own (address of 4 or 16 B, UDP port), the best first."""
-        self.reach.handle_addresses(now, endpoints)
+    def handle_addresses(self, now: float, endpoints: list[UdpAddress], kept: Collection[int] = ()) -> None:
+        """Where this device may be reached: its own (address of 4 or 16 B, UDP port), the best first. The streams to
+        relays that are `kept` leave as before."""
+        self.reach.handle_addresses(now, endpoints, kept)
         self._settle(now)
 
     def handle_opened(self, now: float, opened: list[UdpAddress]) -> None:

@@ -56,9 +56,10 @@ class Outside:
         each = self._by_uplink.get(uplink) or self._by_uplink.get(0)
         return [] if each is None else each.mapped
 
-    def set_uplinks(self, now: float, indices: list[int]) -> None:
-        """Interface indices, the best first; with fewer than two it is left to the kernel by which to ask."""
-        wanted = indices if len(indices) > 1 else [0]
+    def set_uplinks(self, now: float, routed: dict[int, tuple[int, ...]]) -> None:
+        """The sizes of addresses (4, 16) that each leads to, by interface index, the best first; with fewer than two it
+        is left to the kernel by which to ask."""
+        wanted = list(routed) if len(routed) > 1 else [0]
         kept = {index: self._by_uplink[index] for index in wanted if index in self._by_uplink}
         for index, each in self._by_uplink.items():
             if index not in kept:
@@ -69,6 +70,10 @@ class Outside:
             if mappings is None:
                 mappings = Mappings(self._entropy, self._servers)
                 mappings.via = index or None
+                mappings.sizes = routed.get(index)
+                mappings.doubt(now)
+            elif mappings.sizes != routed.get(index):
+                mappings.sizes = routed.get(index)
                 mappings.doubt(now)
             self._by_uplink[index] = mappings
 
@@ -85,14 +90,17 @@ class Outside:
         for each in self._by_uplink.values():
             each.forget(now)
 
-    def probe(self, now: float, uplink: int) -> None:
-        """Ask the nearest server by that uplink; nothing where there is no server to ask."""
+    def probe(self, now: float, uplink: int, routed: tuple[int, ...]) -> None:
+        """Ask the nearest server that the uplink leads to, by addresses of those sizes; nothing, and no verdict, where
+        there is none: that an IPv4 modem carries no IPv6 says nothing of the modem."""
         if uplink in self._probing.values():
             return
         for _, endpoints, _ in self._servers():
-            transaction = self._probes.begin(now, UplinkEndpoint.by(uplink, endpoints[0]))
-            self._probing[transaction] = uplink
-            return
+            endpoint = next((each for each in endpoints if each.size in routed), None)
+            if endpoint is not None:
+                transaction = self._probes.begin(now, UplinkEndpoint.by(uplink, endpoint))
+                self._probing[transaction] = uplink
+                return
 
     def handle_datagram(self, now: float, datagram: bytes, source: Endpoint) -> None:
         if datagram[_TRANSACTION] in self._probing:

@@ -89,7 +89,7 @@ class Gateway:
         self.protocol: str | None = None  # by which the mapping was granted; None without one
         self.mapping: Mapping | None = None
         self.told: Mapping | None = None  # the mapping that the owner has made known
-        self.silent = False  # it was asked by all that we speak and has never answered
+        self.silent = False  # it was asked by all that we speak, and has answered none of it the last time
         self._nonce = nonce
         self._jitter = jitter
         self._backoff = Backoff(jitter, WAIT_MIN_S, WAIT_MAX_S)
@@ -99,7 +99,7 @@ class Gateway:
         self._deadline = 0.0
         self._by_pcp = True
         self._tries = 0
-        self._heard = False
+        self._heard = False  # since `begin`, something that answers what we asked
         # NAT-PMP answers in two halves, in either order
         self._address: bytes | None = None
         self._grant: tuple[int, int] | None = None  # port, lifetime in s
@@ -107,6 +107,7 @@ class Gateway:
 
     def begin(self, now: float) -> None:
         """Ask, by the protocol that is known, else by PCP."""
+        self._heard = False
         self._ask(now, by_pcp=self.protocol != NAT_PMP)
 
     def check(self, now: float) -> None:
@@ -126,14 +127,14 @@ class Gateway:
         self.mapping = None
 
     def read_pcp(self, now: float, answer: pcp.Answer) -> None:
-        """Raises PortMapError: UNEXPECTED or USELESS."""
-        self._heard = True
-        self.silent = False
+        """Raises PortMapError: UNEXPECTED or USELESS. Only an answer to what was asked shows that it speaks such a
+        protocol: anybody can forge one, and then UPnP would not be tried."""
         if answer.result == pcp.UNSUPPORTED_VERSION:
             self._version_refused(now)
         elif isinstance(answer, pcp.MapAnswer):
             if not self._asks_by(PCP) or not answer.answers(self._nonce, self.port):
                 raise PortMapError(PortMapDrop.UNEXPECTED, "pcp: an answer to no request of ours")
+            self._answered()
             self._pcp_epoch.lost(now, answer.epoch_s)  # asked anew already
             if answer.result == pcp.SUCCESS:
                 self._granted(now, answer.address, answer.external_port, answer.lifetime_s, PCP)
@@ -146,24 +147,25 @@ class Gateway:
 
     def read_natpmp(self, now: float, answer: natpmp.AddressAnswer | natpmp.MapAnswer | natpmp.Refusal) -> None:
         """Raises PortMapError: UNEXPECTED or USELESS."""
-        self._heard = True
-        self.silent = False
         if isinstance(answer, natpmp.Refusal):
             if answer.result == natpmp.UNSUPPORTED_VERSION:
                 self._version_refused(now)
             elif self._asks_by(NAT_PMP):
+                self._answered()
                 self._wait(now, 0)
             else:
                 raise PortMapError(PortMapDrop.UNEXPECTED, "nat-pmp: a refusal of no request of ours")
         elif isinstance(answer, natpmp.MapAnswer):
             if not self._asks_by(NAT_PMP) or answer.internal_port != self.port:
                 raise PortMapError(PortMapDrop.UNEXPECTED, "nat-pmp: an answer to no request of ours")
+            self._answered()
             self._natpmp_epoch.lost(now, answer.epoch_s)
             self._grant = (answer.external_port, answer.lifetime_s)
             self._join_halves(now)
         else:
             lost = self._natpmp_epoch.lost(now, answer.epoch_s)
             if self._asks_by(NAT_PMP):
+                self._answered()
                 self._address = answer.address
                 self._join_halves(now)
             elif lost or self.mapping is None or self.mapping.where[0] != answer.address:
@@ -190,6 +192,10 @@ class Gateway:
     def drain_datagrams(self) -> list[bytes]:
         datagrams, self._datagrams = self._datagrams, []
         return datagrams
+
+    def _answered(self) -> None:
+        self._heard = True
+        self.silent = False
 
     def _asks_by(self, protocol: str) -> bool:
         return self.state is State.ASKING and self._by_pcp == (protocol == PCP)
@@ -232,6 +238,7 @@ class Gateway:
     def _version_refused(self, now: float) -> None:
         if not self._asks_by(PCP):  # the second of two refusals, or a forged one
             raise PortMapError(PortMapDrop.UNEXPECTED, "portmap: a refusal of no request of ours")
+        self._answered()
         if len(self.own) == 4:
             self._ask(now, by_pcp=False)
         else:

@@ -12,7 +12,7 @@ from edgeagent.proto.relay_endpoint import RelayEndpoint
 from edgeagent.proto.relays import Relays
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from edgeagent.proto.crypto import Crypto
     from edgeagent.proto.devicemap import DeviceMap
@@ -61,12 +61,13 @@ class Reach:
             self._look_up_relays()
             self.outside.doubt(now, survey=True)
 
-    def handle_addresses(self, now: float, endpoints: list[UdpAddress]) -> None:
+    def handle_addresses(self, now: float, endpoints: list[UdpAddress], kept: Collection[int] = ()) -> None:
+        """`kept` are streams to relays that leave by the way that they were made by."""
         self.relays.set_families(list(dict.fromkeys(len(address) for address, _ in endpoints)))
         if self._whereabouts.handle_addresses(now, endpoints):
             if not self._finder.shared.ways.several:  # else the uplinks have told which of them moved
                 self.outside.forget(now)
-            self.relays.network_changed(now)
+            self.relays.network_changed(now, kept)
             self._look_up_relays()
             self.outside.doubt(now, survey=True)
 
@@ -189,13 +190,22 @@ class Reach:
         ways = self._finder.shared.ways
         usable, several = uplinks.ways(now), bool(uplinks.bound)
         if usable != list(ways.uplinks.values()) or several != ways.several:
-            self.outside.set_uplinks(now, [way.index for way in usable] if several else [])
+            self.outside.set_uplinks(now, {way.index: way.routed for way in usable} if several else {})
             self._events.extend(self._paths.handle_uplinks(now, usable, several=several))
             self._whereabouts.tell_mappings(now)
         for event in uplinks.drain_events():
             self._events.append(event)
             if isinstance(event, ActiveUplinkChanged):
-                self.relays.uplink_changed(now, event.index if several else 0)
+                self.relays.uplink_changed(now, event.index if several else 0, _routed(uplinks) if several else None)
                 self.outside.doubt(now, survey=True)  # how far they are by this one
+        active = uplinks.active
+        if active is not None and active.index == self.relays.sessions.via:
+            self.relays.uplink_changed(now, active.index, _routed(uplinks))
+        routed = {uplink.index: uplink.facts.routed for uplink in uplinks}
         for index in uplinks.drain_probes():
-            self.outside.probe(now, index)
+            self.outside.probe(now, index, routed.get(index, ()))
+
+
+def _routed(uplinks: Uplinks) -> tuple[int, ...] | None:
+    """The sizes of addresses that the active uplink leads to; None where that is not known."""
+    return None if uplinks.active is None else uplinks.active.facts.routed or None

@@ -76,7 +76,11 @@ class RelayAddresses:
         self._answered.clear()
 
     def of(self, relay: str) -> list[Endpoint]:
-        return [each for each in self._endpoints.get(relay, []) if (4 if len(each.addr) == 2 else 16) in self._families]
+        return [each for each in self._endpoints.get(relay, []) if each.size in self._families]
+
+    def first_of(self, relay: str, sizes: tuple[int, ...] | None) -> Endpoint | None:
+        """The best one that an uplink leads to which takes addresses of those sizes; None for all."""
+        return next((each for each in self.of(relay) if sizes is None or each.size in sizes), None)
 
     def names_to_resolve(self) -> list[tuple[str, str, int]]:
         """(relay, host name, UDP port) of relays whose hosts are no addresses."""

@@ -169,13 +169,15 @@ class RelayClient:
         self._datagram.set_idle_interval(idle_s)
         self._stream.set_idle_interval(idle_s)
 
-    def uplink_changed(self, now: float) -> None:
-        """Our packets leave by another way: a session on UDP shows itself there, a connection is made anew, and what
-        did not work before is tried at once."""
+    def uplink_changed(self, now: float, *, keeps_stream: bool = False) -> None:
+        """Our packets leave by another way: a session on UDP shows itself there, a connection is made anew unless it
+        goes on as before, and what did not work before is tried at once."""
         if not self._running:
             return
         self._datagram.nudge(now)
-        if self._stream.state is not StreamState.IDLE:
+        if keeps_stream and self._stream.state is StreamState.UP:
+            self._stream.nudge(now)
+        elif self._stream.state is not StreamState.IDLE:
             self._close_stream()
             self._open_stream(now)
         if self._refusal not in PASS_REFUSALS:

@@ -15,7 +15,7 @@ from edgeagent.proto.relay_endpoint import RelayEndpoint
 from edgeagent.proto.relay_events import Carrier, CloseStream, OpenStream, RelayClientDrop, RelayEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from edgeagent.proto.causes import Carried
     from edgeagent.proto.crypto import Crypto
@@ -164,11 +164,12 @@ class RelaySessions:
         session.client.datagrams_anew(now)
         self._collect(session)
 
-    def uplink_changed(self, now: float, via: int) -> None:
-        """Another uplink leads to the relays: show every one of them where we are now."""
+    def uplink_changed(self, now: float, via: int, kept: Collection[int] = ()) -> None:
+        """Another uplink leads to the relays: show every one of them where we are now. The streams `kept` leave as
+        before."""
         self.via = via
         for session in self._sessions:
-            session.client.uplink_changed(now)
+            session.client.uplink_changed(now, keeps_stream=session.stream in kept)
             self._collect(session)
 
     def hurry(self, now: float, session: Session) -> None:

@@ -108,6 +108,11 @@ class StreamClient:
         """Whether the connection takes no more for now: then only the newest packets wait for it."""
         self._queue.blocked = is_blocked
 
+    def nudge(self, now: float) -> None:
+        """Find out whether the connection still leads there: seconds without an answer are its end."""
+        if self.liveness is not None:
+            self._send_probe(self.liveness.probe(now))
+
     def set_idle_interval(self, idle_s: float) -> None:
         if self.liveness is not None:
             self.liveness.set_idle(max(idle_s, STREAM_IDLE_MIN_S))

@@ -34,7 +34,7 @@ from edgeagent.proto.relay_pass import peek_node_key
 from edgeagent.proto.relay_sessions import IDLE_S, RelaySessions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from edgeagent.proto.crypto import Crypto
     from edgeagent.proto.keys import Entropy
@@ -89,6 +89,7 @@ class Relays:
         self.sessions = RelaySessions(crypto, entropy, jitter)
         self.on_demand = False  # because it would cost too much to be kept
         self._metered = self._is_short = False
+        self._routed: tuple[int, ...] | None = None  # sizes of addresses that the uplink leads to; None for all
         self.broker_reachable = False
         self.home: str | None = None
         self.moved = False
@@ -136,21 +137,27 @@ class Relays:
         self._addresses.answered(relay, endpoint)
         self._step(now)
 
-    def network_changed(self, now: float) -> None:
-        """We are somewhere else: distances are measured anew, and what did not work may."""
+    def network_changed(self, now: float, kept: Collection[int] = ()) -> None:
+        """We are somewhere else, or have another address beside: distances are measured anew, and what did not work
+        may. The streams `kept` leave as before."""
         self._addresses.forget_answers()
         self._began_at, self._surveyed = now, False
-        self._begin_anew(now, self.sessions.via)
+        self._begin_anew(now, self.sessions.via, kept)
 
-    def uplink_changed(self, now: float, index: int) -> None:
-        """Relays are reached by another uplink, given by its interface index; 0: as the routes decide."""
+    def uplink_changed(self, now: float, index: int, routed: tuple[int, ...] | None = None) -> None:
+        """Relays are reached by another uplink, given by its interface index, that leads to addresses of those sizes
+        (4, 16); 0 and None: as the routes decide."""
         if index != self.sessions.via:
+            self._routed = routed
             self._begin_anew(now, index)
+        elif routed != self._routed:
+            self._routed = routed
+            self._step(now)
 
-    def _begin_anew(self, now: float, via: int) -> None:
+    def _begin_anew(self, now: float, via: int, kept: Collection[int] = ()) -> None:
         self._choice.forget()
         self._down_at = None
-        self.sessions.uplink_changed(now, via)
+        self.sessions.uplink_changed(now, via, kept)
         self._after(now, judge=False)  # that a connection was closed just now is no relay's fault
         self._step(now)
 
@@ -280,7 +287,7 @@ class Relays:
         info, pass_object = self._relays.get(relay), self._passes.get(self._key)
         if info is None or pass_object is None or not self._make_room(now, relay):
             return None
-        udp = next(iter(self._addresses.of(relay)), None)
+        udp = self._addresses.first_of(relay, self._routed)
         return self.sessions.begin(now, info, self._private, pass_object, udp)
 
     def _make_room(self, now: float, relay: str) -> bool:
@@ -304,10 +311,14 @@ class Relays:
         return session is not None and session.client.alive
 
     def _follow_addresses(self, now: float) -> None:
-        """A session that UDP does not carry tries it where it is thought to be now; one that it carries stays."""
+        """A session that UDP does not carry tries it where it is thought to be now; one that it carries stays, unless
+        our uplink does not lead there."""
         for session in self.sessions.all:
-            udp = next(iter(self._addresses.of(session.relay.id)), None)
-            if udp is not None and session.udp != udp and session.client.carrier is not Carrier.DATAGRAM:
+            udp = self._addresses.first_of(session.relay.id, self._routed)
+            if udp is None or session.udp == udp:
+                continue
+            is_led = session.udp is not None and (self._routed is None or session.udp.size in self._routed)
+            if session.client.carrier is not Carrier.DATAGRAM or not is_led:
                 self.sessions.set_udp(now, session, udp)
 
     def _after(self, now: float, *, judge: bool = True) -> None:

@@ -104,9 +104,12 @@ class SlowNames:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.answer = threading.Event()
         self.asked = 0
+        self.found: list[tuple[str, int]] = []  # what it answers, nothing for an error
         monkeypatch.setattr(socket, "getaddrinfo", self._getaddrinfo)
 
     def _getaddrinfo(self, *args: Any, **more: Any) -> Any:
         self.asked += 1
         self.answer.wait(TURNS_S)
+        if self.found:
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", each) for each in self.found]
         raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")

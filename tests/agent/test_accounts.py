@@ -287,6 +287,15 @@ def test_a_deferred_job_goes_with_a_wake_up(agents: Agents) -> None:
     assert done == [70.0, 201.0]
 
 
+def test_a_job_that_nobody_wants_any_more_is_not_done(agents: Agents) -> None:
+    accounts, done = agents(), list[float]()
+    accounts.defer("job", done.append, 10_000.0, 9_000.0)
+    accounts.undefer("job")
+    accounts.undefer("never")
+    live(accounts, 20_000.0, 60.0, lambda now: None)
+    assert not done
+
+
 def test_before_anything_was_sent_the_table_says_so(agents: Agents) -> None:
     assert "nothing was sent" in show_ledger(agents().describe(1.0))
     agents.context.accounts.ledger.book(1.0, "eth0", Cause.PROBE, received=3)

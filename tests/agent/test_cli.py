@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -249,3 +250,31 @@ def test_the_agent_is_compiled_smaller_where_that_can_be_kept(tmp_path: Path, mo
     assert background._optimization(str(tmp_path)) == []
     Path(cache_from_source(str(tmp_path / "daemon.py"), optimization="2")).touch()
     assert background._optimization(str(tmp_path)) == ["-OO"]
+
+
+@pytest.mark.parametrize("closed", [(), (0,), (2,), (0, 2), (0, 1, 2)], ids=str)
+def test_the_background_has_its_descriptors_whatever_the_caller_had_closed(
+    tmp_path: Path, closed: tuple[int, ...]
+) -> None:
+    """What is opened then gets the numbers of those that are missing, and 3 may be the right one already."""
+    told = tmp_path / "told"
+    script = f"""
+import os
+for fd in {closed}:
+    os.close(fd)
+from edgeagent import background
+def execute(arguments, settings):
+    os.write(3, b"here")
+    open_fds = sorted(int(fd) for fd in os.listdir("/proc/self/fd"))
+    text = repr(([os.get_inheritable(fd) for fd in range(4)], open_fds[:4], os.readlink("/proc/self/fd/2")))
+    with open({str(told)!r}, "w") as file:
+        file.write(text)
+background._execute = execute
+background._arguments = lambda settings: []
+client = background.start(None, 10.0)
+assert client._sock.recv(4) == b"here"
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=30, stderr=subprocess.PIPE)
+    inheritable, fds, error = ast.literal_eval(told.read_text())
+    assert inheritable == [True] * 4 and fds == [0, 1, 2, 3]
+    assert (error == "/dev/null") is (2 in closed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import selectors
@@ -190,6 +191,26 @@ def test_too_many_clients(server: Server) -> None:
         client.close()
     server.settle()
     assert ask(server, {"do": "echo"})["ok"]
+
+
+def test_without_descriptors_who_knocks_waits_and_nobody_spins(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*args: Any) -> Any:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with server.connect() as sock:
+        with monkeypatch.context() as patch:
+            patch.setattr(socket.socket, "accept", none_left)
+            assert server.turn() and not server.turn()
+        due = server.api.poll_timeout()
+        assert due is not None
+        server.api.on_timeout(due)
+        sock.sendall(b'{"do": "echo"}\n')
+        server.settle()
+        assert json.loads(sock.recv(65_536))["ok"]
+    with server.connect(), monkeypatch.context() as patch:
+        patch.setattr(socket.socket, "accept", none_left)
+        server.turn()
+    server.api.stop_listening()  # also while nobody is listened to
 
 
 def test_a_client_that_says_nothing(server: Server) -> None:

@@ -115,6 +115,24 @@ def test_it_leaves_in_order_and_comes_back(site: Site) -> None:
     until(lambda: a.host.ping(b.address), 10, "b answers again")
 
 
+def test_an_interface_that_was_down_has_its_routes_and_the_map_of_meanwhile(site: Site) -> None:
+    a, b = site.a, site.b
+    pid = b.pid()
+    b.host.run("ip", "link", "set", "edge0", "down")
+    site.mesh.hub.run("edgehub", "devices", "rename", "b", "bee")
+    until(lambda: b.ask("status")["self"]["name"] == "bee", 20, "the map with the new name")
+    b.host.run("ip", "link", "set", "edge0", "up")
+    until(lambda: a.host.ping(b.address), 10, "it answers again")
+    assert b.address.rpartition(".")[0].split(".")[0] in b.host.run("ip", "route", "show", "dev", "edge0").stdout
+    assert "scope global" in b.host.run("ip", "-6", "addr", "show", "dev", "edge0").stdout
+    for command in (("addr", "flush", "dev", "edge0"), ("route", "flush", "dev", "edge0")):
+        b.host.run("ip", *command)
+        until(lambda: a.host.ping(b.address), 15, f"it answers after {command}")
+    site.mesh.hub.run("edgehub", "devices", "rename", "bee", "b")
+    until(lambda: b.ask("status")["self"]["name"] == "b", 20, "the map with its old name")
+    assert b.pid() == pid
+
+
 def test_an_interface_that_somebody_removes_ends_the_agent(site: Site) -> None:
     device = site.b
     agent = device.pid()

@@ -206,6 +206,12 @@ def test_last_will_and_retained_state(links: Links, make_broker: Callable[..., B
     links.drive(lambda: bool(second.events))
     (event,) = take(second, Received)
     assert isinstance(event, Received) and event.payload == b"down"
+    # One that we drop without a word: the same.
+    assert isinstance(links.connect(first, [broker.host], trust, will), Connected)
+    first.drop()
+    links.drive(lambda: bool(second.events))
+    (event,) = take(second, Received)
+    assert isinstance(event, Received) and event.payload == b"down"
     second.close()
 
 

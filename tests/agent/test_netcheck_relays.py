@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,6 +18,8 @@ from edgeagent import requests
 from edgeagent.config import load
 from edgeagent.io.keystore import Keystore, StateFile
 from edgeagent.io.localclient import LocalClient, LocalError
+from edgeagent.io.netcheck import _Shell
+from edgeagent.io.pinnedtls import RESOLVERS_MAX
 from edgeagent.netcheck import NetcheckError, known_relays, parse_relays
 from edgeagent.proto.identity import Admission
 from edgeagent.proto.relaymap import RelayInfo
@@ -22,6 +27,33 @@ from edgeagent.proto.signed import sign_object
 from tests.control_kit import CRYPTO, DEVICE, MAP_BODY, NETWORK, NETWORK_KEY, NETWORK_SEED, OTHER, RELAY, WALL_S
 
 RELAYS = [RelayInfo({"id": "fra-1", **RELAY}), RelayInfo({"id": "ams-1", **RELAY, "pin": bytes(range(32)), "s": 0})]
+
+
+def test_many_names_are_looked_up_in_turn_and_an_address_needs_no_name_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bytes] = []
+    together = threading.Barrier(RESOLVERS_MAX)
+
+    def answer(host: bytes, port: int, **more: Any) -> list[Any]:
+        asked.append(host)
+        if len(asked) <= RESOLVERS_MAX:
+            together.wait(20.0)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", answer)
+    names = [f"relay{number}.example" for number in range(2 * RESOLVERS_MAX)]
+    relays = parse_relays([f"{name}:9:0:0" for name in [*names, "127.0.0.1"]])
+    shell = _Shell(relays, [], 0.1)
+    try:
+        shell._push()
+        while shell._resolvers:
+            for key, _ in shell._selector.select(20.0):
+                key.data(time.monotonic(), key.fd)
+            shell._push()
+    finally:
+        shell.close()
+    assert sorted(asked) == sorted(name.encode() for name in names)
+    assert [error for relay in shell.check.relays for error in relay.errors if "name server" in error] == []
+    assert all(relay.ways for relay in shell.check.relays)
 
 
 class Answering:

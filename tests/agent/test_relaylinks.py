@@ -15,6 +15,7 @@ import pytest
 from edgeagent.io import pinnedtls
 from edgeagent.io.relaystream import Flow
 from edgeagent.proto.relay_pass import write_pass
+from edgeagent.proto.relay_sessions import StreamWish
 from edgeagent.relaylinks import LOOK_UP_AGAIN_S, LOOK_UP_ANEW_S, RelayLinks
 from tests.agent.broker import free_port
 from tests.agent.servers import Server, Tls
@@ -83,6 +84,14 @@ class Site:
     def until_resolved(self) -> None:
         self.until(lambda: self.links._resolver is None)
 
+    def wait(self) -> None:
+        """Until something is due, and what comes of it."""
+        due = self.links.poll_timeout()
+        assert due is not None and due > self.now
+        self.world.now = due
+        self.links.on_timeout(due)
+        self.until_resolved()
+
     def servers(self) -> dict[str, list[str]]:
         self.board.node.relays.set_families([4, 16])
         return {name: [str(each) for each in found] for name, found, _ in self.board.node.relays.udp_servers()}
@@ -136,19 +145,68 @@ def test_a_name_that_is_not_found_is_asked_for_again_and_takes_nothing_away(
         site.look_up()
         assert site.links.poll_timeout() == site.now + LOOK_UP_AGAIN_S
         assert [record.message for record in caplog.records] == ["relay r2: gone.example: Name or service not known"]
-        names.known = {}
+        began, names.known = site.now, {}
         for _ in range(5):
-            site.world.now += LOOK_UP_AGAIN_S
-            site.links.on_timeout(site.now)
-            site.until_resolved()
-        assert len(caplog.records) == 2, "said once of each"
+            site.wait()
+        assert len(caplog.records) == 1, "said once"
+    assert site.now - began == 31 * LOOK_UP_AGAIN_S, "ever more rarely"
+    assert names.asked == ["one.example"] + 6 * ["gone.example"], "and only for those that are missing"
     assert site.servers() == {"r1": ["198.51.100.1:3478"]}
     names.known = {"one.example": ["198.51.100.1"], "gone.example": ["198.51.100.2"]}
-    site.world.now += LOOK_UP_AGAIN_S
-    site.links.on_timeout(site.now)
-    site.until_resolved()
+    site.wait()
     assert site.servers() == {"r1": ["198.51.100.1:3478"], "r2": ["198.51.100.2:3478"]}
-    assert site.links.poll_timeout() == site.now + LOOK_UP_ANEW_S
+    assert site.links.poll_timeout() == began + LOOK_UP_ANEW_S
+
+
+def test_a_name_that_is_gone_for_good_costs_four_questions_a_day(site: Site, names: Names) -> None:
+    site.use(relay("r1", "gone.example:443"))
+    site.look_up()
+    began = site.now
+    while site.now < began + 7 * 86_400.0:
+        site.wait()
+    assert len(names.asked) < 7 * 4 + 15
+    site.look_up()  # we are on another network
+    assert site.links.poll_timeout() == site.now + LOOK_UP_AGAIN_S
+
+
+def test_of_two_names_of_one_relay_the_one_that_was_missing_adds_to_the_other(site: Site, names: Names) -> None:
+    names.known = {"one.example": ["198.51.100.1"]}
+    site.use(relay("r1", "one.example:443", "gone.example:443"))
+    site.look_up()
+    names.known = {"gone.example": ["198.51.100.2"]}
+    site.wait()
+    assert site.servers() == {"r1": ["198.51.100.1:3478", "198.51.100.2:3478"]}
+
+
+def test_where_it_costs_a_name_is_asked_for_when_a_connection_is_wanted(site: Site, names: Names) -> None:
+    site.use(relay("r1", "gone.example:443"))
+    site.board.node.relays.set_on_demand(site.now, True)
+    site.look_up()
+    asked = len(names.asked)
+    site.wait()
+    assert len(names.asked) == asked and site.links.poll_timeout() == site.now - LOOK_UP_AGAIN_S + LOOK_UP_ANEW_S
+    names.known = {"gone.example": ["198.51.100.1"]}
+    site.links.streams.open = lambda *args: None  # type: ignore[method-assign]
+    wish = StreamWish(1, site.board.node.relays._relays["r1"], open=True)
+    site.board.node.drain_stream_wishes = lambda: [wish]  # type: ignore[method-assign]
+    site.links.settle(site.now)
+    site.until_resolved()
+    assert site.servers() == {"r1": ["198.51.100.1:3478"]}
+
+
+def test_without_descriptors_a_look_up_fails_and_is_had_later(
+    site: Site, names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*args: Any) -> Any:
+        raise OSError(24, "Too many open files")
+
+    names.known = {"one.example": ["198.51.100.1"]}
+    site.use(relay("r1", "one.example:443"))
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "socketpair", none_left)
+        site.look_up()
+    site.wait()
+    assert site.servers() == {"r1": ["198.51.100.1:3478"]}
 
 
 def test_an_answer_that_comes_after_the_map_has_changed_is_for_nobody(site: Site, names: Names) -> None:

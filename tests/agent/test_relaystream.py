@@ -326,6 +326,16 @@ def test_a_read_that_has_to_write_first_waits_for_room(shell: Shell, serve: Serv
 # Ends
 
 
+def test_which_connections_would_be_made_from_the_same_address_now(shell: Shell, serve: Serve, tls: Tls) -> None:
+    server = serve(tls.relay(wait_for_end))
+    shell.streams.steer = lambda sock, address: sock.bind(("127.0.0.2", 0))  # the kernel would take 127.0.0.1
+    assert isinstance(shell.open(server.host, number=1), Opened)
+    shell.streams.steer = None
+    assert isinstance(shell.open(server.host, number=2), Opened)
+    shell.streams.open(time.monotonic(), 3, [server.host])  # not up yet
+    assert shell.streams.as_routed() == [2]
+
+
 @pytest.mark.parametrize(
     "stage", ["resolving", "connecting", "waiting for the proxy", "TLS handshake", "waiting for the relay", "up"]
 )

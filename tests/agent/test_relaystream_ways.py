@@ -27,8 +27,8 @@ from tests.agent.streams import TURNS_S, Serve, Shell, SlowNames, echo, fds, rea
 
 def test_a_name_server_that_does_not_answer_holds_nothing_up_and_few_threads(shell: Shell, slow: SlowNames) -> None:
     before = threading.active_count()
-    for _ in range(20):
-        shell.streams.open(time.monotonic(), 1, ["a.example:443", "b.example:443"])
+    for number in range(20):
+        shell.streams.open(time.monotonic(), 1, [f"a{number}.example:443", f"b{number}.example:443"])
         assert shell.stage() == "resolving"
         shell.streams.on_timeout(time.monotonic() + ADDRESS_TIMEOUT_S)
         assert threading.active_count() - before <= RESOLVERS_MAX
@@ -50,6 +50,43 @@ def test_a_look_up_that_ends_after_its_stream(shell: Shell, slow: SlowNames) -> 
     for thread in list(pinnedtls.Resolver._threads):
         thread.join(TURNS_S)
     assert fds() == before and not shell.streams.events
+
+
+def test_an_answer_that_comes_too_late_is_used_the_next_time(
+    shell: Shell, serve: Serve, tls: Tls, slow: SlowNames
+) -> None:
+    server = serve(tls.relay(echo))
+    port = server.host.rpartition(":")[2]
+    host = f"relay.example:{port}"
+    slow.found = [("127.0.0.1", int(port))]
+    before = fds()
+    shell.streams.open(time.monotonic(), 1, [host])
+    assert "resolving" in reason(shell.give_up()) and fds() <= before + 1
+    shell.streams.open(time.monotonic(), 1, [host])  # while it is still asked for
+    assert shell.stage() == "resolving"
+    shell.streams.close(1)
+    slow.answer.set()
+    for thread in list(pinnedtls.Resolver._threads):
+        thread.join(TURNS_S)
+    assert isinstance(shell.open(host), Opened) and slow.asked == 1
+
+
+def test_a_relay_whose_name_is_not_found_is_where_it_was(shell: Shell, serve: Serve, tls: Tls, slow: SlowNames) -> None:
+    server = serve(tls.relay(echo))
+    port = server.host.rpartition(":")[2]
+    host = f"relay.example:{port}"
+    slow.found = [("127.0.0.1", int(port))]
+    slow.answer.set()
+    assert isinstance(shell.open(host), Opened)
+    slow.found = []
+    assert isinstance(shell.open(host), Opened), "an error"
+    slow.answer.clear()
+    shell.streams.open(time.monotonic(), 1, [host])
+    due = shell.streams.poll_timeout()
+    assert due is not None
+    shell.streams.on_timeout(due)
+    assert isinstance(shell.next(), Opened), "no answer"
+    slow.answer.set()
 
 
 # Proxies

@@ -171,6 +171,29 @@ def test_routes(host: Host, netlink: Netlink, family: str, prefix: str, cidr: in
     assert (str(with_source["table"]), with_source["prefsrc"]) == ("51820", source)
 
 
+@pytest.mark.parametrize("given_up", [False, True], ids=["interrupted", "given up"])
+def test_a_dump_that_changed_meanwhile_is_read_again(
+    host: Host, netlink: Netlink, monkeypatch: pytest.MonkeyPatch, given_up: bool
+) -> None:
+    """It goes on to its end, over several reads; to ask again before that is to be told that the kernel is busy."""
+    many = "\n".join(f"addr add 10.{a}.{b}.1/32 dev lo" for a in range(1, 5) for b in range(1, 251))
+    host.run("ip", "-batch", "-", input=many)
+    real, seen = rt.messages, [0]
+
+    def interrupted(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+        for kind, flags, sequence, body in real(data):
+            seen[0] += 1
+            yield kind, flags | (rt.NLM_F_DUMP_INTR if seen[0] == 1 else 0), sequence, body
+
+    if given_up:
+        netlink._sequence += 1
+        netlink._socket.send(rt.request(rt.RTM_GETADDR, rt.NLM_F_DUMP, netlink._sequence, rt.address_query()))
+    else:
+        monkeypatch.setattr(rt, "messages", interrupted)
+    assert len(netlink.addresses()) > 1_000
+    assert netlink.link("lo").name == "lo"
+
+
 def test_which_way_a_packet_goes(host: Host, netlink: Netlink) -> None:
     index = netlink.link("eth0").index
     host.ip("rule add fwmark 7 unreachable")

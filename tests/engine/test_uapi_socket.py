@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import selectors
 import socket
 import stat
@@ -108,6 +110,22 @@ def test_the_client_longest_silent_gives_way(server: Server) -> None:
     finally:
         for client in clients:
             client.close()
+
+
+def test_without_descriptors_who_knocks_waits_and_nobody_spins(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*args: object) -> object:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socket.socket, "accept", none_left)
+        client = server.connect()
+    with client:
+        assert not server.turn()
+        due = server.uapi.poll_timeout()
+        assert due is not None
+        server.uapi.on_timeout(due)
+        client.sendall(b"get=1\n\n")
+        assert server.answer(client) == b"errno=0\n\n"
 
 
 def test_a_client_that_leaves_halfway_changes_nothing(server: Server) -> None:

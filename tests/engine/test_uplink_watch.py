@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 
 import pytest
 
+from edgeagent.io import rtnetlink as rt
 from edgeagent.io.netlink import LinkChanged, Netlink, NetlinkMonitor
 from edgeagent.proto.uplink import State, UplinkFacts
 from edgeagent.uplinks import UplinkWatch, filters_strictly
@@ -66,6 +68,51 @@ def kernel(lab: Lab, inside: Inside) -> Iterator[Kernel]:
     yield made
     made.netlink.close()
     made.monitor.close()
+
+
+class Connection:
+    family = socket.AF_INET6
+
+    def __init__(self, own: str, device: str = "") -> None:
+        self.own = own
+        self.device = device
+
+    def getsockname(self) -> tuple[str, int, int, int]:
+        return self.own, 1, 0, 0
+
+    def getsockopt(self, level: int, option: int, size: int) -> bytes:
+        return self.device.encode() + b"\0" if self.device else b""
+
+
+@pytest.mark.parametrize(
+    ("connection", "elsewhere"),
+    [
+        (Connection("2001:db8:1::a"), True),
+        (Connection("2001:db8:1::beef"), True),
+        (Connection("2001:db8:2::a"), False),
+        (Connection("2001:db8:1::a", "eth1"), False),
+        (Connection("2001:db8:2::a", "eth0"), True),
+        (Connection("2001:db8:3::a"), False),
+        (Connection("2001:db8:9::9"), False),
+    ],
+    ids=["lasting", "temporary", "ours", "bound", "bound to the other", "near", "unknown"],
+)
+def test_which_connections_go_by_another_uplink(connection: Connection, elsewhere: bool) -> None:
+    """eth1 is to be used: eth0 has a temporary address as well, and eth2 is no uplink."""
+    up = rt.IFF_UP | rt.IFF_RUNNING | rt.IFF_LOWER_UP
+    watch = UplinkWatch([], lambda name: False, lambda address: False, 9)
+    watch.look(
+        0.0,
+        [rt.Link(2 + number, f"eth{number}", up, 1500) for number in range(3)],
+        [
+            rt.Address(2, packed("2001:db8:1::a"), 64, 0, 0),
+            rt.Address(2, packed("2001:db8:1::beef"), 64, 0, rt.IFA_F_TEMPORARY),
+            rt.Address(3, packed("2001:db8:2::a"), 64, 0, 0),
+            rt.Address(4, packed("2001:db8:3::a"), 64, 0, 0),
+        ],
+        [rt.Route(bytes(16), 0, index, gateway=packed("fe80::1"), metric=index) for index in (2, 3)],
+    )
+    assert watch.is_elsewhere(connection, 3) is elsewhere  # type: ignore[arg-type]
 
 
 def test_what_is_an_uplink(kernel: Kernel) -> None:
