@@ -27,7 +27,7 @@ _REFUSALS = {
     "unknown": "the hub knows no such token",
     "denied": "a person at the hub said no",
     "name-taken": "the host name {name} is taken; ask for another with --hostname",
-    "bad-request": "the hub does not accept what this device says of itself",
+    "bad-request": "the hub does not accept what this device says of itself, or the token is one for relays",
     "credentials": "the broker does not accept the token: it may be revoked, expired or used up",
 }
 

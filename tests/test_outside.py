@@ -92,3 +92,14 @@ def test_mappings_are_asked_for_at_addresses_that_the_uplink_leads_to(survey: bo
     site.advance(3.0)
     assert not site.lost and [len(address) for address, _ in site.outside.mapped_by(2)] == [4]
     assert {len(address) for address, _ in site.outside.mapped_by(1)} == {4, 16}
+
+
+def test_where_one_of_several_is_usable_it_is_asked_by_that_one() -> None:
+    """The kernel's default route may still be by the one that is dead."""
+    site = Site([V4])
+    site.outside.set_uplinks(0.0, {1: SIZES[1], 2: SIZES[2]})
+    site.outside.set_uplinks(0.0, {2: SIZES[2]})
+    site.dead = {1}
+    site.outside.doubt(0.0)
+    asked = {transmit.endpoint.uplink for transmit in site.outside.drain_transmits()}
+    assert asked == {2}

@@ -57,9 +57,9 @@ class Outside:
         return [] if each is None else each.mapped
 
     def set_uplinks(self, now: float, routed: dict[int, tuple[int, ...]]) -> None:
-        """The sizes of addresses (4, 16) that each leads to, by interface index, the best first; with fewer than two it
-        is left to the kernel by which to ask."""
-        wanted = list(routed) if len(routed) > 1 else [0]
+        """The sizes of addresses (4, 16) that each leads to, by interface index, the best first; with none it is left
+        to the kernel by which to ask."""
+        wanted = list(routed) or [0]
         kept = {index: self._by_uplink[index] for index in wanted if index in self._by_uplink}
         for index, each in self._by_uplink.items():
             if index not in kept:
