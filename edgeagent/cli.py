@@ -330,7 +330,7 @@ def _netcheck(options: argparse.Namespace) -> int:
     settings = _settings(options)
     try:
         relays = parse_relays(options.relay) or known_relays(settings, _connect(settings, ASK_TIMEOUT_S))
-        return OK if netcheck(relays, options.timeout, as_json=options.json) else FAILED
+        return OK if netcheck(relays, options.timeout, as_json=options.json, proxy=bool(settings.proxy)) else FAILED
     except ValueError as error:
         raise CommandError(USAGE, f"--relay: {error}.") from None
     except NetcheckError as error:

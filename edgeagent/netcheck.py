@@ -33,14 +33,20 @@ class NetcheckError(Exception):
     """There is nothing to check; the text says why and what to do."""
 
 
-def netcheck(relays: list[RelayInfo], timeout_s: float, *, as_json: bool) -> bool:
-    """Check and print; True when a relay can be reached. Raises OSError where no socket can be made."""
+def netcheck(relays: list[RelayInfo], timeout_s: float, *, as_json: bool, proxy: bool = False) -> bool:
+    """Check and print; True when a relay can be reached. Raises OSError where no socket can be made. `proxy`: the agent
+    has one, which nothing is asked through here."""
     progress = _Progress()
     try:
         check = check_network(relays, _uplinks(), timeout_s, progress.show)
     finally:
         progress.clear()
-    found = report(check)
+    found = report(check) | {"proxy": proxy}
+    if proxy:
+        found["advice"].append(
+            "A proxy is set: by it the agent reaches relays over TLS, and this was asked without. What `edgeagent "
+            "status` says of relays counts."
+        )
     print(json.dumps(found) if as_json else show(found))
     return bool(found["reachable"])
 

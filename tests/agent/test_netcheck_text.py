@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from edgeagent import netcheck
 from edgeagent.netcheck import show
 from edgeagent.proto.netcheck_report import report
 from tests.netcheck_kit import SERVER6, SERVERS, Server, World, relay
@@ -62,3 +65,13 @@ def test_a_slow_line_and_a_relay_by_tls_alone() -> None:
     world = World(servers=[Server(SERVER6)])
     shown = show(report(world.run([relay(1, ports=(0, 0))]))).splitlines()
     assert "IPv6            2001:db8:0:1::7, relays by TLS" in shown
+
+
+@pytest.mark.parametrize("proxy", [False, True])
+def test_what_is_reached_by_a_proxy_alone_is_not_called_unreachable_without_a_word(
+    proxy: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = World(sim.BLOCKED).run()
+    monkeypatch.setattr(netcheck, "check_network", lambda *_: done)
+    netcheck.netcheck([], 1.0, as_json=False, proxy=proxy)
+    assert ("A proxy is set" in capsys.readouterr().out) is proxy
