@@ -216,6 +216,7 @@ def test_a_router_that_speaks_upnp_only(home: Home) -> None:
     server.stop()
 
 
+@pytest.mark.matrix
 def test_upnp_finds_another_port_where_ours_is_taken(home: Home) -> None:
     if importlib.util.find_spec("miniupnpc") is None:
         pytest.skip("needs miniupnpc: pip install miniupnpc")

@@ -229,6 +229,7 @@ def test_over_ipv6(lab: Lab, tun_mtu: int) -> None:
     check(site, 1_280, 6)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("tun_mtu", [1_420], indirect=True)
 def test_a_hole_opens_under_a_stream(lab: Lab, tun_mtu: int) -> None:
     site = Site(lab)
