@@ -193,18 +193,17 @@ class PeerPaths:
             self.next_seek_at = None
         return path is not None
 
-    def not_at_relay(self, now: float) -> bool:
-        """The peer's relay does not have it: it may be asleep, or about to tell of another relay. Whether it is to be
-        asked again soon: the relay says so for each packet, and a peer that is off is asked more and more rarely."""
+    def not_at_relay(self, now: float) -> None:
+        """The peer's relay does not have it: it may be asleep, or about to tell of another relay. The relay says so for
+        each packet, and a peer that is off is asked more and more rarely."""
         relay = self.prober.relay
         if relay is None or now < self._absent_until or not self.is_wanted(now):
-            return False
+            return
         self._absent_until = now + self._again_s(self._absences)
         self._absences += 1
         if relay.next_probe_at is None:
             self.prober.begin(now, relay)
             self._call(now)
-        return True
 
     def _is_there(self, now: float) -> None:
         """It answers, calls or talks: it is no longer one that is off."""
