@@ -34,6 +34,7 @@ router.addportmapping({PORT}, "UDP", sys.argv[1], {PORT}, "neighbour", "", 600)
 """
 
 # Answers every search for a router in the router's name, with a description that never ends
+_BUFFERS = "4096 65536 262144"  # TCP's least, usual and most, bytes
 ROGUE = """
 import socket, sys, threading
 address, most = sys.argv[1], 256 << 20
@@ -234,6 +235,9 @@ def test_upnp_finds_another_port_where_ours_is_taken(home: Home) -> None:
 def test_a_description_without_end_ends_a_process_and_not_the_agent(home: Home) -> None:
     if importlib.util.find_spec("miniupnpc") is None:
         pytest.skip("needs miniupnpc: pip install miniupnpc")
+    # What the kernels hold between the two counts as sent: machines' buffers differ, from 6 to 32 MiB
+    home.device.run("sh", "-c", f"echo {_BUFFERS} >/proc/sys/net/ipv4/tcp_rmem")
+    home.router.host.run("sh", "-c", f"echo {_BUFFERS} >/proc/sys/net/ipv4/tcp_wmem")
     rogue = home.router.host.start("python3", "-c", ROGUE, ip_address(home.uplink[1]).compressed)
     rogue.expect("listening")
     home.set_uplinks(home.uplink)
