@@ -38,8 +38,19 @@ def choose(environ: Mapping[str, str] = os.environ) -> tuple[str, str]:
         why = f"no C library: {library.why_missing()}"
     elif (wrong := library.fault(path)) is not None:
         why = f"no C library: {path}: {wrong}"
+    elif not _has_ctypes():
+        why = "this Python has no ctypes (OpenWrt: opkg install python3-ctypes)"
     else:
         return "fast", f"{ENGINE_VARIABLE} says so" if asked else f"the C library is there: {path}"
     if asked == "fast":
         raise EngineUnavailable(f"engine fast: {why}. Unset {ENGINE_VARIABLE}, or see `edgeagent doctor`")
     return "pure", why
+
+
+def _has_ctypes() -> bool:
+    """Asked last: the engine that is chosen then loads it anyhow."""
+    try:
+        import ctypes  # noqa: F401
+    except ImportError:
+        return False
+    return True
