@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 from edgeagent.io import tcpinfo
 from edgeagent.proto.causes import Direction, book, book_batch
-from edgeagent.proto.ledger import CAUSES, IPV4_UDP, IPV6_UDP, tcp_bytes
+from edgeagent.proto.ledger import CAUSES, IPV4_UDP, IPV6_UDP, Cause, tcp_bytes
+from edgeagent.proto.messages import TRANSPORT_SIZE_MIN
+from edgeagent.proto.relay_frames import DATAGRAM_HEAD_SIZE
 
 if TYPE_CHECKING:
     import socket
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from edgeagent.io.tcpinfo import TcpCounts
     from edgeagent.proto.causes import Carried
     from edgeagent.proto.endpoint import Endpoint
-    from edgeagent.proto.ledger import Cause, Ledger
+    from edgeagent.proto.ledger import Ledger
     from edgeagent.uplinknames import UplinkNames
 
 CONNECTIONS_MAX = 64
@@ -64,6 +66,20 @@ class Meter:
             else:
                 groups[group] = datagrams.copy() if len(batches) > 1 else datagrams
         self._book(now, Direction.SENT, groups)
+
+    def carried(
+        self, now: float, direction: Direction, endpoint: Endpoint, size: int, count: int, empty: int, *, relayed: bool
+    ) -> None:
+        """`count` transport messages, `size` bytes with a relay's headers, `empty` of them keepalives, that an engine
+        moved by itself to or from `endpoint`, which is the relay's where they are `relayed`."""
+        uplink, ipv6 = self._group(endpoint)
+        heads = DATAGRAM_HEAD_SIZE * count if relayed else 0
+        keepalives = empty * (TRANSPORT_SIZE_MIN + (IPV6_UDP if ipv6 else IPV4_UDP))
+        counts = [0] * CAUSES
+        counts[Cause.RELAY] = heads
+        counts[Cause.KEEPALIVE] = keepalives
+        counts[Cause.PAYLOAD] = size + count * (IPV6_UDP if ipv6 else IPV4_UDP) - heads - keepalives
+        book(self._ledger, now, uplink, direction, counts)
 
     def aside(
         self,

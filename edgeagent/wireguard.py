@@ -19,7 +19,8 @@ from time import monotonic, time
 from typing import TYPE_CHECKING
 
 from edgeagent import crypto
-from edgeagent.engine.pure import PureEngine
+from edgeagent.engine import choice
+from edgeagent.engine.start import start
 from edgeagent.io import uapi_socket
 from edgeagent.io.netlink import AddressChanged, EventsLost, LinkChanged, Netlink, NetlinkMonitor
 from edgeagent.io.tun import Tun, TunGone
@@ -34,11 +35,13 @@ from edgeagent.version import VERSION
 if TYPE_CHECKING:
     from edgeagent.io.rtnetlink import Link
     from edgeagent.proto.crypto import Crypto
-    from edgeagent.proto.endpoint import Endpoint
+    from edgeagent.proto.endpoint import Endpoint, Transmit
+    from edgeagent.proto.peer import Peer
 
 TICK_S = 1.0  # how soon the socket's removal is noticed; at most how often source addresses are checked
 PEERS_MAX = 1 << 16
 ALLOWED_IPS_MAX = 1 << 20
+FAST_PEERS, FAST_FLOWS = 1024, 1 << 16  # that the fast engine carries; more go through Python
 _EXIT_OK, _EXIT_FAILED, _EXIT_USAGE = 0, 1, 2
 _LEVELS = {"verbose": logging.DEBUG, "debug": logging.DEBUG, "silent": logging.CRITICAL + 1}
 
@@ -50,6 +53,10 @@ def main() -> int:
     arguments = sys.argv[1:]
     if arguments == ["--version"]:
         print(f"edge-wireguard {VERSION}: WireGuard in userspace, configured by wg(8)")
+        try:
+            print("engine: {} ({})".format(*choice.choose()))
+        except choice.EngineUnavailable as error:
+            print(f"engine: {error}")
         return _EXIT_OK
     foreground = os.environ.get("WG_PROCESS_FOREGROUND") == "1"
     if arguments[:1] in (["-f"], ["--foreground"]):
@@ -89,7 +96,11 @@ def _start(name: str, foreground: bool) -> int:
 
 
 def _run(tun: Tun, listener: socket.socket, provider: Crypto, report: int | None) -> int:
-    interface = Interface(tun, listener, provider)
+    try:
+        interface = Interface(tun, listener, provider)
+    except choice.EngineUnavailable as error:
+        log.error("Failed to start: %s", error)
+        return _EXIT_FAILED
     try:
         if report is not None:
             _detach_output()
@@ -144,7 +155,9 @@ class Interface:
         self._stopping = False
         self._selector = DefaultSelector()
         self._udp = Udp(mtu_by_kernel=True)  # as other implementations leave it
-        self._engine = PureEngine(_Flow(self.device), tun, self._udp, self._selector)
+        self._engine = start(
+            _Flow(self.device), tun, self._udp, self._selector, log, slots=FAST_PEERS, flows=FAST_FLOWS
+        )
         self._netlink = Netlink()
         self._monitor = NetlinkMonitor()
         self._selector.register(self._monitor.fd, EVENT_READ, self._network_changed)
@@ -165,7 +178,8 @@ class Interface:
         device, engine, select = self.device, self._engine, self._selector.select
         while not self._stopping:
             deadline = device.poll_timeout()
-            wake_at = self._tick_at if deadline is None else min(self._tick_at, deadline)
+            times = (self._tick_at, deadline, engine.poll_timeout())
+            wake_at = min(at for at in times if at is not None)
             for key, _ in select(max(0.0, wake_at - monotonic())):
                 key.data(monotonic(), key.fd)
             now = monotonic()
@@ -299,21 +313,38 @@ class Interface:
 
 
 class _Flow:
-    """The device as the engine drives it: what has nowhere to go is refused at once."""
+    """The device as an engine drives it: what has nowhere to go is refused at once. No relays here."""
 
     def __init__(self, device: Device) -> None:
-        self._device = device
+        self.device = device
         self.handle_datagrams = device.handle_datagrams
+        self.handle_opened = device.handle_opened
+        self.handle_traffic = device.handle_traffic
         self.transmit_failed = device.transmit_failed
         self.drain_transmits = device.drain_transmits
         self.drain_packets = device.drain_packets
 
     def handle_packets(self, now: float, packets: list[bytes]) -> None:
-        for unsent in self._device.handle_packets(now, packets):
-            self._device.refuse(unsent)
+        for unsent in self.device.handle_packets(now, packets):
+            self.device.refuse(unsent)
 
     def transmit_too_long(self, now: float, endpoint: Endpoint, datagram_bytes: int) -> None:
         """Counted by the port: paths and their MTU are the kernel's business here."""
+
+    def carry_sealed(self, now: float, transmit: Transmit) -> None:
+        """Nothing goes by another way than UDP."""
+
+    def ways(self, peer: Peer) -> list[Endpoint]:
+        return [] if peer.endpoint is None else [peer.endpoint]
+
+    def relay_sessions(self) -> list[tuple[Endpoint, int]]:
+        return []
+
+    def relay_way(self, endpoint: Endpoint) -> tuple[Endpoint, int, int] | None:
+        return None
+
+    def relay_source(self, session: int, channel: int) -> Endpoint | None:
+        return None
 
 
 def _jitter() -> float:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from selectors import BaseSelector
 
+    from edgeagent.proto.causes import Direction
     from edgeagent.proto.endpoint import Endpoint, Transmit
 
 TUN_FRAMES_MAX = 4  # read at one wake-up; each may hold 64 KiB
@@ -62,6 +63,12 @@ class UdpPort(Protocol):
 
     def close(self) -> None: ...
 
+    @property
+    def sockets(self) -> list[tuple[int, int, int, bool]]: ...
+
+    @property
+    def mtu_by_kernel(self) -> bool: ...
+
     def receive(self, fd: int, reads_max: int) -> list[tuple[bytes, Endpoint, int]]: ...
 
     def send(self, transmits: list[Transmit]) -> bool: ...
@@ -83,6 +90,10 @@ class Meter(Protocol):
     def received(self, now: float, batch: list[tuple[bytes, Endpoint, int]]) -> None: ...
 
     def sent(self, now: float, batches: list[tuple[Endpoint, list[bytes]]]) -> None: ...
+
+    def carried(
+        self, now: float, direction: Direction, endpoint: Endpoint, size: int, count: int, empty: int, *, relayed: bool
+    ) -> None: ...
 
 
 class EngineDrop(Enum):

@@ -128,6 +128,19 @@ class Udp:
     def fds(self) -> list[int]:
         return list(self._by_fd)
 
+    @property
+    def sockets(self) -> list[tuple[int, int, int, bool]]:
+        """(descriptor, interface index that it is bound to or 0, IP version, whether UDP_SEGMENT works), for an engine
+        that receives and sends by itself."""
+        return [
+            (each.fd, each.uplink, 4 if each.family == socket.AF_INET else 6, each.segments)
+            for each in self._by_fd.values()
+        ]
+
+    @property
+    def mtu_by_kernel(self) -> bool:
+        return self._shared.mtu_by_kernel
+
     # Receiving and sending
 
     def receive(self, fd: int, reads_max: int) -> list[tuple[bytes, Endpoint, int]]:

@@ -148,6 +148,11 @@ class UdpSocket:
         port: int = self._socket.getsockname()[1]
         return port
 
+    @property
+    def segments(self) -> bool:
+        """Whether UDP_SEGMENT works."""
+        return self._segments
+
     # Receiving
 
     def receive(self, reads_max: int) -> list[tuple[bytes, Endpoint, int]]:

@@ -19,6 +19,7 @@ from edgeagent.proto.constants import KEY_SIZE, MTU_DEFAULT, REJECT_AFTER_MESSAG
 from edgeagent.proto.crypto import Crypto
 from edgeagent.proto.endpoint import Endpoint, Transmit
 from edgeagent.proto.errors import DropReason, LimitReached, LocalProtocolError
+from edgeagent.proto.established import Established, Traffic
 from edgeagent.proto.events import Event
 from edgeagent.proto.keys import Entropy, clamp
 from edgeagent.proto.limits import Limits
@@ -79,6 +80,11 @@ class Device:
     def public_key(self) -> bytes:
         """Ours, 32 B; empty without a private key."""
         return self._shared.static_public
+
+    def establish(self, slots: int) -> Established:
+        """An engine is about to move established flows of up to `slots` peers by itself; before the first handshake."""
+        established = self._shared.established = Established(slots)
+        return established
 
     def avoid(self, is_inside: Callable[[Endpoint], bool]) -> None:
         """Endpoints that are reached through the tunnel itself are never taken for a peer's."""
@@ -193,6 +199,22 @@ class Device:
             self.touched(peer)
         return unsent
 
+    def handle_opened(self, now: float, batch: list[tuple[Peer, bytes, int]]) -> None:
+        """Packets that an engine has opened and knows no flow for: (peer, packet, ECN field of the outer header)."""
+        shared, established = self._shared, self._shared.established
+        before = len(shared.packets)
+        for peer, packet, outer_ecn in batch:
+            if self._deliver(peer, packet, outer_ecn) and established is not None:
+                established.add_flow(peer, packet, inbound=True)
+        if any(peer.path_mtu < shared.mtu for peer, _, _ in batch):
+            self._clamp_mss(now, before)
+
+    def handle_traffic(self, now: float, reports: list[Traffic]) -> None:
+        """What an engine moved by itself."""
+        for traffic in reports:
+            traffic.peer.carried(now, traffic)
+            self.touched(traffic.peer)
+
     def refuse(self, unsent: Unsent) -> None:
         """Drop what `handle_packets` returned, count it, and answer with an ICMP unreachable where one may be sent."""
         self._shared.drops[unsent.reason] += 1
@@ -258,6 +280,9 @@ class Device:
         if keypair is None or keypair.__class__ is not Keypair:
             shared.drops[DropReason.UNKNOWN_INDEX] += 1
             return
+        if keypair.position is not None and shared.established is not None:
+            shared.established.to_open.append((datagram, endpoint, outer_ecn))
+            return
         if now - keypair.created_at >= REJECT_AFTER_TIME_S or counter >= REJECT_AFTER_MESSAGES:
             shared.drops[DropReason.KEY_EXPIRED] += 1
             return
@@ -276,7 +301,11 @@ class Device:
             heard.setdefault(keypair, False)
             return
         heard[keypair] = True
+        self._deliver(peer, packet, outer_ecn)
 
+    def _deliver(self, peer: Peer, packet: bytes, outer_ecn: int) -> bool:
+        """Of a packet that was opened: trim → allowed IPs → ECN → deliver. False where it is dropped."""
+        shared = self._shared
         version = packet[0] >> 4
         size = len(packet)
         if version == 4 and size >= 20:
@@ -291,19 +320,20 @@ class Device:
             sound = False
         if not sound:
             shared.drops[DropReason.INNER_MALFORMED] += 1
-            return
+            return False
         if length != size:
             packet = packet[:length]
         if self.allowed_ips.lookup(source) is not peer:
             shared.drops[DropReason.INNER_SOURCE] += 1
-            return
+            return False
         if outer_ecn:
             marked = ecn.decapsulate(packet, outer_ecn)
             if marked is None:
                 shared.drops[DropReason.INNER_ECN] += 1
-                return
+                return False
             packet = marked
         shared.packets.append(packet)
+        return True
 
     def _clamp_mss(self, now: float, since: int) -> None:
         """In what came out of the tunnel, from the packet at `since` on: that our host sends nothing larger back."""

@@ -36,6 +36,7 @@ from edgeagent.proto.timers import Jitter, Timer, Timers
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from edgeagent.proto.established import Established, Traffic
     from edgeagent.proto.narrow import NarrowPaths
 
 _TIMESTAMP_NONE = bytes(12)
@@ -49,6 +50,7 @@ class Shared:
         "crypto",
         "drops",
         "entropy",
+        "established",
         "events",
         "indices",
         "is_inside",
@@ -79,6 +81,7 @@ class Shared:
         self.packets: list[bytes] = []  # for the TUN
         # Of an endpoint, whether it is reached through the tunnel: what is sent there comes back to be sent
         self.is_inside: Callable[[Endpoint], bool] = lambda endpoint: False
+        self.established: Established | None = None  # with an engine that moves established flows itself
         self.narrow: NarrowPaths | None = None  # made when the first path turns out to take less than the TUN
         self.events: deque[Event] = deque(maxlen=limits.events)
         self.drops: dict[DropReason, int] = dict.fromkeys(DropReason, 0)
@@ -120,6 +123,7 @@ class Peer:
         "relay",
         "rx_bytes",
         "scheduled_at",
+        "slot",
         "staged",
         "timers",
         "tx_bytes",
@@ -142,6 +146,7 @@ class Peer:
         self.last_traffic_at: float | None = None  # when a data packet last went out or came in
         self.rx_bytes = 0
         self.tx_bytes = 0
+        self.slot: int | None = None  # in an engine's table
         self.scheduled_at: float | None = None  # the device's own note of when it will look at the timers
         self._cookies = CookieGenerator(shared.crypto, public_key)
         self._handshake: noise.Handshake | None = None
@@ -213,6 +218,9 @@ class Peer:
             self.begin_handshake(now)
             return
         self._seal(now, keypair, packets)
+        if keypair.position is not None and self._shared.established is not None:
+            for packet in packets:
+                self._shared.established.add_flow(self, packet, inbound=False)
         self.timers.data_sent(now, self._shared.jitter())
         self.last_traffic_at = now
         self._keep_key_fresh_on_send(now, keypair)
@@ -254,6 +262,11 @@ class Peer:
             self._drop(DropReason.NO_ENDPOINT, len(packets))
             return
         shared, mtu = self._shared, self.path_mtu
+        if keypair.position is not None and shared.established is not None:
+            shared.established.to_seal.append((keypair, packets))
+            keypair.send_counter += len(packets)  # about: the engine tells
+            self.timers.authenticated_sent(now)
+            return
         if mtu > shared.mtu:
             mtu = shared.mtu
         seal = shared.crypto.seal_transport
@@ -311,14 +324,46 @@ class Peer:
 
     def received(self, now: float, keypair: Keypair, *, data: bool) -> None:
         """One batch of transport messages was authenticated under `keypair`; `data`: not only keepalives."""
-        if keypair is self.keypairs.next:
-            self._forget(self.keypairs.confirm_next())
-            self._handshake_completed(now)
-            self.send_staged(now)
+        self._confirm(now, keypair)
         self.timers.authenticated_received(now)
         if data:
             self.timers.data_received(now)
             self.last_traffic_at = now
+        self._keep_key_fresh_on_receive(now)
+
+    def carried(self, now: float, traffic: Traffic) -> None:
+        """An engine moved packets of this peer: what sending and receiving them here would have led to."""
+        self.tx_bytes += traffic.tx_bytes
+        self.rx_bytes += traffic.rx_bytes
+        for endpoint in traffic.heard:
+            if endpoint is not self.endpoint:
+                self.roam(endpoint)
+        keypairs = self.keypairs
+        if keypairs.current is not None and keypairs.current.position is not None:
+            keypairs.current.send_counter = max(keypairs.current.send_counter, traffic.send_counter)
+        if (
+            keypairs.next is not None
+            and keypairs.next.position is not None
+            and traffic.used >> keypairs.next.position & 1
+        ):
+            self._confirm(now, keypairs.next)
+        self.timers.carried(traffic, self._shared.jitter())
+        for at in (traffic.last_data_sent_at, traffic.last_data_received_at):
+            if at is not None and (self.last_traffic_at is None or at > self.last_traffic_at):
+                self.last_traffic_at = at
+        if traffic.last_received_at is not None:
+            self._keep_key_fresh_on_receive(now)
+        if traffic.last_sent_at is not None and keypairs.current is not None:
+            self._keep_key_fresh_on_send(now, keypairs.current)
+
+    def _confirm(self, now: float, keypair: Keypair) -> None:
+        """A message under `keypair` was authenticated: if the pair is new, the initiator has it too."""
+        if keypair is self.keypairs.next:
+            self._forget(self.keypairs.confirm_next())
+            self._handshake_completed(now)
+            self.send_staged(now)
+
+    def _keep_key_fresh_on_receive(self, now: float) -> None:
         current = self.keypairs.current
         if (
             current is not None
@@ -475,6 +520,8 @@ class Peer:
     def stop(self) -> None:
         """The peer is being removed."""
         self.wipe()
+        if self._shared.established is not None:
+            self._shared.established.leave(self)
         self.timers.stop()
         self.staged.clear()
 
@@ -504,11 +551,15 @@ class Peer:
     def _add_keypair(self, now: float, keypair: Keypair) -> None:
         self._shared.indices.replace(keypair.local_index, keypair)
         self._forget(self.keypairs.add(keypair))
+        if self._shared.established is not None:
+            self._shared.established.adopt(keypair)
         self.timers.session_derived(now)
 
     def _forget(self, keypairs: list[Keypair]) -> None:
         for keypair in keypairs:
             self._shared.indices.remove(keypair.local_index)
+            if self._shared.established is not None:
+                self._shared.established.forget(keypair)
             keypair.wipe(self._shared.crypto)
 
     def _abandon_handshake(self) -> None:

@@ -22,6 +22,7 @@ class Keypair:
         "local_index",
         "may_send",
         "peer",
+        "position",
         "receive_key",
         "remote_index",
         "replay",
@@ -31,6 +32,7 @@ class Keypair:
 
     def __init__(self, now: float, peer: Peer, keys: TransportKeys, *, is_initiator: bool) -> None:
         self.peer = peer
+        self.position: int | None = None  # in an engine's table; then that counts, seals and opens
         self.send_key = keys.send
         self.receive_key = keys.receive
         self.local_index = keys.local_index
@@ -51,6 +53,7 @@ class Keypair:
 
     def wipe(self, crypto: Crypto) -> None:
         self.may_send = False
+        self.position = None
         crypto.wipe(self.send_key)
         crypto.wipe(self.receive_key)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from edgeagent.proto.constants import (
     KEEPALIVE_TIMEOUT_S,
@@ -23,6 +24,9 @@ from edgeagent.proto.constants import (
     REKEY_TIMEOUT_S,
     ZERO_KEYS_AFTER_S,
 )
+
+if TYPE_CHECKING:
+    from edgeagent.proto.established import Traffic
 
 Jitter = Callable[[], float]
 
@@ -77,6 +81,23 @@ class Timers:
     def authenticated_received(self, now: float) -> None:
         self._unanswered_since = None
         self._persistent_since = now
+
+    def carried(self, traffic: Traffic, jitter: float) -> None:
+        """What an engine sent and received by itself since it was last asked, to within that time."""
+        sent, received = traffic.last_sent_at, traffic.last_received_at
+        if received is not None and self._unanswered_since is not None and self._unanswered_since <= received:
+            self._unanswered_since = None
+        if self._unanswered_since is None and traffic.last_data_sent_at is not None:
+            since = _first_after(received, traffic.first_data_sent_at, traffic.last_data_sent_at)
+            if since is not None:
+                self._unanswered_since = since + jitter * REKEY_TIMEOUT_JITTER_S
+        if sent is not None and self._data_received_at is not None and self._data_received_at <= sent:
+            self._data_received_at = None
+        if self._data_received_at is None and traffic.last_data_received_at is not None:
+            self._data_received_at = _first_after(sent, traffic.first_data_received_at, traffic.last_data_received_at)
+        for at in (sent, received):
+            if at is not None and (self._persistent_since is None or at > self._persistent_since):
+                self._persistent_since = at
 
     def initiated(self, now: float, jitter: float) -> None:
         """An initiation went out; `jitter` in [0, 1) spreads what follows (paper 6.1)."""
@@ -152,3 +173,10 @@ class Timers:
         if self._session_at is not None:
             found.append((Timer.ZERO_KEYS, self._session_at + ZERO_KEYS_AFTER_S))
         return found
+
+
+def _first_after(other: float | None, first: float | None, last: float) -> float | None:
+    """When the first of several, from `first` to `last`, came after the latest `other`; about, for those between."""
+    if other is None or (first is not None and first > other):
+        return first
+    return other if last > other else None

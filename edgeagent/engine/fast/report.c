@@ -1,0 +1,103 @@
+/* What the owner hears of traffic that it does not see: one report of each peer that had some, now and then. */
+#include "core.h"
+
+#include <stdatomic.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { QUIET_S = 1 }; /* traffic after so long a silence is news */
+
+void ea_ring_bell(struct ea_pump *p) {
+    uint64_t one = 1;
+    if (atomic_exchange_explicit(&p->rung, 1, memory_order_acq_rel) == 0 && write(p->up_fd, &one, sizeof one) < 0) {
+        atomic_store_explicit(&p->rung, 0, memory_order_release);
+    }
+}
+
+struct ea_report *ea_report_of(struct ea_pump *p, struct ea_peer *peer) {
+    if (peer->reported) {
+        peer->reported = false;
+        p->to_report[p->reports++] = (uint16_t)(peer - p->peers);
+        if (p->now - peer->active_at >= QUIET_S * EA_NS) p->urgent = true;
+    }
+    peer->active_at = p->now;
+    return &peer->report;
+}
+
+static bool same_way(const struct ea_way *a, const struct ea_way *b) {
+    return memcmp(a, b, sizeof *a) == 0;
+}
+
+/* Whether packets from there are what is expected of this peer: the source address of ours is not always pinned. */
+static bool is_expected(const struct ea_peer *peer, const struct ea_way *from) {
+    const struct ea_way *way = &peer->way[0];
+    if (peer->ways == 0 || way->kind != from->kind || way->family != from->family || way->port != from->port ||
+        way->channel != from->channel || way->session != from->session ||
+        memcmp(way->address, from->address, sizeof way->address) != 0) {
+        return false;
+    }
+    return way->kind != EA_WAY_UDP ||
+           (way->interface == from->interface && memcmp(way->local, from->local, sizeof way->local) == 0);
+}
+
+void ea_report_heard(struct ea_pump *p, struct ea_peer *peer, const struct ea_way *from, uint64_t wire_bytes,
+                     uint32_t datagrams, uint32_t empty) {
+    struct ea_report *report = ea_report_of(p, peer);
+    unsigned at = 0;
+    while (at < report->heards && !same_way(&report->heard[at].way, from)) at++;
+    if (at == report->heards) {
+        if (report->heards < EA_HEARD) {
+            report->heards++;
+        } else { /* the one heard least lately gives way, and what it carried is counted with the new one */
+            at = 0;
+            for (unsigned i = 1; i < EA_HEARD; i++) {
+                if (report->heard[i].at < report->heard[at].at) at = i;
+            }
+        }
+        report->heard[at].way = *from;
+        if (!is_expected(peer, from)) p->urgent = true;
+    }
+    report->heard[at].at = p->now;
+    report->heard[at].bytes += wire_bytes;
+    report->heard[at].datagrams += datagrams;
+    report->heard[at].empty += empty;
+}
+
+int64_t ea_report_due(const struct ea_pump *p) {
+    if (p->reports == 0) return INT64_MAX;
+    return p->urgent ? p->now : p->reported_at + (int64_t)p->config.report_ms * 1000000;
+}
+
+static void begin_anew(struct ea_report *report) {
+    uint16_t slot = report->slot;
+    uint64_t tx_bytes = report->tx_bytes, rx_bytes = report->rx_bytes;
+    memset(report, 0, sizeof *report);
+    report->slot = slot;
+    report->tx_bytes = tx_bytes;
+    report->rx_bytes = rx_bytes;
+}
+
+void ea_report(struct ea_pump *p) {
+    struct ea_ring *ring = &p->up[EA_RING_REPORT];
+    unsigned kept = 0;
+    for (unsigned i = 0; i < p->reports; i++) {
+        struct ea_peer *peer = &p->peers[p->to_report[i]];
+        uint32_t at;
+        uint8_t *room = ea_ring_reserve(ring, sizeof peer->report, 0, &at);
+        if (room == NULL) { /* it goes on counting until there is room */
+            p->to_report[kept++] = p->to_report[i];
+            continue;
+        }
+        if (peer->live && peer->current < EA_POSITIONS) peer->report.send_counter = peer->keypair[peer->current].counter;
+        peer->report.generation = peer->generation;
+        memcpy(room, &peer->report, sizeof peer->report);
+        ea_ring_commit(ring, at, sizeof peer->report, EA_UP_REPORT, EA_NO_BUCKET);
+        begin_anew(&peer->report);
+        peer->reported = true;
+        peer->unsent_told = false;
+    }
+    p->reports = kept;
+    p->urgent = false;
+    p->reported_at = p->now;
+    ea_ring_bell(p);
+}
