@@ -9,7 +9,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from edgeagent.context import jitter
-from edgeagent.engine.pure import PureEngine
+from edgeagent.engine import choice
+from edgeagent.engine.start import start
 from edgeagent.io import rtnetlink as rt
 from edgeagent.io import uapi_socket
 from edgeagent.io.netlink import AddressChanged, LinkChanged, Netlink, NetlinkMonitor, RouteChanged
@@ -63,7 +64,12 @@ class Tunnel:
         except OSError as error:
             raise TunnelError(_why_no_tun(settings.interface, error)) from None
         self.udp = Udp()
-        self.engine = PureEngine(node, self.tun, self.udp, context.selector)
+        limits = context.limits
+        try:
+            self.engine = start(node, self.tun, self.udp, context.selector, log, slots=limits.peers, flows=limits.flows)
+        except choice.EngineUnavailable as error:
+            self.tun.close()
+            raise TunnelError(str(error)) from None
         self._netlink = Netlink()
         self._monitor = NetlinkMonitor()
         context.selector.register(self._monitor.fd, EVENT_READ, self._changed)
@@ -128,7 +134,7 @@ class Tunnel:
         """Tell the node what routers have opened, when that is something else than before."""
         if self._ports is not None and self._ports.changed:
             self._ports.changed = False
-            self._node.handle_opened(now, self._ports.mappings())
+            self._node.handle_open_ports(now, self._ports.mappings())
 
     def describe_ports(self) -> dict[str, Any] | None:
         """For `status`: what routers have opened; None where none was asked."""
@@ -273,6 +279,7 @@ class _Shown:
     fwmark = 0
 
     def __init__(self, tunnel: Tunnel) -> None:
+        self._tunnel = tunnel
         self.device = tunnel.device
         self.listen_port = tunnel.port
 
@@ -281,6 +288,9 @@ class _Shown:
 
     def set_fwmark(self, now: float, mark: int) -> int:
         return errno.EPERM
+
+    def refresh(self, now: float) -> None:
+        self._tunnel.engine.sync(now)
 
     def scope_index(self, name: str) -> int:
         return 0

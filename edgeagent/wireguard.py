@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from edgeagent.proto.crypto import Crypto
     from edgeagent.proto.endpoint import Endpoint, Transmit
     from edgeagent.proto.peer import Peer
+    from edgeagent.proto.records import UdpAddress
 
 TICK_S = 1.0  # how soon the socket's removal is noticed; at most how often source addresses are checked
 PEERS_MAX = 1 << 16
@@ -230,6 +231,9 @@ class Interface:
         self._unpin_sources(now)
         return 0
 
+    def refresh(self, now: float) -> None:
+        self._engine.sync(now)
+
     def scope_index(self, name: str) -> int:
         try:
             return socket.if_nametoindex(name)
@@ -343,7 +347,7 @@ class _Flow:
     def relay_way(self, endpoint: Endpoint) -> tuple[Endpoint, int, int] | None:
         return None
 
-    def relay_source(self, session: int, channel: int) -> Endpoint | None:
+    def relay_source(self, address: UdpAddress, session: int, channel: int) -> Endpoint | None:
         return None
 
 

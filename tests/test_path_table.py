@@ -97,7 +97,7 @@ class Alone:
 
     def send(self) -> None:
         """A packet for the peer, which answers where it got it."""
-        self.paths.sent(self.now, DATA)
+        self.paths.sent(self.now, max(map(len, DATA)), len(DATA))
         current = self.paths.current
         if current is not None and current.is_relay and self.absent:
             self.paths.not_at_relay(self.now)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from edgeagent.proto.endpoint import Endpoint, Transmit
     from edgeagent.proto.established import Traffic
     from edgeagent.proto.peer import Peer
+    from edgeagent.proto.records import UdpAddress
 
 
 class FastMachine(Machine, Protocol):
@@ -35,5 +36,5 @@ class FastMachine(Machine, Protocol):
     def relay_way(self, endpoint: Endpoint) -> tuple[Endpoint, int, int] | None:
         """(UDP address, session, channel) by which a member of a relay is reached; None: not by UDP, or not yet."""
 
-    def relay_source(self, session: int, channel: int) -> Endpoint | None:
+    def relay_source(self, address: UdpAddress, session: int, channel: int) -> Endpoint | None:
         """The member of a relay that a channel is bound to."""

@@ -204,6 +204,9 @@ class PureEngine:
             self._hold_back(now, waits and self._read_tun)
         self._read_tun = False
 
+    def sync(self, now: float) -> None:
+        """Let the machine know of all traffic up to this moment: it knows."""
+
     def poll_timeout(self) -> float | None:
         """When to `flush` though nothing happened; None for never."""
         return self._paused_at + LOOK_AGAIN_S if self._has_uplinks and self._paused_at is not None else None

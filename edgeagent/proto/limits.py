@@ -14,6 +14,7 @@ class Limits:
     DEFAULTS: ClassVar[dict[str, int]] = {
         "peers": 64,  # WireGuard peers with a session or an endpoint
         "allowed_ips": 100_000,  # prefixes over all peers
+        "flows": 4096,  # pairs of addresses, or of ports where policy asks for them, that the C library knows a way for
         "staged_packets": 128,  # packets that wait for a handshake, per peer
         "handshake_queue": 128,  # handshake messages that wait for their turn
         "handshakes_per_call": 16,  # of those, how many one call answers, so that data is not starved
@@ -35,6 +36,7 @@ class Limits:
 
     peers: int
     allowed_ips: int
+    flows: int
     staged_packets: int
     handshake_queue: int
     handshakes_per_call: int

@@ -19,6 +19,7 @@ from edgeagent.proto.relay_endpoint import RelayEndpoint
 if TYPE_CHECKING:
     from edgeagent.proto.control_client import ControlClient
     from edgeagent.proto.device import Device
+    from edgeagent.proto.established import Traffic
     from edgeagent.proto.outside import Outside
     from edgeagent.proto.pathtable import PeerPaths
     from edgeagent.proto.peer import Peer
@@ -31,6 +32,7 @@ Batch = list[tuple[bytes, Endpoint, int]]
 
 ASK_AGAIN_S = (0.35, 0.35, 0.7, 1.4)  # a wake-up takes a message through the broker and a login at the relay
 
+COPIES_MAX = 3  # of what goes to a peer whose way is in doubt
 _DATA = bytes((TRANSPORT, 0, 0, 0))
 
 
@@ -246,20 +248,50 @@ class LinkPaths:
         copies = []
         for transmit in transmits:
             first = transmit.datagrams[0]
-            owners = self._finder.owners(transmit.endpoint)
-            if not owners and self._finder.pathless:
-                owners = self._pathless(transmit.endpoint)
-            for paths in owners if len(owners) < 2 else self._whose(owners, transmit.endpoint):
+            for paths in self._sent_to(transmit.endpoint):
                 if transmit.endpoint.is_relay:
                     self._keep_to_home(paths, transmit)
                 # A keepalive wants no answer, so it starts no search and no doubt
                 is_data = len(first) > TRANSPORT_SIZE_MIN or first[0] != TRANSPORT
-                also = self._finder.sent(now, paths, transmit.datagrams) if is_data else paths.copies
+                if is_data:
+                    largest = max(map(len, transmit.datagrams))
+                    also = self._finder.sent(now, paths, largest, len(transmit.datagrams))
+                else:
+                    also = paths.copies
                 # What fits the way in doubt need not fit another one
                 copies += [Transmit(endpoint, transmit.datagrams, transmit.ecn, fragment=True) for endpoint in also]
             if first[0] == INITIATION:
                 copies += self._fan_out(now, transmit)
         return transmits + copies
+
+    def carried(self, now: float, reports: list[Traffic]) -> None:
+        """An engine moved packets of peers by itself: what sending and receiving them here would have led to."""
+        for traffic in reports:
+            endpoint = traffic.peer.endpoint
+            if traffic.last_data_sent_at is None or endpoint is None:
+                continue
+            for paths in self._sent_to(endpoint):
+                if endpoint.is_relay:
+                    self._keep_to_home(paths, Transmit(endpoint, []))
+                self._finder.sent(traffic.first_data_sent_at or now, paths, traffic.largest, traffic.count)
+            if isinstance(endpoint, RelayEndpoint):
+                self._relays.carried(now, endpoint)
+        self.received(now, [(b"", source, 0) for traffic in reports for source in traffic.heard])
+
+    def ways(self, peer: Peer) -> list[Endpoint]:
+        """Where its packets go, and then who gets copies."""
+        if peer.endpoint is None:
+            return []
+        link = self._peering.link_of(peer)
+        paths = None if link is None else self._finder.peers.get(link.device)
+        return [peer.endpoint] if paths is None else [peer.endpoint, *paths.copies[:COPIES_MAX]]
+
+    def _sent_to(self, endpoint: Endpoint) -> list[PeerPaths]:
+        """Whose traffic goes there."""
+        owners = self._finder.owners(endpoint)
+        if not owners and self._finder.pathless:
+            owners = self._pathless(endpoint)
+        return owners if len(owners) < 2 else self._whose(owners, endpoint)
 
     def _keep_to_home(self, paths: PeerPaths, transmit: Transmit) -> None:
         """By which relay a peer is reached, its feed tells, and not by which it was heard: there packets may come late,

@@ -48,6 +48,7 @@ from edgeagent.proto.publishing import Publish
 from edgeagent.proto.reach import Reach
 from edgeagent.proto.records import Entry, Query, Record, UdpAddress
 from edgeagent.proto.refusals import ControlDrop, ControlError
+from edgeagent.proto.relay_endpoint import RelayEndpoint
 from edgeagent.proto.relay_sessions import StreamWish
 from edgeagent.proto.resolver import Resolver
 from edgeagent.proto.tai64n import Tai64nClock
@@ -55,6 +56,8 @@ from edgeagent.proto.walltime import WallFloor
 from edgeagent.proto.whereabouts import Whereabouts
 
 if TYPE_CHECKING:
+    from edgeagent.proto.established import Traffic
+    from edgeagent.proto.peer import Peer
     from edgeagent.proto.uplinks import Uplinks
 
 SWEEP_S = 30.0
@@ -246,13 +249,31 @@ class Node:
                 self.resolver.unsent(now, unsent)
         self._settle(now)
 
+    def handle_opened(self, now: float, batch: list[tuple[Peer, bytes, int]]) -> None:
+        """Packets out of the tunnel that an engine has opened, and knows no flow for."""
+        self.device.handle_opened(now, batch)
+        self._settle(now)
+
+    def handle_traffic(self, now: float, reports: list[Traffic]) -> None:
+        """What an engine moved by itself."""
+        if any(traffic.last_data_sent_at is not None for traffic in reports):
+            self.reach.used(now)
+        self.device.handle_traffic(now, reports)
+        self._paths.carried(now, reports)
+        self._settle(now)
+
+    def carry_sealed(self, now: float, transmit: Transmit) -> None:
+        """What an engine sealed for a member of a relay that it does not reach by itself."""
+        self.reach.send(now, [transmit])
+        self._settle(now)
+
     def handle_addresses(self, now: float, endpoints: list[UdpAddress], kept: Collection[int] = ()) -> None:
         """Where this device may be reached: its own (address of 4 or 16 B, UDP port), the best first. The streams to
         relays that are `kept` leave as before."""
         self.reach.handle_addresses(now, endpoints, kept)
         self._settle(now)
 
-    def handle_opened(self, now: float, opened: list[UdpAddress]) -> None:
+    def handle_open_ports(self, now: float, opened: list[UdpAddress]) -> None:
         """Outside addresses and ports that routers have opened for our UDP port, all that hold at present."""
         self.whereabouts.handle_opened(now, opened)
         self._settle(now)
@@ -357,6 +378,19 @@ class Node:
 
     def drain_packets(self) -> list[bytes]:
         return self.device.drain_packets() + self.resolver.drain_packets()
+
+    def ways(self, peer: Peer) -> list[Endpoint]:
+        """Where an engine sends a peer's packets, and then who gets copies; empty where nowhere."""
+        return self._paths.ways(peer)
+
+    def relay_sessions(self) -> list[tuple[Endpoint, int]]:
+        return self.relays.sessions.by_datagrams()
+
+    def relay_way(self, endpoint: Endpoint) -> tuple[Endpoint, int, int] | None:
+        return self.relays.way_to(endpoint) if isinstance(endpoint, RelayEndpoint) else None
+
+    def relay_source(self, address: UdpAddress, session: int, channel: int) -> Endpoint | None:
+        return self.relays.sessions.source_of(address, session, channel)
 
     def drain_publishes(self) -> list[Publish]:
         return self.client.drain_publishes()

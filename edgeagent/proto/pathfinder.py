@@ -260,9 +260,10 @@ class Pathfinder:
         """Whose current path goes there: one peer's, but for those who lie."""
         return self._by_path.get(key_of(endpoint), [])
 
-    def sent(self, now: float, paths: PeerPaths, datagrams: list[bytes]) -> list[Endpoint]:
-        """Data went to the peer's current endpoint. Returns where copies of it go."""
-        copies = paths.sent(now, datagrams)
+    def sent(self, now: float, paths: PeerPaths, largest: int, count: int) -> list[Endpoint]:
+        """Data went to the peer's current endpoint, in `count` datagrams of up to `largest` bytes. Returns where copies
+        of it go."""
+        copies = paths.sent(now, largest, count)
         self._note(paths)
         return copies
 

@@ -227,8 +227,8 @@ class PeerPaths:
 
     # Traffic of WireGuard
 
-    def sent(self, now: float, datagrams: list[bytes]) -> list[Endpoint]:
-        """Data went to `current`. Returns where copies go."""
+    def sent(self, now: float, largest: int, count: int) -> list[Endpoint]:
+        """Data went to `current`, in `count` datagrams of up to `largest` bytes. Returns where copies go."""
         path = self.current
         self._use(now)
         if path is None:
@@ -244,7 +244,7 @@ class PeerPaths:
                 self._call(now)
                 self._choose_copies()
         if path.is_sure:
-            self._size_sent(now, path, datagrams)
+            self._size_sent(now, path, largest, count)
         return self.copies
 
     def refused(self, now: float, endpoint: Endpoint, frame_bytes: int) -> None:
@@ -360,13 +360,12 @@ class PeerPaths:
         if self._recheck_at is None:
             self._recheck_at = now + self._recheck_s()
 
-    def _size_sent(self, now: float, path: Path, datagrams: list[bytes]) -> None:
-        size = max(map(len, datagrams))
+    def _size_sent(self, now: float, path: Path, size: int, count: int) -> None:
         if size <= SMALL_BYTES:
             return
         if path.search is None:
             path.search = self.prober.search_of(path)
-        path.search.sent(now, size, len(datagrams))
+        path.search.sent(now, size, count)
         self.prober.search(now, path)
 
     # Search

@@ -124,7 +124,7 @@ class RelayClient:
         return liveness.latency_s if liveness is not None else None
 
     @property
-    def carried(self) -> Carried:
+    def stream_carried(self) -> Carried:
         """What of the connection was members' packets, for whoever counts it."""
         return self._stream.carried
 
@@ -226,6 +226,25 @@ class RelayClient:
             self._inbox.drop(RelayClientDrop.NOT_UP, lost if self._running else len(fitting))
             if self._running:
                 self._waiting.extend((now, key, packet, ecn) for packet in fitting)
+
+    @property
+    def session(self) -> int | None:
+        """Of the datagrams; None while they do not carry."""
+        return self._datagram.session
+
+    def channel_of(self, key: bytes) -> tuple[int, int] | None:
+        """(session, channel): packets for the member `key` may go behind that header, past this client."""
+        return self._datagram.channel_of(key) if self.carrier is Carrier.DATAGRAM else None
+
+    def source_of(self, session: int, channel: int) -> bytes | None:
+        """Whose packets come behind that header."""
+        return self._datagram.source_of(session, channel)
+
+    def carried(self, now: float) -> None:
+        """Packets of ours went past this client."""
+        liveness = self._liveness(self.carrier)
+        if liveness is not None:
+            liveness.sent_data_at = now
 
     def knock(self, now: float, challenge: bytes, address: tuple[bytes, int]) -> bool:
         """Have the relay send a small datagram to another socket of ours (relay_trial.py), which got `challenge` at

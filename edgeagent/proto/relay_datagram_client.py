@@ -166,6 +166,21 @@ class DatagramClient:
         self._out += [(head + packet, ecn) for packet in packets]
         self.liveness.sent_data_at = now
 
+    def channel_of(self, key: bytes) -> tuple[int, int] | None:
+        """(session, channel) behind whose header packets for the member `key` may go by themselves."""
+        binding = self._bindings.get(key)
+        if self.state is not DatagramState.UP or binding is None or not binding.bound:
+            return None
+        return self._session, binding.number
+
+    def source_of(self, session: int, channel: int) -> bytes | None:
+        """The member that is meant by that header in a datagram from the relay."""
+        return self._keys_of.get(channel) if self.state is DatagramState.UP and session == self._session else None
+
+    @property
+    def session(self) -> int | None:
+        return self._session if self.state is DatagramState.UP else None
+
     def knock(self, challenge: bytes, address: tuple[bytes, int]) -> None:
         """While `state` is UP."""
         self._control(KNOCKING, write_knock(challenge, address))

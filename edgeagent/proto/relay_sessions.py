@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from edgeagent.proto.crypto import Crypto
     from edgeagent.proto.keys import Entropy
     from edgeagent.proto.path import PathKey
+    from edgeagent.proto.records import UdpAddress
     from edgeagent.proto.relaymap import RelayInfo
 
 SESSIONS_MAX = 6  # relays at once: ours, the one before it, and those of peers
@@ -191,6 +192,32 @@ class RelaySessions:
         session.client.send(now, node_key, datagrams, ecn)
         self._collect(session)
 
+    # Past us: what an engine puts behind a relay's header, and takes from behind it, by itself
+
+    def by_datagrams(self) -> list[tuple[Endpoint, int]]:
+        """(the relay's UDP address, session) of all that carry by UDP."""
+        found = ((self._leaves_by(each.udp), each.client.session) for each in self._sessions if each.udp is not None)
+        return [(udp, session) for udp, session in found if session is not None]
+
+    def way_to(self, session: Session, node_key: bytes) -> tuple[Endpoint, int, int] | None:
+        """(the relay's UDP address, session, channel) to the member `node_key`; None: not by UDP, or not yet."""
+        channel = session.client.channel_of(node_key)
+        return None if session.udp is None or channel is None else (self._leaves_by(session.udp), *channel)
+
+    def source_of(self, address: UdpAddress, session: int, channel: int) -> RelayEndpoint | None:
+        """Who is meant by that header in a datagram from that address."""
+        for each in self._sessions:
+            if each.udp is not None and (each.udp.ip_bytes(), each.udp.addr[1]) == address:
+                key = each.client.source_of(session, channel)
+                if key is not None:
+                    return self._endpoint(each.relay.id, key)
+        return None
+
+    def passed(self, now: float, session: Session) -> None:
+        """Packets of ours went by it."""
+        session.used_at = now
+        session.client.carried(now)
+
     # In
 
     def handle_datagram(self, now: float, datagram: bytes, source: Endpoint, ecn: int) -> None:
@@ -228,7 +255,7 @@ class RelaySessions:
     def carried(self, number: int) -> Carried | None:
         """What of a stream was members' packets, for whoever counts it."""
         session = self._by_stream.get(number)
-        return None if session is None else session.client.carried
+        return None if session is None else session.client.stream_carried
 
     def stream_closed(self, now: float, number: int) -> None:
         session = self._by_stream.pop(number, None)
@@ -325,7 +352,7 @@ class RelaySessions:
         datagrams = session.client.drain_datagrams()
         if not datagrams or session.udp is None:
             return []
-        udp = UplinkEndpoint.by(self.via, session.udp) if self.via else session.udp
+        udp = self._leaves_by(session.udp)
         transmits: list[Transmit] = []
         for datagram, ecn in datagrams:
             if transmits and transmits[-1].ecn == ecn:
@@ -333,6 +360,9 @@ class RelaySessions:
             else:
                 transmits.append(Transmit(udp, [datagram], ecn, fragment=True))
         return transmits
+
+    def _leaves_by(self, udp: Endpoint) -> Endpoint:
+        return UplinkEndpoint.by(self.via, udp) if self.via else udp
 
     def _endpoint(self, relay: str, key: bytes) -> RelayEndpoint:
         known = self._endpoints.get((relay, key))

@@ -229,6 +229,23 @@ class Relays:
         self._after(now)
         return True
 
+    def way_to(self, endpoint: RelayEndpoint) -> tuple[Endpoint, int, int] | None:
+        """How an engine reaches it by itself: (the relay's UDP address, session, channel); None: only `send` does."""
+        session = self.sessions.find(endpoint.relay, self._key)
+        if session is None or endpoint.node_key == self._key:
+            return None
+        return self.sessions.way_to(session, endpoint.node_key)
+
+    def carried(self, now: float, endpoint: RelayEndpoint) -> None:
+        """An engine sent packets there by itself."""
+        session = self.sessions.find(endpoint.relay, self._key)
+        if session is not None:
+            self.sessions.passed(now, session)
+        if self.on_demand:
+            self.stay_awake(now)
+            if self.home is not None and endpoint.relay != self.home:
+                self._session(now, self.home)  # the answer comes there
+
     def handle_datagram(self, now: float, datagram: bytes, source: Endpoint, ecn: int) -> None:
         self.sessions.handle_datagram(now, datagram, source, ecn)
 

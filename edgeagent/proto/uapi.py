@@ -44,6 +44,9 @@ class Target(Protocol):
 
     def set_fwmark(self, now: float, mark: int) -> int: ...
 
+    def refresh(self, now: float) -> None:
+        """Figures are about to be asked for."""
+
     def scope_index(self, name: str) -> int:
         """The index of the interface of an IPv6 scope; 0 for none of that name."""
 
@@ -95,6 +98,7 @@ class Uapi:
             return False
         self._scanned = 0
         if buffer.startswith(b"get=1\n"):
+            self._target.refresh(now)
             if end != 5:
                 self._finish(end + 2, EINVAL)
                 self.closed = True

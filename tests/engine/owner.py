@@ -29,6 +29,7 @@ class Owner:
         self.fwmark = 0
         self.is_up = True
         self.port_errno = 0
+        self.refreshed_at: float | None = None
 
     def set_listen_port(self, now: float, port: int) -> int:
         if self.port_errno:
@@ -39,6 +40,9 @@ class Owner:
     def set_fwmark(self, now: float, mark: int) -> int:
         self.fwmark = mark
         return 0
+
+    def refresh(self, now: float) -> None:
+        self.refreshed_at = now
 
     def scope_index(self, name: str) -> int:
         return {"eth0": 2}.get(name, 0)

@@ -57,6 +57,7 @@ def load(path: str) -> ctypes.CDLL:
             ("ea_start", c_int, (c_void_p,)),
             ("ea_halt", None, (c_void_p,)),
             ("ea_turn", c_int, (c_void_p, c_int)),
+            ("ea_sync", ctypes.c_bool, (c_void_p, c_int)),
             ("ea_push", c_int, (c_void_p, c_uint, c_char_p, c_size_t, c_char_p, c_size_t)),
             ("ea_pull", c_size_t, (c_void_p, c_uint, c_void_p, c_size_t)),
             ("ea_fd", c_int, (c_void_p,)),
@@ -103,6 +104,10 @@ class Pump:
 
     def turn(self, timeout_ms: int) -> int:
         return int(self._library.ea_turn(self._pump, timeout_ms))
+
+    def sync(self, timeout_ms: int) -> bool:
+        """Whether in that time all that was pushed was followed, and all traffic so far reported."""
+        return bool(self._library.ea_sync(self._pump, timeout_ms))
 
     def push(self, kind: int, head: bytes, body: bytes = b"") -> bool:
         """False where there is no room now."""

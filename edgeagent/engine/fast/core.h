@@ -114,6 +114,7 @@ struct ea_pump {
     struct ea_ring down, up[EA_RINGS];
     int wake_fd, up_fd;
     _Atomic uint32_t asleep, rung;
+    _Atomic uint32_t sync_wanted, sync_done;
     uint16_t *to_report; /* slots of peers that have something to report */
     unsigned reports;
     bool urgent;         /* not when it is time, but now */

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 PULLS_MAX = 4  # of each ring at one wake-up
 WAITING_MAX = 4096  # records that must not be lost and found no room
 RETRY_S = 0.002
+SYNC_MS = 20
 ENDPOINTS_MAX = 4096
 CARRIERS_MAX = 1024  # endpoints that are no UDP address: members of relays by a connection
 REPORT_MS = 100
@@ -177,6 +178,11 @@ class FastEngine:
         self._retry_at = now + RETRY_S
         if not self._threaded:
             self.pump.turn(0)
+
+    def sync(self, now: float) -> None:
+        """Let the machine know of all traffic up to this moment, as far as a moment's wait can do that."""
+        self.pump.sync(SYNC_MS)
+        self.readable(now, self.pump.fd)
 
     # To the pump
 
@@ -409,7 +415,7 @@ class FastEngine:
         if way.kind == r.WAY_UP:
             return next((each for each, number in self._carriers.items() if number == way.session), None)
         if way.kind == r.WAY_RELAY:
-            return self._machine.relay_source(way.session, way.channel)
+            return self._machine.relay_source((way.address, way.port), way.session, way.channel)
         if len(way.address) == 4:
             host = socket.inet_ntop(socket.AF_INET, way.address)
             addr: Any = (host, way.port)

@@ -95,6 +95,10 @@ EA_API void ea_halt(struct ea_pump *pump);
 /* One turn without a thread: waits up to `timeout_ms`, handles a batch of all that is ready. Returns how many descriptors were. */
 EA_API int ea_turn(struct ea_pump *pump, int timeout_ms);
 
+/* Has all records that were pushed followed, and all traffic so far reported, and waits for that at most `timeout_ms`. False: it
+ * took longer. For one who wants figures of this moment; without a thread it turns the pump. */
+EA_API bool ea_sync(struct ea_pump *pump, int timeout_ms);
+
 /* --- the owner's records --- */
 
 enum {

@@ -196,7 +196,13 @@ int ea_turn(struct ea_pump *p, int timeout_ms) {
         read_frames(p);
         if (p->tun_gone && !gone) ea_ring_bell(p);
     }
-    if (ea_report_due(p) <= p->now) ea_report(p);
+    uint32_t wanted = atomic_load_explicit(&p->sync_wanted, memory_order_acquire);
+    bool sync = wanted != atomic_load_explicit(&p->sync_done, memory_order_relaxed) && (p->stuck.is || ea_ring_used(&p->down) == 0);
+    if (ea_report_due(p) <= p->now || (sync && p->reports > 0)) ea_report(p);
+    if (sync) {
+        atomic_store_explicit(&p->sync_done, wanted, memory_order_release);
+        ea_ring_bell(p);
+    }
     return ready < 0 ? 0 : ready;
 }
 
@@ -231,6 +237,26 @@ void ea_halt(struct ea_pump *p) {
     while (write(p->wake_fd, &one, sizeof one) < 0 && errno == EINTR) {}
     pthread_join(p->thread, NULL);
     p->has_thread = false;
+}
+
+bool ea_sync(struct ea_pump *p, int timeout_ms) {
+    uint32_t wanted = atomic_load_explicit(&p->sync_wanted, memory_order_relaxed) + 1;
+    int64_t until = monotonic() + timeout_ms * 1000000LL;
+    uint64_t one = 1;
+    atomic_store_explicit(&p->sync_wanted, wanted, memory_order_release);
+    while (write(p->wake_fd, &one, sizeof one) < 0 && errno == EINTR) {}
+    while (atomic_load_explicit(&p->sync_done, memory_order_acquire) != wanted) {
+        int64_t left = until - monotonic();
+        if (left <= 0) return false;
+        if (!p->has_thread) {
+            ea_turn(p, 0);
+            continue;
+        }
+        struct pollfd fd = {p->up_fd, POLLIN, 0};
+        poll(&fd, 1, (int)((left + 999999) / 1000000));
+        ea_rest(p); /* bells of other news ring for the caller, who pulls everything next */
+    }
+    return true;
 }
 
 /* The owner's side of the rings */
