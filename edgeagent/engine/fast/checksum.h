@@ -68,50 +68,73 @@ static inline uint32_t ea_from_native(uint64_t sum)
     return ea_get16(bytes);
 }
 
-/* Accumulators of machine words with their carries counted apart: an add and an add-with-carry each on most machines. */
-#define EA_SUM_LANES 4
+/* Sums blocks of EA_SUM_BLOCK bytes, and copies them where `out` is not NULL. Returns a sum in native order. */
+#define EA_SUM_BLOCK 32
 
-static inline uint64_t ea_sum_words(uint8_t *out, const uint8_t *in, size_t words)
+#if (defined(__SSE2__) || defined(__ARM_NEON)) && !defined(EA_NO_SIMD)
+
+typedef uint64_t ea_lanes __attribute__((vector_size(16)));
+
+static inline uint64_t ea_sum_blocks(uint8_t *out, const uint8_t *in, size_t blocks)
 {
-    size_t sums[EA_SUM_LANES] = {0}, carries = 0, lanes[EA_SUM_LANES];
-    uint64_t total;
+    const ea_lanes low = {0xFFFFFFFF, 0xFFFFFFFF};
+    ea_lanes a = {0, 0}, b = {0, 0}, x, y;
 
-    for (; words >= EA_SUM_LANES; words -= EA_SUM_LANES, in += sizeof lanes) {
-        memcpy(lanes, in, sizeof lanes);
+    for (; blocks; blocks--, in += EA_SUM_BLOCK) {
+        memcpy(&x, in, 16);
+        memcpy(&y, in + 16, 16);
         if (out) {
-            memcpy(out, lanes, sizeof lanes);
-            out += sizeof lanes;
+            memcpy(out, &x, 16);
+            memcpy(out + 16, &y, 16);
+            out += EA_SUM_BLOCK;
         }
-        for (int i = 0; i < EA_SUM_LANES; i++) {
-            sums[i] += lanes[i];
-            carries += sums[i] < lanes[i];
-        }
+        a += (x & low) + (x >> 32);
+        b += (y & low) + (y >> 32);
     }
-    for (; words; words--, in += sizeof lanes[0]) {
-        memcpy(lanes, in, sizeof lanes[0]);
-        if (out) {
-            memcpy(out, lanes, sizeof lanes[0]);
-            out += sizeof lanes[0];
-        }
-        sums[0] += lanes[0];
-        carries += sums[0] < lanes[0];
-    }
-    total = carries;
-    for (int i = 0; i < EA_SUM_LANES; i++)
-        total += ((uint64_t)sums[i] >> 32) + (sums[i] & 0xFFFFFFFF);
-    return total;
+    a += b;
+    return a[0] + a[1];
 }
+
+#else
+
+/* Machine words with their carries counted apart: an add and an add-with-carry each on most machines. */
+static inline uint64_t ea_sum_blocks(uint8_t *out, const uint8_t *in, size_t blocks)
+{
+    size_t words[EA_SUM_BLOCK / sizeof(size_t)], a = 0, b = 0, carries = 0;
+
+    for (; blocks; blocks--, in += EA_SUM_BLOCK) {
+        memcpy(words, in, EA_SUM_BLOCK);
+        if (out) {
+            memcpy(out, words, EA_SUM_BLOCK);
+            out += EA_SUM_BLOCK;
+        }
+#pragma GCC unroll 8
+        for (size_t i = 0; i < EA_SUM_BLOCK / sizeof(size_t); i += 2) {
+            a += words[i];
+            carries += a < words[i];
+            b += words[i + 1];
+            carries += b < words[i + 1];
+        }
+    }
+    return ((uint64_t)a >> 32) + (a & 0xFFFFFFFF) + ((uint64_t)b >> 32) + (b & 0xFFFFFFFF) + carries;
+}
+
+#endif
 
 static inline uint32_t ea_sum_or_copy(uint8_t *out, const uint8_t *in, size_t size)
 {
-    size_t words = size / sizeof(size_t), left = size % sizeof(size_t), last = 0;
-    uint64_t total = ea_sum_words(out, in, words);
+    size_t done = size & ~(size_t)(EA_SUM_BLOCK - 1);
+    uint64_t total = size < EA_SUM_BLOCK ? 0 : ea_sum_blocks(out, in, size / EA_SUM_BLOCK);
+    uint32_t word;
 
-    if (left) {
-        memcpy(&last, in + (size - left), left);
+    for (; done < size; done += sizeof word) {
+        size_t left = size - done;
+
+        word = 0;
+        memcpy(&word, in + done, left < sizeof word ? left : sizeof word);
         if (out)
-            memcpy(out + (size - left), &last, left);
-        total += ((uint64_t)last >> 32) + (last & 0xFFFFFFFF);
+            memcpy(out + done, &word, left < sizeof word ? left : sizeof word);
+        total += word;
     }
     return ea_from_native(total);
 }

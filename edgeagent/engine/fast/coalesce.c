@@ -38,7 +38,7 @@ static inline bool same_flow(const uint8_t *a, const uint8_t *b, uint32_t ip_byt
 static inline uint32_t hash_of(const uint8_t *packet, uint32_t ip_bytes)
 {
     const uint8_t *at = packet + (ip_bytes == IPV4_BYTES ? FLOW4_AT : FLOW6_AT);
-    uint32_t words = (ip_bytes == IPV4_BYTES ? FLOW4_BYTES : FLOW6_BYTES) / 4, hash = ip_bytes, word;
+    uint32_t words = (ip_bytes == IPV4_BYTES ? FLOW4_BYTES : FLOW6_BYTES) / 4U, hash = ip_bytes, word;
 
     for (; words; words--, at += 4) {
         memcpy(&word, at, 4);
