@@ -1,6 +1,10 @@
-/* Drives a fuzz target without libFuzzer: fuzz_main [ROUNDS [SEED]]. Prints the seed; a crash comes again with it.
+/* Drives a fuzz target where libFuzzer is not: mutations of what the target takes for valid, under sanitizers.
  *
- * Inputs are mutations of a few that are valid, written below: without a clue, chance finds no second packet of a flow.
+ *   PROGRAM [-runs=N] [-seed=N] [-max_total_time=S] [-artifact_prefix=PATH] [-seeds=FOLDER] [FILE ...]
+ *
+ * The options are libFuzzer's, so that a target is called the same way with either; -seeds writes valid inputs for
+ * libFuzzer to begin with. With FILEs each is run once: so a crash is repeated. Prints the seed; the input of a crash is
+ * left as `PATH`crash-SEED-RUN.
  */
 #include <stdint.h>
 #include <stdio.h>
@@ -8,14 +12,31 @@
 #include <string.h>
 #include <time.h>
 
-enum { INPUT_MAX = 1 << 17, MUTATIONS_MAX = 8 };
+#include "fuzz.h"
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+enum { INPUT_MAX = 1 << 17, MUTATIONS_MAX = 8, SEED_FILES = 64, CLOCK_EACH_RUNS = 16 };
 
-static uint64_t state;
+/* A target without one begins with bytes at random. */
+__attribute__((weak)) size_t fuzz_valid(uint8_t *out, size_t size_max);
+
+/* Of the sanitizers: called once something was found, before the process ends. */
+__attribute__((weak)) void __sanitizer_set_death_callback(void (*callback)(void));
+
+/* abort() is how a target says that something is wrong: then the input is kept too. */
+__attribute__((visibility("default"))) const char *__asan_default_options(void);
+const char *__asan_default_options(void)
+{
+    return "handle_abort=1";
+}
+
+static uint64_t state, seed;
+static unsigned long run;
+static uint8_t input[INPUT_MAX];
+static size_t input_bytes;
+static const char *prefix = "";
 
 /* splitmix64 */
-static uint64_t draw(void)
+uint64_t fuzz_draw(void)
 {
     uint64_t z = state += 0x9E3779B97F4A7C15U;
 
@@ -24,130 +45,152 @@ static uint64_t draw(void)
     return z ^ z >> 31;
 }
 
-static size_t below(size_t end)
+size_t fuzz_below(size_t end)
 {
-    return (size_t)(draw() % end);
+    return (size_t)(fuzz_draw() % end);
 }
 
-/* Header of a TCP segment or datagram with right lengths and IPv4 checksum. Returns its length. */
-static size_t put_headers(uint8_t *at, unsigned six, unsigned udp, size_t payload, uint32_t seq, unsigned port)
+static void make(void)
 {
-    size_t ip = six ? 40 : 20, header = udp ? 8 : 20, total = ip + header + payload;
-    uint32_t sum = 0;
-
-    memset(at, 0, ip + header);
-    if (six) {
-        at[0] = 0x60;
-        at[4] = (uint8_t)((total - 40) >> 8);
-        at[5] = (uint8_t)(total - 40);
-        at[6] = udp ? 17 : 6;
-        at[7] = 64;
-        at[8] = at[24] = 0xFD;
-    } else {
-        at[0] = 0x45;
-        at[2] = (uint8_t)(total >> 8);
-        at[3] = (uint8_t)total;
-        at[6] = 0x40;
-        at[8] = 64;
-        at[9] = udp ? 17 : 6;
-        at[12] = at[16] = 10;
-        for (int i = 0; i < 20; i += 2)
-            sum += (uint32_t)at[i] << 8 | at[i + 1];
-        sum = (sum >> 16) + (sum & 0xFFFF);
-        sum = ~((sum >> 16) + sum);
-        at[10] = (uint8_t)(sum >> 8);
-        at[11] = (uint8_t)sum;
+    if (fuzz_valid) {
+        input_bytes = fuzz_valid(input, INPUT_MAX / 2);
+        return;
     }
-    at += ip;
-    at[1] = (uint8_t)port;
-    if (udp) {
-        at[4] = (uint8_t)((header + payload) >> 8);
-        at[5] = (uint8_t)(header + payload);
-        at[6] = (uint8_t)draw();
-    } else {
-        for (int i = 0; i < 4; i++)
-            at[4 + i] = (uint8_t)(seq >> (24 - 8 * i));
-        at[12] = 0x50;
-        at[13] = 0x10;
-    }
-    return ip + header;
+    input_bytes = fuzz_below(fuzz_draw() & 1 ? 2048 : 64) + 1;
+    for (size_t i = 0; i < input_bytes; i++)
+        input[i] = (uint8_t)fuzz_draw();
 }
 
-static size_t make_frame(uint8_t *out)
+static void mutate(void)
 {
-    unsigned six = draw() & 1, udp = draw() & 1;
-    size_t payload = below(draw() & 1 ? 64000 : 3000) + 1;
-    uint16_t header = (uint16_t)((six ? 40 : 20) + (udp ? 8 : 20));
-    uint16_t fields[4] = {header, (uint16_t)(below(1500) + 1), six ? 40 : 20, udp ? 6 : 16};
+    size_t size = input_bytes, at;
 
-    out[0] = 1;
-    out[1] = 1;
-    out[2] = udp ? 5 : six ? 4 : 1;
-    memcpy(out + 3, fields, sizeof fields);
-    put_headers(out + 11, six, udp, payload, (uint32_t)draw(), 1);
-    memset(out + 11 + header, (int)draw() & 0xFF, payload);
-    return 11U + header + payload;
-}
-
-static size_t make_batch(uint8_t *out)
-{
-    unsigned six = draw() & 1, udp = draw() & 1, ports = (unsigned)below(3) + 1;
-    size_t payload = below(200) + 1, count = below(draw() & 7 ? 40 : 1500) + 1, at = 1;
-    uint32_t seqs[4] = {0};
-
-    out[0] = (uint8_t)(draw() << 1);
-    for (; count && at + 2 + 60 + payload < INPUT_MAX / 2; count--) {
-        unsigned port = (unsigned)below(ports);
-        size_t size = put_headers(out + at + 2, six, udp, payload, seqs[port], port) + payload;
-
-        memset(out + at + 2 + size - payload, (int)port, payload);
-        seqs[port] += (uint32_t)payload;
-        out[at] = (uint8_t)(size >> 8);
-        out[at + 1] = (uint8_t)size;
-        at += 2 + size;
-    }
-    return at;
-}
-
-static size_t mutate(uint8_t *data, size_t size)
-{
-    size_t at = below(draw() & 1 ? size : size < 120 ? size : 120);
-
-    switch (below(5)) {
+    if (size == 0)
+        return;
+    at = fuzz_below(fuzz_draw() & 1 || size < 120 ? size : 120); /* headers are in front */
+    switch (fuzz_below(6)) {
     case 0:
-        data[at] ^= (uint8_t)(1U << below(8));
-        return size;
+        input[at] ^= (uint8_t)(1U << fuzz_below(8));
+        break;
     case 1:
-        data[at] = (uint8_t)draw();
-        return size;
+        input[at] = (uint8_t)fuzz_draw();
+        break;
     case 2:
-        data[at] = draw() & 1 ? 0xFF : 0;
-        return size;
+        input[at] = fuzz_draw() & 1 ? 0xFF : 0;
+        break;
     case 3:
-        return at + 1;
+        input_bytes = at;
+        break;
+    case 4:
+        memmove(input + at, input + at + 1, size - at - 1);
+        input_bytes = size - 1;
+        break;
     default:
-        if (size < INPUT_MAX - 4)
-            for (int i = 0; i < 3; i++)
-                data[size++] = (uint8_t)draw();
-        return size;
+        for (int i = 0; i < 3 && input_bytes < INPUT_MAX; i++)
+            input[input_bytes++] = (uint8_t)fuzz_draw();
     }
+}
+
+static int save(const char *path)
+{
+    FILE *file = fopen(path, "wb");
+    int bad = file == NULL || fwrite(input, 1, input_bytes, file) != input_bytes;
+
+    if (file != NULL && fclose(file) != 0)
+        bad = 1;
+    if (bad)
+        perror(path);
+    return bad;
+}
+
+static void keep_crash(void)
+{
+    char path[4096];
+
+    snprintf(path, sizeof path, "%scrash-%llu-%lu", prefix, (unsigned long long)seed, run);
+    if (!save(path))
+        fprintf(stderr, "wrote %s\n", path);
+}
+
+static int repeat(const char *path)
+{
+    FILE *file = fopen(path, "rb");
+
+    if (file == NULL) {
+        perror(path);
+        return 1;
+    }
+    input_bytes = fread(input, 1, sizeof input, file);
+    fclose(file);
+    LLVMFuzzerTestOneInput(input, input_bytes);
+    printf("%s: nothing found\n", path);
+    return 0;
+}
+
+static int write_seeds(const char *folder)
+{
+    char path[4096];
+
+    for (unsigned i = 0; i < SEED_FILES; i++) {
+        make();
+        snprintf(path, sizeof path, "%s/%02u", folder, i);
+        if (save(path))
+            return 1;
+    }
+    return 0;
+}
+
+static const char *option(const char *argument, const char *name)
+{
+    size_t length = strlen(name);
+
+    return strncmp(argument, name, length) == 0 ? argument + length : NULL;
 }
 
 int main(int argc, char **argv)
 {
-    static uint8_t buffer[INPUT_MAX];
-    unsigned long rounds = argc > 1 ? strtoul(argv[1], NULL, 0) : 20000;
-    uint64_t seed = argc > 2 ? strtoull(argv[2], NULL, 0) : (uint64_t)time(NULL);
+    unsigned long runs = 0, seconds = 0;
+    const char *value, *folder = NULL;
+    time_t end;
+    int files = 0, bad = 0;
 
-    printf("%s %lu %llu\n", argv[0], rounds, (unsigned long long)seed);
-    fflush(stdout);
-    state = seed;
-    for (; rounds; rounds--) {
-        size_t size = draw() & 1 ? make_frame(buffer) : make_batch(buffer);
-
-        for (size_t left = below(MUTATIONS_MAX + 1); left; left--)
-            size = mutate(buffer, size);
-        LLVMFuzzerTestOneInput(buffer, size);
+    seed = (uint64_t)time(NULL);
+    for (int i = 1; i < argc; i++) {
+        if ((value = option(argv[i], "-runs=")) != NULL)
+            runs = strtoul(value, NULL, 10);
+        else if ((value = option(argv[i], "-seed=")) != NULL)
+            seed = strtoull(value, NULL, 10);
+        else if ((value = option(argv[i], "-max_total_time=")) != NULL)
+            seconds = strtoul(value, NULL, 10);
+        else if ((value = option(argv[i], "-artifact_prefix=")) != NULL)
+            prefix = value;
+        else if ((value = option(argv[i], "-seeds=")) != NULL)
+            folder = value;
+        else if (argv[i][0] != '-')
+            files++, bad |= repeat(argv[i]);
+        else
+            return fprintf(stderr, "%s: no such option\n", argv[i]), 2;
     }
+    if (files)
+        return bad;
+    state = seed;
+    if (folder != NULL)
+        return write_seeds(folder);
+    if (!runs && !seconds)
+        runs = 20000;
+    if (__sanitizer_set_death_callback)
+        __sanitizer_set_death_callback(keep_crash);
+    printf("%s -seed=%llu\n", argv[0], (unsigned long long)seed);
+    fflush(stdout);
+    end = time(NULL) + (time_t)seconds;
+    for (run = 0; !runs || run < runs; run++) {
+        if (seconds && run % CLOCK_EACH_RUNS == 0 && time(NULL) >= end)
+            break;
+        make();
+        for (size_t left = fuzz_below(MUTATIONS_MAX + 1); left; left--)
+            mutate();
+        LLVMFuzzerTestOneInput(input, input_bytes);
+    }
+    printf("%lu runs, nothing found\n", run);
     return 0;
 }

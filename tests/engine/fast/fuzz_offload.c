@@ -9,7 +9,7 @@
 #include <limits.h>
 #include <stdlib.h>
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+#include "fuzz.h"
 
 static void require(bool holds)
 {
@@ -135,3 +135,91 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         try_coalesce(data + 1, size - 1, data[0] & 2, data[0] & 4);
     return 0;
 }
+
+#ifndef FUZZ_WITHOUT_VALID
+/* Header of a TCP segment or datagram with right lengths and IPv4 checksum. Returns its length. */
+static size_t put_headers(uint8_t *at, unsigned six, unsigned udp, size_t payload, uint32_t seq, unsigned port)
+{
+    size_t ip = six ? 40 : 20, header = udp ? 8 : 20, total = ip + header + payload;
+    uint32_t sum = 0;
+
+    memset(at, 0, ip + header);
+    if (six) {
+        at[0] = 0x60;
+        at[4] = (uint8_t)((total - 40) >> 8);
+        at[5] = (uint8_t)(total - 40);
+        at[6] = udp ? 17 : 6;
+        at[7] = 64;
+        at[8] = at[24] = 0xFD;
+    } else {
+        at[0] = 0x45;
+        at[2] = (uint8_t)(total >> 8);
+        at[3] = (uint8_t)total;
+        at[6] = 0x40;
+        at[8] = 64;
+        at[9] = udp ? 17 : 6;
+        at[12] = at[16] = 10;
+        for (int i = 0; i < 20; i += 2)
+            sum += (uint32_t)at[i] << 8 | at[i + 1];
+        sum = (sum >> 16) + (sum & 0xFFFF);
+        sum = ~((sum >> 16) + sum);
+        at[10] = (uint8_t)(sum >> 8);
+        at[11] = (uint8_t)sum;
+    }
+    at += ip;
+    at[1] = (uint8_t)port;
+    if (udp) {
+        at[4] = (uint8_t)((header + payload) >> 8);
+        at[5] = (uint8_t)(header + payload);
+        at[6] = (uint8_t)fuzz_draw();
+    } else {
+        for (int i = 0; i < 4; i++)
+            at[4 + i] = (uint8_t)(seq >> (24 - 8 * i));
+        at[12] = 0x50;
+        at[13] = 0x10;
+    }
+    return ip + header;
+}
+
+static size_t make_frame(uint8_t *out)
+{
+    unsigned six = fuzz_draw() & 1, udp = fuzz_draw() & 1;
+    size_t payload = fuzz_below(fuzz_draw() & 1 ? 64000 : 3000) + 1;
+    uint16_t header = (uint16_t)((six ? 40 : 20) + (udp ? 8 : 20));
+    uint16_t fields[4] = {header, (uint16_t)(fuzz_below(1500) + 1), six ? 40 : 20, udp ? 6 : 16};
+
+    out[0] = 1;
+    out[1] = 1;
+    out[2] = udp ? 5 : six ? 4 : 1;
+    memcpy(out + 3, fields, sizeof fields);
+    put_headers(out + 11, six, udp, payload, (uint32_t)fuzz_draw(), 1);
+    memset(out + 11 + header, (int)fuzz_draw() & 0xFF, payload);
+    return 11U + header + payload;
+}
+
+static size_t make_batch(uint8_t *out, size_t size_max)
+{
+    unsigned six = fuzz_draw() & 1, udp = fuzz_draw() & 1, ports = (unsigned)fuzz_below(3) + 1;
+    size_t payload = fuzz_below(200) + 1, count = fuzz_below(fuzz_draw() & 7 ? 40 : 1500) + 1, at = 1;
+    uint32_t seqs[4] = {0};
+
+    out[0] = (uint8_t)(fuzz_draw() << 1);
+    for (; count && at + 2 + 60 + payload < size_max; count--) {
+        unsigned port = (unsigned)fuzz_below(ports);
+        size_t size = put_headers(out + at + 2, six, udp, payload, seqs[port], port) + payload;
+
+        memset(out + at + 2 + size - payload, (int)port, payload);
+        seqs[port] += (uint32_t)payload;
+        out[at] = (uint8_t)(size >> 8);
+        out[at + 1] = (uint8_t)size;
+        at += 2 + size;
+    }
+    return at;
+}
+
+size_t fuzz_valid(uint8_t *out, size_t size_max)
+{
+    require(size_max >= 1 << 16);
+    return fuzz_draw() & 1 ? make_frame(out) : make_batch(out, size_max);
+}
+#endif
