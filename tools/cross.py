@@ -31,10 +31,6 @@ RUN_TIMEOUT_S = 300
 PASSED, FAILED, NOT_RUN = "passed", "FAILED", "not run"
 
 
-# Unwinding tables pull all of Zig's libunwind into a shared object for ARM, 200 kB.
-_NO_UNWINDING = ("-fno-unwind-tables", "-fno-asynchronous-unwind-tables")
-
-
 class Machine(NamedTuple):
     """`triple` has {} for the libc; `cpu` is the least that the target stands for, in Zig's words and in QEMU's."""
 
@@ -44,24 +40,13 @@ class Machine(NamedTuple):
     qemu: str
     qemu_cpu: str
     sysroot: str  # Debian's, where its glibc runs on this machine; "" where there is none
-    flags: tuple[str, ...] = ()
 
 
 MACHINES = (
     Machine("x86-64", "x86_64-linux-{}", "x86_64", "x86_64", "qemu64", "/"),
     Machine("aarch64", "aarch64-linux-{}", "generic", "aarch64", "cortex-a53", "/usr/aarch64-linux-gnu"),
-    Machine(
-        "armv7hf",
-        "arm-linux-{}eabihf",
-        "generic+v7a+vfp3d16",
-        "arm",
-        "cortex-a9",
-        "/usr/arm-linux-gnueabihf",
-        _NO_UNWINDING,
-    ),
-    Machine(
-        "armv6hf", "arm-linux-{}eabihf", "arm1176jzf_s", "arm", "arm1176", "", _NO_UNWINDING
-    ),  # Pi Zero; Debian's armhf is v7
+    Machine("armv7hf", "arm-linux-{}eabihf", "generic+v7a+vfp3d16", "arm", "cortex-a9", "/usr/arm-linux-gnueabihf"),
+    Machine("armv6hf", "arm-linux-{}eabihf", "arm1176jzf_s", "arm", "arm1176", ""),  # Pi Zero; Debian's armhf is v7
     Machine("mips", "mips-linux-{}eabi", "mips32r2", "mips", "24Kc", ""),
     Machine("mipshf", "mips-linux-{}eabihf", "mips32r2", "mips", "24Kf", "/usr/mips-linux-gnu"),
     Machine("mipsel", "mipsel-linux-{}eabi", "mips32r2", "mipsel", "24Kc", ""),
@@ -101,7 +86,7 @@ def cross(machine: Machine, libc: str) -> Result:
     whole, stripped = 0, 0
     zig = [sys.executable, "-m", "ziglang", "cc"]
     triple = machine.triple.format(LIBCS[libc])
-    flags = [f"-mcpu={machine.cpu}", *machine.flags]
+    flags = [f"-mcpu={machine.cpu}"]
     # Without an executable there is nothing that could be run by mistake after a build that failed.
     program.unlink(missing_ok=True)
     try:
