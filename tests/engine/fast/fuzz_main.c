@@ -72,14 +72,20 @@ static size_t make_frame(uint8_t *out)
 {
     unsigned six = draw() & 1, udp = draw() & 1;
     size_t payload = below(draw() & 1 ? 64000 : 3000) + 1;
+    uint32_t seq = (uint32_t)draw();
+    unsigned port = (unsigned)below(256);
     uint16_t header = (uint16_t)((six ? 40 : 20) + (udp ? 8 : 20));
     uint16_t fields[4] = {header, (uint16_t)(below(1500) + 1), six ? 40 : 20, udp ? 6 : 16};
 
     out[0] = 1;
     out[1] = 1;
     out[2] = udp ? 5 : six ? 4 : 1;
+    if (!(draw() & 3)) {
+        out[1] = draw() & 1;
+        out[2] = 0; /* not to be cut; its checksum perhaps to be finished */
+    }
     memcpy(out + 3, fields, sizeof fields);
-    return 11 + put_packet(out + 11, six, udp, payload, (uint32_t)draw(), (unsigned)below(256));
+    return 11 + put_packet(out + 11, six, udp, payload, seq, port);
 }
 
 static size_t make_batch(uint8_t *out)
