@@ -137,81 +137,78 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 }
 
 #ifndef FUZZ_WITHOUT_VALID
-/* Header of a TCP segment or datagram with right lengths and IPv4 checksum. Returns its length. */
-static size_t put_headers(uint8_t *at, unsigned six, unsigned udp, size_t payload, uint32_t seq, unsigned port)
+/* Writes a TCP segment or datagram of `payload` bytes, all of them `port`. Returns its length. */
+static size_t put_packet(uint8_t *at, unsigned six, unsigned udp, size_t payload, uint32_t seq, unsigned port)
 {
     size_t ip = six ? 40 : 20, header = udp ? 8 : 20, total = ip + header + payload;
-    uint32_t sum = 0;
+    uint8_t *transport = at + ip;
+    uint64_t addresses;
 
     memset(at, 0, ip + header);
+    memset(transport + header, (int)port & 0xFF, payload);
     if (six) {
         at[0] = 0x60;
-        at[4] = (uint8_t)((total - 40) >> 8);
-        at[5] = (uint8_t)(total - 40);
+        ea_put16(at + 4, (uint32_t)(total - 40));
         at[6] = udp ? 17 : 6;
         at[7] = 64;
         at[8] = at[24] = 0xFD;
+        addresses = ea_sum(at + 8, 32);
     } else {
         at[0] = 0x45;
-        at[2] = (uint8_t)(total >> 8);
-        at[3] = (uint8_t)total;
-        at[6] = 0x40;
+        ea_put16(at + 2, (uint32_t)total);
+        at[6] = 0x40; /* DF */
         at[8] = 64;
         at[9] = udp ? 17 : 6;
         at[12] = at[16] = 10;
-        for (int i = 0; i < 20; i += 2)
-            sum += (uint32_t)at[i] << 8 | at[i + 1];
-        sum = (sum >> 16) + (sum & 0xFFFF);
-        sum = ~((sum >> 16) + sum);
-        at[10] = (uint8_t)(sum >> 8);
-        at[11] = (uint8_t)sum;
+        ea_put16(at + 10, ea_negate(ea_sum(at, 20)));
+        addresses = ea_sum(at + 12, 8);
     }
-    at += ip;
-    at[1] = (uint8_t)port;
+    ea_put16(transport, port);
     if (udp) {
-        at[4] = (uint8_t)((header + payload) >> 8);
-        at[5] = (uint8_t)(header + payload);
-        at[6] = (uint8_t)fuzz_draw();
+        ea_put16(transport + 4, (uint32_t)(total - ip));
     } else {
-        for (int i = 0; i < 4; i++)
-            at[4 + i] = (uint8_t)(seq >> (24 - 8 * i));
-        at[12] = 0x50;
-        at[13] = 0x10;
+        ea_put32(transport + 4, seq);
+        transport[12] = 0x50;
+        transport[13] = 0x10; /* ACK */
     }
-    return ip + header;
+    ea_put16(transport + (udp ? 6 : 16),
+             ea_negate(addresses + (udp ? 17 : 6) + (total - ip) + ea_sum(transport, total - ip)));
+    return total;
 }
 
 static size_t make_frame(uint8_t *out)
 {
     unsigned six = fuzz_draw() & 1, udp = fuzz_draw() & 1;
     size_t payload = fuzz_below(fuzz_draw() & 1 ? 64000 : 3000) + 1;
+    uint32_t seq = (uint32_t)fuzz_draw();
+    unsigned port = (unsigned)fuzz_below(256);
     uint16_t header = (uint16_t)((six ? 40 : 20) + (udp ? 8 : 20));
     uint16_t fields[4] = {header, (uint16_t)(fuzz_below(1500) + 1), six ? 40 : 20, udp ? 6 : 16};
 
     out[0] = 1;
     out[1] = 1;
     out[2] = udp ? 5 : six ? 4 : 1;
+    if (!(fuzz_draw() & 3)) {
+        out[1] = fuzz_draw() & 1;
+        out[2] = 0; /* not to be cut; its checksum perhaps to be finished */
+    }
     memcpy(out + 3, fields, sizeof fields);
-    put_headers(out + 11, six, udp, payload, (uint32_t)fuzz_draw(), 1);
-    memset(out + 11 + header, (int)fuzz_draw() & 0xFF, payload);
-    return 11U + header + payload;
+    return 11 + put_packet(out + 11, six, udp, payload, seq, port);
 }
 
 static size_t make_batch(uint8_t *out, size_t size_max)
 {
-    unsigned six = fuzz_draw() & 1, udp = fuzz_draw() & 1, ports = (unsigned)fuzz_below(3) + 1;
+    unsigned six = fuzz_draw() & 1, udp = fuzz_draw() & 1, ports = (unsigned)fuzz_below(fuzz_draw() & 7 ? 3 : 256) + 1;
     size_t payload = fuzz_below(200) + 1, count = fuzz_below(fuzz_draw() & 7 ? 40 : 1500) + 1, at = 1;
-    uint32_t seqs[4] = {0};
+    uint32_t seqs[256] = {0};
 
     out[0] = (uint8_t)(fuzz_draw() << 1);
     for (; count && at + 2 + 60 + payload < size_max; count--) {
         unsigned port = (unsigned)fuzz_below(ports);
-        size_t size = put_headers(out + at + 2, six, udp, payload, seqs[port], port) + payload;
+        size_t size = put_packet(out + at + 2, six, udp, payload, seqs[port], port);
 
-        memset(out + at + 2 + size - payload, (int)port, payload);
         seqs[port] += (uint32_t)payload;
-        out[at] = (uint8_t)(size >> 8);
-        out[at + 1] = (uint8_t)size;
+        ea_put16(out + at, (uint32_t)size);
         at += 2 + size;
     }
     return at;

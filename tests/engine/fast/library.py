@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from edgeagent.engine import fast
-from edgeagent.engine.offload import SEGMENTS_MAX, VNET_HEADER_SIZE
+from edgeagent.engine.offload import FRAME_MAX, SEGMENTS_MAX, VNET_HEADER_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +25,7 @@ SOURCES = Path(fast.__file__).parent
 OFFLOAD_SOURCES = ("split.c", "coalesce.c", "offload_test.c")
 FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Werror", "-O2")
 LIES = -1  # of ea_test_split
+SPLIT_MAX = SEGMENTS_MAX * FRAME_MAX  # bytes: each segment repeats the headers, and those of IPv6 may be long
 
 
 @cache
@@ -49,8 +51,7 @@ def library() -> ctypes.CDLL:
 
 def split(frame: bytes) -> list[bytes] | None:
     """As `offload.split`."""
-    room = len(frame) + SEGMENTS_MAX * len(frame)  # each segment repeats the headers
-    out = _scratch(min(room, 1 << 25))
+    out = _scratch(SPLIT_MAX)
     sizes = (ctypes.c_uint32 * SEGMENTS_MAX)()
     count = library().ea_test_split(
         frame, ctypes.c_size_t(len(frame)), out, ctypes.c_size_t(len(out)), sizes, SEGMENTS_MAX
@@ -76,7 +77,14 @@ def coalesce(packets: Sequence[bytes], *, udp: bool, verify: bool) -> list[list[
 
 
 def _scratch(size: int) -> ctypes.Array[ctypes.c_char]:
-    return (ctypes.c_char * max(size, 1))()
+    """A view, so long, of pages that are there only once they are written."""
+    assert size <= SPLIT_MAX
+    return (ctypes.c_char * size).from_buffer(_pages())
+
+
+@cache
+def _pages() -> mmap.mmap:
+    return mmap.mmap(-1, SPLIT_MAX)
 
 
 def _cut(out: ctypes.Array[ctypes.c_char], sizes: list[int]) -> list[bytes]:
