@@ -80,7 +80,7 @@ def _tun_answer() -> bytes:
 
 
 def try_udp_offloads() -> tuple[bool, bool]:
-    """(UDP_SEGMENT works, _UDP_GRO works), seen on three segments sent at once through the loopback. Raises OSError."""
+    """(UDP_SEGMENT works, UDP_GRO works), seen on three segments sent at once through the loopback. Raises OSError."""
     kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
     with socket.socket(socket.AF_INET, kind) as receiver, socket.socket(socket.AF_INET, kind) as sender:
         receiver.bind(("127.0.0.1", 0))

@@ -60,14 +60,17 @@ def build(
     target: str | None = None,
     sanitize: str | None = None,
     strict: bool = False,
+    strip: bool = False,
     flags: Sequence[str] = (),
     mains: Sequence[Path] = (),
+    jobs: int | None = None,
 ) -> None:
     """Write `out`: the library, or with `mains` (more C files, one of which has `main`) a program of all of it. Where
     it is None all is compiled and nothing linked.
 
-    `target` is a triple for clang or zig; `sanitize` a key of SANITIZERS; `strict` makes warnings errors; `flags` go to
-    the compiler and the linker. Whoever has the old file open keeps it. Raises BuildError.
+    `target` is a triple for clang or zig; `sanitize` a key of SANITIZERS; `strict` makes warnings errors; `strip`
+    leaves out names that no loader needs; `flags` go to the compiler and the linker; `jobs` files are compiled at once
+    (one a core). Whoever has the old file open keeps it. Raises BuildError.
     """
     checks = [*SANITIZED, f"-fsanitize={SANITIZERS[sanitize]}"] if sanitize else []
     always = [*compiler, *(["-target", target] if target else []), *flags]
@@ -81,11 +84,12 @@ def build(
         def compile_one(pair: tuple[Path, str]) -> None:
             _run([*always, *options, "-c", str(pair[0]), "-o", pair[1]])
 
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
             list(pool.map(compile_one, zip(files, objects, strict=True)))
         if out is not None:
             # What is missing is found now and not on a device. A sanitizer's own functions come with the program.
             kind = [] if mains else ["-shared"] if sanitize else ["-shared", "-Wl,-z,defs"]
+            kind += ["-Wl,-s"] if strip else []
             _run([*always, *LINK, *kind, *checks, *objects, "-o", f"{folder}/{LIBRARY}", *LIBRARIES])
             _install(Path(folder, LIBRARY), out)
 

@@ -58,9 +58,9 @@ def fault(library: str) -> str | None:
         if _fields(head, 16, "H")[0] != _SHARED_OBJECT:
             return "it is an ELF file, but no shared object"
         if bytes_there < _bytes_needed(head):
-            return f"it is cut short: {bytes_there} bytes of at least {_bytes_needed(head)}"
-    except (struct.error, IndexError):
-        return f"it is cut short: {bytes_there} bytes"
+            return f"it is damaged or cut short: {bytes_there} bytes of at least {_bytes_needed(head)}"
+    except (struct.error, IndexError, OverflowError):  # headers that lead out of what was read
+        return f"it is damaged or cut short: {bytes_there} bytes"
     return None
 
 

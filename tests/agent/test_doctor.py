@@ -1,0 +1,191 @@
+"""`edgeagent doctor`: what it says of a device where something is missing or wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeagent import cli, doctor, probes
+from edgeagent.engine.fast import build as builder
+from edgeagent.engine.fast import library
+from edgeagent.version import BUILD_TIME_S
+
+needs_compiler = pytest.mark.skipif(not any(map(shutil.which, builder.COMPILERS)), reason="no C compiler")
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "state").mkdir(mode=0o700)
+    monkeypatch.setenv("EDGEAGENT_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("EDGEAGENT_SOCKET", str(tmp_path / "agent.sock"))
+    for variable in ("EDGEAGENT_ENGINE", "EDGEAGENT_FAST_LIBRARY", "EDGEAGENT_CRYPTO"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+def rows(capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, dict[str, Any]]]:
+    """(exit status, check → its row) of `edgeagent doctor --json`."""
+    status = cli.main(["doctor", "--json"])
+    said = json.loads(capsys.readouterr().out)
+    assert said["ok"] is (status == 0)
+    for row in said["checks"]:
+        assert row["state"] in (doctor.OK, doctor.WARNING, doctor.FAILED, doctor.NOT_CHECKED)
+        assert row["found"] and row["meaning"]
+        assert bool(row["todo"]) is (row["state"] != doctor.OK), row
+    return status, {row["check"]: row for row in said["checks"]}
+
+
+def test_each_part_has_a_row_and_text_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    _, found = rows(capsys)
+    assert {"engine", "C library", "crypto", "rights", "TUN", "UDP offload", "reverse path", "clock", "state folder",
+            "memory", "agent"} <= set(found)  # fmt: skip
+    assert found["crypto"]["state"] == doctor.OK
+    assert found["agent"]["found"] == "not running"
+    cli.main(["doctor"])
+    text = capsys.readouterr().out
+    assert text.startswith("CHECK ")
+    assert [name for name in found if f"\n{name}  " not in text] == []
+
+
+def test_without_a_library_it_warns_why_and_how_to_get_one(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "why").write_text("no C compiler: none of cc, gcc, clang is there\n")
+    monkeypatch.setattr(library, "BESIDE", str(tmp_path / "missing.so"))
+    monkeypatch.setattr(library, "NOTE", str(tmp_path / "why"))
+    _, found = rows(capsys)
+    assert found["engine"]["found"].startswith("pure: no C library: no C compiler")
+    row = found["C library"]
+    assert row["state"] == doctor.WARNING
+    assert row["found"] == "none: no C compiler: none of cc, gcc, clang is there"
+    assert "-m edgeagent.engine.fast.build" in row["todo"]
+
+
+@needs_compiler
+def test_a_library_that_does_not_load_fails_by_name(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.test_build import wrong_files
+
+    made = tmp_path / builder.LIBRARY
+    builder.build(made, builder.find_compiler())
+    monkeypatch.setenv("EDGEAGENT_FAST_LIBRARY", str(made))
+    assert rows(capsys)[1]["C library"]["state"] == doctor.OK
+    for path, said in wrong_files(made, tmp_path):
+        monkeypatch.setenv("EDGEAGENT_FAST_LIBRARY", str(path))
+        (row,) = doctor.check_library(settings())
+        assert row.state == doctor.FAILED
+        assert row.found.startswith(f"{path}: ")
+        assert said in row.found
+    # The headers are good and the contents are not: seen by who loads it, in a process of its own
+    damaged = bytearray(made.read_bytes())
+    strings = damaged.index(b"\0ea_version\0")
+    damaged[strings + 1 : strings + 3] = b"xx"
+    made.write_bytes(damaged)
+    monkeypatch.setenv("EDGEAGENT_FAST_LIBRARY", str(made))
+    (row,) = doctor.check_library(settings())
+    assert row.state == doctor.FAILED
+    assert "it does not load" in row.found
+    assert "ea_version" in row.found
+    status, found = rows(capsys)
+    assert status == 1
+    assert found["C library"]["state"] == doctor.FAILED
+
+
+def test_an_engine_that_is_no_engine_fails(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEAGENT_ENGINE", "quick")
+    status, found = rows(capsys)
+    assert status == 1
+    assert "'quick': there is none of that name" in found["engine"]["found"]
+
+
+def test_no_tun_device_fails(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "TUN_DEVICE", "/dev/net/nonesuch")
+    status, found = rows(capsys)
+    assert status == 1
+    assert found["TUN"]["state"] == doctor.FAILED
+    assert "modprobe tun" in found["TUN"]["todo"]
+
+
+def test_without_rights_it_says_what_it_could_not_look_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "has_capability", lambda _number: False)
+    monkeypatch.setattr(probes, "try_tun", lambda: probes.TunTrial(False, False, False, "Operation not permitted"))
+    monkeypatch.setattr(probes, "TUN_DEVICE", "/dev/null")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    found = {row.check: row.state for row in doctor.check_tun(settings())}
+    assert found == dict.fromkeys(("rights", "TUN", "TUN offload"), doctor.NOT_CHECKED)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert next(doctor.check_tun(settings())).state == doctor.FAILED
+
+
+def test_a_state_folder_that_is_open_or_full_or_damaged(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "state"
+    assert rows(capsys)[1]["state folder"]["state"] == doctor.OK
+    folder.chmod(0o755)
+    assert rows(capsys)[1]["state folder"]["state"] == doctor.WARNING
+    (folder / "identity").write_bytes(b"torn")
+    (folder / "cache").write_bytes(b"torn")
+    found = [(row.check, row.state) for row in doctor.check_state(settings())]
+    assert found == [("state folder", doctor.WARNING), ("state file", doctor.FAILED), ("state file", doctor.WARNING)]
+    monkeypatch.setattr(doctor, "FREE_BYTES_MIN", 1 << 62)
+    assert next(doctor.check_state(settings())).state == doctor.FAILED
+    monkeypatch.setenv("EDGEAGENT_STATE", str(tmp_path / "not" / "yet"))
+    assert rows(capsys)[1]["state folder"]["found"].endswith("not there yet, made by edgeagent up")
+
+
+def test_clock_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: BUILD_TIME_S - 86_400.0)
+    (row,) = doctor.check_clock(settings())
+    assert (row.state, row.found) == (doctor.WARNING, "1 d 0 h before this release was made")
+    for available_mib, limit_mib, state in ((64, None, doctor.OK), (8, None, doctor.WARNING), (64, 16, doctor.FAILED)):
+        monkeypatch.setattr(probes, "memory_kib", lambda mib=available_mib: (128 << 10, mib << 10))
+        monkeypatch.setattr(probes, "memory_limit_kib", lambda mib=limit_mib: mib and mib << 10)
+        (row,) = doctor.check_memory(settings())
+        assert row.state == state
+
+
+def test_a_strict_filter_matters_with_several_uplinks_and_a_full_table_always(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("edgeagent.uplinks.filters_strictly", lambda name: name == "eth0")
+    numbers = {"nf_conntrack_count": 95, "nf_conntrack_max": 100}
+    monkeypatch.setattr(probes, "read_number", lambda path: numbers[Path(path).name])
+    for names, state in ((["eth0"], doctor.OK), (["eth0", "wwan0"], doctor.WARNING)):
+        monkeypatch.setattr(probes, "default_route_interfaces", lambda names=names: names)
+        filters, conntrack = doctor.check_filters(settings())
+        assert filters.state == state
+        assert (conntrack.state, conntrack.found) == (doctor.WARNING, "95 of 100 connections")
+
+
+def test_the_least_limit_of_all_groups_above_counts(tmp_path: Path) -> None:
+    with open("/proc/self/cgroup", encoding="ascii") as file:
+        groups = [line.strip().split(":", 2) for line in file]
+    unified = next((group for _, controllers, group in groups if not controllers), None)
+    if unified is None:
+        pytest.skip("no unified control group")
+    folder = tmp_path / unified.lstrip("/")
+    folder.mkdir(parents=True, exist_ok=True)
+    assert probes.memory_limit_kib(str(tmp_path)) is None
+    (folder / "memory.max").write_text("max\n")
+    assert probes.memory_limit_kib(str(tmp_path)) is None
+    (tmp_path / "memory.max").write_text(f"{40 << 20}\n")
+    assert probes.memory_limit_kib(str(tmp_path)) == 40 << 10
+
+
+def test_offloads_are_seen_on_real_sockets() -> None:
+    segment, gro = probes.try_udp_offloads()
+    release = tuple(int("".join(filter(str.isdigit, part))) for part in os.uname().release.split(".")[:2])
+    assert (segment, gro) == (release >= (4, 18), release >= (5, 0))
+
+
+def settings() -> Any:
+    from edgeagent.config import load
+
+    return load({})
