@@ -66,8 +66,9 @@ def highest(probe: Callable[[float], Probe], start_pps: float, probes_max: int =
         found = probe(rate)
         if found.passes:
             forgiven = False
+            gained = best is None or found.pps > best.pps * CLOSE_ENOUGH
             best = found if best is None or found.pps > best.pps else best
-            if found.at_senders_limit:
+            if found.at_senders_limit and not gained:
                 break
         elif best is not None and failed_pps is None and not forgiven:
             forgiven = True
@@ -78,7 +79,7 @@ def highest(probe: Callable[[float], Probe], start_pps: float, probes_max: int =
             # What got through a flooded tunnel is near to what it can, but a flood costs it too
             rate = max(rate * SLOWER / 2, min(rate * SLOWER, found.pps * 0.9))
         elif failed_pps is None:
-            rate *= FASTER
+            rate = max(rate, best.asked_pps) * FASTER
         elif failed_pps / best.asked_pps <= CLOSE_ENOUGH:
             break
         else:

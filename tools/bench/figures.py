@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypedDict
@@ -131,7 +132,7 @@ def show(console: Console, results: dict[str, list[Row]]) -> None:
                 continue
             style = "" if figure.limit is None else "[green]" if figure.holds else "[bold red]"
             table.add_row(
-                f"  {figure.name}", f"{style}{_number(figure.value)}", figure.unit, _limit(figure), _peer(figure)
+                f"  {figure.name}", f"{style}{number(figure.value)}", figure.unit, _limit(figure), _peer(figure)
             )
     console.print(table)
 
@@ -169,6 +170,7 @@ def write(path: Path, results: dict[str, list[Row]]) -> None:
 def machine() -> dict[str, str | int | None]:
     """What was measured on."""
     return {
+        "date": time.strftime("%Y-%m-%d"),
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "kernel": platform.release(),
@@ -177,7 +179,7 @@ def machine() -> dict[str, str | int | None]:
     }
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     if value == int(value) and abs(value) >= 100:
         return f"{int(value):,}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 10 else f"{value:.1f}"
@@ -186,17 +188,17 @@ def _number(value: float) -> str:
 def _limit(figure: Figure) -> str:
     if figure.limit is None:
         return ""
-    return ("≤ " if figure.limit["kind"] == "most" else "≥ ") + _number(figure.limit["value"])
+    return ("≤ " if figure.limit["kind"] == "most" else "≥ ") + number(figure.limit["value"])
 
 
 def _peer(figure: Figure) -> str:
     if figure.peer is None:
         return f"[dim]none: {figure.no_peer}[/]"
-    its = "" if figure.ratio is None else f": [/]×{_number(figure.ratio)}[dim] of it"
-    lines = [f"{_number(figure.peer['value'])}  [dim]{figure.peer['name']}{its}[/]"]
+    its = "" if figure.ratio is None else f": [/]×{number(figure.ratio)}[dim] of it"
+    lines = [f"{number(figure.peer['value'])}  [dim]{figure.peer['name']}{its}[/]"]
     for other in figure.others:
-        by = "" if other["ratio"] is None else f": ×{_number(other['ratio'])}"
-        lines.append(f"[dim]{_number(other['value'])}  {other['name']}{by}[/]")
+        by = "" if other["ratio"] is None else f": ×{number(other['ratio'])}"
+        lines.append(f"[dim]{number(other['value'])}  {other['name']}{by}[/]")
     return "\n".join(lines)
 
 

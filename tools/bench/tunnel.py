@@ -92,9 +92,13 @@ class Tunnel:
             client = self.hosts[0].start(*words, name=f"client-{self.contender.key}")
             time.sleep(1.0)  # slow start is another matter
         count = int(seconds / PING_EVERY_S)
-        text = self.hosts[0].run(
-            "ping", "-n", f"-i{PING_EVERY_S}", f"-c{count}", self.addresses[1], timeout_s=seconds + 30, check=False
-        ).stdout
+        text = (
+            self.hosts[0]
+            .run(
+                "ping", "-n", f"-i{PING_EVERY_S}", f"-c{count}", self.addresses[1], timeout_s=seconds + 30, check=False
+            )
+            .stdout
+        )
         for process in (client, server):
             if process is not None:
                 process.wait(20)
