@@ -1,7 +1,7 @@
-"""`python -m tools.bench.chart FIGURES.json FILE.svg`: ratios to the reference as grouped bars, drawn again from `--json`.
+"""Ratios to the reference as grouped bars: `--svg`, or again from a file of `--json`.
 
-Bars begin at 0 and the reference is the line at 1: on the left longer is better, on the right shorter. Colours suit light
-and dark pages.
+`python -m tools.bench.chart FIGURES.json FILE.svg`. Bars begin at 0 and the reference is the line at 1: on the left
+longer is better, on the right shorter. Colours suit light and dark pages.
 """
 
 from __future__ import annotations
@@ -14,17 +14,21 @@ from typing import Any, NamedTuple
 from xml.sax.saxutils import escape
 
 from tools.bench.figures import Figure, Row, machine, number
+from tools.bench.peers import OURS
 
 PANEL, GAP, MARGIN, TOP = 430, 40, 20, 96
-BAR, BAR_STEP, TITLE, GROUP_GAP = 10, 13, 19, 13
-LABEL = 150  # right of the longest bar
+BAR, BAR_STEP, TITLE, GROUP_GAP = 10, 14, 20, 12
+VALUES, RATIOS = 130, 70  # right of the bars: values end at the panel's edge, ratios that much before it
 RATIO_SHOWN_MIN, RATIO_SHOWN_MAX = 1.25, 3.0
 SIDES = (("more", "Longer is better"), ("less", "Shorter is better"))
-COLOURS = ("#2f6fed", "#8db4ff", "#e08a1e", "#8a929e", "#3aa675")
+OUR_NAME = "edge-wireguard"
+OUR_COLOURS = {"edge-wireguard fast": "#2f6fed", "edge-wireguard pure": "#8db4ff"}
+COLOURS = ("#8a929e", "#e08a1e", "#3aa675", "#b07ad6")
 _STYLE = """\
 text { font: 12px system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; fill: #1f2328 }
 .page { fill: #ffffff } .head { font-size: 16px; font-weight: 600 } .side { font-size: 13px; font-weight: 600 }
-.dim { fill: #59636e } .small { font-size: 11px } .one { stroke: #1f2328; stroke-dasharray: 3 3 }
+.dim { fill: #59636e } .small { font-size: 11px } .end { text-anchor: end }
+.one { stroke: #1f2328; stroke-dasharray: 3 3 }
 @media (prefers-color-scheme: dark) {
   text { fill: #e6edf3 } .page { fill: #0d1117 } .dim { fill: #9aa4af } .one { stroke: #e6edf3 }
 }"""
@@ -51,7 +55,9 @@ def draw(rows: Sequence[Row], on: Mapping[str, Any] | None = None) -> str:
     what = machine() if on is None else on
     groups = {side: [_group(figure) for figure in listed if figure.better == side] for side, _ in SIDES}
     names = list(dict.fromkeys(bar.who for side in groups.values() for group in side for bar in group.bars))
-    colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(names)}
+    others = [name for name in names if name not in OUR_COLOURS]
+    colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(others)}
+    colours = {name: OUR_COLOURS.get(name) or colours[name] for name in names}
     reference = listed[0].peer["name"] if listed and listed[0].peer is not None else "nobody"
     height = TOP + max((sum(map(_height, side)) for side in groups.values()), default=0) + 30
     width = 2 * MARGIN + 2 * PANEL + GAP
@@ -67,7 +73,8 @@ def draw(rows: Sequence[Row], on: Mapping[str, Any] | None = None) -> str:
         left = MARGIN + column * (PANEL + GAP)
         parts.append(_text(left, TOP - 12, heading, "side"))
         parts += _panel(groups[side], left, colours)
-    told = f"{what['date']} · {what['cpu']}, {what['cores']} cores · Linux {what['kernel']} · medians of interleaved rounds"
+    told = f"{what['date']} · {what['cpu']}, {what['cores']} cores · Linux {what['kernel']}"
+    told += " · medians of interleaved rounds"
     parts.append(_text(MARGIN, height - 12, told, "dim small"))
     return "\n".join((*parts, "</svg>")) + "\n"
 
@@ -75,7 +82,7 @@ def draw(rows: Sequence[Row], on: Mapping[str, Any] | None = None) -> str:
 def _group(figure: Figure) -> Group:
     assert figure.peer is not None and figure.ratio is not None
     title, _, who = figure.name.rpartition(": ")
-    bars = [Bar(who, figure.value, figure.ratio)]
+    bars = [Bar(f"{OUR_NAME} {who}" if who in OURS else who, figure.value, figure.ratio)]
     bars += [
         Bar(other["name"], other["value"], other["ratio"]) for other in figure.others if other["ratio"] is not None
     ]
@@ -83,32 +90,33 @@ def _group(figure: Figure) -> Group:
 
 
 def _height(group: Group) -> int:
-    return TITLE + BAR_STEP * len(group.bars) + GROUP_GAP
+    return TITLE + _bars(group) + GROUP_GAP
+
+
+def _bars(group: Group) -> int:
+    return BAR_STEP * len(group.bars)
 
 
 def _panel(groups: Sequence[Group], left: int, colours: Mapping[str, str]) -> list[str]:
     longest = max((bar.ratio for group in groups for bar in group.bars), default=1.0)
-    scale = (PANEL - LABEL) / min(max(longest, RATIO_SHOWN_MIN), RATIO_SHOWN_MAX)
+    scale = (PANEL - VALUES - 10) / min(max(longest, RATIO_SHOWN_MIN), RATIO_SHOWN_MAX)
+    one, edge = left + scale, left + PANEL
     parts: list[str] = []
     y = TOP
     for group in groups:
-        title = f"{escape(group.title)} <tspan class='dim small'>{number(group.reference)} {group.unit}</tspan>"
-        parts.append(f'<text x="{left}" y="{y + 12}">{title}</text>')
+        parts.append(_text(left, y + 12, group.title, ""))
+        parts.append(_text(edge, y + 12, f"{number(group.reference)} {group.unit}", "dim small end"))
         y += TITLE
+        parts.append(f'<line class="one" x1="{one:.1f}" x2="{one:.1f}" y1="{y - 3}" y2="{y + _bars(group)}"/>')
         for bar in group.bars:
             length = max(1.5, min(bar.ratio, RATIO_SHOWN_MAX) * scale)
-            parts.append(
-                f'<rect x="{left}" y="{y}" width="{length:.1f}" height="{BAR}" rx="1.5" fill="{colours[bar.who]}"/>'
-            )
-            beyond = " →" if bar.ratio > RATIO_SHOWN_MAX else ""
-            # Behind the dashed line when the bar ends just before it
-            at = max(left + length, left + scale) if length > scale - 60 else left + length
-            label = f"{beyond} ×{number(bar.ratio)} <tspan class='dim'>{number(bar.value)}</tspan>".strip()
-            parts.append(f'<text class="small" x="{at + 5:.1f}" y="{y + BAR - 1}">{label}</text>')
+            fill = colours[bar.who]
+            parts.append(f'<rect x="{left}" y="{y}" width="{length:.1f}" height="{BAR}" rx="1.5" fill="{fill}"/>')
+            ratio = f"×{bar.ratio:.2f}" if bar.ratio >= 0.1 else f"×{bar.ratio:.3f}"
+            beyond = "→ " if bar.ratio > RATIO_SHOWN_MAX else ""
+            parts.append(_text(edge - RATIOS, y + BAR - 1, beyond + ratio, "small end"))
+            parts.append(_text(edge, y + BAR - 1, number(bar.value), "dim small end"))
             y += BAR_STEP
-        one = left + scale
-        top = y - BAR_STEP * len(group.bars) - 3
-        parts.append(f'<line class="one" x1="{one:.1f}" x2="{one:.1f}" y1="{top}" y2="{y}"/>')
         y += GROUP_GAP
     return parts
 

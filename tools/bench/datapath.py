@@ -1,7 +1,7 @@
 """The data path between two namespaces: our engines and other userspace implementations, by turns.
 
-One run has several rounds, and in each everybody has a turn at each gauge: what is compared was measured within the same
-minute. WIREGUARD_GO=/path/to/another stands in for wireguard-go's newest.
+One run has several rounds, and in each everybody has a turn at each gauge: what is compared was measured within few
+minutes. WIREGUARD_GO=/path/to/another stands in for wireguard-go's newest.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def figures(results: Rounds, contenders: list[Contender]) -> Iterator[Figure]:
                 by = None if basis is None else results.ratio(gauge.key, each.key, basis.key)
                 rest.append((each.name, median, by))
         yield Figure(
-            f"{gauge.title}: {first.name}",
+            f"{gauge.title}: {first.key if first.key in peers.OURS else first.name}",
             value,
             gauge.unit,
             peer="nobody else took part" if basis is None or its is None else (basis.name, its),

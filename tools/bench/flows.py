@@ -14,7 +14,7 @@ from tests.netlab import Host, Lab, LabError, Process, until
 from tools.bench import blast, peers
 from tools.bench.datapath import context, set_up
 from tools.bench.figures import Figure, Note, Options, Row, Say, bench_by_options
-from tools.bench.peers import Contender, Missing
+from tools.bench.peers import Contender
 from tools.bench.procfs import forget_peak, peak_rss_mib, rss_mib
 from tools.bench.rounds import Rounds
 from tools.bench.tunnel import Gauges, Tunnel, bring_up, configure, parse_iperf, public_key, start
@@ -92,7 +92,14 @@ def _figures(results: Rounds, contenders: list[Contender]) -> Iterator[Figure]:
                 continue
             peer = "nobody else took part" if basis is None or its is None else (basis.name, its)
             by = None if basis is None else results.ratio(key, each.key, basis.key)
-            yield Figure(f"{title}: {each.name}", value, unit, peer=peer, ratio=by, better=better)
+            yield Figure(
+                f"{title}: {each.key if each.key in peers.OURS else each.name}",
+                value,
+                unit,
+                peer=peer,
+                ratio=by,
+                better=better,
+            )
 
 
 # New flows

@@ -83,7 +83,9 @@ def go_version(text: str) -> str:
 
 def _ours(engine: str) -> Contender:
     version = _says("edge-wireguard", "--version").partition(":")[0].rpartition(" ")[2]
-    return Contender(engine, engine, ("edge-wireguard", "-f"), {"EDGEAGENT_ENGINE": engine}, version)
+    return Contender(
+        engine, f"edge-wireguard {engine}", ("edge-wireguard", "-f"), {"EDGEAGENT_ENGINE": engine}, version
+    )
 
 
 def _go() -> Contender | Missing:
@@ -109,7 +111,9 @@ def _debian() -> Contender | Missing:
     if path is None:
         return Missing("debian", "wireguard-go is not installed: apt-get install wireguard-go")
     version = _says(path, "--version").partition("\n")[0].rpartition(" ")[2]
-    return Contender("debian", "wireguard-go, the system's", (path, "-f"), {}, version or "unknown")
+    year = re.search(r"\.(20\d\d)\d{4}$", version)
+    name = f"wireguard-go of {year[1]}" if year else "wireguard-go, the system's"
+    return Contender("debian", name, (path, "-f"), {}, version or "unknown")
 
 
 def _boringtun(build: bool) -> Contender | Missing:

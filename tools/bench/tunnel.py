@@ -142,7 +142,7 @@ def public_key(host: Host, private: str) -> str:
 
 
 def segment_before_wire(hosts: tuple[Host, ...], wanted: bool) -> None:
-    """Whether the kernel cuts UDP trains (UDP_SEGMENT, udp(7)) into packets before the wire, as it must for most NICs."""
+    """Whether the kernel cuts UDP trains (UDP_SEGMENT, udp(7)) before the wire, as it must for most NICs."""
     for host in hosts:
         host.run("ethtool", "-K", host.ports[0].ifname, "tx-udp-segmentation", "off" if wanted else "on")
 
