@@ -107,7 +107,6 @@ def _panel(groups: Sequence[Group], left: int, colours: Mapping[str, str]) -> li
         parts.append(_text(left, y + 12, group.title, ""))
         parts.append(_text(edge, y + 12, f"{number(group.reference)} {group.unit}", "dim small end"))
         y += TITLE
-        parts.append(f'<line class="one" x1="{one:.1f}" x2="{one:.1f}" y1="{y - 3}" y2="{y + _bars(group)}"/>')
         for bar in group.bars:
             length = max(1.5, min(bar.ratio, RATIO_SHOWN_MAX) * scale)
             fill = colours[bar.who]
@@ -117,6 +116,7 @@ def _panel(groups: Sequence[Group], left: int, colours: Mapping[str, str]) -> li
             parts.append(_text(edge - RATIOS, y + BAR - 1, beyond + ratio, "small end"))
             parts.append(_text(edge, y + BAR - 1, number(bar.value), "dim small end"))
             y += BAR_STEP
+        parts.append(f'<line class="one" x1="{one:.1f}" x2="{one:.1f}" y1="{y - _bars(group) - 3}" y2="{y}"/>')
         y += GROUP_GAP
     return parts
 
