@@ -57,6 +57,7 @@ def datapath(say: Say, options: Options) -> Iterator[Row]:
     """Throughput, packet rate, round trips, CPU and memory of our engines, beside wireguard-go and others."""
     contenders, missing = peers.find(options.only, options.build_all)
     rounds, seconds = options.rounds or ROUNDS, options.seconds or SECONDS
+    load = os.getloadavg()[0]
     with Lab() as lab:
         net = lab.net("198.51.100.0/24")
         hosts = (lab.host("left", net), lab.host("right", net))
@@ -82,7 +83,7 @@ def datapath(say: Say, options: Options) -> Iterator[Row]:
     how = f"{rounds} rounds of {seconds} s, MTU {MTU}, txqueuelen {TX_QUEUE_PACKETS:,}"
     wire = "a veth pair that takes UDP trains whole" if options.nic_gso else "a veth pair without UDP segmentation"
     yield Note("how", f"{how}; {wire}, in `plain NIC` without; × is the median of each round's ratio")
-    yield from context(tunnels, missing)
+    yield from context(tunnels, missing, load)
     yield Note("the wire alone", f"{bare[LARGE] / 1e3:,.0f} kpps of {LARGE:,} B, {bare[SMALL] / 1e3:,.0f} of {SMALL} B")
 
 
@@ -130,11 +131,10 @@ def figures(results: Rounds, contenders: list[Contender]) -> Iterator[Figure]:
         )
 
 
-def context(tunnels: list[Tunnel], missing: list[Missing]) -> Iterator[Note]:
-    """What was measured on and with, and who is not there and why."""
+def context(tunnels: list[Tunnel], missing: list[Missing], load: float) -> Iterator[Note]:
+    """What was measured on and with, and who is not there and why. `load`: what others made of it (1 min)."""
     what = machine()
-    load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
-    yield Note("on", f"{what['cpu']}, {what['cores']} cores, Linux {what['kernel']}; load at the end {load}")
+    yield Note("on", f"{what['cpu']}, {what['cores']} cores, Linux {what['kernel']}; load before it {load:.1f}")
     for tunnel in tunnels:
         contender = tunnel.contender
         engine = f", {contender.key} engine by its memory map" if contender.key in peers.OURS else ""

@@ -6,6 +6,7 @@ tunnel. How much that takes from a TCP stream is compared with as many datagrams
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -43,6 +44,7 @@ def flows(say: Say, options: Options) -> Iterator[Row]:
     """10,000 new flows a second from one source beside a TCP stream; then 64 peers at one interface."""
     contenders, missing = peers.find(options.only, options.build_all)
     rounds, seconds = options.rounds or ROUNDS, options.seconds or SECONDS
+    load = os.getloadavg()[0]
     results = Rounds()
     with Lab() as lab:
         net = lab.net("198.51.100.0/24")
@@ -57,7 +59,7 @@ def flows(say: Say, options: Options) -> Iterator[Row]:
             for tunnel in tunnels:
                 say(f"{tunnel.contender.name}: new flows, round {number + 1} of {rounds}")
                 results.add(number, tunnel.contender.key, _beside(tunnel, seconds))
-        notes = list(context(tunnels, missing))
+        notes = list(context(tunnels, missing, load))
     for contender in there:
         say(f"{contender.name}: {PEERS} peers")
         far = next((each for each in contenders if each.key in ("go", "debian")), contender)
