@@ -166,7 +166,15 @@ def _populate(field: Host, far: Contender, hub: Host, hub_key: str) -> None:
     """PEERS interfaces far0, far1 … that all know the hub, and the hub them."""
     words = " ".join(far.command)
     script = f"for n in $(seq 0 {PEERS - 1}); do {words} far$n & done; wait"
-    field.start("sh", "-c", script, name="field", env={"LOG_LEVEL": "error", **far.env})
+    process = field.start("sh", "-c", script, name="field", env={"LOG_LEVEL": "error", **far.env})
+    try:
+        _configure_all(field, far, hub, hub_key)
+    except LabError as error:
+        said = " ".join(process.tail(3).split())
+        raise LabError(f"{str(error).splitlines()[0]}; {far.name} said: {said or 'nothing'}") from None
+
+
+def _configure_all(field: Host, far: Contender, hub: Host, hub_key: str) -> None:
     sockets = [field.directory / "run/wireguard" / f"far{number}.sock" for number in range(PEERS)]
     until(lambda: all(socket.exists() for socket in sockets), 60, f"{PEERS} interfaces of {far.name}")
     for number in range(PEERS):
