@@ -1,102 +1,187 @@
-"""TCP through a WireGuard tunnel between two namespaces: `edge-wireguard` and wireguard-go by turns.
+"""The data path between two namespaces: our engines and other userspace implementations, by turns.
 
-The peer is the wireguard-go on the PATH; Debian's is of 2022, before its offloads. WIREGUARD_GO=/path/to/another
-measures against a newer one.
+One run has several rounds, and in each everybody has a turn at each gauge: what is compared was measured within few
+minutes. WIREGUARD_GO=/path/to/another stands in for wireguard-go's newest.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import statistics
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
+from typing import NamedTuple
 
-from tests.netlab import Host, Lab, Process, until
-from tools.bench.figures import Figure, bench
+from tests.netlab import Host, Lab, LabError
+from tools.bench import peers
+from tools.bench.blast import Probe, Range
+from tools.bench.figures import Figure, Note, Options, Row, Say, bench_by_options, machine
+from tools.bench.peers import Contender, Missing
+from tools.bench.rounds import Rounds
+from tools.bench.tunnel import MTU, TX_QUEUE_PACKETS, Gauges, Tunnel, segment_before_wire
 
 ROUNDS = 3
 SECONDS = 4
-MTU = 1420
-PEER = os.environ.get("WIREGUARD_GO", "wireguard-go")
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+PROBE_S_MAX = 1.0
+LARGE, SMALL = 1_400, 64  # bytes of an IPv4 packet, inside
+START_PPS = {LARGE: 60_000.0, SMALL: 60_000.0}
+MEGA = 1e6
 
 
-class Tunnel:
-    """A tunnel between two hosts by one implementation, called as `wg-quick` calls it but in the foreground."""
-
-    def __init__(self, name: str, command: tuple[str, ...], ifname: str, number: int, hosts: tuple[Host, Host]) -> None:
-        self.name = name
-        self.hosts = hosts
-        self.addresses = tuple(f"10.77.{number}.{side}" for side in (1, 2))
-        self.processes: list[Process] = []
-        keys = [(private := host.sh("wg genkey").strip(), _public(host, private)) for host in hosts]
-        for side, host in enumerate(hosts):
-            self.processes.append(host.start(*command, ifname, name=ifname, env={"LOG_LEVEL": "error"}))
-            socket = host.directory / "run/wireguard" / f"{ifname}.sock"
-            until(socket.exists, 10, f"{name} in {host.name}")
-            other = 1 - side
-            port = str(51820 + number)
-            host.run("wg", "set", ifname, "listen-port", port, "private-key", "/dev/stdin", input=keys[side][0])
-            endpoint = f"{hosts[other].address}:{port}"
-            allowed = f"{self.addresses[other]}/32"
-            host.run("wg", "set", ifname, "peer", keys[other][1], "endpoint", endpoint, "allowed-ips", allowed)
-            host.ip(f"addr add {self.addresses[side]}/24 dev {ifname}", f"link set {ifname} mtu {MTU} up")
-
-    def measure(self) -> tuple[float, float]:
-        """One iperf3 run of one stream: Mbit/s received, and CPU seconds of both ends' tunnel per GB."""
-        sender, receiver = self.hosts
-        server = receiver.start(
-            "iperf3", "-s", "-1", "--forceflush", "-B", self.addresses[1], name=f"iperf3-{self.name}"
-        )
-        server.expect("listening")
-        before = self._cpu_s()
-        text = sender.sh(f"iperf3 -J -t {SECONDS} -c {self.addresses[1]}", timeout_s=SECONDS + 20)
-        used_s = self._cpu_s() - before
-        server.wait()
-        received = json.loads(text)["end"]["sum_received"]
-        return received["bits_per_second"] / 1e6, used_s / (received["bytes"] / 1e9)
-
-    def round_trip_ms(self) -> float:
-        text = self.hosts[0].sh(f"ping -n -q -i 0.01 -c 200 {self.addresses[1]}")
-        return float(text.rpartition("=")[2].split("/")[1])
-
-    def rss_mib(self) -> float:
-        status = Path("/proc", str(self.processes[0].pid), "status").read_text()
-        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1024
-
-    def _cpu_s(self) -> float:
-        ticks = 0
-        for process in self.processes:
-            fields = Path("/proc", str(process.pid), "stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])  # proc(5): utime, stime
-        return ticks / TICKS_PER_S
+class Gauge(NamedTuple):
+    key: str
+    title: str
+    unit: str
+    better: str
 
 
-@bench
-def datapath(say: Callable[[str], None]) -> Iterator[Figure]:
-    """Throughput, CPU, round trip and memory of the `pure` engine beside wireguard-go's."""
+GAUGES = (
+    Gauge("tcp", "TCP, 1 stream", "Mbit/s", "more"),
+    Gauge("tcp-back", "TCP, 1 stream, other way", "Mbit/s", "more"),
+    Gauge("tcp-4", "TCP, 4 streams", "Mbit/s", "more"),
+    Gauge("tcp-nic", "TCP, 1 stream, plain NIC", "Mbit/s", "more"),
+    Gauge("udp-large", f"UDP, {LARGE:,} B, < 1 % lost", "Mbit/s", "more"),
+    Gauge("udp-small", f"UDP, {SMALL} B, < 1 % lost", "kpps", "more"),
+    Gauge("ping", "ping, idle, median", "ms", "less"),
+    Gauge("ping-99", "ping, idle, p99", "ms", "less"),
+    Gauge("ping-load", "ping, TCP load, median", "ms", "less"),
+    Gauge("ping-load-99", "ping, TCP load, p99", "ms", "less"),
+    Gauge("cpu", "CPU, both ends, TCP", "s/GB", "less"),
+    Gauge("cpu-nic", "CPU, both ends, plain NIC", "s/GB", "less"),
+    Gauge("cpu-small", f"CPU, both ends, {SMALL} B", "µs/packet", "less"),
+    Gauge("rss", "RSS, idle", "MiB", "less"),
+    Gauge("rss-peak", "RSS, peak under load", "MiB", "less"),
+)
+
+
+@bench_by_options
+def datapath(say: Say, options: Options) -> Iterator[Row]:
+    """Throughput, packet rate, round trips, CPU and memory of our engines, beside wireguard-go and others."""
+    contenders, missing = peers.find(options.only, options.build_all)
+    rounds, seconds = options.rounds or ROUNDS, options.seconds or SECONDS
+    load = os.getloadavg()[0]
     with Lab() as lab:
         net = lab.net("198.51.100.0/24")
         hosts = (lab.host("left", net), lab.host("right", net))
-        ours = Tunnel("edge-wireguard", ("edge-wireguard", "-f"), "edge0", 1, hosts)
-        theirs = Tunnel(Path(PEER).name, (PEER, "-f"), "go0", 2, hosts)
-        for tunnel in (ours, theirs):
-            until(lambda tunnel=tunnel: hosts[0].ping(tunnel.addresses[1]), 15, f"a first ping by {tunnel.name}")  # type: ignore[misc]
-        runs: dict[str, list[tuple[float, float]]] = {ours.name: [], theirs.name: []}
-        for number in range(ROUNDS):
-            for tunnel in (ours, theirs):
-                say(f"{tunnel.name}, run {number + 1} of {ROUNDS}")
-                runs[tunnel.name].append(tunnel.measure())
-        say("round trips")
-        trips = {tunnel.name: tunnel.round_trip_ms() for tunnel in (ours, theirs)}
-        rss = {tunnel.name: tunnel.rss_mib() for tunnel in (ours, theirs)}
-        for index, (name, unit) in enumerate((("TCP, one stream", "Mbit/s"), ("CPU, both ends", "s/GB"))):
-            of = {key: statistics.median(run[index] for run in listed) for key, listed in runs.items()}
-            yield Figure(name, of[ours.name], unit, peer=(theirs.name, of[theirs.name]))
-        yield Figure("round trip, idle", trips[ours.name], "ms", peer=(theirs.name, trips[theirs.name]))
-        yield Figure("RSS after the load", rss[ours.name], "MiB", peer=(theirs.name, rss[theirs.name]))
+        segment_before_wire(hosts, not options.nic_gso)
+        tunnels, absent = set_up(contenders, hosts, say)
+        missing += absent
+        if not tunnels:
+            raise LabError("nobody to measure: " + "; ".join(f"{each.key}: {each.why}" for each in missing))
+        results = Rounds()
+        idle = {tunnel.contender.key: tunnel.rss_mib() for tunnel in tunnels}
+        starts = {(tunnel.contender.key, size): pps for tunnel in tunnels for size, pps in START_PPS.items()}
+        for number in range(rounds):
+            for tunnel in tunnels:
+                key = tunnel.contender.key
+                said = f"{tunnel.contender.name}, round {number + 1} of {rounds}"
+                try:
+                    results.add(number, key, {"rss": idle[key], **_round(tunnel, seconds, starts, options, say, said)})
+                except LabError as error:
+                    missing.append(Missing(key, f"round {number + 1}: {str(error).splitlines()[0]}"))
+        say("the wire alone")
+        bare = _bare(hosts, min(seconds, PROBE_S_MAX))
+    yield from figures(results, [tunnel.contender for tunnel in tunnels])
+    how = f"{rounds} rounds of {seconds} s, MTU {MTU}, txqueuelen {TX_QUEUE_PACKETS:,}"
+    wire = "a veth pair that takes UDP trains whole" if options.nic_gso else "a veth pair without UDP segmentation"
+    yield Note("how", f"{how}; {wire}, in `plain NIC` without; × is the median of each round's ratio")
+    yield from context(tunnels, missing, load)
+    yield Note("the wire alone", f"{bare[LARGE] / 1e3:,.0f} kpps of {LARGE:,} B, {bare[SMALL] / 1e3:,.0f} of {SMALL} B")
 
 
-def _public(host: Host, private: str) -> str:
-    return host.run("wg", "pubkey", input=private).stdout.strip()
+def set_up(contenders: list[Contender], hosts: tuple[Host, Host], say: Say) -> tuple[list[Tunnel], list[Missing]]:
+    """Their tunnels; one of ours that does not run the engine it was asked for is stopped, and missing."""
+    tunnels: list[Tunnel] = []
+    missing: list[Missing] = []
+    for number, contender in enumerate(contenders, 1):
+        say(f"{contender.name} starts")
+        try:
+            tunnel = Tunnel(contender, number, hosts)
+        except LabError as error:
+            missing.append(Missing(contender.key, str(error).splitlines()[0]))
+            continue
+        if (engine := tunnel.engine()) in (None, contender.key):
+            tunnels.append(tunnel)
+        else:
+            tunnel.stop()
+            missing.append(Missing(contender.key, f"asked for {contender.key}, edge-wireguard runs {engine} here"))
+    return tunnels, missing
+
+
+def figures(results: Rounds, contenders: list[Contender]) -> Iterator[Figure]:
+    """One per gauge: the best of ours beside the reference, and all others as further peers."""
+    first = next((each for each in contenders if each.key in peers.OURS), contenders[0])
+    basis = peers.reference([each for each in contenders if each is not first])
+    for gauge in GAUGES:
+        value = results.median(gauge.key, first.key)
+        its = None if basis is None else results.median(gauge.key, basis.key)
+        if value is None:
+            continue
+        rest = []
+        for each in contenders:
+            if each not in (first, basis) and (median := results.median(gauge.key, each.key)) is not None:
+                by = None if basis is None else results.ratio(gauge.key, each.key, basis.key)
+                rest.append((each.name, median, by))
+        yield Figure(
+            f"{gauge.title}: {first.key if first.key in peers.OURS else first.name}",
+            value,
+            gauge.unit,
+            peer="nobody else took part" if basis is None or its is None else (basis.name, its),
+            ratio=None if basis is None else results.ratio(gauge.key, first.key, basis.key),
+            others=rest,
+            better=gauge.better,
+        )
+
+
+def context(tunnels: list[Tunnel], missing: list[Missing], load: float) -> Iterator[Note]:
+    """What was measured on and with, and who is not there and why. `load`: what others made of it (1 min)."""
+    what = machine()
+    yield Note("on", f"{what['cpu']}, {what['cores']} cores, Linux {what['kernel']}; load before it {load:.1f}")
+    for tunnel in tunnels:
+        contender = tunnel.contender
+        engine = f", {contender.key} engine by its memory map" if contender.key in peers.OURS else ""
+        yield Note(contender.name, f"{contender.version}{engine}")
+    for absent in missing:
+        yield Note(f"{absent.key}: not measured", absent.why)
+
+
+def _round(
+    tunnel: Tunnel, seconds: int, starts: dict[tuple[str, int], float], options: Options, say: Say, said: str
+) -> Gauges:
+    """Everything of one tunnel, once. `starts` remembers from where to search."""
+    tunnel.forget_peak()
+    say(f"{said}: ping")
+    found: Gauges = dict(zip(("ping", "ping-99"), tunnel.round_trips(seconds, loaded=False), strict=True))
+    say(f"{said}: TCP")
+    found["tcp"], found["cpu"] = tunnel.tcp(seconds)
+    found["tcp-back"], _ = tunnel.tcp(seconds, reverse=True)
+    found["tcp-4"], _ = tunnel.tcp(seconds, 4)
+    if options.nic_gso:
+        segment_before_wire(tunnel.hosts, True)
+        try:
+            found["tcp-nic"], found["cpu-nic"] = tunnel.tcp(seconds)
+        finally:
+            segment_before_wire(tunnel.hosts, False)
+    say(f"{said}: ping under TCP")
+    found["ping-load"], found["ping-load-99"] = tunnel.round_trips(seconds, loaded=True)
+    best: dict[int, Probe] = {}
+    for size in (LARGE, SMALL):
+        say(f"{said}: UDP, {size:,} B")
+        probe = tunnel.udp(size, starts[tunnel.contender.key, size], min(seconds, PROBE_S_MAX))
+        if probe is not None:
+            best[size] = probe
+            starts[tunnel.contender.key, size] = probe.pps
+    if LARGE in best:
+        found["udp-large"] = best[LARGE].pps * LARGE * 8 / MEGA
+    if SMALL in best:
+        found["udp-small"] = best[SMALL].pps / 1e3
+        found["cpu-small"] = best[SMALL].cpu_s / best[SMALL].received * MEGA
+    found["rss-peak"] = tunnel.peak_rss_mib()
+    return found
+
+
+def _bare(hosts: tuple[Host, Host], seconds: float) -> dict[int, float]:
+    """Packets per second that arrive without a tunnel: what the measuring itself can."""
+    wire = Range(*hosts, hosts[1].address)
+    try:
+        return {size: wire.probe(size, 0, seconds).pps for size in (LARGE, SMALL)}
+    finally:
+        wire.close()

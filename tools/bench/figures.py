@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -20,6 +22,14 @@ class Peer(TypedDict):
     value: float
 
 
+class Other(TypedDict):
+    """One more peer; `ratio` is its value by the (first) peer's, as for the figure itself."""
+
+    name: str
+    value: float
+    ratio: float | None
+
+
 class Limit(TypedDict):
     """What the figure must not pass: `most` or `least`."""
 
@@ -28,9 +38,13 @@ class Limit(TypedDict):
 
 
 class Figure:
-    """One measured number. `peer` is None only with a reason in `no_peer`."""
+    """One measured number. `peer` is None only with a reason in `no_peer`.
 
-    __slots__ = ("limit", "name", "no_peer", "peer", "unit", "value")
+    `ratio` is the value by the peer's where rounds have been measured: the median of each round's own quotient.
+    `others` are further peers of the same run. `better` says for a chart which way is good: `more` or `less`.
+    """
+
+    __slots__ = ("better", "limit", "name", "no_peer", "others", "peer", "ratio", "unit", "value")
 
     def __init__(
         self,
@@ -41,12 +55,18 @@ class Figure:
         peer: tuple[str, float] | str,
         at_most: float | None = None,
         at_least: float | None = None,
+        ratio: float | None = None,
+        others: Sequence[tuple[str, float, float | None]] = (),
+        better: str | None = None,
     ) -> None:
         self.name = name
         self.value = value
         self.unit = unit
         self.peer: Peer | None = None if isinstance(peer, str) else {"name": peer[0], "value": peer[1]}
         self.no_peer = peer if isinstance(peer, str) else None
+        self.ratio = ratio
+        self.others: list[Other] = [{"name": who, "value": its, "ratio": by} for who, its, by in others]
+        self.better = better
         self.limit: Limit | None = None
         if at_most is not None:
             self.limit = {"kind": "most", "value": at_most}
@@ -63,17 +83,42 @@ class Figure:
         return self.value >= self.limit["value"]
 
 
-Bench = Callable[[Callable[[str], None]], Iterator[Figure]]
+class Note(NamedTuple):
+    """A row without a number: what was measured on, or what could not be and why."""
+
+    name: str
+    text: str
+
+
+class Options(NamedTuple):
+    """How long and with whom the data path is measured; None is the bench's own choice."""
+
+    rounds: int | None = None
+    seconds: int | None = None
+    only: tuple[str, ...] = ()  # contenders' keys
+    build_all: bool = False  # peers that take minutes to build too
+    nic_gso: bool = True  # the wire takes UDP trains whole, as a veth does and few NICs do
+
+
+Say = Callable[[str], None]
+Row = Figure | Note
+Bench = Callable[[Say, Options], Iterator[Row]]
 BENCHES: dict[str, Bench] = {}
 
 
-def bench(run: Bench) -> Bench:
-    """Register a bench under its function's name. It gets a function that says what goes on, and yields figures."""
+def bench(run: Callable[[Say], Iterator[Row]]) -> Callable[[Say], Iterator[Row]]:
+    """Register a bench under its function's name. It gets a function that says what goes on, and yields rows."""
+    BENCHES[run.__name__.removesuffix("_")] = lambda say, options: run(say)
+    return run
+
+
+def bench_by_options(run: Bench) -> Bench:
+    """The same for one that takes the command's options."""
     BENCHES[run.__name__.removesuffix("_")] = run
     return run
 
 
-def show(console: Console, results: dict[str, list[Figure]]) -> None:
+def show(console: Console, results: dict[str, list[Row]]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
     for heading, justify in (("figure", "left"), ("value", "right"), ("unit", "left"), ("limit", "right")):
         table.add_column(heading, justify="right" if justify == "right" else "left", no_wrap=heading != "figure")
@@ -82,22 +127,18 @@ def show(console: Console, results: dict[str, list[Figure]]) -> None:
         table.add_section()
         table.add_row(f"[bold cyan]{name}[/]")
         for figure in figures:
+            if isinstance(figure, Note):
+                table.add_row(f"  [dim]{figure.name}[/]", "", "", "", f"[dim]{escape(figure.text)}[/]")
+                continue
             style = "" if figure.limit is None else "[green]" if figure.holds else "[bold red]"
             table.add_row(
-                f"  {figure.name}", f"{style}{_number(figure.value)}", figure.unit, _limit(figure), _peer(figure)
+                f"  {figure.name}", f"{style}{number(figure.value)}", figure.unit, _limit(figure), _peer(figure)
             )
     console.print(table)
 
 
-def write(path: Path, results: dict[str, list[Figure]]) -> None:
+def write(path: Path, results: dict[str, list[Row]]) -> None:
     """All figures as JSON, with the machine that they were measured on."""
-    machine = {
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
-        "kernel": platform.release(),
-        "architecture": platform.machine(),
-        "python": platform.python_version(),
-    }
     figures = [
         {
             "bench": name,
@@ -106,16 +147,39 @@ def write(path: Path, results: dict[str, list[Figure]]) -> None:
             "unit": figure.unit,
             "peer": figure.peer,
             "no_peer": figure.no_peer,
+            "ratio": figure.ratio,
+            "others": figure.others,
+            "better": figure.better,
             "limit": figure.limit,
             "holds": figure.holds,
         }
         for name, listed in results.items()
         for figure in listed
+        if isinstance(figure, Figure)
     ]
-    path.write_text(json.dumps({"machine": machine, "figures": figures}, indent=2) + "\n", encoding="utf-8")
+    notes = [
+        {"bench": name, "name": note.name, "text": note.text}
+        for name, listed in results.items()
+        for note in listed
+        if isinstance(note, Note)
+    ]
+    what = {"machine": machine(), "figures": figures, "notes": notes}
+    path.write_text(json.dumps(what, indent=2) + "\n", encoding="utf-8")
 
 
-def _number(value: float) -> str:
+def machine() -> dict[str, str | int | None]:
+    """What was measured on."""
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "kernel": platform.release(),
+        "architecture": platform.machine(),
+        "python": platform.python_version(),
+    }
+
+
+def number(value: float) -> str:
     if value == int(value) and abs(value) >= 100:
         return f"{int(value):,}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 10 else f"{value:.1f}"
@@ -124,13 +188,18 @@ def _number(value: float) -> str:
 def _limit(figure: Figure) -> str:
     if figure.limit is None:
         return ""
-    return ("≤ " if figure.limit["kind"] == "most" else "≥ ") + _number(figure.limit["value"])
+    return ("≤ " if figure.limit["kind"] == "most" else "≥ ") + number(figure.limit["value"])
 
 
 def _peer(figure: Figure) -> str:
     if figure.peer is None:
         return f"[dim]none: {figure.no_peer}[/]"
-    return f"{_number(figure.peer['value'])}  [dim]{figure.peer['name']}[/]"
+    its = "" if figure.ratio is None else f": [/]×{number(figure.ratio)}[dim] of it"
+    lines = [f"{number(figure.peer['value'])}  [dim]{figure.peer['name']}{its}[/]"]
+    for other in figure.others:
+        by = "" if other["ratio"] is None else f": ×{number(other['ratio'])}"
+        lines.append(f"[dim]{number(other['value'])}  {other['name']}{by}[/]")
+    return "\n".join(lines)
 
 
 def _cpu() -> str:
