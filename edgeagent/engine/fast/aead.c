@@ -13,6 +13,11 @@ static const struct {
     {"lanes-512", &ea_aead_lanes},
     {"lanes-256", &ea_aead_lanes},
     {"lanes-128", &ea_aead_lanes},
+    {"libcrypto", &ea_aead_libcrypto},
+    {"libgcrypt", &ea_aead_libgcrypt},
+    {"libsodium", &ea_aead_libsodium},
+    {"nettle", &ea_aead_nettle},
+    {"af_alg", &ea_aead_af_alg},
     {"portable", &ea_aead_portable},
 };
 #define PROVIDER_COUNT (sizeof PROVIDERS / sizeof PROVIDERS[0])

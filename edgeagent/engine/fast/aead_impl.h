@@ -10,7 +10,6 @@
 #define EA_AEAD_VERSION_BYTES 96
 
 struct ea_aead_ops {
-    const char *name;
     /* The provider's state, and `version` filled; NULL with the reason in `why`. */
     void *(*start)(const char *name, char version[EA_AEAD_VERSION_BYTES], char *why, size_t why_bytes);
     void (*stop)(void *state);

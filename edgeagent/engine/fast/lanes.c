@@ -184,4 +184,4 @@ static void lanes_open(void *state, const uint8_t key[32], const uint64_t counte
     ea_wipe(lanes->key, sizeof lanes->key);
 }
 
-const struct ea_aead_ops ea_aead_lanes = {"lanes", lanes_start, lanes_stop, lanes_seal, lanes_open};
+const struct ea_aead_ops ea_aead_lanes = {lanes_start, lanes_stop, lanes_seal, lanes_open};
