@@ -51,6 +51,12 @@ extern const struct ea_lanes_kernels ea_lanes_128, ea_lanes_256, ea_lanes_512;
 #define EA_TARGET_END _Pragma("GCC pop_options")
 #endif
 #define EA_PRAGMA(text) _Pragma(#text)
+/* A loop over what must be registers: without optimisation beyond -O2, GCC would keep arrays of them in memory. */
+#ifdef __clang__
+#define EA_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define EA_UNROLL _Pragma("GCC unroll 16")
+#endif
 #define EA_INLINE static inline __attribute__((always_inline))
 
 #endif

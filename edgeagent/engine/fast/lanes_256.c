@@ -60,6 +60,7 @@ typedef uint64_t poly4 __attribute__((vector_size(32)));
 EA_INLINE void columns4(poly4 column[4], const uint8_t *const text[4], size_t at)
 {
     __m256i row[4];
+    EA_UNROLL
     for (int i = 0; i < 4; i++)
         row[i] = _mm256_loadu_si256((const __m256i *)(const void *)(text[i] + at));
     __m256i even01 = _mm256_unpacklo_epi64(row[0], row[1]), odd01 = _mm256_unpackhi_epi64(row[0], row[1]);

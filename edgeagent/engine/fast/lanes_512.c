@@ -30,6 +30,7 @@ EA_INLINE void transpose_parts(__m512i v[4])
 EA_INLINE void emit16(struct ea_blocks *blocks, const ea_v16 x[16])
 {
     __m512i quarter[4][4]; /* [c][i]: words 4i to 4i + 3 of the blocks c, c + 4, c + 8, c + 12 */
+    EA_UNROLL
     for (int i = 0; i < 4; i++) {
         __m512i a = (__m512i)x[4 * i], b = (__m512i)x[4 * i + 1], c = (__m512i)x[4 * i + 2], d = (__m512i)x[4 * i + 3];
         __m512i ab_low = _mm512_unpacklo_epi32(a, b), ab_high = _mm512_unpackhi_epi32(a, b);
@@ -39,8 +40,10 @@ EA_INLINE void emit16(struct ea_blocks *blocks, const ea_v16 x[16])
         quarter[2][i] = _mm512_unpacklo_epi64(ab_high, cd_high);
         quarter[3][i] = _mm512_unpackhi_epi64(ab_high, cd_high);
     }
+    EA_UNROLL
     for (unsigned c = 0; c < 4; c++) {
         transpose_parts(quarter[c]);
+        EA_UNROLL
         for (unsigned part = 0; part < 4; part++) {
             unsigned lane = c + 4 * part;
             __mmask64 bytes = _bzhi_u64(UINT64_MAX, blocks->bytes[lane]);
@@ -86,6 +89,7 @@ typedef uint64_t poly8 __attribute__((vector_size(64)));
 EA_INLINE void columns8(poly8 column[8], const uint8_t *const text[8], size_t at)
 {
     __m512i even[4], odd[4];
+    EA_UNROLL
     for (int i = 0; i < 4; i++) {
         __m512i a = _mm512_loadu_si512(text[2 * i] + at), b = _mm512_loadu_si512(text[2 * i + 1] + at);
         even[i] = _mm512_unpacklo_epi64(a, b);
@@ -93,6 +97,7 @@ EA_INLINE void columns8(poly8 column[8], const uint8_t *const text[8], size_t at
     }
     transpose_parts(even);
     transpose_parts(odd);
+    EA_UNROLL
     for (int i = 0; i < 4; i++) {
         column[2 * i] = (poly8)even[i];
         column[2 * i + 1] = (poly8)odd[i];

@@ -39,6 +39,7 @@ EA_INLINE void ea_emit4_block(struct ea_blocks *blocks, unsigned lane, const ea_
     uint8_t *to = blocks->to[lane];
     ea_v4 text;
     if (__builtin_expect(blocks->bytes[lane] == 64, 1)) {
+        EA_UNROLL
         for (int i = 0; i < 4; i++) {
             memcpy(&text, from + 16 * i, 16);
             text ^= words[i];
@@ -54,6 +55,7 @@ EA_INLINE void ea_emit4_block(struct ea_blocks *blocks, unsigned lane, const ea_
 EA_INLINE void ea_emit4(struct ea_blocks *blocks, const ea_v4 x[16])
 {
     ea_v4 words[4][4]; /* by lane */
+    EA_UNROLL
     for (int i = 0; i < 4; i++) {
         ea_v4 a = x[4 * i], b = x[4 * i + 1], c = x[4 * i + 2], d = x[4 * i + 3];
         ea_v4 ab_low = EA_SHUFFLE4(a, b, 0, 4, 1, 5), ab_high = EA_SHUFFLE4(a, b, 2, 6, 3, 7);
@@ -63,6 +65,7 @@ EA_INLINE void ea_emit4(struct ea_blocks *blocks, const ea_v4 x[16])
         words[2][i] = ea_little_endian(EA_SHUFFLE4(ab_high, cd_high, 0, 1, 4, 5));
         words[3][i] = ea_little_endian(EA_SHUFFLE4(ab_high, cd_high, 2, 3, 6, 7));
     }
+    EA_UNROLL
     for (unsigned lane = 0; lane < 4; lane++)
         ea_emit4_block(blocks, lane, words[lane]);
 }

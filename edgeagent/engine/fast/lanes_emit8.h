@@ -26,6 +26,7 @@ EA_INLINE void ea_emit8_block(struct ea_blocks *blocks, unsigned lane, __m256i f
 EA_INLINE void ea_emit8(struct ea_blocks *blocks, const ea_v8 x[16])
 {
     __m256i quarter[4][4]; /* [c][i]: words 4i to 4i + 3 of the blocks c and c + 4 */
+    EA_UNROLL
     for (int i = 0; i < 4; i++) {
         __m256i a = (__m256i)x[4 * i], b = (__m256i)x[4 * i + 1], c = (__m256i)x[4 * i + 2], d = (__m256i)x[4 * i + 3];
         __m256i ab_low = _mm256_unpacklo_epi32(a, b), ab_high = _mm256_unpackhi_epi32(a, b);
@@ -35,6 +36,7 @@ EA_INLINE void ea_emit8(struct ea_blocks *blocks, const ea_v8 x[16])
         quarter[2][i] = _mm256_unpacklo_epi64(ab_high, cd_high);
         quarter[3][i] = _mm256_unpackhi_epi64(ab_high, cd_high);
     }
+    EA_UNROLL
     for (unsigned c = 0; c < 4; c++) {
         const __m256i *q = quarter[c];
         ea_emit8_block(blocks, c, _mm256_permute2x128_si256(q[0], q[1], 0x20), _mm256_permute2x128_si256(q[2], q[3], 0x20));

@@ -27,6 +27,7 @@ EA_INLINE void poly_load(const struct ea_tag_job *job, uint32_t block, uint64_t 
 
 EA_INLINE struct poly_limbs poly_add(struct poly_limbs a, struct poly_limbs b)
 {
+    EA_UNROLL
     for (int i = 0; i < POLY_LIMBS; i++)
         a.l[i] += b.l[i];
     return a;
@@ -35,6 +36,7 @@ EA_INLINE struct poly_limbs poly_add(struct poly_limbs a, struct poly_limbs b)
 /* a where the mask is set, else b. */
 EA_INLINE struct poly_limbs poly_select(POLY_VECTOR mask, struct poly_limbs a, struct poly_limbs b)
 {
+    EA_UNROLL
     for (int i = 0; i < POLY_LIMBS; i++)
         a.l[i] = (a.l[i] & mask) | (b.l[i] & ~mask);
     return a;
@@ -47,6 +49,7 @@ static __attribute__((noinline)) void poly_messages(const struct ea_tag_job *job
     const uint8_t *text[POLY_LANES];
     union poly_words low, high, mask;
     uint32_t blocks[POLY_LANES];
+    EA_UNROLL
     for (unsigned i = 0; i < POLY_LANES; i++) {
         const struct ea_tag_job *job = &jobs[i < n ? i : 0];
         text[i] = job->text;
@@ -60,10 +63,12 @@ static __attribute__((noinline)) void poly_messages(const struct ea_tag_job *job
     for (; step + POLY_LANES / 2 <= common; step += POLY_LANES / 2) {
         POLY_VECTOR column[POLY_LANES];
         POLY_COLUMNS(column, text, (size_t)step * 16);
+        EA_UNROLL
         for (int j = 0; j < POLY_LANES; j += 2)
             h = poly_multiply(poly_add(h, poly_split(column[j], column[j + 1], bit)), &r);
     }
     for (; step < blocks[0]; step++) {
+        EA_UNROLL
         for (unsigned i = 0; i < POLY_LANES; i++) {
             low.word[i] = high.word[i] = mask.word[i] = 0;
             if (step < blocks[i]) {
@@ -74,14 +79,17 @@ static __attribute__((noinline)) void poly_messages(const struct ea_tag_job *job
         struct poly_limbs next = poly_multiply(poly_add(h, poly_split(low.vector, high.vector, bit)), &r);
         h = poly_select(mask.vector, next, h); /* a lane whose message has ended stays as it is */
     }
+    EA_UNROLL
     for (unsigned i = 0; i < POLY_LANES; i++)
         high.word[i] = jobs[i < n ? i : 0].bytes;
     h = poly_multiply(poly_add(h, poly_split(none, high.vector, bit)), &r);
     union poly_words out[POLY_LIMBS];
+    EA_UNROLL
     for (int limb = 0; limb < POLY_LIMBS; limb++)
         out[limb].vector = h.l[limb];
     for (unsigned i = 0; i < n; i++) {
         uint64_t limbs[POLY_LIMBS];
+        EA_UNROLL
         for (int limb = 0; limb < POLY_LIMBS; limb++)
             limbs[limb] = out[limb].word[i];
         POLY_TAG(limbs, jobs[i].key + 16, jobs[i].tag);
@@ -94,6 +102,7 @@ static struct poly_limbs poly_edge(const struct ea_tag_job *job, uint32_t first,
     static const uint8_t order[POLY_LANES] = POLY_ORDER;
     uint32_t blocks = (job->bytes + 15) / 16;
     union poly_words low, high, bit;
+    EA_UNROLL
     for (unsigned i = 0; i < POLY_LANES; i++) {
         uint32_t at = first + order[i];
         low.word[i] = high.word[i] = bit.word[i] = 0;
@@ -114,16 +123,22 @@ static __attribute__((noinline)) void poly_alone(const struct ea_tag_job *job)
     static const uint8_t order[POLY_LANES] = POLY_ORDER;
     const POLY_VECTOR none = {0}, bit = none + POLY_BIT;
     POLY_VECTOR low = none + (ea_load64(job->key) & EA_CLAMP_LOW), high = none + (ea_load64(job->key + 8) & EA_CLAMP_HIGH);
-    struct poly_limbs power = poly_split(low, high, none), last = power;
-    struct poly_times r = poly_times(power);
+    struct poly_limbs power[POLY_LANES + 1], last; /* power[e] = r^e; last: lane i has r^(POLY_LANES - order[i]) */
+    struct poly_times by = {0};
     union poly_words mask;
-    for (unsigned e = 2; e <= POLY_LANES; e++) { /* power: r^e; last: lane i has r^(POLY_LANES - order[i]) */
-        power = poly_multiply(power, &r);
+    power[1] = last = poly_split(low, high, none);
+    EA_UNROLL
+    for (unsigned e = 2; e <= POLY_LANES; e++) {
+        unsigned half = e > 4 ? 4 : e > 2 ? 2 : 1; /* few have to wait for another */
+        if (e == half + 1)
+            by = poly_times(power[half]);
+        power[e] = poly_multiply(power[e - half], &by);
+        EA_UNROLL
         for (unsigned i = 0; i < POLY_LANES; i++)
             mask.word[i] = e + order[i] == POLY_LANES ? UINT64_MAX : 0;
-        last = poly_select(mask.vector, power, last);
+        last = poly_select(mask.vector, power[e], last);
     }
-    struct poly_times many = poly_times(power), each = poly_times(last);
+    struct poly_times many = poly_times(power[POLY_LANES]), each = poly_times(last);
     uint32_t total = (job->bytes + 15) / 16 + 1, lead = (POLY_LANES - total % POLY_LANES) % POLY_LANES;
     uint32_t end = total + lead - POLY_LANES;
     struct poly_limbs h = poly_edge(job, 0, lead);
@@ -137,8 +152,10 @@ static __attribute__((noinline)) void poly_alone(const struct ea_tag_job *job)
         h = poly_add(poly_multiply(h, &many), poly_edge(job, end, lead));
     h = poly_multiply(h, &each);
     uint64_t limbs[POLY_LIMBS] = {0};
+    EA_UNROLL
     for (int limb = 0; limb < POLY_LIMBS; limb++) {
         union poly_words out = {.vector = h.l[limb]};
+        EA_UNROLL
         for (unsigned i = 0; i < POLY_LANES; i++)
             limbs[limb] += out.word[i];
     }

@@ -25,6 +25,7 @@ EA_INLINE struct poly_limbs poly_split(POLY_VECTOR low, POLY_VECTOR high, POLY_V
 EA_INLINE struct poly_times poly_times(struct poly_limbs r)
 {
     struct poly_times times;
+    EA_UNROLL
     for (int i = 0; i < 5; i++) {
         times.r[i] = r.l[i];
         times.s[i] = r.l[i] + (r.l[i] << 2);
@@ -35,8 +36,10 @@ EA_INLINE struct poly_times poly_times(struct poly_limbs r)
 EA_INLINE struct poly_limbs poly_multiply(struct poly_limbs h, const struct poly_times *by)
 {
     POLY_VECTOR d[5];
+    EA_UNROLL
     for (int i = 0; i < 5; i++) {
         d[i] = POLY_MULTIPLY(h.l[0], by->r[i]);
+        EA_UNROLL
         for (int j = 1; j < 5; j++)
             d[i] += POLY_MULTIPLY(h.l[j], j <= i ? by->r[i - j] : by->s[5 + i - j]);
     }

@@ -26,6 +26,7 @@ EA_INLINE struct poly_limbs poly_split(POLY_VECTOR low, POLY_VECTOR high, POLY_V
 EA_INLINE struct poly_times poly_times(struct poly_limbs r)
 {
     struct poly_times times;
+    EA_UNROLL
     for (int i = 0; i < 3; i++) {
         times.r[i] = r.l[i];
         times.s[i] = (r.l[i] << 2) + (r.l[i] << 4);
@@ -37,9 +38,11 @@ EA_INLINE struct poly_limbs poly_multiply(struct poly_limbs h, const struct poly
 {
     const POLY_VECTOR none = {0};
     POLY_VECTOR low[3], high[3], carry;
+    EA_UNROLL
     for (int i = 0; i < 3; i++) {
         low[i] = POLY_LOW(none, h.l[0], by->r[i]);
         high[i] = POLY_HIGH(none, h.l[0], by->r[i]);
+        EA_UNROLL
         for (int j = 1; j < 3; j++) {
             POLY_VECTOR factor = j <= i ? by->r[i - j] : by->s[3 + i - j];
             low[i] = POLY_LOW(low[i], h.l[j], factor);
