@@ -28,6 +28,7 @@ examples:
   edgeagent status                      what this device is doing
   edgeagent ping gw-2                   is it there, how far, by which path
   edgeagent netcheck                    what this device's network lets through
+  edgeagent doctor                      what of this device is right, and what to do about the rest
   edgeagent peers --json | jq .         the same as data
 
 exit status: 0 ok, 1 failed, 2 usage, 3 not running, 4 refused by the hub, 5 timed out
@@ -192,6 +193,15 @@ def _parser() -> argparse.ArgumentParser:
         help=f"seconds for all of it ({CHECK_TIMEOUT_S:.0f})",
     )
     as_json(check)
+    as_json(
+        verb(
+            "doctor",
+            _doctor,
+            "what of this device is right and what is not, what that means, and what to do about it",
+            epilog="Needs neither a running agent nor root, and says what it could not look at. Exit status 0: nothing "
+            "failed; a warning is no failure.",
+        )
+    )
     as_json(verb("version", _version, "version of this command and of the running agent"))
     run = verb(
         "run",
@@ -339,6 +349,12 @@ def _netcheck(options: argparse.Namespace) -> int:
         raise CommandError(_EXIT_OF_CODE.get(error.code, FAILED), str(error)) from None
     except OSError as error:
         raise CommandError(FAILED, f"netcheck: {error.strerror or error}.") from None
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from edgeagent.doctor import doctor
+
+    return OK if doctor(_settings(options), as_json=options.json) else FAILED
 
 
 def _version(options: argparse.Namespace) -> int:

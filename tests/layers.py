@@ -87,6 +87,7 @@ RULES = (
 # What several shells stand on: imports nothing of ours but the ground, and is a shell to nobody.
 SHELL_HELPERS = frozenset(
     (
+        "edgeagent.engine.fast.library",
         "edgeagent.engine.offload",
         "edgeagent.io.pahoclient",
         "edgeagent.io.pinnedtls",

@@ -32,6 +32,7 @@ _FLAGS_AT, _CSUM_AT, _UDP_CSUM_AT = 13, 16, 6  # offsets in the transport header
 _IP_MAX = 65_535
 _DF = 0x40
 _UDP_SEGMENTS_MAX = 64  # UDP_MAX_SEGMENTS of Linux before 6.9
+_RUN_MAX = 1023  # packets: with the first one's header apart, they are as many buffers as a writev takes
 _FOLD_MIN = 256  # bytes; below it the folds cost more than the division that they shorten
 
 _U16 = Struct(">H")
@@ -44,7 +45,7 @@ _TCP_FRONT = Struct(">4sI8sH")  # ports, seq, ack…window, checksum; urgent poi
 
 def split(frame: bytes) -> list[bytes] | None:
     """The IP packets, checksums complete, of one frame read from the TUN; None where its header lies."""
-    if len(frame) < VNET_HEADER_SIZE:
+    if not VNET_HEADER_SIZE <= len(frame) <= FRAME_MAX:
         return None
     flags, kind, _, size, start, offset = _VNET.unpack_from(frame)
     if kind == _GSO_NONE:
@@ -57,8 +58,6 @@ def split(frame: bytes) -> list[bytes] | None:
     header_size = 8 if kind == _GSO_UDP_L4 else (frame[transport + 12] >> 4) * 4
     body = transport + header_size
     if header_size < 20 - 12 * (kind == _GSO_UDP_L4) or body >= len(frame) or len(frame) - body > size * SEGMENTS_MAX:
-        return None
-    if len(frame) - VNET_HEADER_SIZE > _IP_MAX:
         return None
     payloads = [frame[at : at + size] for at in range(body, len(frame), size)]
     if kind == _GSO_UDP_L4:
@@ -85,8 +84,10 @@ def _headers_agree(frame: bytes, kind: int, start: int, offset: int) -> bool:
     ip = VNET_HEADER_SIZE
     if kind == _GSO_UDP_L4:
         protocol, transport_min, csum_at = _UDP, 8, _UDP_CSUM_AT
-    else:
+    elif kind in (_GSO_TCPV4, _GSO_TCPV6):
         protocol, transport_min, csum_at = _TCP, 20, _CSUM_AT
+    else:
+        return False
     if start < 20 or offset != csum_at or len(frame) < ip + start + transport_min:
         return False
     if frame[ip] >> 4 == 4 and kind != _GSO_TCPV6:
@@ -226,9 +227,9 @@ def coalesce(packets: Sequence[bytes], *, udp: bool, verify: bool) -> list[list[
     latest: dict[bytes, _Run] = {}  # of each flow; an earlier run must not grow, or packets would overtake
     from_bytes = int.from_bytes
     for packet in packets:
-        if packet[0] == 0x45 and len(packet) >= 28:
+        if len(packet) >= 28 and packet[0] == 0x45:
             ip_size, protocol, flow = 20, packet[9], packet[12:24]
-        elif packet[0] >> 4 == 6 and len(packet) >= 48:
+        elif len(packet) >= 48 and packet[0] >> 4 == 6:
             ip_size, protocol, flow = 40, packet[6], packet[8:44]
         else:
             runs.append(_Run(packet, 0, 0, 0, 0))
@@ -263,8 +264,7 @@ def coalesce(packets: Sequence[bytes], *, udp: bool, verify: bool) -> list[list[
             continue
         run = _Run(packet, ip_size, header_size, header, (seq + size) & 0xFFFFFFFF if protocol == _TCP else 0)
         run.open = size > 0 and _may_begin(packet, ip_size, protocol)
-        if protocol == _UDP:
-            run.room = min(run.room, (_UDP_SEGMENTS_MAX - 1) * size)
+        run.room = min(run.room, ((_UDP_SEGMENTS_MAX if protocol == _UDP else _RUN_MAX) - 1) * size)
         latest[flow] = run
         runs.append(run)
     frames: list[list[bytes]] = []

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import struct
 from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeagent.engine.offload import FRAME_MAX, SEGMENTS_MAX, VNET_HEADER_SIZE, coalesce, split
+from edgeagent.engine import offload as pure
+from edgeagent.engine.offload import FRAME_MAX, SEGMENTS_MAX, VNET_HEADER_SIZE
+from tests.engine.fast import library as fast
 from tests.engine.packets import (
     ACK,
     CWR,
@@ -26,6 +29,9 @@ from tests.engine.packets import (
     vnet,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 PLAIN = bytes(VNET_HEADER_SIZE)
 TIMESTAMPS = bytes.fromhex("0101080a0000000100000002")
 
@@ -34,8 +40,24 @@ def joined(frames: list[list[bytes]]) -> list[bytes]:
     return [b"".join(frame) for frame in frames]
 
 
-def wire(frame: bytes) -> list[bytes]:
-    packets = split(frame)
+class Offload(Protocol):
+    """One of the twins."""
+
+    def split(self, frame: bytes) -> list[bytes] | None: ...
+
+    def coalesce(self, packets: Sequence[bytes], *, udp: bool, verify: bool) -> list[list[bytes]]: ...
+
+
+@pytest.fixture(scope="module", params=["pure", "fast"])
+def twin(request: pytest.FixtureRequest) -> Offload:
+    if request.param == "pure":
+        return pure
+    fast.library()
+    return fast
+
+
+def wire(twin: Offload, frame: bytes) -> list[bytes]:
+    packets = twin.split(frame)
     assert packets is not None
     return packets
 
@@ -60,8 +82,10 @@ segments = st.builds(
 
 class TestSplit:
     @given(segments, st.integers(16, 1500))
-    def test_segments_are_whole_packets_that_carry_the_payload(self, segment: Segment, gso_size: int) -> None:
-        packets = wire(segment.super_frame(gso_size, ecn=bool(segment.flags & CWR)))
+    def test_segments_are_whole_packets_that_carry_the_payload(
+        self, twin: Offload, segment: Segment, gso_size: int
+    ) -> None:
+        packets = wire(twin, segment.super_frame(gso_size, ecn=bool(segment.flags & CWR)))
         parsed = [parse(packet) for packet in packets]
         assert b"".join(p.payload for p in parsed) == segment.payload
         assert all(len(p.payload) == gso_size for p in parsed[:-1])
@@ -71,8 +95,8 @@ class TestSplit:
             assert ids == [(segment.identification + i) & 0xFFFF for i in range(len(parsed))]
 
     @given(segments.map(lambda s: replace(s, udp=False)), st.integers(16, 1500))
-    def test_tcp_numbers_and_flags(self, segment: Segment, gso_size: int) -> None:
-        parsed = [parse(packet) for packet in wire(segment.super_frame(gso_size))]
+    def test_tcp_numbers_and_flags(self, twin: Offload, segment: Segment, gso_size: int) -> None:
+        parsed = [parse(packet) for packet in wire(twin, segment.super_frame(gso_size))]
         assert [p.seq for p in parsed] == [(segment.seq + i * gso_size) & 0xFFFFFFFF for i in range(len(parsed))]
         for i, p in enumerate(parsed):
             expected = segment.flags
@@ -86,37 +110,37 @@ class TestSplit:
             assert p.transport[14:16] == segment.window.to_bytes(2, "big")
 
     @given(segments)
-    def test_a_partial_checksum_is_finished(self, segment: Segment) -> None:
+    def test_a_partial_checksum_is_finished(self, twin: Offload, segment: Segment) -> None:
         frame = segment.super_frame(0)
         start, offset = struct.unpack_from("=6xHH", frame)
         plain = vnet(NEEDS_CSUM, 0, 0, 0, start, offset) + frame[VNET_HEADER_SIZE:]
-        assert wire(plain) == [segment.packet()]
+        assert wire(twin, plain) == [segment.packet()]
 
-    def test_a_udp_checksum_is_never_sent_as_zero(self) -> None:
+    def test_a_udp_checksum_is_never_sent_as_zero(self, twin: Offload) -> None:
         base = Segment(b"\0\0", udp=True)
         filler = int.from_bytes(base.packet()[26:28], "big")
         zero = replace(base, payload=filler.to_bytes(2, "big"))
         assert zero.packet()[26:28] == b"\xff\xff"
-        assert wire(zero.super_frame(1000)) == [zero.packet()]
+        assert wire(twin, zero.super_frame(1000)) == [zero.packet()]
 
-    def test_what_needs_nothing_is_passed_on(self) -> None:
+    def test_what_needs_nothing_is_passed_on(self, twin: Offload) -> None:
         packet = Segment(b"x", bad_checksum=True).packet()
-        assert split(PLAIN + packet) == [packet]
+        assert twin.split(PLAIN + packet) == [packet]
 
-    def test_extension_headers_are_repeated(self) -> None:
+    def test_extension_headers_are_repeated(self, twin: Offload) -> None:
         hop_by_hop = bytes((6, 0, 1, 4, 0, 0, 0, 0))
         segment = Segment(bytes(range(200)) * 10, version=6, extension=hop_by_hop)
-        packets = wire(segment.super_frame(900))
+        packets = wire(twin, segment.super_frame(900))
         assert [packet[40:48] for packet in packets] == [hop_by_hop] * 3
         assert all(checksum_holds(packet) for packet in packets)
 
-    def test_the_longest_frame(self) -> None:
+    def test_the_longest_frame(self, twin: Offload) -> None:
         segment = Segment(bytes(65_535 - 40))
         frame = segment.super_frame(1368)
         assert len(frame) == FRAME_MAX
-        assert sum(len(parse(packet).payload) for packet in wire(frame)) == 65_535 - 40
+        assert sum(len(parse(packet).payload) for packet in wire(twin, frame)) == 65_535 - 40
 
-    def test_headers_that_lie(self) -> None:
+    def test_headers_that_lie(self, twin: Offload) -> None:
         tcp, tcp6 = Segment(bytes(3000)), Segment(bytes(3000), version=6)
         packet, packet6 = tcp.super_frame(1000)[VNET_HEADER_SIZE:], tcp6.super_frame(1000)[VNET_HEADER_SIZE:]
         datagram = Segment(bytes(3000), udp=True).super_frame(1000)[VNET_HEADER_SIZE:]
@@ -144,51 +168,51 @@ class TestSplit:
             (vnet(NEEDS_CSUM, 0, 0, 0, 0, 16), packet[:100]),  # checksum in the IP header
             (b"", PLAIN[:9]),
         ]:
-            assert split(header + lie) is None
+            assert twin.split(header + lie) is None
         assert SEGMENTS_MAX < 3000
 
     @given(st.binary(max_size=200), segments, st.integers(0, 0xFFFF), st.data())
     def test_any_bytes_make_packets_or_nothing(
-        self, noise: bytes, segment: Segment, gso_size: int, data: st.DataObject
+        self, twin: Offload, noise: bytes, segment: Segment, gso_size: int, data: st.DataObject
     ) -> None:
         frame = bytearray(segment.super_frame(gso_size))
         for _ in range(data.draw(st.integers(0, 4))):
             frame[data.draw(st.integers(0, min(len(frame) - 1, 80)))] = data.draw(st.integers(0, 255))
         for candidate in (noise, bytes(frame), bytes(frame[: data.draw(st.integers(0, len(frame)))])):
-            packets = split(candidate)
+            packets = twin.split(candidate)
             assert packets is None or len(packets) <= SEGMENTS_MAX
 
 
 class TestCoalesce:
     @given(segments, st.integers(16, 700), st.booleans())
-    def test_split_undoes_coalesce(self, segment: Segment, size: int, verify: bool) -> None:
+    def test_split_undoes_coalesce(self, twin: Offload, segment: Segment, size: int, verify: bool) -> None:
         segment = replace(segment, flags=ACK)
-        packets = wire(segment.super_frame(size))
-        frames = joined(coalesce(packets, udp=True, verify=verify))
-        expanded = [packet for frame in frames for packet in expand(frame)]
+        packets = wire(twin, segment.super_frame(size))
+        frames = joined(twin.coalesce(packets, udp=True, verify=verify))
+        expanded = [packet for frame in frames for packet in expand(twin, frame)]
         assert expanded == packets
         if segment.df and not (segment.udp and len(packets) > 64):
             assert len(frames) == 1
 
     @given(st.data())
-    def test_flows_keep_their_order_and_their_bytes(self, data: st.DataObject) -> None:
+    def test_flows_keep_their_order_and_their_bytes(self, twin: Offload, data: st.DataObject) -> None:
         """The slow twin of coalescing is to write every packet alone."""
         packets = data.draw(mixed_flows())
         for verify in (False, True):
-            frames = joined(coalesce(packets, udp=data.draw(st.booleans()), verify=verify))
-            expanded = [packet for frame in frames for packet in expand(frame)]
+            frames = joined(twin.coalesce(packets, udp=data.draw(st.booleans()), verify=verify))
+            expanded = [packet for frame in frames for packet in expand(twin, frame)]
             assert by_flow(expanded) == by_flow(packets)
 
     @pytest.mark.parametrize("version", [4, 6])
     @pytest.mark.parametrize("verify", [False, True])
-    def test_a_stream_becomes_one_frame(self, version: int, verify: bool) -> None:
+    def test_a_stream_becomes_one_frame(self, twin: Offload, version: int, verify: bool) -> None:
         data = bytes(range(256)) * 20
         first = Segment(b"", version=version, options=TIMESTAMPS, seq=0xFFFFFF00)
         packets = stream(first, [1000] * 5 + [120], data)
         packets[-1] = replace(
             first, payload=data[5000:5120], seq=5000 - 0x100, flags=ACK | PSH, identification=12
         ).packet()
-        (frame,) = joined(coalesce(packets, udp=False, verify=verify))
+        (frame,) = joined(twin.coalesce(packets, udp=False, verify=verify))
         flags, kind, header_size, gso_size, start, offset = struct.unpack_from("=BBHHHH", frame)
         ip_size = 20 if version == 4 else 40
         assert (kind, header_size, gso_size) == (TCPV4 if version == 4 else TCPV6, ip_size + 32, 1000)
@@ -223,71 +247,74 @@ class TestCoalesce:
         ],
         ids=str,
     )
-    def test_what_does_not_merge(self, second: dict[str, object]) -> None:
+    def test_what_does_not_merge(self, twin: Offload, second: dict[str, object]) -> None:
         first = Segment(b"x" * 1000, seq=1000, options=TIMESTAMPS)
         follower = replace(replace(first, payload=b"y" * 1000, seq=2000, identification=8), **second)  # type: ignore[arg-type]
         packets = [first.packet(), follower.packet()]
-        assert joined(coalesce(packets, udp=True, verify=False)) == [PLAIN + packet for packet in packets]
+        assert joined(twin.coalesce(packets, udp=True, verify=False)) == [PLAIN + packet for packet in packets]
 
-    def test_nothing_follows_a_push_or_a_short_segment(self) -> None:
+    def test_nothing_follows_a_push_or_a_short_segment(self, twin: Offload) -> None:
         first = Segment(b"x" * 100)
         pushed = [replace(first, flags=ACK | PSH), replace(first, seq=1100)]
         short = [first, replace(first, seq=1100, payload=b"x" * 99), replace(first, seq=1199, payload=b"x" * 99)]
-        assert len(coalesce([s.packet() for s in pushed], udp=False, verify=False)) == 2
-        assert len(coalesce([s.packet() for s in short], udp=False, verify=False)) == 2
+        assert len(twin.coalesce([s.packet() for s in pushed], udp=False, verify=False)) == 2
+        assert len(twin.coalesce([s.packet() for s in short], udp=False, verify=False)) == 2
 
-    def test_packets_without_df_do_not_merge(self) -> None:
+    def test_packets_without_df_do_not_merge(self, twin: Offload) -> None:
         packets = stream(Segment(b"", df=False), [100] * 3, bytes(300))
-        assert len(coalesce(packets, udp=False, verify=True)) == 3
+        assert len(twin.coalesce(packets, udp=False, verify=True)) == 3
 
-    def test_a_packet_with_a_wrong_ip_checksum_starts_nothing(self) -> None:
+    def test_a_packet_with_a_wrong_ip_checksum_starts_nothing(self, twin: Offload) -> None:
         first, second = stream(Segment(b""), [100, 100], bytes(200))
         first = first[:10] + bytes((first[10] ^ 1,)) + first[11:]
-        assert joined(coalesce([first, second], udp=False, verify=False)) == [PLAIN + first, PLAIN + second]
+        assert joined(twin.coalesce([first, second], udp=False, verify=False)) == [PLAIN + first, PLAIN + second]
 
-    def test_a_wrong_checksum_stays_wrong(self) -> None:
+    def test_a_wrong_checksum_stays_wrong(self, twin: Offload) -> None:
         packets = stream(Segment(b""), [100] * 3, bytes(range(100)) * 3)
         bad = bytearray(packets[1])
         bad[-1] ^= 1
         packets[1] = bytes(bad)
-        assert joined(coalesce(packets, udp=False, verify=True)) == [PLAIN + packet for packet in packets]
-        (frame,) = joined(coalesce(packets, udp=False, verify=False))
+        assert joined(twin.coalesce(packets, udp=False, verify=True)) == [PLAIN + packet for packet in packets]
+        (frame,) = joined(twin.coalesce(packets, udp=False, verify=False))
         assert not checksum_holds(frame[VNET_HEADER_SIZE:])
 
-    def test_udp_only_where_the_tun_takes_it(self) -> None:
+    def test_udp_only_where_the_tun_takes_it(self, twin: Offload) -> None:
         packets = stream(Segment(b"", udp=True), [200] * 3 + [10], bytes(610))
-        assert len(coalesce(packets, udp=False, verify=False)) == 4
-        (frame,) = joined(coalesce(packets, udp=True, verify=False))
+        assert len(twin.coalesce(packets, udp=False, verify=False)) == 4
+        (frame,) = joined(twin.coalesce(packets, udp=True, verify=False))
         assert frame[:2] == bytes((NEEDS_CSUM, UDP_L4))
-        assert expand(frame) == packets
+        assert expand(twin, frame) == packets
 
-    def test_udp_frames_have_at_most_64_segments(self) -> None:
+    def test_udp_frames_have_at_most_64_segments(self, twin: Offload) -> None:
         packets = stream(Segment(b"", udp=True), [10] * 100, bytes(1000))
-        assert [len(expand(frame)) for frame in joined(coalesce(packets, udp=True, verify=False))] == [64, 36]
+        assert [len(expand(twin, frame)) for frame in joined(twin.coalesce(packets, udp=True, verify=False))] == [
+            64,
+            36,
+        ]
 
-    def test_udp_without_a_checksum_stays_without(self) -> None:
+    def test_udp_without_a_checksum_stays_without(self, twin: Offload) -> None:
         packet = Segment(b"x" * 100, udp=True).packet()
         packet = packet[:26] + b"\0\0" + packet[28:]
-        assert joined(coalesce([packet, packet], udp=True, verify=True)) == [PLAIN + packet] * 2
+        assert joined(twin.coalesce([packet, packet], udp=True, verify=True)) == [PLAIN + packet] * 2
 
-    def test_a_frame_is_no_longer_than_ip_allows(self) -> None:
+    def test_a_frame_is_no_longer_than_ip_allows(self, twin: Offload) -> None:
         for version in (4, 6):
             packets = stream(Segment(b"", version=version), [1400] * 60, bytes(84_000))
-            frames = joined(coalesce(packets, udp=False, verify=False))
+            frames = joined(twin.coalesce(packets, udp=False, verify=False))
             assert len(frames) == 2
             assert all(len(frame) <= FRAME_MAX for frame in frames)
 
     @given(st.lists(st.binary(min_size=20, max_size=120).map(lambda p: bytes((0x45,)) + p[1:]), max_size=6))
-    def test_any_packets_pass(self, packets: list[bytes]) -> None:
+    def test_any_packets_pass(self, twin: Offload, packets: list[bytes]) -> None:
         padded = [packet.ljust(20, b"\0") for packet in packets]
         six = [b"\x60" + packet[1:].ljust(64, b"\1") for packet in packets]
         for verify in (False, True):
-            assert sum(len(expand(f)) for f in joined(coalesce(padded + six, udp=True, verify=verify))) == 2 * len(
-                packets
-            )
+            assert sum(
+                len(expand(twin, f)) for f in joined(twin.coalesce(padded + six, udp=True, verify=verify))
+            ) == 2 * len(packets)
 
 
-def expand(frame: bytes) -> list[bytes]:
+def expand(twin: Offload, frame: bytes) -> list[bytes]:
     """What the kernel makes of a frame, the slow way."""
     flags, kind, header_size, gso_size, _, _ = struct.unpack_from("=BBHHHH", frame)
     packet = frame[VNET_HEADER_SIZE:]
@@ -296,7 +323,7 @@ def expand(frame: bytes) -> list[bytes]:
     if not flags & NEEDS_CSUM:  # complete: as good as partial, for a reader who does not check it
         ip_size = 20 if packet[0] >> 4 == 4 else 40
         frame = vnet(NEEDS_CSUM, kind, header_size, gso_size, ip_size, 16) + packet
-    return wire(frame)
+    return wire(twin, frame)
 
 
 def by_flow(packets: list[bytes]) -> dict[bytes, list[bytes]]:
