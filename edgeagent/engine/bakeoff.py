@@ -136,12 +136,12 @@ def measure(library: str, names: tuple[str, ...] = MEASURED, cell_ms: int = CELL
     left = list(names)
     while left:
         words, end = _run(library, cell_ms, left, deadline)
-        tried = ""
+        tried = ""  # and not done
         for word, *rest in words:
             _note(rows, word, rest)
-            tried = rest[0] if word == "try" and rest else tried
+            tried = rest[0] if word == "try" and rest else "" if word in ("not", "done") else tried
         left = [name for name in left if name not in rows]
-        if end and tried in rows and not _complete(rows[tried]):
+        if end and tried in rows:
             rows[tried] = Row(tried, rows[tried].version, end)
         elif end and not words:
             break  # it is not the providers
@@ -151,7 +151,7 @@ def measure(library: str, names: tuple[str, ...] = MEASURED, cell_ms: int = CELL
 
 
 def _complete(row: Row) -> bool:
-    return len(row.ps) == len(SIZES) * len(BATCHES) or (bool(row.why) and not row.ps)
+    return len(row.ps) == len(SIZES) * len(BATCHES)
 
 
 def _note(rows: dict[str, Row], word: str, rest: list[str]) -> None:
@@ -164,6 +164,8 @@ def _note(rows: dict[str, Row], word: str, rest: list[str]) -> None:
         rows[rest[0]].version = rest[1]
     elif word == "cell" and len(rest) == 4 and rest[0] in rows and all(each.isdecimal() for each in rest[1:]):
         rows[rest[0]].ps[int(rest[1]), int(rest[2])] = int(rest[3])
+    elif word == "done" and len(rest) == 1 and rest[0] in rows and not _complete(rows[rest[0]]):
+        rows[rest[0]] = Row(rest[0], rows[rest[0]].version, "it could not be measured")
 
 
 def _run(library: str, cell_ms: int, names: list[str], deadline: float) -> tuple[list[list[str]], str]:

@@ -2,7 +2,8 @@
 one that dies takes nobody along: `bakeoffjob.py LIBRARY MILLISECONDS NAME …`.
 
 Imports nothing of ours. Says each thing when it is known, in lines of words between tabs: `try NAME`, then `not NAME
-WHY`, or `have NAME VERSION` and for each measurement `cell NAME BYTES BATCH PICOSECONDS`.
+WHY`, or `have NAME VERSION` and for each measurement `cell NAME BYTES BATCH PICOSECONDS`,
+and `done NAME`.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def main(path: str, milliseconds: int, names: list[str]) -> None:
             for batch in BATCHES:
                 _say("cell", name, str(size), str(batch), str(int(measure(aead, size, batch, milliseconds) * 1000)))
         free(aead)
+        _say("done", name)
 
 
 def _say(*words: str) -> None:

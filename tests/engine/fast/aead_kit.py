@@ -50,7 +50,7 @@ class Aeads:
             setattr(self, f"_{name}", function)
 
     def names(self) -> list[str]:
-        found = []
+        found: list[str] = []
         while name := self._library.ea_aead_provider(len(found)):
             found.append(name.decode())
         return found
