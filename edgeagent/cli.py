@@ -202,6 +202,15 @@ def _parser() -> argparse.ArgumentParser:
             "failed; a warning is no failure.",
         )
     )
+    crypto = verb(
+        "crypto",
+        _crypto,
+        "how fast each implementation of ChaCha20-Poly1305 is on this device, and which one the agent uses for what",
+        epilog="Measures when nothing is stored, or the kernel, the processor or a library is another than then. "
+        "EDGEAGENT_AEAD=NAME makes the agent use the one of that name.",
+    )
+    crypto.add_argument("--measure", action="store_true", help="measure again, for about half a second")
+    as_json(crypto)
     as_json(verb("version", _version, "version of this command and of the running agent"))
     run = verb(
         "run",
@@ -355,6 +364,16 @@ def _doctor(options: argparse.Namespace) -> int:
     from edgeagent.doctor import doctor
 
     return OK if doctor(_settings(options), as_json=options.json) else FAILED
+
+
+def _crypto(options: argparse.Namespace) -> int:
+    from edgeagent.aeads import AeadError, crypto
+
+    try:
+        crypto(_settings(options), as_json=options.json, anew=options.measure)
+    except AeadError as error:
+        raise CommandError(FAILED, f"crypto: {error}.") from None
+    return OK
 
 
 def _version(options: argparse.Namespace) -> int:

@@ -95,6 +95,27 @@ void ea_aead_open(struct ea_aead *aead, const uint8_t key[32], const uint64_t co
     aead->ops->open(aead->state, key, counter, text, bytes, n, ok);
 }
 
+const char *ea_aead_self_test(void)
+{
+    static const char *const names[] = {"portable", "lanes-128", "lanes-256", "lanes-512"};
+    static char why[160];
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        const struct ea_aead_ops *ops = i == 0 ? &ea_aead_portable : &ea_aead_lanes;
+        struct ea_aead aead = {.ops = ops, .name = names[i]};
+        char wrong[120];
+        aead.state = ops->start(names[i], aead.version, wrong, sizeof wrong);
+        if (aead.state == NULL)
+            continue; /* not on this CPU */
+        int result = ea_aead_known_answers(&aead, wrong, sizeof wrong);
+        ops->stop(aead.state);
+        if (result < 0) {
+            ea_aead_say(why, sizeof why, "%s: %s", names[i], wrong);
+            return why;
+        }
+    }
+    return NULL;
+}
+
 /* CPU time: what other threads take meanwhile is not the provider's. */
 static double now_ns(void)
 {

@@ -51,4 +51,7 @@ EA_API void ea_aead_open(struct ea_aead *aead, const uint8_t key[32], const uint
  * several rounds that take `milliseconds` together. A negative number when memory is short or an argument is out of range. */
 EA_API double ea_aead_measure(struct ea_aead *aead, uint32_t bytes, unsigned batch, unsigned milliseconds);
 
+/* The known-answer test of our own code, in each width that this CPU has, for ea_self_test. NULL, or what is wrong. */
+const char *ea_aead_self_test(void);
+
 #endif

@@ -123,18 +123,22 @@ static __attribute__((noinline)) void poly_alone(const struct ea_tag_job *job)
     static const uint8_t order[POLY_LANES] = POLY_ORDER;
     const POLY_VECTOR none = {0}, bit = none + POLY_BIT;
     POLY_VECTOR low = none + (ea_load64(job->key) & EA_CLAMP_LOW), high = none + (ea_load64(job->key + 8) & EA_CLAMP_HIGH);
-    struct poly_limbs power = poly_split(low, high, none), last = power;
-    struct poly_times r = poly_times(power);
+    struct poly_limbs power[POLY_LANES + 1], last; /* power[e] = r^e; last: lane i has r^(POLY_LANES - order[i]) */
+    struct poly_times by = {0};
     union poly_words mask;
+    power[1] = last = poly_split(low, high, none);
     EA_UNROLL
-    for (unsigned e = 2; e <= POLY_LANES; e++) { /* power: r^e; last: lane i has r^(POLY_LANES - order[i]) */
-        power = poly_multiply(power, &r);
+    for (unsigned e = 2; e <= POLY_LANES; e++) {
+        unsigned half = e > 4 ? 4 : e > 2 ? 2 : 1; /* few have to wait for another */
+        if (e == half + 1)
+            by = poly_times(power[half]);
+        power[e] = poly_multiply(power[e - half], &by);
         EA_UNROLL
         for (unsigned i = 0; i < POLY_LANES; i++)
             mask.word[i] = e + order[i] == POLY_LANES ? UINT64_MAX : 0;
-        last = poly_select(mask.vector, power, last);
+        last = poly_select(mask.vector, power[e], last);
     }
-    struct poly_times many = poly_times(power), each = poly_times(last);
+    struct poly_times many = poly_times(power[POLY_LANES]), each = poly_times(last);
     uint32_t total = (job->bytes + 15) / 16 + 1, lead = (POLY_LANES - total % POLY_LANES) % POLY_LANES;
     uint32_t end = total + lead - POLY_LANES;
     struct poly_limbs h = poly_edge(job, 0, lead);

@@ -2,6 +2,8 @@
  * each part says of itself. A part adds its own to `parts`. */
 #include "version.h"
 
+#include "aead.h"
+
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -95,6 +97,7 @@ static const struct {
     {"unaligned loads", test_unaligned_loads},
     {"atomics", test_atomics},
     {"clock", test_clock},
+    {"AEAD", ea_aead_self_test},
 };
 
 const char *ea_version(void) {
