@@ -88,7 +88,9 @@ def _status(now: float, agent: Agent, client: Client, request: dict[str, Any]) -
         status["interface"] = {"name": tunnel.tun.name, "mtu": context.settings.mtu, "port": tunnel.port}
         status["port_mapping"] = tunnel.describe_ports()
         for drops in (tunnel.engine.drops, tunnel.udp.drops):
-            status["drops"] |= {reason.value: count for reason, count in drops.items() if count}
+            for reason, count in drops.items():
+                if count:  # an engine and the machine that it drives may drop for the same reason
+                    status["drops"][reason.value] = status["drops"].get(reason.value, 0) + count
         status["peers"] = member.node.peers(now)
     if request.get("log") is True:
         status["log"] = context.ring.lines(LOG_LINES_SHOWN)

@@ -69,7 +69,7 @@ RULES = (
     Rule("edgeagent.proto", ("edgeagent.proto",), pure=True),
     Rule("edgeagent.crypto", GROUND),
     Rule("edgeagent.io", GROUND),
-    Rule("edgeagent.engine", GROUND),
+    Rule("edgeagent.engine", (*GROUND, "edgeagent.engine")),  # twins of one thing; sockets and TUN are handed to them
     Rule("edgeagent", ("edgeagent",)),
     Rule("hub.core", ("edgeagent.proto", "hub.core"), pure=True),
     Rule("hub.store", (*GROUND, "hub.core", "hub.store")),
@@ -87,8 +87,6 @@ RULES = (
 # What several shells stand on: imports nothing of ours but the ground, and is a shell to nobody.
 SHELL_HELPERS = frozenset(
     (
-        "edgeagent.engine.fast.library",
-        "edgeagent.engine.offload",
         "edgeagent.io.pahoclient",
         "edgeagent.io.pinnedtls",
         "edgeagent.io.proxy",

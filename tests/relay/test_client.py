@@ -103,14 +103,14 @@ def test_what_a_stream_carried_for_members_is_told_from_its_own() -> None:
     world = World()
     a, b = world.join(1, TLS), world.join(2, TLS)
     world.advance(600)  # probes of its own cross the relay meanwhile
-    assert [sum(a.client.carried.take(direction)) for direction in Direction] == [0, 0]
+    assert [sum(a.client.stream_carried.take(direction)) for direction in Direction] == [0, 0]
     data, keepalive = b"\4\0\0\0" + bytes(60), b"\4\0\0\0" + bytes(28)
     for packet in (data, keepalive, data):
         world.send(a, b, packet)
-    sent, received = a.client.carried.take(Direction.SENT), b.client.carried.take(Direction.RECEIVED)
+    sent, received = a.client.stream_carried.take(Direction.SENT), b.client.stream_carried.take(Direction.RECEIVED)
     assert sent == received
     assert (sent[Cause.PAYLOAD], sent[Cause.KEEPALIVE], sum(sent)) == (128, 32, 160)
-    assert sum(a.client.carried.take(Direction.SENT)) == sum(b.client.carried.take(Direction.SENT)) == 0
+    assert sum(a.client.stream_carried.take(Direction.SENT)) == sum(b.client.stream_carried.take(Direction.SENT)) == 0
 
 
 def test_a_moment_of_loss_costs_no_carrier() -> None:

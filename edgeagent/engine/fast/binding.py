@@ -6,16 +6,40 @@ import ctypes
 import errno
 import os
 from ctypes import POINTER, c_char_p, c_int, c_int32, c_size_t, c_uint, c_uint8, c_uint32, c_uint64, c_void_p
+from enum import Enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-DROPS = (
-    "vnet-header", "tun-refused", "malformed", "unknown-index", "key-expired", "authentication", "replayed",
-    "inner-malformed", "inner-ecn", "upcalls-full", "new-flows-full", "upcall-share", "new-flows-rate", "no-socket",
-    "send-blocked", "datagram-too-long", "no-route", "send-refused", "no-keypair", "record",
-)  # fmt: skip
+
+class PumpDrop(Enum):
+    """Why the C library dropped a frame, a packet or a datagram, in the order of fast.h; the value is its name in
+    `status`, where what the other parts drop for the same reason is added."""
+
+    VNET_HEADER = "vnet-header"  # the TUN's frame contradicts its own offload header
+    TUN_REFUSED = "tun-refused"  # the kernel would not take a frame: the interface is down
+    MALFORMED = "malformed"  # longer than a datagram can be, or from nowhere
+    UNKNOWN_INDEX = "unknown-index"  # transport data for a receiver index that is nobody's
+    KEY_EXPIRED = "key-expired"  # transport data under a key older than 180 s or used up
+    AUTHENTICATION = "authentication"  # transport data that does not decrypt
+    REPLAYED = "replayed"  # transport data with a counter seen before or behind the window (RFC 6479)
+    INNER_MALFORMED = "inner-malformed"  # a decrypted packet that is not IPv4 or IPv6, or whose length lies
+    INNER_ECN = "inner-ecn"  # congestion was marked outside, the packet inside cannot carry the mark (RFC 6040)
+    UPCALLS_FULL = "upcalls-full"  # handshakes and other datagrams came faster than Python takes them
+    NEW_FLOWS_FULL = "new-flows-full"  # packets of new flows came faster than Python takes them
+    UPCALL_SHARE = "upcall-share"  # one source had its share of what waits for Python
+    NEW_FLOWS_RATE = "new-flows-rate"  # more packets of new flows in a second than Python is asked about
+    NO_SOCKET = "no-socket"  # the port is closed, or the system lacks that IP version
+    SEND_BLOCKED = "send-blocked"  # the uplink is slower than the traffic
+    TOO_LONG = "datagram-too-long"  # longer than the path takes, and not to be fragmented
+    NO_ROUTE = "no-route"  # the kernel has no way to the endpoint
+    REFUSED = "send-refused"  # by a firewall or for want of memory
+    NO_KEYPAIR = "no-keypair"  # packets to be sealed under a keypair that is gone
+    RECORD = "record"  # what Python told the C library made no sense, or found no room
+
+
+DROPS = tuple(PumpDrop)
 PULL_BYTES = 1 << 18
 RING_NET, RING_TUN, RING_REPORT = range(3)
 

@@ -9,9 +9,8 @@ from selectors import EVENT_READ
 from typing import TYPE_CHECKING
 
 from edgeagent.engine.fast import records as r
-from edgeagent.engine.fast.binding import DROPS, RING_NET, RING_REPORT, RING_TUN, Pump, Socket
+from edgeagent.engine.fast.binding import DROPS, RING_NET, RING_REPORT, RING_TUN, Pump, PumpDrop, Socket
 from edgeagent.engine.offload import split
-from edgeagent.io.tun import TunGone
 from edgeagent.proto.causes import Direction
 from edgeagent.proto.endpoint import Endpoint, Transmit, UplinkEndpoint
 from edgeagent.proto.errors import DropReason
@@ -94,10 +93,11 @@ class FastEngine:
         self._meter = meter
 
     @property
-    def drops(self) -> dict[str, int]:
-        """What the pump dropped, by name; what the pure engine's machine would have counted is under the same name."""
-        counts = self.pump.figures().drops
-        return {name: int(counts[i]) for i, name in enumerate(DROPS)} | {"record": int(counts[-1]) + self._lost}
+    def drops(self) -> dict[PumpDrop, int]:
+        """What the pump dropped."""
+        drops = dict(zip(DROPS, map(int, self.pump.figures().drops), strict=True))
+        drops[PumpDrop.RECORD] += self._lost
+        return drops
 
     def bind(self, port: int) -> int:
         """(Re)open the UDP port, 0 for any, and return it. Raises OSError, and then the port is closed."""
@@ -145,7 +145,7 @@ class FastEngine:
             else:
                 self._more = True
         if self.pump.figures().tun_gone:
-            raise TunGone
+            self._tun.read()  # raises what says so
 
     def flush(self, now: float) -> None:
         """Tell the pump what the machine has decided, and hand on what it has for the TUN and for the UDP port."""
