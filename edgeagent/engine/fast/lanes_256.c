@@ -1,7 +1,7 @@
-/* Kernels for x86 with AVX2: 8 blocks of ChaCha20, 4 messages of Poly1305. */
+/* Kernels for x86-64 with AVX2: 8 blocks of ChaCha20, 4 messages of Poly1305. */
 #include "lanes.h"
 
-#if defined(__x86_64__) || defined(__i386__)
+#if defined(__x86_64__)
 
 #include <immintrin.h>
 

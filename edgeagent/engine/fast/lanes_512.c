@@ -1,7 +1,7 @@
-/* Kernels for x86 with AVX-512: 16 blocks of ChaCha20, 8 messages of Poly1305 by IFMA. */
+/* Kernels for x86-64 with AVX-512: 16 blocks of ChaCha20, 8 messages of Poly1305 by IFMA. */
 #include "lanes.h"
 
-#if defined(__x86_64__) || defined(__i386__)
+#if defined(__x86_64__)
 
 #include <immintrin.h>
 
