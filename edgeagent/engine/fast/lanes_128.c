@@ -17,6 +17,8 @@
 
 #include <tmmintrin.h>
 
+#include "lanes_cpu.h"
+
 EA_TARGET_BEGIN("ssse3")
 
 /* Rotations by whole bytes are one shuffle. */
@@ -42,7 +44,7 @@ static int has_ssse3; /* as `here` has found it, for all threads alike */
 
 static int here(void)
 {
-    __atomic_store_n(&has_ssse3, __builtin_cpu_supports("ssse3") != 0, __ATOMIC_RELAXED);
+    __atomic_store_n(&has_ssse3, (ea_cpu_features() & EA_CPU_SSSE3) != 0, __ATOMIC_RELAXED);
     return 1;
 }
 

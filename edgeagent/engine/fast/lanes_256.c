@@ -5,6 +5,7 @@
 
 #include <immintrin.h>
 
+#include "lanes_cpu.h"
 #include "poly1305.h"
 
 EA_TARGET_BEGIN("avx2")
@@ -86,7 +87,7 @@ EA_TARGET_END
 
 static int here(void)
 {
-    return __builtin_cpu_supports("avx2") != 0;
+    return (ea_cpu_features() & EA_CPU_AVX2) != 0;
 }
 
 #else

@@ -5,6 +5,7 @@
 
 #include <immintrin.h>
 
+#include "lanes_cpu.h"
 #include "poly1305.h"
 
 EA_TARGET_BEGIN("avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512ifma,bmi2")
@@ -120,9 +121,7 @@ EA_TARGET_END
 
 static int here(void)
 {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512ifma") && __builtin_cpu_supports("bmi2") &&
-           __builtin_cpu_supports("avx2");
+    return (ea_cpu_features() & EA_CPU_AVX512) != 0;
 }
 
 #else
