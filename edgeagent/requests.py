@@ -63,7 +63,7 @@ def _up(now: float, agent: Agent, client: Client, request: dict[str, Any]) -> No
 
 def _status(now: float, agent: Agent, client: Client, request: dict[str, Any]) -> None:
     """What this device is doing; `log` true adds the newest lines."""
-    context, link, member = agent.context, agent.link, agent.membership
+    context, link, member = agent.context, agent.link, _up_to_date(now, agent)
     status: dict[str, Any] = {
         "agent": {
             "state": agent.state,
@@ -98,7 +98,7 @@ def _status(now: float, agent: Agent, client: Client, request: dict[str, Any]) -
 
 
 def _peers(now: float, agent: Agent, client: Client, _request: dict[str, Any]) -> None:
-    if member := _member(agent, client):
+    if _member(agent, client) and (member := _up_to_date(now, agent)):
         client.answer(member.node.peers(now))
 
 
@@ -123,6 +123,7 @@ def _whois(now: float, agent: Agent, client: Client, request: dict[str, Any]) ->
 
 
 def _ledger(now: float, agent: Agent, client: Client, _request: dict[str, Any]) -> None:
+    _up_to_date(now, agent)
     client.answer(agent.context.accounts.describe(now))
 
 
@@ -152,6 +153,13 @@ _VERBS: dict[str, Callable[[float, Agent, Client, dict[str, Any]], None]] = {
     "down": _down,
     "version": _version,
 }
+
+
+def _up_to_date(now: float, agent: Agent) -> Membership | None:
+    """The membership, with all traffic up to now counted."""
+    if agent.membership is not None:
+        agent.membership.tunnel.engine.sync(now)
+    return agent.membership
 
 
 def _member(agent: Agent, client: Client) -> Membership | None:

@@ -29,7 +29,7 @@ struct ea_aead;
 EA_API const char *ea_aead_provider(unsigned number);
 
 /* A provider that has passed its known-answer test. NULL when it is not there or gives wrong answers: `why` (NUL-terminated,
- * cut at why_bytes, which is at least 1) says it in words. Takes a few milliseconds. */
+ * cut at why_bytes, which is at least 1) says it in words. Takes a few milliseconds. One thread at a time may call it. */
 EA_API struct ea_aead *ea_aead_new(const char *name, char *why, size_t why_bytes);
 EA_API void ea_aead_free(struct ea_aead *aead);
 

@@ -86,29 +86,29 @@ static struct keyed *keyed_for(struct af_alg *alg, const uint8_t key[32])
     return prepare(oldest, key) == 0 ? oldest : NULL;
 }
 
+/* A control message at `at`, and where the next one goes. Not by CMSG_NXTHDR, which warns where it is musl's. */
+static uint8_t *control_message(uint8_t *at, int type, const void *data, size_t bytes)
+{
+    struct cmsghdr header = {.cmsg_level = SOL_ALG, .cmsg_type = type};
+    header.cmsg_len = (__typeof__(header.cmsg_len))CMSG_LEN(bytes); /* size_t, and socklen_t to musl */
+    memcpy(at, &header, sizeof header);
+    memcpy(at + CMSG_LEN(0), data, bytes);
+    return at + CMSG_SPACE(bytes);
+}
+
 /* One message through the kernel into alg->out. 1, or 0: not done (an error of the system) or not authentic, which errno tells. */
 static int pass(struct af_alg *alg, int channel, uint32_t operation, uint64_t counter, uint8_t *text, uint32_t in, uint32_t out)
 {
-    union {
-        uint8_t bytes[CMSG_SPACE(4) + CMSG_SPACE(4) + CMSG_SPACE(4 + NONCE)];
-        struct cmsghdr aligned;
-    } control;
-    struct iovec vector = {.iov_base = text, .iov_len = in};
-    struct msghdr message = {.msg_iov = &vector, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control.bytes};
+    uint8_t control[CMSG_SPACE(4) + CMSG_SPACE(4) + CMSG_SPACE(4 + NONCE)] __attribute__((aligned(8))) = {0};
+    uint8_t nonce[4 + NONCE] = {0}; /* struct af_alg_iv: its length in the machine's order, then itself */
     const uint32_t associated = 0, nonce_bytes = NONCE;
-    uint8_t nonce[NONCE] = {0};
-    ea_store64(nonce + 4, counter);
-    memset(&control, 0, sizeof control);
-    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-    header->cmsg_level = SOL_ALG, header->cmsg_type = ALG_SET_OP, header->cmsg_len = CMSG_LEN(4);
-    memcpy(CMSG_DATA(header), &operation, 4);
-    header = CMSG_NXTHDR(&message, header);
-    header->cmsg_level = SOL_ALG, header->cmsg_type = SET_AEAD_ASSOCLEN, header->cmsg_len = CMSG_LEN(4);
-    memcpy(CMSG_DATA(header), &associated, 4);
-    header = CMSG_NXTHDR(&message, header);
-    header->cmsg_level = SOL_ALG, header->cmsg_type = ALG_SET_IV, header->cmsg_len = CMSG_LEN(4 + NONCE);
-    memcpy(CMSG_DATA(header), &nonce_bytes, 4);
-    memcpy(CMSG_DATA(header) + 4, nonce, NONCE);
+    memcpy(nonce, &nonce_bytes, 4);
+    ea_store64(nonce + 8, counter);
+    uint8_t *next = control_message(control, ALG_SET_OP, &operation, 4);
+    next = control_message(next, SET_AEAD_ASSOCLEN, &associated, 4);
+    control_message(next, ALG_SET_IV, nonce, sizeof nonce);
+    struct iovec vector = {.iov_base = text, .iov_len = in};
+    struct msghdr message = {.msg_iov = &vector, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
     errno = 0;
     if (sendmsg(channel, &message, 0) != (ssize_t)in)
         return 0;

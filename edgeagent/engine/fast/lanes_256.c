@@ -1,10 +1,11 @@
-/* Kernels for x86 with AVX2: 8 blocks of ChaCha20, 4 messages of Poly1305. */
+/* Kernels for x86-64 with AVX2: 8 blocks of ChaCha20, 4 messages of Poly1305. */
 #include "lanes.h"
 
-#if defined(__x86_64__) || defined(__i386__)
+#if defined(__x86_64__)
 
 #include <immintrin.h>
 
+#include "lanes_cpu.h"
 #include "poly1305.h"
 
 EA_TARGET_BEGIN("avx2")
@@ -86,7 +87,7 @@ EA_TARGET_END
 
 static int here(void)
 {
-    return __builtin_cpu_supports("avx2") != 0;
+    return (ea_cpu_features() & EA_CPU_AVX2) != 0;
 }
 
 #else

@@ -1,10 +1,11 @@
-/* Kernels for x86 with AVX-512: 16 blocks of ChaCha20, 8 messages of Poly1305 by IFMA. */
+/* Kernels for x86-64 with AVX-512: 16 blocks of ChaCha20, 8 messages of Poly1305 by IFMA. */
 #include "lanes.h"
 
-#if defined(__x86_64__) || defined(__i386__)
+#if defined(__x86_64__)
 
 #include <immintrin.h>
 
+#include "lanes_cpu.h"
 #include "poly1305.h"
 
 EA_TARGET_BEGIN("avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512ifma,bmi2")
@@ -120,9 +121,7 @@ EA_TARGET_END
 
 static int here(void)
 {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512ifma") && __builtin_cpu_supports("bmi2") &&
-           __builtin_cpu_supports("avx2");
+    return (ea_cpu_features() & EA_CPU_AVX512) != 0;
 }
 
 #else

@@ -151,21 +151,27 @@ static inline void ea_poly_finish(const struct ea_poly *poly, const uint8_t pad[
 }
 #endif
 
+/* What is left of a message when its first `done` bytes, a multiple of 16, have been taken in. */
+static inline void ea_poly_rest(struct ea_poly *poly, const uint8_t key[32], const uint8_t *text, uint32_t bytes, uint32_t done,
+                                uint8_t tag[16])
+{
+    for (; bytes - done >= 16; done += 16)
+        ea_poly_block(poly, ea_load64(text + done), ea_load64(text + done + 8));
+    if (done < bytes) {
+        uint8_t last[16] = {0};
+        memcpy(last, text + done, bytes - done);
+        ea_poly_block(poly, ea_load64(last), ea_load64(last + 8));
+    }
+    ea_poly_block(poly, 0, bytes);
+    ea_poly_finish(poly, key + 16, tag);
+}
+
 /* The tag of `bytes` of ciphertext under a one-time key: r ‖ pad. */
 static inline void ea_poly_message(const uint8_t key[32], const uint8_t *text, uint32_t bytes, uint8_t tag[16])
 {
     struct ea_poly poly;
     ea_poly_start(&poly, key);
-    uint32_t left = bytes;
-    for (; left >= 16; left -= 16, text += 16)
-        ea_poly_block(&poly, ea_load64(text), ea_load64(text + 8));
-    if (left) {
-        uint8_t last[16] = {0};
-        memcpy(last, text, left);
-        ea_poly_block(&poly, ea_load64(last), ea_load64(last + 8));
-    }
-    ea_poly_block(&poly, 0, bytes);
-    ea_poly_finish(&poly, key + 16, tag);
+    ea_poly_rest(&poly, key, text, bytes, 0, tag);
 }
 
 #endif

@@ -91,15 +91,16 @@ static void stop(void *state)
     (void)state;
 }
 
-static void seal_batch(void *state, const uint8_t key[32], uint64_t first, uint8_t *const text[], const uint32_t bytes[], unsigned n)
+static void seal_batch(void *state, const uint8_t key[32], uint64_t first, uint8_t *const text[], const uint32_t bytes[],
+                       unsigned n)
 {
     (void)state;
     for (unsigned i = 0; i < n; i++)
         ea_portable_seal_one(key, first + i, text[i], bytes[i]);
 }
 
-static void open_batch(void *state, const uint8_t key[32], const uint64_t counter[], uint8_t *const text[], const uint32_t bytes[],
-                 unsigned n, uint8_t ok[])
+static void open_batch(void *state, const uint8_t key[32], const uint64_t counter[], uint8_t *const text[],
+                       const uint32_t bytes[], unsigned n, uint8_t ok[])
 {
     (void)state;
     for (unsigned i = 0; i < n; i++)
