@@ -207,7 +207,7 @@ struct ea_report {
     int64_t first_data_received_at, last_data_received_at, last_received_at;
     uint64_t sent_bytes[EA_WAYS]; /* by way, as they are on the wire */
     uint32_t sent[EA_WAYS];       /* datagrams by way */
-    uint32_t sent_empty;
+    uint32_t sent_empty;          /* keepalives among those of the first way */
     uint32_t generation; /* how often the slot was made NEW or GONE: a report may be of the peer that had it before */
     struct ea_heard heard[EA_HEARD];
 };

@@ -111,7 +111,6 @@ static void note(struct ea_pump *p, struct ea_peer *peer) {
         if (bytes > report->largest) report->largest = bytes;
         empty += bytes == EA_HEADER + EA_TAG;
     }
-    report->sent_empty += empty;
     report->last_sent_at = p->now;
     if (empty < p->out.count) {
         if (report->first_data_sent_at == 0) report->first_data_sent_at = p->now;

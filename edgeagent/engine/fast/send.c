@@ -126,6 +126,7 @@ static void account(struct ea_pump *p, const struct ea_bundle *b, const struct e
     struct ea_report *report = ea_report_of(p, b->peer);
     for (unsigned i = first; i < first + count; i++) {
         report->sent_bytes[b->number] += b->size[i] - b->prefix + (way->kind == EA_WAY_RELAY ? EA_RELAY_HEAD : 0U);
+        if (b->number == 0 && b->size[i] - b->prefix == EA_HEADER + EA_TAG) report->sent_empty++;
     }
     report->sent[b->number] += count;
 }
