@@ -73,7 +73,8 @@ class Meter:
         """`count` transport messages, `size` bytes with a relay's headers, `empty` of them keepalives, that an engine
         moved by itself to or from `endpoint`, which is the relay's where they are `relayed`."""
         uplink, ipv6 = self._group(endpoint)
-        heads = DATAGRAM_HEAD_SIZE * count if relayed else 0
+        # Those of one report may have gone over to the relay, or from it, half-way
+        heads = min(DATAGRAM_HEAD_SIZE * count, size - empty * TRANSPORT_SIZE_MIN) if relayed else 0
         keepalives = empty * (TRANSPORT_SIZE_MIN + (IPV6_UDP if ipv6 else IPV4_UDP))
         counts = [0] * CAUSES
         counts[Cause.RELAY] = heads

@@ -58,6 +58,20 @@ def test_datagrams_are_booked_by_uplink_and_cause_both_ways() -> None:
     assert total(ledger, "wwan0") == {Cause.PAYLOAD: (148, 148), Cause.KEEPALIVE: (80, 80)}
 
 
+def test_what_an_engine_carried_by_itself_is_booked_as_if_it_had_been_seen() -> None:
+    ledger, names = Ledger(), UplinkNames()
+    meter = Meter(ledger, names)
+    names._by_index[3] = "eth0"
+    lan = Endpoint(("192.0.2.1", 1), (bytes(4), 3))
+    meter.carried(1.0, Direction.SENT, lan, 2 * len(DATA) + len(KEEPALIVE), 3, 1, relayed=False)
+    assert total(ledger) == {Cause.PAYLOAD: (256, 0), Cause.KEEPALIVE: (60, 0)}
+    meter.carried(2.0, Direction.RECEIVED, lan, 8 + len(DATA), 1, 0, relayed=True)
+    assert total(ledger)[Cause.RELAY] == (0, 8) and total(ledger)[Cause.PAYLOAD] == (256, 128)
+    before = total(ledger)
+    meter.carried(3.0, Direction.SENT, lan, len(KEEPALIVE), 1, 1, relayed=True)  # it went before the relay was the way
+    assert total(ledger)[Cause.KEEPALIVE] == (120, 0) and total(ledger)[Cause.PAYLOAD] == before[Cause.PAYLOAD]
+
+
 @pytest.mark.netlab
 def test_the_engine_tells_of_what_came_and_of_what_the_kernel_took(lab: Lab, inside: Inside) -> None:
     net = lab.net("192.0.2.0/24")

@@ -38,7 +38,13 @@ class Device:
 
     def ask(self, *verb: str) -> Any:
         """The answer of `edgeagent VERB --json`."""
-        return json.loads(self.host.run("edgeagent", *verb, "--json").stdout)
+        try:
+            return json.loads(self.host.run("edgeagent", *verb, "--json").stdout)
+        except LabError as error:
+            crash = self.host.directory / "edgeagent/crash"
+            if crash.exists():
+                raise LabError(f"{error}\n{crash.read_text()}") from None
+            raise
 
     def pid(self) -> int:
         """The process id of the agent that runs."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 PULLS_MAX = 4  # of each ring at one wake-up
 WAITING_MAX = 4096  # records that must not be lost and found no room
 RETRY_S = 0.002
-SYNC_MS = 20
+SYNC_MS = 200
 ENDPOINTS_MAX = 4096
 CARRIERS_MAX = 1024  # endpoints that are no UDP address: members of relays by a connection
 REPORT_MS = 100
