@@ -283,8 +283,10 @@ int ea_fd(const struct ea_pump *p) {
 
 void ea_rest(struct ea_pump *p) {
     uint64_t rung;
-    atomic_store_explicit(&p->rung, 0, memory_order_seq_cst);
     while (read(p->up_fd, &rung, sizeof rung) < 0 && errno == EINTR) {}
+    /* Only then: a bell between the two would be read away, and no other one would follow it. An exchange, for it has to
+     * see what the pump wrote before a bell that found this set already. */
+    atomic_exchange_explicit(&p->rung, 0, memory_order_acq_rel);
 }
 
 /* Figures are read while they grow: each is right for some moment just past. */
