@@ -98,7 +98,6 @@ struct ea_pump *ea_new(const struct ea_limits *limits, const char *small, const 
         errno = number;
         return NULL;
     }
-    for (uint32_t i = 0; i < p->limits.peers; i++) p->peers[i].generation = 0;
     p->config = (struct ea_config){.mtu = 1420, .router = 1, .report_ms = 100, .new_flows_per_s = 2000};
     p->figures.flows_max = p->limits.flows;
     p->figures.peers_max = p->limits.peers;
