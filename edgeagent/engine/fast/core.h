@@ -28,6 +28,7 @@ enum {
 };
 #define EA_NS 1000000000LL
 #define EA_REJECT_AFTER (180 * EA_NS)
+#define EA_TIME_MAX (INT64_MAX / 4) /* of a clock: differences of times are times too */
 #define EA_REJECT_COUNTER (UINT64_MAX - (1U << 13))
 #define EA_WINDOW (EA_WINDOW_WORDS * 64 - 64)
 

@@ -168,6 +168,10 @@ void ea_take_datagram(struct ea_pump *p, uint8_t *datagram, uint32_t bytes, cons
         size -= EA_RELAY_HEAD;
         way = &inner;
     }
+    if (size > EA_HEADER + EA_AEAD_BYTES_MAX + EA_TAG) { /* of the owner's: no socket gives so much */
+        ea_drop(p, EA_DROP_MALFORMED, 1);
+        return;
+    }
     if (size < EA_HEADER + EA_TAG || get_le32(message) != 4) {
         ea_flush_in(p); /* what came before is handled before */
         ea_up_datagram(p, from, ecn, datagram, bytes);

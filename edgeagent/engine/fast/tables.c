@@ -26,7 +26,10 @@ struct ea_keypair *ea_find_keypair(struct ea_pump *p, uint32_t local_index) {
 }
 
 bool ea_install_keypair(struct ea_pump *p, const struct ea_keypair_record *record) {
-    if (record->slot >= p->limits.peers || record->position >= EA_POSITIONS || !p->peers[record->slot].live) return false;
+    if (record->slot >= p->limits.peers || record->position >= EA_POSITIONS || !p->peers[record->slot].live ||
+        record->created_at < -EA_TIME_MAX || record->created_at > EA_TIME_MAX) {
+        return false;
+    }
     struct ea_keypair *keypair = &p->peers[record->slot].keypair[record->position];
     ea_forget_keypair(p, keypair);
     if (ea_find_keypair(p, record->local_index) != NULL) return false;
