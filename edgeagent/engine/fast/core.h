@@ -131,6 +131,7 @@ struct ea_pump {
 
     struct ea_aead *small, *large;
     int64_t now;
+    uint32_t now_s; /* the same in seconds, for ages */
 
     /* Sealed datagrams that leave together: of one peer, keypair and ECN field, back to back. */
     struct {

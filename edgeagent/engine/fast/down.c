@@ -115,6 +115,7 @@ static bool follow(struct ea_pump *p, unsigned kind, uint8_t *data, size_t bytes
         case EA_DOWN_UNFLOW:
             p->flow_epoch++;
             p->exact_flows = 0;
+            p->figures.flows_used = 0;
             return true;
         case EA_DOWN_SEAL:
             if (!in_table || !packets_of(body, rest, slot->count, &lengths, &packets)) return false;

@@ -239,7 +239,7 @@ enum {
 struct ea_figures {
     uint64_t drops[EA_DROPS];
     uint64_t turns, frames_in, frames_out, datagrams_in, datagrams_out;
-    uint32_t flows_used, flows_max, peers_used, peers_max;
+    uint32_t flows_used, flows_max, peers_used, peers_max; /* flows of a peer that is gone count until somebody needs the place */
     uint32_t down_peak, down_max, net_peak, net_max, tun_peak, tun_max; /* bytes of the rings */
     uint32_t tun_gone, mapped_kib; /* 1: the interface was removed */
     uint64_t flows_evicted;

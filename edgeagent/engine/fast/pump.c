@@ -27,6 +27,11 @@ static int64_t monotonic(void) {
     return now.tv_sec * EA_NS + now.tv_nsec;
 }
 
+static void look_at_clock(struct ea_pump *p) {
+    p->now = monotonic();
+    p->now_s = (uint32_t)(p->now / EA_NS);
+}
+
 /* Parts of the one mapping, in order; `at` NULL: only their sizes are wanted. */
 static uint8_t *part(uint8_t **at, size_t *total, size_t bytes) {
     bytes = (bytes + 63) & ~(size_t)63;
@@ -102,7 +107,7 @@ struct ea_pump *ea_new(const struct ea_limits *limits, const char *small, const 
     p->figures.flows_max = p->limits.flows;
     p->figures.peers_max = p->limits.peers;
     p->figures.mapped_kib = (uint32_t)(p->mapped >> 10);
-    p->now = monotonic();
+    look_at_clock(p);
     return p;
 }
 
@@ -179,7 +184,7 @@ int ea_turn(struct ea_pump *p, int timeout_ms) {
     if (atomic_load_explicit(&p->halt, memory_order_acquire)) pending = true;
     int ready = poll(fds, count, pending ? 0 : timeout_of(p, timeout_ms));
     atomic_store_explicit(&p->asleep, 0, memory_order_relaxed);
-    p->now = monotonic();
+    look_at_clock(p);
     p->figures.turns++;
     if (fds[0].revents & POLLIN) {
         uint64_t rung;
