@@ -292,7 +292,8 @@ class FastEngine:
             traffic = Traffic(peer)
             traffic.tx_bytes = report.tx_bytes - before[0]
             traffic.rx_bytes = report.rx_bytes - before[1]
-            traffic.used, traffic.largest, traffic.send_counter = report.used, report.largest, report.send_counter
+            traffic.confirmed = report.confirmed
+            traffic.largest, traffic.send_counter = report.largest, report.send_counter
             traffic.count = report.sent[0]
             (
                 traffic.first_data_sent_at, traffic.last_data_sent_at, traffic.last_sent_at,

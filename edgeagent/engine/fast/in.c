@@ -130,6 +130,8 @@ void ea_flush_in(struct ea_pump *p) {
     }
     if (keypair->unconfirmed) { /* only now is it known that the initiator has it too (paper 5.4.6) */
         keypair->unconfirmed = false;
+        report->confirmed = keypair->local_index;
+        report->confirms++;
         p->urgent = true;
     }
     for (unsigned i = 0; i < count; i++) {
