@@ -147,7 +147,7 @@ struct ea_pump {
     struct {
         bool is;
         unsigned socket, first, number;
-        int64_t until;
+        int64_t until, retry_at;
     } stuck;
     int64_t choked_until[EA_SOCKETS];
 

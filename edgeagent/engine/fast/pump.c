@@ -163,7 +163,7 @@ static void read_frames(struct ea_pump *p) {
 
 static int timeout_of(const struct ea_pump *p, int timeout_ms) {
     int64_t due = ea_report_due(p);
-    if (p->stuck.is && p->stuck.until < due) due = p->stuck.until;
+    if (p->stuck.is && p->stuck.retry_at < due) due = p->stuck.retry_at;
     if (due == INT64_MAX) return timeout_ms;
     int64_t wait_ms = due <= p->now ? 0 : (due - p->now + 999999) / 1000000;
     return timeout_ms < 0 || wait_ms < timeout_ms ? (int)wait_ms : timeout_ms;
