@@ -278,11 +278,11 @@ void ea_read_socket(struct ea_pump *p, unsigned number) {
         uint32_t segment, bytes = message[i].msg_len;
         uint8_t *data = p->inbox + (size_t)i * EA_IN_BYTES;
         read_head(&message[i].msg_hdr, &from, &ecn, &segment);
-        if (from.family == 0 || (message[i].msg_hdr.msg_flags & MSG_TRUNC)) {
+        if (from.family == 0 || bytes == 0 || (message[i].msg_hdr.msg_flags & MSG_TRUNC)) {
             ea_drop(p, EA_DROP_MALFORMED, 1);
             continue;
         }
-        if (segment == 0) segment = bytes == 0 ? 1 : bytes;
+        if (segment == 0) segment = bytes;
         for (uint32_t at = 0; at < bytes; at += segment) {
             ea_take_datagram(p, data + at, bytes - at < segment ? bytes - at : segment, &from, ecn);
         }
