@@ -165,7 +165,9 @@ struct ea_pump {
         struct ea_way from;
     } in;
 
-    struct ea_figures figures;
+    struct ea_figures figures; /* as they are; the owner sees them as they were when a turn ended: */
+    _Atomic uint32_t shown_number; /* odd while they are being written */
+    _Atomic uint32_t shown[sizeof(struct ea_figures) / 4];
 
     pthread_t thread;
     bool has_thread;
