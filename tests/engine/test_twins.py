@@ -13,7 +13,7 @@ from edgeagent.io.tun import TunGone
 from edgeagent.proto.endpoint import Endpoint, Transmit
 from tests.engine.packets import ACK, SYN, Segment, naive_checksum, parse
 from tests.engine.test_offload import by_flow
-from tests.engine.twins import TUN_MTU, Node, keypair_record, plain, report, settle
+from tests.engine.twins import TUN_MTU, Node, addressed, keypair_record, plain, report, settle
 
 PAIRS = [(a, b) for a in ("pure", "fast") for b in ("pure", "fast")]
 Make = Callable[..., Node]
@@ -45,26 +45,6 @@ def udp(source: Node, to: Node, payload: bytes, *, tos: int = 0, port: int = 9, 
     """A datagram between two of them."""
     packet = bytearray(Segment(payload, udp=True, tos=tos, ports=(port, port), version=version).packet())
     return addressed(packet, source, to)
-
-
-def addressed(packet: bytes | bytearray, source: Node, to: Node) -> bytes:
-    """With other addresses; sums are put right by what they sum to: naively."""
-    packet = bytearray(packet)
-    six = packet[0] >> 4 == 6
-    if six:
-        packet[8:24], packet[24:40] = source.address_v6, to.address_v6
-        at, addresses, protocol = 40, slice(8, 40), packet[6]
-    else:
-        packet[12:16], packet[16:20] = source.address, to.address
-        packet[10:12] = b"\0\0"
-        packet[10:12] = naive_checksum(bytes(packet[:20])).to_bytes(2, "big")
-        at, addresses, protocol = 20, slice(12, 20), packet[9]
-    where = at + (6 if protocol == 17 else 16)
-    if protocol in (6, 17) and len(packet) >= where + 2:
-        packet[where : where + 2] = b"\0\0"
-        pseudo = bytes(packet[addresses]) + struct.pack(">II", len(packet) - at, protocol)
-        packet[where : where + 2] = (naive_checksum(pseudo + bytes(packet[at:])) or 0xFFFF).to_bytes(2, "big")
-    return bytes(packet)
 
 
 def talk(a: Node, b: Node) -> None:

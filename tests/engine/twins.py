@@ -6,6 +6,7 @@ import ctypes
 import os
 import selectors
 import socket
+import struct
 import tempfile
 import time
 from functools import cache
@@ -174,6 +175,7 @@ class Node:
         *,
         slots: int = 8,
         flows: int = 256,
+        ring_bytes: int = 1 << 18,
         mtu: int = TUN_MTU,
         seed: int = 1,
         tun: TunPort | None = None,
@@ -202,8 +204,9 @@ class Node:
         self.udp = Udp()
         if self.is_fast:
             self.engine: PureEngine | FastEngine = FastEngine(
-                self.machine, self.tun, self.udp, self.selector, library(), slots=slots, flows=flows, threaded=threaded
-            )
+                self.machine, self.tun, self.udp, self.selector, library(),
+                slots=slots, flows=flows, ring_bytes=ring_bytes, threaded=threaded,
+            )  # fmt: skip
         else:
             self.engine = PureEngine(self.machine, self.tun, self.udp, self.selector)
         self.engine.is_router = False
@@ -325,6 +328,26 @@ def atomic(packet: bytes) -> bytes:
 def plain(packet: bytes) -> bytes:
     """The frame of one packet."""
     return bytes(10) + packet
+
+
+def addressed(packet: bytes | bytearray, source: Node, to: Node) -> bytes:
+    """With other addresses; sums are put right by what they sum to: naively."""
+    packet = bytearray(packet)
+    six = packet[0] >> 4 == 6
+    if six:
+        packet[8:24], packet[24:40] = source.address_v6, to.address_v6
+        at, addresses, protocol = 40, slice(8, 40), packet[6]
+    else:
+        packet[12:16], packet[16:20] = source.address, to.address
+        packet[10:12] = b"\0\0"
+        packet[10:12] = naive_checksum(bytes(packet[:20])).to_bytes(2, "big")
+        at, addresses, protocol = 20, slice(12, 20), packet[9]
+    where = at + (6 if protocol == 17 else 16)
+    if protocol in (6, 17) and len(packet) >= where + 2:
+        packet[where : where + 2] = b"\0\0"
+        pseudo = bytes(packet[addresses]) + struct.pack(">II", len(packet) - at, protocol)
+        packet[where : where + 2] = (naive_checksum(pseudo + bytes(packet[at:])) or 0xFFFF).to_bytes(2, "big")
+    return bytes(packet)
 
 
 def keypair_record(node: Node, other: Node, **changes: object) -> bytes:
