@@ -16,11 +16,12 @@ from edgeagent.proto.endpoint import Transmit
 from tests.engine.fast.mutations import frame as any_frame
 from tests.engine.packets import ACK, FIN, PSH, SYN, Segment, naive_checksum
 from tests.engine.test_offload import by_flow
-from tests.engine.twins import Node, addressed, settle
+from tests.engine.twins import TUN_MTU, Node, addressed, settle
 
 ROUNDS = 6  # seeds; each makes two whole networks
 STEPS = 40
 PEERS = 3
+ICMP = (1, 58)
 LONG_S = float(os.environ.get("EDGEAGENT_FUZZ_S", "0"))
 SEED = int(os.environ.get("EDGEAGENT_FUZZ_SEED", SystemRandom().getrandbits(40)))
 # What is decided by Python or by the pump for the same datagram is counted under one of these
@@ -64,9 +65,20 @@ class Net:
         header = struct.pack("<IIQ", 4, pair.remote_index, counter)
         return other.device._shared.crypto.seal_transport(pair.send_key, header, counter, packet)
 
+    def drain(self) -> list[list[bytes]]:
+        """What has come out of each TUN since the last time."""
+        drained, self.out, self.reached = [self.out, *self.reached], [], [[] for _ in self.others]
+        return drained
+
     def close(self) -> None:
         for node in (self.hub, *self.others):
             node.close()
+
+
+def in_order(packets: list[bytes], *, loose: bool) -> dict[bytes, list[bytes]]:
+    """By flow, but for ICMP: how many answers there are depends on the time."""
+    flows = {flow: its for flow, its in by_flow(packets).items() if flow[0] not in ICMP}
+    return {flow: sorted(its) if loose else its for flow, its in flows.items()}
 
 
 def hello(source: Node, to: Node) -> bytes:
@@ -204,20 +216,21 @@ def compare(seed: int) -> tuple[int, int]:
     """(packets that came through, drops)."""
     random = Random(seed)
     nets = [Net("pure", seed), Net("fast", seed)]
-    counters = [100] * PEERS
+    counters, through = [100] * PEERS, 0
     try:
         for number in range(STEPS):
             step(random, nets, counters)
             where = f"seed {seed}, step {number}"
-            assert by_flow(nets[1].out) == by_flow(nets[0].out), where
-            for ours, theirs in zip(nets[1].reached, nets[0].reached, strict=True):
-                assert by_flow(ours) == by_flow(theirs), where
+            # By a path that takes less than the TUN a SYN and what is cut up go by Python, which others may overtake
+            loose = any(net.hub.peer(other).path_mtu < TUN_MTU for net in nets for other in net.others)
+            for ours, theirs in zip(nets[1].drain(), nets[0].drain(), strict=True):
+                assert in_order(ours, loose=loose) == in_order(theirs, loose=loose), where
+                through += len(ours)
             drops = [{key: net.hub.dropped().get(key, 0) for key in SAME_DROPS} for net in nets]
             assert drops[1] == drops[0], where
             for other in range(PEERS):
                 ours_, theirs_ = (net.hub.peer(net.others[other]) for net in reversed(nets))
                 assert (ours_.rx_bytes, ours_.tx_bytes) == (theirs_.rx_bytes, theirs_.tx_bytes), where
-        through = len(nets[0].out) + sum(map(len, nets[0].reached))
         return through, sum(nets[0].hub.dropped().values())
     finally:
         for net in nets:
