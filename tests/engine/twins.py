@@ -105,6 +105,16 @@ class SocketTun:
         self.far.close()
 
 
+class Member(Endpoint):
+    """Somebody at a relay."""
+
+    __slots__ = ()
+
+    @property
+    def is_relay(self) -> bool:
+        return True
+
+
 class Machine:
     """A Device as an engine drives it, with relays and further ways as the test has them."""
 
@@ -180,7 +190,7 @@ class Node:
         seed: int = 1,
         tun: TunPort | None = None,
         threaded: bool = False,
-        bind: bool = True,
+        host: str = "127.0.0.1",
     ) -> None:
         random = Random(seed * 1000 + number)
         self.number = number
@@ -210,7 +220,8 @@ class Node:
         else:
             self.engine = PureEngine(self.machine, self.tun, self.udp, self.selector)
         self.engine.is_router = False
-        self.port = self.engine.bind(0) if bind else 0
+        self.host = host
+        self.port = self.engine.bind(0)
 
     @property
     def fast(self) -> FastEngine:
@@ -232,7 +243,7 @@ class Node:
 
     @property
     def endpoint(self) -> Endpoint:
-        return Endpoint(("127.0.0.1", self.port))
+        return Endpoint((self.host, self.port))
 
     def meet(self, other: Node, *, endpoint: bool = True) -> Peer:
         peer = self.device.add_peer(self.now, other.device.public_key)
