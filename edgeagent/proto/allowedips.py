@@ -26,6 +26,7 @@ class AllowedIPs(Generic[P]):
         self._lengths: dict[int, list[int]] = {4: [], 16: []}  # negated cidrs, so that the longest comes first
         self._owned: dict[P, dict[tuple[int, int, int], None]] = {}  # peer → (address size, cidr, prefix), in order
         self._cache: dict[bytes, P | None] = {}
+        self.moves = 0  # how often addresses went from a peer that stays to another, or to none
 
     def __len__(self) -> int:
         return self._count
@@ -38,6 +39,9 @@ class AllowedIPs(Generic[P]):
             table = self._tables[size][cidr] = {}
             insort(self._lengths[size], -cidr)
         before = table.get(prefix)
+        covering = before if before is not None else self._covering(size, prefix, cidr)
+        if covering is not None and covering is not peer:
+            self.moves += 1
         if before is None:
             if self._count >= self._prefixes_max:
                 raise LimitReached(f"limits.allowed_ips: {self._prefixes_max} prefixes are in use")
@@ -55,6 +59,7 @@ class AllowedIPs(Generic[P]):
             return False
         del self._owned[peer][size, cidr, prefix]
         self._discard(size, cidr, prefix)
+        self.moves += 1
         return True
 
     def remove_peer(self, peer: P) -> None:
@@ -85,6 +90,14 @@ class AllowedIPs(Generic[P]):
             self._cache.clear()
         self._cache[address] = found
         return found
+
+    def _covering(self, size: int, prefix: int, cidr: int) -> P | None:
+        """Whose the addresses of a prefix are that is not in the table: those of shorter ones, for longer ones stay."""
+        for negated in self._lengths[size]:
+            shorter = -negated
+            if shorter < cidr and (found := self._tables[size][shorter].get(prefix >> (cidr - shorter))) is not None:
+                return found
+        return None
 
     def _discard(self, size: int, cidr: int, prefix: int) -> None:
         table = self._tables[size][cidr]

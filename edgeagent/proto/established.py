@@ -21,6 +21,7 @@ class Traffic:
     """What the packets of `peer` did since the last report. Times are on the clock of `now`, None for never."""
 
     __slots__ = (
+        "confirmed",
         "count",
         "first_data_received_at",
         "first_data_sent_at",
@@ -34,12 +35,11 @@ class Traffic:
         "rx_bytes",
         "send_counter",
         "tx_bytes",
-        "used",
     )
 
     def __init__(self, peer: Peer) -> None:
         self.peer = peer
-        self.used = 0  # bit per position: a message under that keypair was authenticated
+        self.confirmed: int | None = None  # local index of a responder's keypair whose first message has come
         self.heard: list[Endpoint] = []  # where from, the latest last
         self.count = 0  # datagrams sealed
         self.largest = 0  # bytes of the longest of them

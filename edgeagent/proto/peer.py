@@ -344,7 +344,7 @@ class Peer:
         if (
             keypairs.next is not None
             and keypairs.next.position is not None
-            and traffic.used >> keypairs.next.position & 1
+            and keypairs.next.local_index == traffic.confirmed
         ):
             self._confirm(now, keypairs.next)
         self.timers.carried(traffic, self._shared.jitter())

@@ -19,7 +19,7 @@ class PumpDrop(Enum):
 
     VNET_HEADER = "vnet-header"  # the TUN's frame contradicts its own offload header
     TUN_REFUSED = "tun-refused"  # the kernel would not take a frame: the interface is down
-    MALFORMED = "malformed"  # longer than a datagram can be, or from nowhere
+    MALFORMED = "malformed"  # empty, longer than a datagram can be, or from nowhere
     UNKNOWN_INDEX = "unknown-index"  # transport data for a receiver index that is nobody's
     KEY_EXPIRED = "key-expired"  # transport data under a key older than 180 s or used up
     AUTHENTICATION = "authentication"  # transport data that does not decrypt

@@ -28,6 +28,7 @@ enum {
 };
 #define EA_NS 1000000000LL
 #define EA_REJECT_AFTER (180 * EA_NS)
+#define EA_TIME_MAX (INT64_MAX / 4) /* of a clock: differences of times are times too */
 #define EA_REJECT_COUNTER (UINT64_MAX - (1U << 13))
 #define EA_WINDOW (EA_WINDOW_WORDS * 64 - 64)
 
@@ -130,6 +131,7 @@ struct ea_pump {
 
     struct ea_aead *small, *large;
     int64_t now;
+    uint32_t now_s; /* the same in seconds, for ages */
 
     /* Sealed datagrams that leave together: of one peer, keypair and ECN field, back to back. */
     struct {
@@ -145,7 +147,7 @@ struct ea_pump {
     struct {
         bool is;
         unsigned socket, first, number;
-        int64_t until;
+        int64_t until, retry_at;
     } stuck;
     int64_t choked_until[EA_SOCKETS];
 
@@ -163,7 +165,9 @@ struct ea_pump {
         struct ea_way from;
     } in;
 
-    struct ea_figures figures;
+    struct ea_figures figures; /* as they are; the owner sees them as they were when a turn ended: */
+    _Atomic uint32_t shown_number; /* odd while they are being written */
+    _Atomic uint32_t shown[sizeof(struct ea_figures) / 4];
 
     pthread_t thread;
     bool has_thread;

@@ -115,13 +115,16 @@ static bool follow(struct ea_pump *p, unsigned kind, uint8_t *data, size_t bytes
         case EA_DOWN_UNFLOW:
             p->flow_epoch++;
             p->exact_flows = 0;
+            p->figures.flows_used = 0;
             return true;
         case EA_DOWN_SEAL:
             if (!in_table || !packets_of(body, rest, slot->count, &lengths, &packets)) return false;
             ea_seal_packets(p, &p->peers[slot->slot].keypair[slot->position], lengths, slot->count, packets);
             return true;
         case EA_DOWN_SEND:
-            if (!is_way(&send->way) || !packets_of(body, rest, send->count, &lengths, &packets)) return false;
+            if (!is_way(&send->way) || send->way.kind == EA_WAY_UP || !packets_of(body, rest, send->count, &lengths, &packets)) {
+                return false; /* what is to be carried otherwise is the owner's already */
+            }
             ea_send_raw(p, send, lengths, packets);
             return true;
         case EA_DOWN_TUN:

@@ -77,6 +77,7 @@ class FastEngine:
         self._carriers: dict[Endpoint, int] = {}
         self._config: tuple[object, ...] = ()
         self._relays: object = None
+        self._moves = self._device.allowed_ips.moves
         self._waiting: deque[tuple[int, bytes, bytes]] = deque()
         self._retry_at = 0.0
         self._more = False
@@ -159,6 +160,10 @@ class FastEngine:
         self._tell_relays()
         self._tell_ways()
         established = self._established
+        if self._moves != self._device.allowed_ips.moves:
+            self._moves = self._device.allowed_ips.moves
+            established.flows.clear()  # the flows of addresses that are somebody else's now, those not yet told too
+            self._push(r.UNFLOW, b"")
         if established.to_seal:
             to_seal, established.to_seal = established.to_seal, []
             for keypair, plain in to_seal:
@@ -292,7 +297,8 @@ class FastEngine:
             traffic = Traffic(peer)
             traffic.tx_bytes = report.tx_bytes - before[0]
             traffic.rx_bytes = report.rx_bytes - before[1]
-            traffic.used, traffic.largest, traffic.send_counter = report.used, report.largest, report.send_counter
+            traffic.confirmed = report.confirmed
+            traffic.largest, traffic.send_counter = report.largest, report.send_counter
             traffic.count = report.sent[0]
             (
                 traffic.first_data_sent_at, traffic.last_data_sent_at, traffic.last_sent_at,

@@ -198,7 +198,7 @@ struct ea_heard {
  * used for the first time), else every `report_ms` while there is traffic. */
 struct ea_report {
     uint16_t slot;
-    uint8_t used;      /* bit per position: a message under that keypair was authenticated */
+    uint8_t used;      /* bit per position: a message under a keypair there was authenticated */
     uint8_t heards;    /* 0…EA_HEARD */
     uint32_t largest;  /* bytes of the longest datagram sealed */
     uint64_t tx_bytes, rx_bytes; /* all sealed and all authenticated datagrams, since the slot was made NEW */
@@ -209,6 +209,8 @@ struct ea_report {
     uint32_t sent[EA_WAYS];       /* datagrams by way */
     uint32_t sent_empty;          /* keepalives among those of the first way */
     uint32_t generation; /* how often the slot was made NEW or GONE: a report may be of the peer that had it before */
+    uint32_t confirmed;  /* local index of the last unconfirmed keypair whose first message came: 0 with `confirms` 0 */
+    uint32_t confirms;   /* how many that were. By index, for a position may meanwhile be that of another keypair */
     struct ea_heard heard[EA_HEARD];
 };
 /* --- figures --- */
@@ -239,7 +241,7 @@ enum {
 struct ea_figures {
     uint64_t drops[EA_DROPS];
     uint64_t turns, frames_in, frames_out, datagrams_in, datagrams_out;
-    uint32_t flows_used, flows_max, peers_used, peers_max;
+    uint32_t flows_used, flows_max, peers_used, peers_max; /* flows of a peer that is gone count until somebody needs the place */
     uint32_t down_peak, down_max, net_peak, net_max, tun_peak, tun_max; /* bytes of the rings */
     uint32_t tun_gone, mapped_kib; /* 1: the interface was removed */
     uint64_t flows_evicted;

@@ -130,6 +130,8 @@ void ea_flush_in(struct ea_pump *p) {
     }
     if (keypair->unconfirmed) { /* only now is it known that the initiator has it too (paper 5.4.6) */
         keypair->unconfirmed = false;
+        report->confirmed = keypair->local_index;
+        report->confirms++;
         p->urgent = true;
     }
     for (unsigned i = 0; i < count; i++) {
@@ -167,6 +169,10 @@ void ea_take_datagram(struct ea_pump *p, uint8_t *datagram, uint32_t bytes, cons
         message += EA_RELAY_HEAD;
         size -= EA_RELAY_HEAD;
         way = &inner;
+    }
+    if (size > EA_HEADER + EA_AEAD_BYTES_MAX + EA_TAG) { /* of the owner's: no socket gives so much */
+        ea_drop(p, EA_DROP_MALFORMED, 1);
+        return;
     }
     if (size < EA_HEADER + EA_TAG || get_le32(message) != 4) {
         ea_flush_in(p); /* what came before is handled before */
@@ -272,11 +278,11 @@ void ea_read_socket(struct ea_pump *p, unsigned number) {
         uint32_t segment, bytes = message[i].msg_len;
         uint8_t *data = p->inbox + (size_t)i * EA_IN_BYTES;
         read_head(&message[i].msg_hdr, &from, &ecn, &segment);
-        if (from.family == 0 || (message[i].msg_hdr.msg_flags & MSG_TRUNC)) {
+        if (from.family == 0 || bytes == 0 || (message[i].msg_hdr.msg_flags & MSG_TRUNC)) {
             ea_drop(p, EA_DROP_MALFORMED, 1);
             continue;
         }
-        if (segment == 0) segment = bytes == 0 ? 1 : bytes;
+        if (segment == 0) segment = bytes;
         for (uint32_t at = 0; at < bytes; at += segment) {
             ea_take_datagram(p, data + at, bytes - at < segment ? bytes - at : segment, &from, ecn);
         }

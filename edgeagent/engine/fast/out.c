@@ -3,7 +3,11 @@
 
 #include <string.h>
 
-enum { STUCK_MS = 100 }; /* how long a full send buffer is waited for */
+enum {
+    STUCK_MS = 100,       /* how long a full send buffer is waited for that takes nothing at all */
+    STUCK_ALONE_MS = 1000, /* the same where there is no other uplink: 64 KiB take so long at 0.5 Mbit/s */
+    RETRY_MS = 5          /* how often that is tried: the kernel calls it writable only when half of it is free */
+};
 
 static void put_le32(uint8_t *at, uint32_t value) {
     for (unsigned i = 0; i < 4; i++) at[i] = (uint8_t)(value >> (8 * i));
@@ -142,6 +146,13 @@ static void send_on(struct ea_pump *p, unsigned number, unsigned first) {
     p->out.used = 0;
 }
 
+static void wait(struct ea_pump *p) {
+    bool alone = true;
+    for (unsigned i = 0; i < p->sockets; i++) alone &= p->socket[i].interface == 0;
+    p->stuck.until = p->now + (alone ? STUCK_ALONE_MS : STUCK_MS) * 1000000LL;
+    p->stuck.retry_at = p->now + RETRY_MS * 1000000LL;
+}
+
 void ea_flush_out(struct ea_pump *p) {
     if (p->out.count == 0 || p->stuck.is) return;
     struct ea_keypair *keypair = p->out.keypair;
@@ -160,15 +171,22 @@ void ea_flush_out(struct ea_pump *p) {
     keypair->counter += p->out.count;
     note(p, &p->peers[keypair->slot]);
     send_on(p, 0, 0);
-    if (p->stuck.is) p->stuck.until = p->now + STUCK_MS * 1000000LL;
+    wait(p);
 }
 
 void ea_unstick(struct ea_pump *p, bool writable) {
+    if (!p->stuck.is || (!writable && p->now < p->stuck.retry_at)) return;
+    unsigned number = p->stuck.number, first = p->stuck.first;
+    send_on(p, number, first);
     if (!p->stuck.is) return;
-    if (!writable && p->now >= p->stuck.until) {
-        /* Another uplink may be free: for a while nothing waits for this one */
-        p->choked_until[p->stuck.socket] = p->now + STUCK_MS * 1000000LL;
-        writable = true;
+    bool moved = p->stuck.number != number || p->stuck.first != first;
+    if (!moved && p->now < p->stuck.until) {
+        p->stuck.retry_at = p->now + RETRY_MS * 1000000LL;
+        return;
     }
-    if (writable) send_on(p, p->stuck.number, p->stuck.first);
+    if (!moved) { /* Another uplink may be free: for a while nothing waits for this one */
+        p->choked_until[p->stuck.socket] = p->now + STUCK_MS * 1000000LL;
+        send_on(p, number, first);
+    }
+    wait(p);
 }

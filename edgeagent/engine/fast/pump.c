@@ -27,6 +27,25 @@ static int64_t monotonic(void) {
     return now.tv_sec * EA_NS + now.tv_nsec;
 }
 
+/* Written by one thread, read by another, of which neither waits: the reader tries again. Word by word, for there are machines
+ * without atomics of 64 bits. */
+static void show_figures(struct ea_pump *p) {
+    uint32_t words[sizeof p->figures / 4], number = atomic_load_explicit(&p->shown_number, memory_order_relaxed);
+    p->figures.net_peak = p->up[EA_RING_NET].peak;
+    p->figures.tun_peak = p->up[EA_RING_TUN].peak;
+    p->figures.tun_gone = p->tun_gone;
+    memcpy(words, &p->figures, sizeof words);
+    atomic_store_explicit(&p->shown_number, number + 1, memory_order_relaxed);
+    atomic_thread_fence(memory_order_release);
+    for (unsigned i = 0; i < sizeof words / 4; i++) atomic_store_explicit(&p->shown[i], words[i], memory_order_relaxed);
+    atomic_store_explicit(&p->shown_number, number + 2, memory_order_release);
+}
+
+static void look_at_clock(struct ea_pump *p) {
+    p->now = monotonic();
+    p->now_s = (uint32_t)(p->now / EA_NS);
+}
+
 /* Parts of the one mapping, in order; `at` NULL: only their sizes are wanted. */
 static uint8_t *part(uint8_t **at, size_t *total, size_t bytes) {
     bytes = (bytes + 63) & ~(size_t)63;
@@ -98,12 +117,14 @@ struct ea_pump *ea_new(const struct ea_limits *limits, const char *small, const 
         errno = number;
         return NULL;
     }
-    for (uint32_t i = 0; i < p->limits.peers; i++) p->peers[i].generation = 0;
     p->config = (struct ea_config){.mtu = 1420, .router = 1, .report_ms = 100, .new_flows_per_s = 2000};
     p->figures.flows_max = p->limits.flows;
     p->figures.peers_max = p->limits.peers;
     p->figures.mapped_kib = (uint32_t)(p->mapped >> 10);
-    p->now = monotonic();
+    p->figures.down_max = p->limits.down_bytes;
+    p->figures.net_max = p->figures.tun_max = p->limits.up_bytes;
+    look_at_clock(p);
+    show_figures(p);
     return p;
 }
 
@@ -128,6 +149,7 @@ void ea_set_tun(struct ea_pump *p, int tun, int udp_offload) {
     p->tun = tun;
     p->tun_gone = false;
     p->udp_offload = udp_offload != 0;
+    show_figures(p);
 }
 
 int ea_set_sockets(struct ea_pump *p, const struct ea_socket *sockets, unsigned count) {
@@ -159,7 +181,7 @@ static void read_frames(struct ea_pump *p) {
 
 static int timeout_of(const struct ea_pump *p, int timeout_ms) {
     int64_t due = ea_report_due(p);
-    if (p->stuck.is && p->stuck.until < due) due = p->stuck.until;
+    if (p->stuck.is && p->stuck.retry_at < due) due = p->stuck.retry_at;
     if (due == INT64_MAX) return timeout_ms;
     int64_t wait_ms = due <= p->now ? 0 : (due - p->now + 999999) / 1000000;
     return timeout_ms < 0 || wait_ms < timeout_ms ? (int)wait_ms : timeout_ms;
@@ -180,8 +202,9 @@ int ea_turn(struct ea_pump *p, int timeout_ms) {
     if (atomic_load_explicit(&p->halt, memory_order_acquire)) pending = true;
     int ready = poll(fds, count, pending ? 0 : timeout_of(p, timeout_ms));
     atomic_store_explicit(&p->asleep, 0, memory_order_relaxed);
-    p->now = monotonic();
+    look_at_clock(p);
     p->figures.turns++;
+    bool gone = p->tun_gone;
     if (fds[0].revents & POLLIN) {
         uint64_t rung;
         while (read(p->wake_fd, &rung, sizeof rung) < 0 && errno == EINTR) {}
@@ -192,12 +215,12 @@ int ea_turn(struct ea_pump *p, int timeout_ms) {
         if (fds[2 + i].revents & (POLLIN | POLLERR)) ea_read_socket(p, i);
     }
     if (fds[1].revents & (POLLIN | POLLERR) && !p->stuck.is) {
-        bool gone = p->tun_gone;
         read_frames(p);
-        if (p->tun_gone && !gone) ea_ring_bell(p);
     }
     uint32_t wanted = atomic_load_explicit(&p->sync_wanted, memory_order_acquire);
     bool sync = wanted != atomic_load_explicit(&p->sync_done, memory_order_relaxed) && (p->stuck.is || ea_ring_used(&p->down) == 0);
+    show_figures(p); /* before a bell: who hears it looks at them */
+    if (p->tun_gone && !gone) ea_ring_bell(p);
     if (ea_report_due(p) <= p->now || (sync && p->reports > 0)) ea_report(p);
     if (sync) {
         atomic_store_explicit(&p->sync_done, wanted, memory_order_release);
@@ -283,17 +306,20 @@ int ea_fd(const struct ea_pump *p) {
 
 void ea_rest(struct ea_pump *p) {
     uint64_t rung;
-    atomic_store_explicit(&p->rung, 0, memory_order_seq_cst);
     while (read(p->up_fd, &rung, sizeof rung) < 0 && errno == EINTR) {}
+    /* Only then: a bell between the two would be read away, and no other one would follow it. An exchange, for it has to
+     * see what the pump wrote before a bell that found this set already. */
+    atomic_exchange_explicit(&p->rung, 0, memory_order_acq_rel);
 }
 
-/* Figures are read while they grow: each is right for some moment just past. */
 void ea_figures(struct ea_pump *p, struct ea_figures *out) {
-    *out = p->figures;
+    uint32_t words[sizeof *out / 4], before, after;
+    do {
+        before = atomic_load_explicit(&p->shown_number, memory_order_acquire);
+        for (unsigned i = 0; i < sizeof words / 4; i++) words[i] = atomic_load_explicit(&p->shown[i], memory_order_relaxed);
+        atomic_thread_fence(memory_order_acquire);
+        after = atomic_load_explicit(&p->shown_number, memory_order_relaxed);
+    } while (before != after || (before & 1));
+    memcpy(out, words, sizeof words);
     out->down_peak = p->down.peak;
-    out->net_peak = p->up[EA_RING_NET].peak;
-    out->tun_peak = p->up[EA_RING_TUN].peak;
-    out->down_max = p->limits.down_bytes;
-    out->net_max = out->tun_max = p->limits.up_bytes;
-    out->tun_gone = p->tun_gone;
 }

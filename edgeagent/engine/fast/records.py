@@ -29,7 +29,7 @@ _KEYPAIR = Struct("=HBBIIIq32s32s")
 _FLOW = Struct("=HBBI")
 _SEND = Struct(f"={WAY_BYTES}sBBHI")
 _RECORD = Struct("=IHH")
-_REPORT = Struct("=HBBIQQQqqqqqq4Q4III")
+_REPORT = Struct("=HBBIQQQqqqqqq4Q4IIIII")
 _HEARD = Struct(f"={WAY_BYTES}sqQII")
 
 
@@ -131,8 +131,8 @@ SEND_BYTES = _SEND.size
 class Report:
     """What a peer's packets did, as fast.h has it; times in seconds, None for never."""
 
-    __slots__ = ("generation", "heard", "largest", "rx_bytes", "send_counter", "sent", "sent_bytes", "sent_empty",
-                 "slot", "times", "tx_bytes", "used")  # fmt: skip
+    __slots__ = ("confirmed", "generation", "heard", "largest", "rx_bytes", "send_counter", "sent", "sent_bytes",
+                 "sent_empty", "slot", "times", "tx_bytes", "used")  # fmt: skip
 
     def __init__(self, data: bytes, at: int) -> None:
         fields = _REPORT.unpack_from(data, at)
@@ -140,7 +140,8 @@ class Report:
         self.times = [each / NS if each else None for each in fields[7:13]]
         self.sent_bytes = fields[13:17]
         self.sent = fields[17:21]
-        self.sent_empty, self.generation = fields[21:23]
+        self.sent_empty, self.generation, confirmed, confirms = fields[21:25]
+        self.confirmed = confirmed if confirms else None
         at += _REPORT.size
         # (way, at, bytes, datagrams, empty ones), the latest last
         self.heard = sorted(

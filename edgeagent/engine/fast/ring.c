@@ -21,7 +21,9 @@ uint32_t ea_ring_used(struct ea_ring *ring) {
 
 bool ea_ring_share(const struct ea_ring *ring, unsigned bucket, uint32_t bytes) {
     uint32_t taken = atomic_load_explicit(&ring->taken[bucket], memory_order_relaxed);
-    return ring->put[bucket] - taken + padded(bytes) <= ring->size / SHARES;
+    uint32_t has = ring->put[bucket] - taken;
+    /* The longest frame is more than a share of a small ring: one may always wait */
+    return has == 0 || has + padded(bytes) <= ring->size / SHARES;
 }
 
 uint8_t *ea_ring_reserve(struct ea_ring *ring, uint32_t bytes, uint32_t spare, uint32_t *at) {

@@ -26,7 +26,10 @@ struct ea_keypair *ea_find_keypair(struct ea_pump *p, uint32_t local_index) {
 }
 
 bool ea_install_keypair(struct ea_pump *p, const struct ea_keypair_record *record) {
-    if (record->slot >= p->limits.peers || record->position >= EA_POSITIONS || !p->peers[record->slot].live) return false;
+    if (record->slot >= p->limits.peers || record->position >= EA_POSITIONS || !p->peers[record->slot].live ||
+        record->created_at < -EA_TIME_MAX || record->created_at > EA_TIME_MAX) {
+        return false;
+    }
     struct ea_keypair *keypair = &p->peers[record->slot].keypair[record->position];
     ea_forget_keypair(p, keypair);
     if (ea_find_keypair(p, record->local_index) != NULL) return false;
@@ -144,15 +147,19 @@ static bool is_valid(const struct ea_pump *p, const struct ea_flow *flow) {
 
 static struct ea_flow *find_flow(struct ea_pump *p, const struct ea_key *key) {
     struct ea_flow **last = &p->last_flow[key->kind >> 7];
-    if (*last != NULL && memcmp(&(*last)->key, key, sizeof *key) == 0 && is_valid(p, *last)) return *last;
+    if (*last != NULL && memcmp(&(*last)->key, key, sizeof *key) == 0 && is_valid(p, *last)) {
+        (*last)->used_s = p->now_s;
+        return *last;
+    }
     struct ea_flow *set = flow_set(p, key);
     for (unsigned i = 0; i < EA_WAYS_FLOW; i++) {
         if (set[i].live && memcmp(&set[i].key, key, sizeof *key) == 0) {
             if (!is_valid(p, &set[i])) {
+                if (set[i].epoch == p->flow_epoch) p->figures.flows_used--;
                 set[i].live = false;
                 return NULL;
             }
-            set[i].used_s = (uint32_t)(p->now / EA_NS);
+            set[i].used_s = p->now_s;
             return *last = &set[i];
         }
     }
@@ -182,13 +189,16 @@ bool ea_add_flow(struct ea_pump *p, const struct ea_flow_record *record, const u
             break;
         }
         /* The free one, else the one unused for longest */
-        if (chosen == NULL || (chosen->live && (!set[i].live || set[i].used_s < chosen->used_s))) chosen = &set[i];
+        if (chosen == NULL || (is_valid(p, chosen) && (!is_valid(p, &set[i]) || set[i].used_s < chosen->used_s))) {
+            chosen = &set[i];
+        }
     }
-    if (chosen->live && is_valid(p, chosen) && memcmp(&chosen->key, &key, sizeof key) != 0) p->figures.flows_evicted++;
+    if (!chosen->live || chosen->epoch != p->flow_epoch) p->figures.flows_used++;
+    if (is_valid(p, chosen) && memcmp(&chosen->key, &key, sizeof key) != 0) p->figures.flows_evicted++;
     *chosen = (struct ea_flow){.key = key,
                                .generation = p->peers[record->slot].generation,
                                .epoch = p->flow_epoch,
-                               .used_s = (uint32_t)(p->now / EA_NS),
+                               .used_s = p->now_s,
                                .slot = record->slot,
                                .live = true};
     if (record->exact) p->exact_flows = 1;

@@ -3,6 +3,7 @@
 #include "version.h"
 
 #include "aead.h"
+#include "self_test.h"
 
 #include <pthread.h>
 #include <stdint.h>
@@ -98,6 +99,11 @@ static const struct {
     {"atomics", test_atomics},
     {"clock", test_clock},
     {"AEAD", ea_aead_self_test},
+    {"rings", ea_test_ring},
+    {"replay window", ea_test_window},
+    {"tables", ea_test_tables},
+    {"offload", ea_test_offload},
+    {"passage", ea_test_passage},
 };
 
 const char *ea_version(void) {
