@@ -13,7 +13,7 @@ from edgeagent.io.tun import TunGone
 from edgeagent.proto.endpoint import Endpoint, Transmit
 from tests.engine.packets import ACK, SYN, Segment, naive_checksum, parse
 from tests.engine.test_offload import by_flow
-from tests.engine.twins import TUN_MTU, Node, addressed, keypair_record, plain, report, settle
+from tests.engine.twins import TUN_MTU, Node, addressed, keypair_record, plain, report, settle, super_frame
 
 PAIRS = [(a, b) for a in ("pure", "fast") for b in ("pure", "fast")]
 Make = Callable[..., Node]
@@ -102,20 +102,15 @@ def test_established_flows_are_the_same_packets_and_the_same_figures(pair: tuple
 def test_super_packets_are_cut_sealed_opened_and_joined(pair: tuple[Node, Node]) -> None:
     a, b = pair
     talk(a, b)
-    whole = Segment(bytes(range(256)) * 200)
-    frame = bytearray(whole.super_frame(1360))
-    frame[10 + 12 : 10 + 16], frame[10 + 16 : 10 + 20] = a.address, b.address
-    frame[10 + 10 : 10 + 12] = b"\0\0"
-    frame[10 + 10 : 10 + 12] = naive_checksum(bytes(frame[10:30])).to_bytes(2, "big")
-    partial = a.address + b.address + struct.pack(">II", len(frame) - 30, 6)
-    frame[10 + 36 : 10 + 38] = (~naive_checksum(partial) & 0xFFFF).to_bytes(2, "big")
-    a.inject([bytes(frame)])
+    payload = bytes(range(256)) * 200
+    frame = super_frame(a, b, payload, 1360)
+    a.inject([frame])
     settle(a, b)
     frames = b.socket_tun.frames()
     assert len(frames) < 5
-    a.inject([bytes(frame)])
+    a.inject([frame])
     settle(a, b)
-    assert b"".join(parse(packet).payload for packet in b.taken()) == whole.payload
+    assert b"".join(parse(packet).payload for packet in b.taken()) == payload
 
 
 @pytest.mark.parametrize("engine", ["pure", "fast"])
@@ -123,12 +118,8 @@ def test_a_super_packet_of_a_new_flow_goes_up_whatever_the_ring(make: Make, engi
     a, b = make(engine), make("pure")
     a.meet(b)
     b.meet(a)
-    whole = Segment(bytes(60_000))
-    frame = bytearray(whole.super_frame(1360))
-    frame[22:30] = a.address + b.address
-    frame[20:22] = b"\0\0"
-    frame[20:22] = naive_checksum(bytes(frame[10:30])).to_bytes(2, "big")
-    a.inject([bytes(frame)])
+    frame = super_frame(a, b, bytes(60_000), 1360)
+    a.inject([frame])
     settle(a, b)
     assert sum(len(parse(packet).payload) for packet in b.taken()) == 60_000
 

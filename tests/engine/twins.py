@@ -29,7 +29,7 @@ from edgeagent.proto.device import Device
 from edgeagent.proto.endpoint import Endpoint, Transmit
 from edgeagent.proto.limits import Limits
 from edgeagent.proto.tai64n import Tai64nClock
-from tests.engine.packets import naive_checksum
+from tests.engine.packets import Segment, naive_checksum
 from tests.engine.test_offload import expand
 
 if TYPE_CHECKING:
@@ -359,6 +359,17 @@ def addressed(packet: bytes | bytearray, source: Node, to: Node) -> bytes:
         pseudo = bytes(packet[addresses]) + struct.pack(">II", len(packet) - at, protocol)
         packet[where : where + 2] = (naive_checksum(pseudo + bytes(packet[at:])) or 0xFFFF).to_bytes(2, "big")
     return bytes(packet)
+
+
+def super_frame(source: Node, to: Node, payload: bytes, gso_size: int) -> bytes:
+    """One of TCP over IPv4."""
+    made = bytearray(Segment(payload).super_frame(gso_size))
+    made[22:30] = source.address + to.address
+    made[20:22] = b"\0\0"
+    made[20:22] = naive_checksum(bytes(made[10:30])).to_bytes(2, "big")
+    pseudo = bytes(made[22:30]) + struct.pack(">II", len(made) - 30, 6)
+    made[46:48] = (~naive_checksum(pseudo) & 0xFFFF).to_bytes(2, "big")
+    return bytes(made)
 
 
 def keypair_record(node: Node, other: Node, **changes: object) -> bytes:

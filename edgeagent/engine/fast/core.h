@@ -150,6 +150,13 @@ struct ea_pump {
         int64_t until, retry_at;
     } stuck;
     int64_t choked_until[EA_SOCKETS];
+    /* The rest of `frame`, whose first packets filled a send buffer: it follows when that has room again. */
+    struct {
+        bool is;
+        uint8_t ecn;
+        struct ea_keypair *keypair;
+        struct ea_split split;
+    } half;
 
     uint8_t *frame;   /* one of the TUN's */
     uint8_t *inbox;   /* EA_READS × EA_IN_BYTES */

@@ -56,6 +56,17 @@ static void add(struct ea_pump *p, uint32_t bytes) {
     p->out.used += p->out.size[p->out.count++];
 }
 
+/* What finds no room stays in `half`. */
+static void seal_split(struct ea_pump *p) {
+    struct ea_split *split = &p->half.split;
+    while (split->next < split->count) {
+        uint8_t *room = room_for(p, p->half.keypair, p->half.ecn, split->packet_bytes);
+        if (room == NULL) return;
+        add(p, (uint32_t)ea_split_next(split, room));
+    }
+    p->half.is = false;
+}
+
 void ea_take_frame(struct ea_pump *p, uint32_t bytes) {
     struct ea_split split;
     const uint8_t *packet = p->frame + EA_VNET_BYTES;
@@ -72,15 +83,11 @@ void ea_take_frame(struct ea_pump *p, uint32_t bytes) {
         ea_up_frame(p, p->frame, bytes);
         return;
     }
-    uint8_t ecn = ecn_of(packet);
-    for (uint32_t i = 0; i < split.count; i++) {
-        uint8_t *room = room_for(p, keypair, ecn, split.packet_bytes);
-        if (room == NULL) {
-            ea_drop(p, EA_DROP_SEND_BLOCKED, split.count - i);
-            return;
-        }
-        add(p, (uint32_t)ea_split_next(&split, room));
-    }
+    p->half.is = true;
+    p->half.ecn = ecn_of(packet);
+    p->half.keypair = keypair;
+    p->half.split = split;
+    seal_split(p);
 }
 
 void ea_seal_packets(struct ea_pump *p, struct ea_keypair *keypair, const uint32_t *lengths, unsigned count,
@@ -174,11 +181,27 @@ void ea_flush_out(struct ea_pump *p) {
     wait(p);
 }
 
+/* Nothing has been told meanwhile that would make it wrong: who is stuck does not listen. */
+static void take_rest(struct ea_pump *p) {
+    if (!p->half.is) return;
+    uint32_t left = p->half.split.count - p->half.split.next;
+    if (can_seal(p, p->half.keypair, left)) {
+        seal_split(p);
+        ea_flush_out(p);
+    } else {
+        ea_drop(p, EA_DROP_NO_KEYPAIR, left);
+        p->half.is = false;
+    }
+}
+
 void ea_unstick(struct ea_pump *p, bool writable) {
     if (!p->stuck.is || (!writable && p->now < p->stuck.retry_at)) return;
     unsigned number = p->stuck.number, first = p->stuck.first;
     send_on(p, number, first);
-    if (!p->stuck.is) return;
+    if (!p->stuck.is) {
+        take_rest(p);
+        return;
+    }
     bool moved = p->stuck.number != number || p->stuck.first != first;
     if (!moved && p->now < p->stuck.until) {
         p->stuck.retry_at = p->now + RETRY_MS * 1000000LL;
@@ -187,6 +210,10 @@ void ea_unstick(struct ea_pump *p, bool writable) {
     if (!moved) { /* Another uplink may be free: for a while nothing waits for this one */
         p->choked_until[p->stuck.socket] = p->now + STUCK_MS * 1000000LL;
         send_on(p, number, first);
+        if (!p->stuck.is) {
+            take_rest(p);
+            return;
+        }
     }
     wait(p);
 }

@@ -157,7 +157,7 @@ int ea_set_sockets(struct ea_pump *p, const struct ea_socket *sockets, unsigned 
     memset(p->socket_mode, 0, sizeof p->socket_mode);
     memset(p->choked_until, 0, sizeof p->choked_until);
     if (p->stuck.is) { /* what waited for a socket that is gone */
-        p->stuck.is = false;
+        p->stuck.is = p->half.is = false;
         p->out.count = p->out.used = 0;
     }
     if (count > 0) memcpy(p->socket, sockets, count * sizeof *sockets);

@@ -16,7 +16,7 @@ from edgeagent.io.tun import Tun, TunGone
 from edgeagent.proto.endpoint import Endpoint, Transmit
 from tests.engine.conftest import Inside
 from tests.engine.packets import Segment
-from tests.engine.twins import Member, Node, addressed, plain, report, settle
+from tests.engine.twins import Member, Node, addressed, plain, report, settle, super_frame
 from tests.netlab import Host, Lab, until
 
 SESSION, CHANNEL = 0x01020304, 0x0506
@@ -214,8 +214,9 @@ def greet_slowly(a: Node, b: Node) -> None:
     a.taken(), b.taken()
 
 
+@pytest.mark.parametrize("whole", [False, True], ids=["packets", "super-packets"])
 def test_a_full_send_buffer_holds_the_tun_back_and_loses_nothing(
-    lab: Lab, inside: Inside, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, inside: Inside, monkeypatch: pytest.MonkeyPatch, whole: bool
 ) -> None:
     net = lab.net("192.0.2.0/24")
     hosts = lab.host("a", net), lab.host("b", net)
@@ -228,8 +229,11 @@ def test_a_full_send_buffer_holds_the_tun_back_and_loses_nothing(
     b.meet(a)
     greet_slowly(a, b)
     greet_slowly(a, b)
-    packets = [packet(a, b, i.to_bytes(4, "big") + bytes(996)) for i in range(200)]
-    a.inject(map(plain, packets))
+    if whole:
+        a.inject([plain(addressed(Segment(b"").packet(), a, b))])
+        a.inject(super_frame(a, b, bytes((i,)) * 40_000, 1000) for i in range(5))
+    else:
+        a.inject(plain(packet(a, b, bytes((i,)) * 1000)) for i in range(200))
     out: list[bytes] = []
     began = time.monotonic()
 
@@ -237,10 +241,11 @@ def test_a_full_send_buffer_holds_the_tun_back_and_loses_nothing(
         a.turn()
         b.turn()
         out.extend(b.taken())
-        return len(out) == len(packets)
+        return sum(len(each) > 100 for each in out) == 200
 
     until(arrived, 10, "all of them")
-    assert out == packets
+    payloads = [each[40:] if whole else each[28:] for each in out if len(each) > 100]
+    assert payloads == [bytes((i // 40 if whole else i,)) * 1000 for i in range(200)]
     assert time.monotonic() - began > 0.3, "the link was full for all that time"
     assert not a.dropped()
     a.close()
