@@ -171,6 +171,7 @@ struct ea_pump {
         uint8_t ecn[EA_BATCH];
         struct ea_way from;
     } in;
+    bool opening; /* what the owner handed over */
 
     struct ea_figures figures; /* as they are; the owner sees them as they were when a turn ended: */
     _Atomic uint32_t shown_number; /* odd while they are being written */

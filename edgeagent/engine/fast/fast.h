@@ -195,7 +195,7 @@ struct ea_heard {
     uint32_t datagrams, empty; /* `empty`: keepalives among them */
 };
 /* Times are 0 for never. A report comes at once when something is new (traffic after a second of silence, another way, a keypair
- * used for the first time), else every `report_ms` while there is traffic. */
+ * used for the first time), though not twice within 5 ms, else every `report_ms` while there is traffic. */
 struct ea_report {
     uint16_t slot;
     uint8_t used;      /* bit per position: a message under a keypair there was authenticated */

@@ -182,7 +182,7 @@ void ea_take_datagram(struct ea_pump *p, uint8_t *datagram, uint32_t bytes, cons
     struct ea_keypair *keypair = ea_find_keypair(p, get_le32(message + 4));
     uint64_t counter = get_le64(message + 8);
     if (keypair == NULL) {
-        if (p->config.unknown_up) {
+        if (p->config.unknown_up && !p->opening) {
             ea_up_datagram(p, from, ecn, datagram, bytes);
         } else {
             ea_drop(p, EA_DROP_UNKNOWN_INDEX, 1);
@@ -301,9 +301,11 @@ void ea_write_packets(struct ea_pump *p, const uint32_t *lengths, unsigned count
 
 void ea_take_datagrams(struct ea_pump *p, const struct ea_send_record *record, const uint32_t *lengths, uint8_t *datagrams) {
     ea_coalesce_begin(p->join, p->udp_offload, p->config.router);
+    p->opening = true; /* an index unknown here is not asked about again: the owner took it for one of ours */
     for (unsigned i = 0; i < record->count; datagrams += lengths[i++]) {
         if (lengths[i] > 0) ea_take_datagram(p, datagrams, lengths[i], &record->way, record->ecn & 3U);
     }
+    p->opening = false;
     ea_flush_in(p);
     ea_coalesce_flush(p->join, emit, p);
 }

@@ -5,7 +5,9 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { QUIET_S = 1 }; /* traffic after so long a silence is news */
+/* Traffic after so long a silence is news. News comes no more often than this: a peer that is heard elsewhere than it is answered
+ * would be news in each turn. */
+enum { QUIET_S = 1, URGENT_MS = 5 };
 
 void ea_ring_bell(struct ea_pump *p) {
     uint64_t one = 1;
@@ -65,7 +67,9 @@ void ea_report_heard(struct ea_pump *p, struct ea_peer *peer, const struct ea_wa
 
 int64_t ea_report_due(const struct ea_pump *p) {
     if (p->reports == 0) return INT64_MAX;
-    return p->urgent ? p->now : p->reported_at + (int64_t)p->config.report_ms * 1000000;
+    int64_t wait_ms = p->config.report_ms;
+    if (p->urgent && wait_ms > URGENT_MS) wait_ms = URGENT_MS;
+    return p->reported_at + wait_ms * 1000000;
 }
 
 static void begin_anew(struct ea_report *report) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -12,8 +13,7 @@ from hypothesis import strategies as st
 
 from edgeagent import crypto
 from edgeagent.engine.fast import records as r
-from edgeagent.engine.fast.binding import DROPS, RING_NET, RING_TUN, Pump, PumpDrop
-from edgeagent.proto.keys import fingerprint
+from edgeagent.engine.fast.binding import DROPS, RING_NET, RING_REPORT, RING_TUN, Pump, PumpDrop
 from edgeagent.proto.replay import ReplayWindow
 from tests.engine.packets import Segment
 from tests.engine.twins import Node, SocketTun, library, plain, settle
@@ -54,8 +54,6 @@ class Bare:
 
     @staticmethod
     def now() -> int:
-        import time
-
         return time.monotonic_ns()
 
     def open(self, index: int, counter: int, packet: bytes = NOT_IP) -> PumpDrop | None:
@@ -239,6 +237,24 @@ def test_what_finds_a_full_ring_is_counted_and_what_is_in_it_is_whole(bare: Bare
     assert 0.9 * figures.tun_max < figures.tun_peak <= figures.tun_max
 
 
+def test_what_the_owner_wants_opened_does_not_come_back_to_it(bare: Bare) -> None:
+    """Else the two would ask each other for ever."""
+    bare.push(r.CONFIG, r.write_config(mtu=1420, router=False, unknown_up=True, report_ms=1, new_flows_per_s=1000))
+    assert bare.open(99, 0) is PumpDrop.UNKNOWN_INDEX
+    assert bare.open(99, 0, bytes(66_000)) is PumpDrop.MALFORMED
+    assert bare.pulled(RING_NET) == []
+
+
+def test_a_peer_heard_elsewhere_than_it_is_answered_is_no_news_in_each_turn(bare: Bare) -> None:
+    bare.keypair(0, 0, 5)
+    bare.push(r.CONFIG, r.write_config(mtu=1420, router=False, unknown_up=True, report_ms=1000, new_flows_per_s=1000))
+    began = time.monotonic()
+    for counter in range(300):
+        bare.open(5, counter)
+    took_ms = (time.monotonic() - began) * 1000
+    assert 1 <= len(bare.pulled(RING_REPORT)) <= 2 + took_ms / 5
+
+
 def test_new_flows_are_asked_about_at_a_rate(bare: Bare) -> None:
     bare.configure(new_flows_per_s=100)
     for _ in range(25):
@@ -268,7 +284,6 @@ def test_what_must_not_be_lost_finds_room_when_the_ring_is_full_of_packets() -> 
     settle(a)
     assert not a.fast._waiting
     assert a.dropped().get("record", 0) == 0
-    assert fingerprint(a.device.public_key)
     a.close()
     b.close()
 
