@@ -241,7 +241,9 @@ def test_what_the_owner_wants_opened_does_not_come_back_to_it(bare: Bare) -> Non
     """Else the two would ask each other for ever."""
     bare.push(r.CONFIG, r.write_config(mtu=1420, router=False, unknown_up=True, report_ms=1, new_flows_per_s=1000))
     assert bare.open(99, 0) is PumpDrop.UNKNOWN_INDEX
-    assert bare.open(99, 0, bytes(66_000)) is PumpDrop.MALFORMED
+    for count, body in r.split_packets([struct.pack("<IIQ", 4, 99, 0) + bytes(66_000)]):
+        bare.push(r.OPEN, r.write_send(bare.way, count), body)
+    assert bare.dropped(PumpDrop.MALFORMED) == 1, "longer than any packet"
     assert bare.pulled(RING_NET) == []
 
 
