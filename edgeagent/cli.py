@@ -59,6 +59,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
+class _Listed(argparse.Action):
+    """Collects what an option is given, before the verb and after it, into one text with ',' between."""
+
+    _values = ""
+
+    def __call__(self, _parser: object, namespace: argparse.Namespace, values: object, _option: object = None) -> None:
+        self._values = f"{self._values},{values}".lstrip(",")
+        setattr(namespace, self.dest, self._values)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="edgeagent",
@@ -116,6 +126,26 @@ def _parser() -> argparse.ArgumentParser:
         metavar="RULES",
         default=argparse.SUPPRESS,
         help="what metered interfaces may take: wwan0=2MB/day,60MB/month",
+    )
+    group.add_argument(
+        "--memory",
+        metavar="PROFILE",
+        default=argparse.SUPPRESS,
+        help="how large tables may become: small, normal, large (normal)",
+    )
+    group.add_argument(
+        "--limit",
+        dest="limits",
+        metavar="NAME=VALUE",
+        action=_Listed,
+        default=argparse.SUPPRESS,
+        help="one of these ceilings, as in peers=32; may be repeated",
+    )
+    group.add_argument(
+        "--memory-ceiling",
+        metavar="MIB",
+        default=argparse.SUPPRESS,
+        help="MiB that the agent stays below; off (auto: by --memory)",
     )
     group.add_argument(
         "--log-level", metavar="LEVEL", default=argparse.SUPPRESS, help="debug, info, warning, error (info)"

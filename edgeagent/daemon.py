@@ -13,7 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from edgeagent import crypto, memory
-from edgeagent.context import Context
+from edgeagent.context import Context, limits_of
 from edgeagent.io import logring
 from edgeagent.io.keystore import Keystore, StateError, StateFile
 from edgeagent.io.localapi import LocalApi, refusal
@@ -23,7 +23,6 @@ from edgeagent.io.proxy import parse_proxy
 from edgeagent.io.tun import TunGone
 from edgeagent.membership import Membership
 from edgeagent.proto.ledger import Cause
-from edgeagent.proto.limits import Limits
 from edgeagent.proto.token import Token, TokenError
 from edgeagent.tunnel import TunnelError
 
@@ -48,7 +47,7 @@ def run(settings: Settings, token: str | None, control_fd: int | None) -> int:
     served, it is told why when there can be no agent, and when it ends without a network to be in, so does the agent.
     """
     # The command shows what it is told; in the background there is nobody else to log to.
-    ring = LogRing(Limits.DEFAULTS["log_lines"], sys.stderr if control_fd is None else None)
+    ring = LogRing(limits_of(settings).log_lines, sys.stderr if control_fd is None else None)
     logring.install(ring, getattr(logging, settings.log_level.upper()))
     control = None if control_fd is None else socket.socket(fileno=control_fd)
     if control is not None:

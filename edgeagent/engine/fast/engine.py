@@ -34,7 +34,6 @@ SYNC_MS = 20
 ENDPOINTS_MAX = 4096
 CARRIERS_MAX = 1024  # endpoints that are no UDP address: members of relays by a connection
 REPORT_MS = 100
-NEW_FLOWS_PER_S = 2000
 
 
 class FastEngine:
@@ -54,6 +53,7 @@ class FastEngine:
         slots: int,
         flows: int,
         ring_bytes: int = 1 << 18,
+        new_flows_per_s: int = 2000,
         aead: tuple[str, str] = ("lanes", "lanes"),
         threaded: bool = True,
     ) -> None:
@@ -64,6 +64,8 @@ class FastEngine:
         self._selector = selector
         self._meter: Meter | None = None
         self._threaded = threaded
+        self._new_flows_per_s = new_flows_per_s
+        self.aead = aead
         self.is_router = True
         self.exact_flows = False
         self.pump = Pump(
@@ -203,7 +205,7 @@ class FastEngine:
                 router=self.is_router,
                 unknown_up=self._established.is_full,  # then there are peers whose keypairs the device keeps
                 report_ms=REPORT_MS,
-                new_flows_per_s=NEW_FLOWS_PER_S,
+                new_flows_per_s=self._new_flows_per_s,
             )
             self._push(r.CONFIG, record)
 
