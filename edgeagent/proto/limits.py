@@ -83,7 +83,7 @@ class Limits:
     message_bytes: int
     log_lines: int
 
-    def __init__(self, profile: str = "normal", **overrides: int) -> None:
+    def __init__(self, profile: str = "normal", /, **overrides: int) -> None:
         for name in overrides:
             if name not in TABLE:
                 raise ValueError(f"limits.{name}: no such limit; known are {', '.join(sorted(TABLE))}")
@@ -118,7 +118,7 @@ def read_limits(text: str) -> dict[str, int]:
 
 def rows() -> list[tuple[str, ...]]:
     """The table as text, for people and for the documentation, a head first."""
-    table = [("limit", *PROFILE_NAMES, "at least", "at most", "bounds")]
+    table: list[tuple[str, ...]] = [("limit", *PROFILE_NAMES, "at least", "at most", "bounds")]
     for name, ((low, high), profiles, meaning) in TABLE.items():
         table.append((name, *(f"{value:,}" for value in profiles), f"{low:,}", f"{high:,}", meaning))
     return table

@@ -169,6 +169,11 @@ struct ea_peer *ea_flow_peer(struct ea_pump *p, const uint8_t *packet, uint32_t 
     return NULL;
 }
 
+void ea_lose_flows(struct ea_pump *p, struct ea_peer *peer) {
+    p->figures.flows_used -= peer->flows;
+    peer->flows = 0;
+}
+
 bool ea_add_flow(struct ea_pump *p, const struct ea_flow_record *record, const uint8_t *packet, uint32_t bytes) {
     struct ea_key key;
     if (record->slot >= p->limits.peers || !p->peers[record->slot].live ||
@@ -184,7 +189,13 @@ bool ea_add_flow(struct ea_pump *p, const struct ea_flow_record *record, const u
         /* The free one, else the one unused for longest */
         if (chosen == NULL || (chosen->live && (!set[i].live || set[i].used_s < chosen->used_s))) chosen = &set[i];
     }
-    if (chosen->live && is_valid(p, chosen) && memcmp(&chosen->key, &key, sizeof key) != 0) p->figures.flows_evicted++;
+    if (is_valid(p, chosen)) {
+        if (memcmp(&chosen->key, &key, sizeof key) != 0) p->figures.flows_evicted++;
+        p->peers[chosen->slot].flows--;
+        p->figures.flows_used--;
+    }
+    p->peers[record->slot].flows++;
+    p->figures.flows_used++;
     *chosen = (struct ea_flow){.key = key,
                                .generation = p->peers[record->slot].generation,
                                .epoch = p->flow_epoch,
