@@ -128,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
         help="what metered interfaces may take: wwan0=2MB/day,60MB/month",
     )
     group.add_argument(
-        "--memory",
+        "--memory-profile",
         metavar="PROFILE",
         default=argparse.SUPPRESS,
         help="how large tables may become: small, normal, large (normal)",
@@ -145,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
         "--memory-ceiling",
         metavar="MIB",
         default=argparse.SUPPRESS,
-        help="MiB that the agent stays below; off (auto: by --memory)",
+        help="MiB that the agent stays below; off (auto: by --memory-profile)",
     )
     group.add_argument(
         "--log-level", metavar="LEVEL", default=argparse.SUPPRESS, help="debug, info, warning, error (info)"
@@ -183,6 +183,11 @@ def _parser() -> argparse.ArgumentParser:
     verb("down", _down, "stop the agent; the device stays a member of its network")
     status = verb("status", _status, "what this device is doing")
     status.add_argument("--log", action="store_true", help="add the newest log lines")
+    status.add_argument(
+        "--memory",
+        action="store_true",
+        help="instead: every table, queue and ring with its ceiling and what gave way, and the process beside its own",
+    )
     as_json(status)
     as_json(verb("peers", _peers, "the peers that this device knows now"))
     ping = verb("ping", _ping, "send echo requests through the tunnel and say by which path the answers came")
@@ -295,6 +300,15 @@ def _down(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
+    if options.memory:
+        usage = _ask(options, {"do": "memory"})
+        if options.json:
+            print(json.dumps(usage))
+        else:
+            from edgeagent.status import show_memory
+
+            print(show_memory(usage))
+        return OK
     status = _ask(options, {"do": "status", "log": options.log})
     if options.json:
         print(json.dumps(status))

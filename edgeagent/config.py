@@ -168,8 +168,8 @@ SETTINGS: dict[str, tuple[str, str, Callable[[str], str | int], str]] = {
         _budget,
         "what metered interfaces may take: wwan0=2MB/day,60MB/month (kB, MB, GB, KiB, MiB, GiB)",
     ),
-    "memory": (
-        "EDGEAGENT_MEMORY",
+    "memory-profile": (
+        "EDGEAGENT_MEMORY_PROFILE",
         "normal",
         _memory,
         "how large tables, queues and rings may become: small, normal or large, for devices of 32, 64 and 128 MiB",
@@ -184,7 +184,7 @@ SETTINGS: dict[str, tuple[str, str, Callable[[str], str | int], str]] = {
         "EDGEAGENT_MEMORY_CEILING",
         "auto",
         _ceiling,
-        "MiB that the agent stays below, dropping what needs more; auto: 28, 40 or 64 by `memory`; off",
+        "MiB that the agent stays below, dropping what needs more; auto: 28, 40 or 64 by `memory-profile`; off",
     ),
     "log-level": ("EDGEAGENT_LOG", "info", _log_level, "debug, info, warning or error"),
 }
@@ -203,8 +203,8 @@ class Settings:
         "interface",
         "limits",
         "log_level",
-        "memory",
         "memory_ceiling",
+        "memory_profile",
         "metered",
         "mtu",
         "port",
@@ -224,7 +224,7 @@ class Settings:
     hostname: str
     metered: str
     budget: str
-    memory: str
+    memory_profile: str
     limits: str
     memory_ceiling: str
     log_level: str

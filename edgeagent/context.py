@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from edgeagent.accounts import Accounts
+from edgeagent.ceiling import Ceiling
 from edgeagent.io.keystore import Keystore, StateDamaged, StateError, StateFile, entropy
 from edgeagent.proto.identity import Admission, Identity
 from edgeagent.proto.limits import Limits, read_limits
@@ -49,6 +50,7 @@ class Context:
         self.ring = ring
         self.entropy = entropy
         self.limits = limits_of(settings)
+        self.ceiling = Ceiling(settings)
         self.boot = entropy(16)  # of this run: a peer that sees another one knows that our sessions are gone
         self.facts = facts()
         self.started_at = now
@@ -138,7 +140,7 @@ class Context:
 
 
 def limits_of(settings: Settings) -> Limits:
-    return Limits(settings.memory, **read_limits(settings.limits))
+    return Limits(settings.memory_profile, **read_limits(settings.limits))
 
 
 def jitter() -> float:

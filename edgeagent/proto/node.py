@@ -203,6 +203,16 @@ class Node:
         if self._epochs.begin():
             self._mark_dirty(urgent=True)
 
+    def set_facts(self, facts: dict[str, str]) -> None:
+        """What the hub is to know of the device (at most 16 texts), from the next birth on."""
+        self.client.facts = facts
+
+    def tell_facts(self, now: float) -> None:
+        """A birth now, for the sake of the facts in it, where there is a connection."""
+        if self.client.connected:
+            self.client.write_birth(now)
+        self._settle(now)
+
     def last_will(self, now: float) -> Publish:
         """To be given to the broker with the connection."""
         return self._outbox.last_will(now)

@@ -93,7 +93,7 @@ def test_help_names_every_verb(cli: Cli) -> None:
         (("up", "--timeout", "0"), 2, "--timeout"),
         (("--limit", "peers=1", "up", "--limit", "peers=2"), 2, "--limit: 'peers=1,peers=2': want peers once"),
         (("run", "--limit", "nobody=1"), 2, "want limits that there are, not 'nobody'"),
-        (("run", "--memory", "huge"), 2, "--memory: 'huge': want small, normal or large"),
+        (("run", "--memory-profile", "huge"), 2, "--memory-profile: 'huge': want small, normal or large"),
         (("run", "--memory-ceiling", "5"), 2, "--memory-ceiling: '5': want auto, off"),
         (("up", "--join", "a", "--join-file", "b"), 2, "give one of them"),
         (("up", "--join", "nonsense"), 2, "em1."),

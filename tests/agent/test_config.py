@@ -60,7 +60,7 @@ def test_a_named_file_must_exist_and_the_usual_one_need_not(tmp_path: Path) -> N
         ("port", "9" * 5000),
         ("mtu", "1279"),
         ("mtu", "9001"),
-        ("memory", "tiny"),
+        ("memory-profile", "tiny"),
         ("limits", "peers"),
         ("limits", "peers=0"),
         ("limits", "peers=1,peers=2"),
@@ -208,9 +208,9 @@ def test_labels() -> None:
 
 def test_limits_are_a_profile_and_single_ones_over_it(file: Path) -> None:
     assert vars_of(limits_of(load({}, {}, str(file)))) == Limits.DEFAULTS
-    small = limits_of(load({"memory": "small", "limits": "peers=20, flows=2048"}, {}, str(file)))
+    small = limits_of(load({"memory-profile": "small", "limits": "peers=20, flows=2048"}, {}, str(file)))
     assert (small.peers, small.flows, small.records) == (20, 2048, TABLE["records"][1][0])
-    file.write_text("memory = large\nlimits = feeds=7\n")
+    file.write_text("memory-profile = large\nlimits = feeds=7\n")
     large = limits_of(load({}, {"EDGEAGENT_LIMITS": "feeds=9"}, str(file)))
     assert (large.feeds, large.records) == (9, TABLE["records"][1][2])
 

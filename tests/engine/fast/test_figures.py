@@ -18,9 +18,7 @@ def pump() -> Iterator[Pump]:
     path = library.path()
     if path is None:
         pytest.skip(library.why_missing())
-    pump = Pump(
-        load(path), peers=4, flows=FLOWS, down_bytes=1 << 18, up_bytes=1 << 18, small="lanes", large="lanes"
-    )
+    pump = Pump(load(path), peers=4, flows=FLOWS, down_bytes=1 << 18, up_bytes=1 << 18, small="lanes", large="lanes")
     yield pump
     pump.close()
 
