@@ -11,7 +11,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import resource
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -58,6 +57,8 @@ class Ceiling:
             data_kib = now["data_kib"] + HEADROOM_KIB
             self.kib = data_kib + now["file_kib"]
             log.warning("memory ceiling: raised to %.1f MiB, because so much is needed already", self.kib / 1024)
+        import resource
+
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
         soft = data_kib * 1024
         resource.setrlimit(resource.RLIMIT_DATA, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))

@@ -184,7 +184,7 @@ SETTINGS: dict[str, tuple[str, str, Callable[[str], str | int], str]] = {
         "EDGEAGENT_MEMORY_CEILING",
         "auto",
         _ceiling,
-        "MiB that the agent stays below, dropping what needs more; auto: 28, 40 or 64 by `memory-profile`; off",
+        "MiB that the agent stays below, dropping what needs more; auto: 30, 40 or 64 by `memory-profile`; off",
     ),
     "log-level": ("EDGEAGENT_LOG", "info", _log_level, "debug, info, warning or error"),
 }

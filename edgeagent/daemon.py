@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import errno
 import logging
 import os
@@ -9,7 +10,6 @@ import selectors
 import signal
 import socket
 import sys
-import threading
 from contextlib import suppress
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
@@ -51,7 +51,7 @@ def run(settings: Settings, token: str | None, control_fd: int | None) -> int:
     served, it is told why when there can be no agent, and when it ends without a network to be in, so does the agent.
     """
     # The command shows what it is told; in the background there is nobody else to log to.
-    threading.stack_size(THREAD_STACK_BYTES)
+    _thread.stack_size(THREAD_STACK_BYTES)
     ring = LogRing(limits_of(settings).log_lines, sys.stderr if control_fd is None else None)
     logring.install(ring, getattr(logging, settings.log_level.upper()))
     control = None if control_fd is None else socket.socket(fileno=control_fd)
@@ -333,7 +333,11 @@ class Agent:
     def _serve(self, now: float, client: Client, verb: str, request: dict[str, Any]) -> None:
         from edgeagent import requests  # not before somebody asks: 0.15 MiB
 
-        requests.serve(now, self, client, verb, request)
+        try:
+            requests.serve(now, self, client, verb, request)
+        except MemoryError:
+            self.api.drop(client)  # it would wait for its answer for a day
+            raise
 
     def _leave_terminal(self) -> None:
         """The command that started us has its answer: its terminal is no longer ours to write to."""

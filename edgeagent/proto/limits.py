@@ -49,7 +49,7 @@ TABLE: dict[str, tuple[tuple[int, int], tuple[int, int, int], str]] = {
     "log_lines": ((1, 1 << 16), (64, 256, 512), "lines in the log ring"),
 }
 # MiB of resident memory that the process is kept below, where `memory-ceiling` says no other.
-CEILING_MIB = dict(zip(PROFILE_NAMES, (28, 40, 64), strict=True))
+CEILING_MIB = dict(zip(PROFILE_NAMES, (30, 40, 64), strict=True))
 
 
 class Limits:
