@@ -59,6 +59,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
+class _Listed(argparse.Action):
+    """Collects what an option is given, before the verb and after it, into one text with ',' between."""
+
+    _values = ""
+
+    def __call__(self, _parser: object, namespace: argparse.Namespace, values: object, _option: object = None) -> None:
+        self._values = f"{self._values},{values}".lstrip(",")
+        setattr(namespace, self.dest, self._values)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="edgeagent",
@@ -118,6 +128,26 @@ def _parser() -> argparse.ArgumentParser:
         help="what metered interfaces may take: wwan0=2MB/day,60MB/month",
     )
     group.add_argument(
+        "--memory-profile",
+        metavar="PROFILE",
+        default=argparse.SUPPRESS,
+        help="how large tables may become: small, normal, large (normal)",
+    )
+    group.add_argument(
+        "--limit",
+        dest="limits",
+        metavar="NAME=VALUE",
+        action=_Listed,
+        default=argparse.SUPPRESS,
+        help="one of these ceilings, as in peers=32; may be repeated",
+    )
+    group.add_argument(
+        "--memory-ceiling",
+        metavar="MIB",
+        default=argparse.SUPPRESS,
+        help="MiB that the agent stays below; off (auto: by --memory-profile)",
+    )
+    group.add_argument(
         "--log-level", metavar="LEVEL", default=argparse.SUPPRESS, help="debug, info, warning, error (info)"
     )
     for action in group._group_actions:
@@ -153,6 +183,11 @@ def _parser() -> argparse.ArgumentParser:
     verb("down", _down, "stop the agent; the device stays a member of its network")
     status = verb("status", _status, "what this device is doing")
     status.add_argument("--log", action="store_true", help="add the newest log lines")
+    status.add_argument(
+        "--memory",
+        action="store_true",
+        help="instead: every table, queue and ring with its ceiling and what gave way, and the process beside its own",
+    )
     as_json(status)
     as_json(verb("peers", _peers, "the peers that this device knows now"))
     ping = verb("ping", _ping, "send echo requests through the tunnel and say by which path the answers came")
@@ -265,6 +300,15 @@ def _down(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
+    if options.memory:
+        usage = _ask(options, {"do": "memory"})
+        if options.json:
+            print(json.dumps(usage))
+        else:
+            from edgeagent.status import show_memory
+
+            print(show_memory(usage))
+        return OK
     status = _ask(options, {"do": "status", "log": options.log})
     if options.json:
         print(json.dumps(status))

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 CONFIG_FILE = "/etc/edgeagent.conf"
 CONFIG_BYTES_MAX = 65_536
 INTERFACES_MAX = 8  # in a list of them
+CEILING_RANGE_MIB = (20, 65_536)  # an agent does not start with less
 
 _HOST_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _PROXY = re.compile(
@@ -113,6 +114,27 @@ def _budget(text: str) -> str:
     return text
 
 
+def _memory(text: str) -> str:
+    if text not in ("small", "normal", "large"):  # proto/limits.py has the table, and `status` no need of it
+        raise ValueError("small, normal or large")
+    return text
+
+
+def _limits(text: str) -> str:
+    if text:
+        from edgeagent.proto.limits import read_limits
+
+        read_limits(text)
+    return text
+
+
+def _ceiling(text: str) -> str:
+    low, high = CEILING_RANGE_MIB
+    if text in ("auto", "off") or (text.isascii() and text.isdecimal() and len(text) < 9 and low <= int(text) <= high):
+        return text
+    raise ValueError(f"auto, off, or a whole number of MiB from {low} to {high}")
+
+
 # name -> (environment variable, default, parser, help)
 SETTINGS: dict[str, tuple[str, str, Callable[[str], str | int], str]] = {
     "state-dir": ("EDGEAGENT_STATE", "/var/lib/edgeagent", _path, "directory for keys and cache"),
@@ -146,11 +168,30 @@ SETTINGS: dict[str, tuple[str, str, Callable[[str], str | int], str]] = {
         _budget,
         "what metered interfaces may take: wwan0=2MB/day,60MB/month (kB, MB, GB, KiB, MiB, GiB)",
     ),
+    "memory-profile": (
+        "EDGEAGENT_MEMORY_PROFILE",
+        "normal",
+        _memory,
+        "how large tables, queues and rings may become: small, normal or large, for devices of 32, 64 and 128 MiB",
+    ),
+    "limits": (
+        "EDGEAGENT_LIMITS",
+        "",
+        _limits,
+        "single ones of these: peers=32,flows=1024; on the command line --limit NAME=VALUE, for each",
+    ),
+    "memory-ceiling": (
+        "EDGEAGENT_MEMORY_CEILING",
+        "auto",
+        _ceiling,
+        "MiB that the agent stays below, dropping what needs more; auto: 30, 40 or 64 by `memory-profile`; off",
+    ),
     "log-level": ("EDGEAGENT_LOG", "info", _log_level, "debug, info, warning or error"),
 }
 
 
 _SECRET = ("proxy",)  # may hold a password: never shown, never in an argument list
+_FLAGS = {"limits": "limit"}  # on the command line one at a time
 
 
 class Settings:
@@ -160,7 +201,10 @@ class Settings:
         "budget",
         "hostname",
         "interface",
+        "limits",
         "log_level",
+        "memory_ceiling",
+        "memory_profile",
         "metered",
         "mtu",
         "port",
@@ -180,6 +224,9 @@ class Settings:
     hostname: str
     metered: str
     budget: str
+    memory_profile: str
+    limits: str
+    memory_ceiling: str
     log_level: str
     proxy: str
     uplinks: str
@@ -200,7 +247,7 @@ def load(given: Mapping[str, str | None], environ: Mapping[str, str] = os.enviro
     values: dict[str, str | int] = {"port_fixed": False}
     for name, (variable, default, parse, _) in SETTINGS.items():
         if (text := given.get(name)) is not None:
-            origin = f"--{name}"
+            origin = f"--{_FLAGS.get(name, name)}"
         elif text := environ.get(variable, ""):
             origin = variable
         elif name in from_file:

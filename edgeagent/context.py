@@ -9,9 +9,10 @@ import sys
 from typing import TYPE_CHECKING
 
 from edgeagent.accounts import Accounts
+from edgeagent.ceiling import Ceiling
 from edgeagent.io.keystore import Keystore, StateDamaged, StateError, StateFile, entropy
 from edgeagent.proto.identity import Admission, Identity
-from edgeagent.proto.limits import Limits
+from edgeagent.proto.limits import Limits, read_limits
 from edgeagent.proto.refusals import ControlError
 from edgeagent.proto.tai64n import RESERVE_NS, Tai64nClock
 from edgeagent.proto.walltime import WallFloor
@@ -48,7 +49,8 @@ class Context:
         self.selector = selector
         self.ring = ring
         self.entropy = entropy
-        self.limits = Limits()
+        self.limits = limits_of(settings)
+        self.ceiling = Ceiling(settings)
         self.boot = entropy(16)  # of this run: a peer that sees another one knows that our sessions are gone
         self.facts = facts()
         self.started_at = now
@@ -135,6 +137,10 @@ class Context:
         # The wall as the stamps know it is at most a block behind: good enough for a floor.
         floor_s = max(BUILD_TIME_S, (reserved_ns - RESERVE_NS) // _NS)
         self.save(StateFile.CLOCK, _CLOCK.pack(reserved_ns, floor_s))
+
+
+def limits_of(settings: Settings) -> Limits:
+    return Limits(settings.memory_profile, **read_limits(settings.limits))
 
 
 def jitter() -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _thread
+import errno
 import logging
 import os
 import selectors
@@ -9,11 +11,11 @@ import signal
 import socket
 import sys
 from contextlib import suppress
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 from edgeagent import crypto, memory
-from edgeagent.context import Context
+from edgeagent.context import Context, limits_of
 from edgeagent.io import logring
 from edgeagent.io.keystore import Keystore, StateError, StateFile
 from edgeagent.io.localapi import LocalApi, refusal
@@ -23,7 +25,6 @@ from edgeagent.io.proxy import parse_proxy
 from edgeagent.io.tun import TunGone
 from edgeagent.membership import Membership
 from edgeagent.proto.ledger import Cause
-from edgeagent.proto.limits import Limits
 from edgeagent.proto.token import Token, TokenError
 from edgeagent.tunnel import TunnelError
 
@@ -39,6 +40,8 @@ OK, FAILED, REFUSED = 0, 1, 4
 FAREWELL_TIMEOUT_S = 1.0  # for the broker to take the last messages
 CRASH_CHARS_MAX = 16_384
 RELEASE_AFTER_S = 1.0  # by then the device has joined, or at least connected
+THREAD_STACK_BYTES = 524_288  # of those that ask name servers; the system's 8 MiB would count against the ceiling
+PAUSE_S = 0.05  # after a turn that found no memory
 
 
 def run(settings: Settings, token: str | None, control_fd: int | None) -> int:
@@ -48,7 +51,8 @@ def run(settings: Settings, token: str | None, control_fd: int | None) -> int:
     served, it is told why when there can be no agent, and when it ends without a network to be in, so does the agent.
     """
     # The command shows what it is told; in the background there is nobody else to log to.
-    ring = LogRing(Limits.DEFAULTS["log_lines"], sys.stderr if control_fd is None else None)
+    _thread.stack_size(THREAD_STACK_BYTES)
+    ring = LogRing(limits_of(settings).log_lines, sys.stderr if control_fd is None else None)
     logring.install(ring, getattr(logging, settings.log_level.upper()))
     control = None if control_fd is None else socket.socket(fileno=control_fd)
     if control is not None:
@@ -65,7 +69,7 @@ def run(settings: Settings, token: str | None, control_fd: int | None) -> int:
             agent.start(token, control)
             try:
                 agent.loop()
-            except OSError as error:
+            except (OSError, MemoryError) as error:
                 agent.leave_word(error)
                 raise
         finally:
@@ -74,6 +78,8 @@ def run(settings: Settings, token: str | None, control_fd: int | None) -> int:
         return _failed(control, f"{settings.interface}: somebody removed it")
     except (StateError, TunnelError, crypto.CryptoUnavailable, TokenError) as error:
         return _failed(control, str(error))
+    except MemoryError:
+        return _failed(control, "the memory ceiling does not leave enough to go on: raise it with --memory-ceiling")
     except OSError as error:
         return _failed(control, f"{error.filename or 'system'}: {error.strerror}")
     finally:
@@ -156,9 +162,10 @@ class Agent:
             self._control = self.api.adopt(control.dup())
 
     def loop(self) -> None:
-        """Until `stop`, a signal, or a refusal that nothing can mend."""
+        """Until `stop`, a signal, or a refusal that nothing can mend. Raises MemoryError where many turns in a row
+        found no memory."""
         while not self._stopping:
-            self._turn(self._deadline())
+            self._turn_or_drop()
         self._farewell()
         with suppress(FileNotFoundError):
             os.unlink(self._crash_path)
@@ -228,6 +235,23 @@ class Agent:
         ]
         return min((at for at in times if at is not None), default=None)
 
+    def _turn_or_drop(self) -> None:
+        """What finds no memory is dropped: a device that ends where nobody is would be worse. The C library has all
+        that it needs, and carries established flows meanwhile."""
+        try:
+            self._turn(self._deadline())
+        except MemoryError:
+            pass
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+        else:
+            self.context.ceiling.passed()
+            return
+        if not self.context.ceiling.hit():
+            raise MemoryError
+        sleep(PAUSE_S)
+
     def _turn(self, deadline: float | None) -> None:
         for key, _ in self.context.selector.select(None if deadline is None else max(0.0, deadline - monotonic())):
             key.data(monotonic(), key.fd)
@@ -238,6 +262,7 @@ class Agent:
             if self._release_at is not None and self._release_at <= now:
                 self._release_at = None
                 memory.release()
+                self.context.ceiling.enforce()
         part = self.membership or self._enrolment
         if part is not None:
             events = self.link.events
@@ -308,7 +333,11 @@ class Agent:
     def _serve(self, now: float, client: Client, verb: str, request: dict[str, Any]) -> None:
         from edgeagent import requests  # not before somebody asks: 0.15 MiB
 
-        requests.serve(now, self, client, verb, request)
+        try:
+            requests.serve(now, self, client, verb, request)
+        except MemoryError:
+            self.api.drop(client)  # it would wait for its answer for a day
+            raise
 
     def _leave_terminal(self) -> None:
         """The command that started us has its answer: its terminal is no longer ours to write to."""

@@ -65,7 +65,7 @@ class Membership:
         self._pin = hashlib.sha256(admission.ca_der).digest()
         self._cache = CacheWriter()
         self.refused = False  # the broker did not accept the device's credentials the last time
-        self._lookups: dict[Query, list[OnResolved]] = {}
+        self.lookups: dict[Query, list[OnResolved]] = {}
         self._bindings: Bindings | None = None
         self._level_changes = 0  # of those, which are followed
         self.node = Node(
@@ -92,6 +92,7 @@ class Membership:
         context.accounts.watch(self.relays.streams, Cause.RELAY, self.relays.carried_of)
         context.accounts.set_hub_budget(now, self.node.map)
         self._look_for_bindings(now)
+        context.accounts.defer("figures", self._tell_figures, now + DAY_S, DAY_S / 2)
         log.info("%s is up as %s, UDP port %d", context.settings.interface, self.node.map.name, self.tunnel.port)
 
     @property
@@ -166,7 +167,7 @@ class Membership:
         """Calls back with the record, or None for no: at once when it is known."""
         found = self.node.lookup(now, query)
         if found is Answer.PENDING:
-            self._lookups.setdefault(query, []).append(on_resolved)
+            self.lookups.setdefault(query, []).append(on_resolved)
         else:
             on_resolved(found if isinstance(found, Record) else None)
 
@@ -182,13 +183,13 @@ class Membership:
         self._cache.written(now)
 
     def close(self) -> None:
-        for waiting in self._lookups.values():
+        for waiting in self.lookups.values():
             for on_resolved in waiting:
                 on_resolved(None)
-        self._lookups.clear()
+        self.lookups.clear()
         if self._bindings is not None:
             self._bindings.close()
-        for job in ("bindings", "bindings-save"):
+        for job in ("bindings", "bindings-save", "figures"):
             self._context.accounts.undefer(job)
         self._link.steer = None
         self.relays.close()
@@ -198,6 +199,7 @@ class Membership:
     def _connect(self, now: float) -> None:
         node = self.node
         self._agree_on_keepalive()
+        self._set_figures()
         node.begin_session(now)
         self._take_events(now)
         will = node.last_will(now)
@@ -210,6 +212,17 @@ class Membership:
             will=(will.topic, will.payload),
         )
         self._link.open(now, node.hosts, login, Trust(self._pin, node.ca_der, self._context.wall.known))
+
+    def _set_figures(self) -> None:
+        """How full it is here goes with the facts that the hub keeps of a device."""
+        from edgeagent.usage import facts
+
+        self.node.set_facts(self._context.facts | facts(self, self._context.ceiling))
+
+    def _tell_figures(self, now: float) -> None:
+        self._context.accounts.defer("figures", self._tell_figures, now + DAY_S, DAY_S / 2)
+        self._set_figures()
+        self.node.tell_facts(now)
 
     def _follow_price(self, now: float) -> None:
         """On a metered uplink no session at a relay is kept without need, and little is probed."""
@@ -273,7 +286,7 @@ class Membership:
         self._context.accounts.set_hub_budget(now, event.map)
 
     def _resolved(self, now: float, event: Resolved) -> None:
-        for on_resolved in self._lookups.pop(event.query, ()):
+        for on_resolved in self.lookups.pop(event.query, ()):
             on_resolved(event.record)
 
     def _peer_up(self, now: float, event: PeerUp) -> None:

@@ -14,6 +14,11 @@ def release() -> None:
     """
     gc.collect()
     gc.freeze()
+    trim()
+
+
+def trim() -> None:
+    """Hand free heap pages back to the kernel, where the allocator can be asked to."""
     with suppress(ImportError, AttributeError, OSError):  # another provider, or another libc: nothing to ask
         import _cffi_backend as cffi  # type: ignore[import-untyped]
 

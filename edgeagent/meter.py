@@ -47,6 +47,11 @@ class Meter:
         self._names = names
         self._connections: dict[int, _Connection] = {}  # by descriptor
 
+    @property
+    def connections(self) -> int:
+        """That are counted."""
+        return len(self._connections)
+
     def received(self, now: float, batch: list[tuple[bytes, Endpoint, int]]) -> None:
         groups: dict[tuple[str, bool], list[bytes]] = {}
         source = None

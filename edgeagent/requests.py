@@ -71,6 +71,8 @@ def _status(now: float, agent: Agent, client: Client, request: dict[str, Any]) -
             "pid": os.getpid(),
             "uptime_s": round(now - context.started_at),
             "rss_kib": _rss_kib(),
+            "ceiling_kib": context.ceiling.kib,
+            "ceiling_hits": context.ceiling.hits,
             "crypto": context.crypto.name,
             "state_dir": context.keystore.directory,
             "flash_writes": context.keystore.flash_writes,
@@ -95,6 +97,12 @@ def _status(now: float, agent: Agent, client: Client, request: dict[str, Any]) -
     if request.get("log") is True:
         status["log"] = context.ring.lines(LOG_LINES_SHOWN)
     client.answer(status)
+
+
+def _memory(_now: float, agent: Agent, client: Client, _request: dict[str, Any]) -> None:
+    from edgeagent.usage import usage
+
+    client.answer(usage(agent))
 
 
 def _peers(now: float, agent: Agent, client: Client, _request: dict[str, Any]) -> None:
@@ -145,6 +153,7 @@ def _version(_now: float, _agent: Agent, client: Client, _request: dict[str, Any
 _VERBS: dict[str, Callable[[float, Agent, Client, dict[str, Any]], None]] = {
     "up": _up,
     "status": _status,
+    "memory": _memory,
     "peers": _peers,
     "ip": _ip,
     "whois": _whois,

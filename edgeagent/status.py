@@ -38,7 +38,9 @@ def show_status(status: dict[str, Any]) -> str:
     if tables := status.get("tables"):
         lines.append(("peers", f"{tables['peers']['used']} of {tables['peers']['ceiling']}"))
         lines.append(("records", f"{tables['records']['used']} of {tables['records']['ceiling']}"))
-    lines.append(("memory", f"{agent['rss_kib'] / 1024:.1f} MiB, {agent['flash_writes']} flash writes"))
+    ceiling = "" if agent["ceiling_kib"] is None else f" of {_mib(agent['ceiling_kib'])}"
+    hits = f", input dropped for want of it {agent['ceiling_hits']} times" if agent["ceiling_hits"] else ""
+    lines.append(("memory", f"{_mib(agent['rss_kib'])}{ceiling}{hits}, {agent['flash_writes']} flash writes"))
     lines.append(("control", f"{size(mqtt['rx_bytes'])} received, {size(mqtt['tx_bytes'])} sent"))
     lines += [("metered", _metered(uplink)) for uplink in status["metered"]]
     drops = status.get("drops", {})
@@ -52,6 +54,45 @@ def show_status(status: dict[str, Any]) -> str:
     if "log" in status:
         text += "\n\n" + "\n".join(status["log"])
     return text
+
+
+def show_memory(usage: dict[str, Any]) -> str:
+    """`edgeagent status --memory`: the process beside its ceiling, then every table, the fullest first."""
+    process, group, pump = usage["process"], usage["cgroup"], usage["pump"]
+    ceiling = "no ceiling" if process["ceiling_kib"] is None else f"of {_mib(process['ceiling_kib'])}"
+    parts = [f"{_mib(process['rss_kib'])} {ceiling}", f"peak {_mib(process['rss_peak_kib'])}"]
+    if process["hits"]:
+        parts.append(f"input dropped at the ceiling {process['hits']} times")
+    lines = [("process", ", ".join(parts))]
+    if group is not None:
+        bound = "no limit" if group["limit_kib"] is None else f"of {_mib(group['limit_kib'])}"
+        high = "" if group["high_kib"] is None else f", slowed down from {_mib(group['high_kib'])} on"
+        lines.append(("control group", f"{_mib(group['usage_kib'] or 0)} {bound}{high}: {group['path']}"))
+    if pump is not None:
+        lines.append(("C library", f"{_mib(pump['mapped_kib'])} mapped, AEAD {' and '.join(pump['aead'])}"))
+    lines.append(("profile", f"{usage['profile']}{', ' + usage['limits'] if usage['limits'] else ''}"))
+    rows = [("TABLE", "USED", "PEAK", "CEILING", "FULL", "GAVE WAY")]
+    for name, each in sorted(usage["tables"].items(), key=lambda item: (-_share(item[1]), item[0])):
+        in_bytes = each.get("unit") == "bytes"
+        used, peak, most = (
+            "-" if value is None else size(value) if in_bytes else f"{value:,}"
+            for value in (each.get("used"), each.get("peak"), each["ceiling"])
+        )
+        lost = each.get("gave_way")
+        share = f"{100 * _share(each):.0f} %"
+        rows.append((name.replace("_", " "), used, peak, most, share, "-" if lost is None else f"{lost:,}"))
+    head = "\n".join(f"{name:<13} {value}" for name, value in lines)
+    return f"{head}\n\n{table(rows, right=range(1, 6))}"
+
+
+def _share(each: dict[str, Any]) -> float:
+    """How full it is; where only the most is known that it ever was, that."""
+    amount: int = each.get("used", each.get("peak", 0))
+    return amount / max(1, int(each["ceiling"]))
+
+
+def _mib(kib: int) -> str:
+    return f"{kib / 1024:.1f} MiB"
 
 
 def show_peers(peers: list[dict[str, Any]]) -> str:
@@ -152,11 +193,15 @@ def size(count: float) -> str:
     return f"{count:.1f} {_UNITS[-1]}"
 
 
-def table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Columns as wide as their widest cell, two spaces apart."""
+def table(rows: Sequence[tuple[str, ...]], right: Sequence[int] = ()) -> str:
+    """Columns as wide as their widest cell, two spaces apart; those of the numbers `right` end at their right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        "  ".join(
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
     )
 
 

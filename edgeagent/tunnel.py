@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+    from edgeagent.aeadjob import AeadJob
     from edgeagent.context import Context
     from edgeagent.io.portmap import PortMapShell
     from edgeagent.proto.devicemap import DeviceMap
@@ -64,9 +65,21 @@ class Tunnel:
         except OSError as error:
             raise TunnelError(_why_no_tun(settings.interface, error)) from None
         self.udp = Udp()
+        self._aead_job: AeadJob | None = None  # None where it is known, or not to be
         limits = context.limits
         try:
-            self.engine = start(node, self.tun, self.udp, context.selector, log, slots=limits.peers, flows=limits.flows)
+            self.engine = start(
+                node,
+                self.tun,
+                self.udp,
+                context.selector,
+                log,
+                slots=limits.peers,
+                flows=limits.flows,
+                ring_bytes=limits.pump_ring_bytes,
+                new_flows_per_s=limits.new_flows_per_s,
+                aead=self._recall_aead,
+            )
         except choice.EngineUnavailable as error:
             self.tun.close()
             raise TunnelError(str(error)) from None
@@ -100,7 +113,8 @@ class Tunnel:
         held_back = self.engine.poll_timeout()
         ports = None if self._ports is None else self._ports.poll_timeout()
         uapi = None if self._uapi is None else self._uapi.poll_timeout()
-        times = [at for at in (self._look_at, self._own.poll_timeout(), held_back, ports, uapi) if at is not None]
+        job = None if self._aead_job is None else self._aead_job.poll_timeout()
+        times = [at for at in (self._look_at, self._own.poll_timeout(), held_back, ports, uapi, job) if at is not None]
         return min(times, default=None)
 
     def on_timeout(self, now: float) -> list[bytes] | None:
@@ -112,6 +126,8 @@ class Tunnel:
             self._uapi.on_timeout(now)
         if self._ports is not None:
             self._ports.on_timeout(now)
+        if self._aead_job is not None:
+            self._aead_job.on_timeout(now)
         if self._look_at is None or now < self._look_at:
             return None
         self._look_at = None
@@ -151,6 +167,8 @@ class Tunnel:
 
     def close(self) -> None:
         """Remove the interface and close the port."""
+        if self._aead_job is not None:
+            self._aead_job.close()
         if self._ports is not None:
             self._ports.close(monotonic())
         if self._uapi is not None:
@@ -160,6 +178,14 @@ class Tunnel:
         self._netlink.close()
         self.engine.close()
         self.tun.close()
+
+    def _recall_aead(self, library: str) -> tuple[str, str] | None:
+        from edgeagent import aeadjob  # only with the C library
+
+        names = aeadjob.recall(self._context, library)
+        if names is None:
+            self._aead_job = aeadjob.AeadJob(monotonic(), self._context, library)
+        return names
 
     def _look_at_uplinks(
         self, now: float, links: list[rt.Link], addresses: list[rt.Address], routes: list[rt.Route]

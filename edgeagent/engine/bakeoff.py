@@ -80,29 +80,43 @@ class Result:
         self.rows = rows
 
 
+def asked(environ: Mapping[str, str] = os.environ) -> str:
+    """What EDGEAGENT_AEAD names, or "". Raises AeadUnavailable for a name that is none."""
+    name = environ.get(AEAD_VARIABLE, "")
+    if name and name not in NAMES:
+        raise AeadUnavailable(
+            f"AEAD {name!r}: there is none of that name. Use one of {', '.join(NAMES)}, or leave {AEAD_VARIABLE} unset"
+        )
+    return name
+
+
+def recall(library: str, stored: bytes) -> tuple[str, str] | None:
+    """The names for small and for large messages as they were measured before; None where that does not hold, or
+    nothing was measured."""
+    rows = _held(stored, fingerprint(library)) or []
+    small, large = (fastest(rows, size) for size in SIZES)
+    return None if small is None or large is None else (small, large)
+
+
 def choose(
     library: str, stored: bytes | None, *, anew: bool = False, environ: Mapping[str, str] = os.environ
 ) -> tuple[Result, bytes | None]:
     """(result, what to store or None): what EDGEAGENT_AEAD names, else what is stored while it holds and not `anew`,
     else what is measured now, for about 0.4 s. Raises AeadUnavailable for a name that is none."""
-    asked = environ.get(AEAD_VARIABLE)
-    if asked and asked not in NAMES:
-        raise AeadUnavailable(
-            f"AEAD {asked!r}: there is none of that name. Use one of {', '.join(NAMES)}, or leave {AEAD_VARIABLE} unset"
-        )
+    name = asked(environ)
     device = fingerprint(library)
     rows = None if anew or stored is None else _held(stored, device)
     body = None
     how = "measured before"
-    if rows is None and asked and not anew:
+    if rows is None and name and not anew:
         rows = []  # nobody needs the table
     elif rows is None:
         rows = measure(library)
         how = "measured now"
         if any(row.ps for row in rows):
             body = dump(rows, device)
-    if asked:
-        return Result(asked, asked, f"{AEAD_VARIABLE} says so", rows), body
+    if name:
+        return Result(name, name, f"{AEAD_VARIABLE} says so", rows), body
     small, large = (fastest(rows, size) for size in SIZES)
     if small is None or large is None:
         return Result("lanes", "lanes", "nothing could be measured", rows), body
@@ -130,24 +144,95 @@ def fastest(rows: list[Row], size: int) -> str | None:
 
 
 def measure(library: str, names: tuple[str, ...] = MEASURED, cell_ms: int = CELL_MS) -> list[Row]:
-    """Each of `names` in a process of its own making; one that a provider kills is followed by another for the rest."""
-    rows: dict[str, Row] = {}
-    deadline = monotonic() + ALL_S_MAX
-    left = list(names)
-    while left:
-        words, end = _run(library, cell_ms, left, deadline)
-        tried = ""  # and not done
+    """All of it, waited for: half a second, or until `ALL_S_MAX`."""
+    measuring = Measuring(monotonic(), library, names, cell_ms)
+    while measuring.fd >= 0:
+        wait_s = measuring.poll_timeout() - monotonic()
+        if wait_s > 0 and select.select([measuring.fd], [], [], wait_s)[0]:
+            measuring.readable(monotonic())
+        else:
+            measuring.on_timeout(monotonic())
+    return measuring.rows
+
+
+class Measuring:
+    """Each of `names` in a process of its own making; one that a provider kills is followed by another for the rest.
+
+    While `fd` is not negative: `readable` when it is (it may be another one afterwards), `on_timeout` at
+    `poll_timeout()`, or `close`. Then `rows` has one for each of `names`.
+    """
+
+    def __init__(self, now: float, library: str, names: tuple[str, ...] = MEASURED, cell_ms: int = CELL_MS) -> None:
+        self.fd = -1
+        self.rows: list[Row] = []
+        self._library = library
+        self._cell_ms = cell_ms
+        self._names = names
+        self._found: dict[str, Row] = {}
+        self._left = list(names)
+        self._deadline = now + ALL_S_MAX
+        self._begin(now)
+
+    def poll_timeout(self) -> float:
+        return min(self._quiet_until, self._deadline)
+
+    def readable(self, now: float) -> None:
+        """Take what the process said, and its end."""
+        data = os.read(self.fd, 4096)
+        self._said += data
+        self._quiet_until = now + QUIET_S_MAX
+        if not data or len(self._said) >= WORDS_BYTES_MAX:
+            self._end(now, late=False)
+
+    def on_timeout(self, now: float) -> None:
+        if now >= self.poll_timeout():
+            self._end(now, late=True)
+
+    def close(self) -> None:
+        """Give it up."""
+        if self.fd >= 0:
+            self._reap(late=True)
+
+    def _begin(self, now: float) -> None:
+        self._said = b""
+        self._quiet_until = now + QUIET_S_MAX
+        try:
+            self._process, self.fd = _spawn(self._library, self._cell_ms, self._left)
+        except OSError as error:
+            self._finish(f"no process: {error.strerror}")
+
+    def _reap(self, *, late: bool) -> int:
+        os.close(self.fd)
+        self.fd = -1
+        if late or len(self._said) >= WORDS_BYTES_MAX:
+            os.kill(self._process, signal.SIGKILL)
+        return os.waitstatus_to_exitcode(os.waitpid(self._process, 0)[1])
+
+    def _end(self, now: float, *, late: bool) -> None:
+        status = self._reap(late=late)
+        end = ""
+        if late:
+            end = f"no answer for {QUIET_S_MAX:.0f} s" if now < self._deadline else "not done in time"
+        elif status < 0:
+            end = f"it died of signal {-status}"
+        elif status > 0:
+            end = f"its process ended with status {status}"
+        whole = self._said[: self._said.rfind(b"\n") + 1].decode("utf-8", "replace")
+        rows, tried = self._found, ""  # and not done
+        words = [line.split("\t") for line in whole.splitlines()]
         for word, *rest in words:
             _note(rows, word, rest)
             tried = rest[0] if word == "try" and rest else "" if word in ("not", "done") else tried
-        left = [name for name in left if name not in rows]
+        self._left = [name for name in self._left if name not in rows]
         if end and tried in rows:
             rows[tried] = Row(tried, rows[tried].version, end)
-        elif end and not words:
-            break  # it is not the providers
-        if monotonic() >= deadline:
-            break
-    return [rows.get(name) or Row(name, "", end or "not reached in time") for name in names]
+        if self._left and words and now < self._deadline:  # without a word it is not the providers
+            self._begin(now)
+        else:
+            self._finish(end)
+
+    def _finish(self, end: str) -> None:
+        self.rows = [self._found.get(name) or Row(name, "", end or "not reached in time") for name in self._names]
 
 
 def _complete(row: Row) -> bool:
@@ -168,8 +253,8 @@ def _note(rows: dict[str, Row], word: str, rest: list[str]) -> None:
         rows[rest[0]] = Row(rest[0], rows[rest[0]].version, "it could not be measured")
 
 
-def _run(library: str, cell_ms: int, names: list[str], deadline: float) -> tuple[list[list[str]], str]:
-    """(lines as words, "" or how the process ended too soon). No `subprocess`: it would stay in the agent."""
+def _spawn(library: str, cell_ms: int, names: list[str]) -> tuple[int, int]:
+    """(process, what it says). No `subprocess`: it would stay in the agent. Raises OSError."""
     script = os.path.join(os.path.dirname(__file__), "bakeoffjob.py")
     command = [sys.executable, "-I", "-S", "-X", "utf8", script, library, str(cell_ms), *names]
     reading, writing = os.pipe()
@@ -182,41 +267,14 @@ def _run(library: str, cell_ms: int, names: list[str], deadline: float) -> tuple
                 (os.POSIX_SPAWN_DUP2, null, 2),
             ]
             environ = {name: value for name, value in os.environ.items() if name.startswith("LD_")}  # and no token
-            process = os.posix_spawn(command[0], command, environ, file_actions=actions)
+            return os.posix_spawn(command[0], command, environ, file_actions=actions), reading
         finally:
             os.close(null)
-            os.close(writing)
-        said, late = _read(reading, deadline)
-    except OSError as error:
-        return [], f"no process: {error.strerror}"
-    finally:
+    except OSError:
         os.close(reading)
-    if late:
-        os.kill(process, signal.SIGKILL)
-    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    end = ""
-    if late:
-        end = f"no answer for {QUIET_S_MAX:.0f} s" if monotonic() < deadline else "not done in time"
-    elif status < 0:
-        end = f"it died of signal {-status}"
-    elif status > 0:
-        end = f"its process ended with status {status}"
-    whole = said[: said.rfind(b"\n") + 1].decode("utf-8", "replace")
-    return [line.split("\t") for line in whole.splitlines()], end
-
-
-def _read(fd: int, deadline: float) -> tuple[bytes, bool]:
-    """(all that came, whether the writer was given up)"""
-    said = b""
-    while len(said) < WORDS_BYTES_MAX:
-        wait = min(QUIET_S_MAX, deadline - monotonic())
-        if wait <= 0 or not select.select([fd], [], [], wait)[0]:
-            return said, True
-        data = os.read(fd, 4096)
-        if not data:
-            return said, False
-        said += data
-    return said, True
+        raise
+    finally:
+        os.close(writing)
 
 
 # What is stored

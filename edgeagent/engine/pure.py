@@ -151,6 +151,10 @@ class PureEngine:
         self._udp.close()
         self._pause_tun(None)
 
+    def tables(self) -> dict[str, dict[str, int | str]]:
+        """As those of Node.status: it has none of its own."""
+        return {}
+
     def set_uplinks(self, uplinks: list[tuple[str, int]]) -> list[str]:
         """(name, interface index) of those with sockets of their own. Returns the names of those not to be bound."""
         self._leave_udp()

@@ -96,6 +96,10 @@ class LocalApi:
         self._clients: list[Client] = []
         self._accept_at: float | None = None  # while nobody is listened to
 
+    @property
+    def clients(self) -> int:
+        return len(self._clients)
+
     def open(self) -> None:
         """Listen. OSError when the path cannot be used; FileExistsError when another agent answers there."""
         os.makedirs(os.path.dirname(self.path), mode=0o755, exist_ok=True)

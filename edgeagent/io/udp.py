@@ -6,7 +6,7 @@ import errno
 import socket
 from typing import TYPE_CHECKING
 
-from edgeagent.io.udpsocket import UdpDrop, UdpShared, UdpSocket
+from edgeagent.io.udpsocket import BACKLOG_DATAGRAMS_MAX, ENDPOINTS_MAX, UdpDrop, UdpShared, UdpSocket
 
 if TYPE_CHECKING:
     from edgeagent.proto.endpoint import Endpoint, Transmit
@@ -136,6 +136,15 @@ class Udp:
             (each.fd, each.uplink, 4 if each.family == socket.AF_INET else 6, each.segments)
             for each in self._by_fd.values()
         ]
+
+    def tables(self) -> dict[str, dict[str, int | str]]:
+        """As those of Node.status; the backlog is that of the socket with the longest."""
+        waiting = max((each.waiting for each in self._by_fd.values()), default=0)
+        lost = self.drops[UdpDrop.BACKLOG_FULL]
+        return {
+            "udp_backlog": {"used": waiting, "ceiling": BACKLOG_DATAGRAMS_MAX, "gave_way": lost},
+            "udp_endpoints": {"used": len(self._shared.endpoints), "ceiling": ENDPOINTS_MAX},
+        }
 
     @property
     def mtu_by_kernel(self) -> bool:

@@ -84,7 +84,7 @@ class ControlClient:
         self._outbox = outbox
         self._boot = boot
         self._version = version
-        self._facts = facts
+        self.facts = facts  # with the next birth
         self._network = admission.network
         self._backoff = Backoff(jitter, 1.0, 300.0)
         self._connected_at: float | None = None
@@ -178,7 +178,7 @@ class ControlClient:
             "ver": self._version,
             "map": list(self.map.stamp),
             "nk": self._identity.node_key,
-            "facts": self._facts,
+            "facts": self.facts,
         }
         self._outbox.write(now, "birth", body)
 

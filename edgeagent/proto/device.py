@@ -15,6 +15,7 @@ from itertools import count
 
 from edgeagent.proto import ecn, icmp
 from edgeagent.proto.allowedips import AllowedIPs
+from edgeagent.proto.boundedqueue import BoundedQueue
 from edgeagent.proto.constants import KEY_SIZE, MTU_DEFAULT, REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME_S
 from edgeagent.proto.crypto import Crypto
 from edgeagent.proto.endpoint import Endpoint, Transmit
@@ -64,10 +65,10 @@ class Device:
         mtu: int = MTU_DEFAULT,
     ) -> None:
         self._shared = Shared(crypto, entropy, jitter, tai64n, limits, mtu)
-        self._responder = Responder(now, self._shared)
+        self.responder = Responder(now, self._shared)
         self._deadlines: list[tuple[float, int, Peer]] = []  # a heap; stale entries are skipped when they come up
         self._tickets = count()
-        self.peers: dict[bytes, Peer] = self._responder.peers
+        self.peers: dict[bytes, Peer] = self.responder.peers
         self.allowed_ips: AllowedIPs[Peer] = AllowedIPs(limits.allowed_ips)
 
     # Configuration
@@ -102,7 +103,7 @@ class Device:
         shared.static_public = shared.crypto.x25519_base(key) if key is not None else b""
         if shared.static_public in self.peers:
             self.remove_peer(now, shared.static_public)
-        self._responder.private_key_changed()
+        self.responder.private_key_changed()
         for peer in self.peers.values():
             peer.expire_keys(now)
 
@@ -160,7 +161,7 @@ class Device:
             if len(datagram) >= TRANSPORT_SIZE_MIN and datagram[0] == TRANSPORT:
                 self._receive(now, datagram, endpoint, outer_ecn, heard)
             else:
-                self._responder.enqueue(now, datagram, endpoint)
+                self.responder.enqueue(now, datagram, endpoint)
         narrow = False
         for keypair, data in heard.items():
             peer = keypair.peer
@@ -169,7 +170,7 @@ class Device:
             self.touched(peer)
         if narrow:
             self._clamp_mss(now, before)
-        for peer in self._responder.answer(now):
+        for peer in self.responder.answer(now):
             self.touched(peer)
 
     def handle_packets(self, now: float, packets: list[bytes]) -> list[Unsent]:
@@ -233,7 +234,7 @@ class Device:
             if self.peers.get(peer.public_key) is peer:
                 peer.handle_timeout(now)
                 self.touched(peer)
-        for peer in self._responder.answer(now):
+        for peer in self.responder.answer(now):
             self.touched(peer)
 
     def transmit_failed(self, now: float, endpoint: Endpoint) -> None:
@@ -246,7 +247,7 @@ class Device:
 
     def poll_timeout(self) -> float | None:
         """When `handle_timeout` is next wanted, on the clock of `now`; None for never."""
-        if self._responder.waiting:
+        if self.responder.waiting:
             return 0.0
         while self._deadlines and self._deadlines[0][2].scheduled_at != self._deadlines[0][0]:
             heappop(self._deadlines)
@@ -259,6 +260,11 @@ class Device:
     def drain_packets(self) -> list[bytes]:
         packets, self._shared.packets = self._shared.packets, []
         return packets
+
+    @property
+    def events(self) -> BoundedQueue[Event]:
+        """That nobody has drained yet."""
+        return self._shared.events
 
     def drain_events(self) -> list[Event]:
         events = list(self._shared.events)

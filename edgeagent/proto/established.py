@@ -61,7 +61,7 @@ class Established:
     `peers` are those with a slot, by slot.
     """
 
-    __slots__ = ("_free", "flows", "keys", "peers", "to_open", "to_seal")
+    __slots__ = ("_free", "flows", "flows_lost", "keys", "peers", "to_open", "to_seal")
 
     def __init__(self, slots: int) -> None:
         self.peers: list[Peer | None] = [None] * slots
@@ -71,6 +71,7 @@ class Established:
         self.to_seal: list[tuple[Keypair, list[bytes]]] = []
         self.to_open: list[tuple[bytes, Endpoint, int]] = []
         self.flows: list[tuple[Peer, bytes, bool]] = []  # (peer, a packet of the flow, whether out of the tunnel)
+        self.flows_lost = 0  # beyond FLOWS_MAX; their next packet comes up again
 
     @property
     def is_full(self) -> bool:
@@ -103,5 +104,9 @@ class Established:
             peer.slot = None
 
     def add_flow(self, peer: Peer, packet: bytes, *, inbound: bool) -> None:
-        if peer.slot is not None and len(self.flows) < FLOWS_MAX:
+        if peer.slot is None:
+            return
+        if len(self.flows) < FLOWS_MAX:
             self.flows.append((peer, packet, inbound))
+        else:
+            self.flows_lost += 1

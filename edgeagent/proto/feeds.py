@@ -13,6 +13,7 @@ class FeedSubscriptions:
     def __init__(self, network: str, feeds_max: int) -> None:
         self._network = network
         self._feeds_max = feeds_max
+        self.gave_way = 0  # feeds left because others needed the room
         self._wanted: OrderedDict[str, None] = OrderedDict()  # device ids, least recently used first
         self._held: dict[str, None] = {}  # what the broker's session has, as far as is known
         self._again: dict[str, None] = {}  # of those, what is to be subscribed to once more
@@ -36,6 +37,7 @@ class FeedSubscriptions:
         self._wanted.move_to_end(device)
         if len(self._wanted) > self._feeds_max:
             self._wanted.popitem(last=False)
+            self.gave_way += 1
 
     def touch(self, device: str) -> None:
         """A peer is still in use; if its feed gave way to another, it stays so."""

@@ -122,6 +122,11 @@ class Ledger:
         self._roll_at = inf  # the next midnight
         self.save_at: float | None = None
 
+    @property
+    def books(self) -> int:
+        """Uplinks that are on record."""
+        return len(self._books)
+
     def book(self, now: float, uplink: str, cause: Cause, sent: int = 0, received: int = 0) -> None:
         """Bytes on the line, headers included: `udp_bytes`, `tcp_bytes` and `tls_bytes` add them."""
         if now >= self._roll_at:

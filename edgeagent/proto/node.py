@@ -9,11 +9,11 @@ datagrams, packets ──▶ Device ──NO_PEER, UnknownPeer──▶ Node ─
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from edgeagent.proto import node_status, snapshot
+from edgeagent.proto.boundedqueue import BoundedQueue
 from edgeagent.proto.constants import MTU_DEFAULT
 from edgeagent.proto.control_client import Answer, ControlClient
 from edgeagent.proto.control_news import Answered, EpochBehind, FeedCame, MapCame, News, RecordCame, RecordLost
@@ -97,7 +97,7 @@ class Node:
         self._entropy = entropy
         self._tai64n = tai64n
         self._dirty = False
-        self._events: deque[NodeEvent] = deque(maxlen=limits.events)
+        self.events: BoundedQueue[NodeEvent] = BoundedQueue(limits.events)
         self._sweep_at: float | None = None
         self.limits = limits
         self.identity = identity
@@ -202,6 +202,16 @@ class Node:
         """Before each connection: a new epoch."""
         if self._epochs.begin():
             self._mark_dirty(urgent=True)
+
+    def set_facts(self, facts: dict[str, str]) -> None:
+        """What the hub is to know of the device (at most 16 texts), from the next birth on."""
+        self.client.facts = facts
+
+    def tell_facts(self, now: float) -> None:
+        """A birth now, for the sake of the facts in it, where there is a connection."""
+        if self.client.connected:
+            self.client.write_birth(now)
+        self._settle(now)
 
     def last_will(self, now: float) -> Publish:
         """To be given to the broker with the connection."""
@@ -409,8 +419,8 @@ class Node:
         return self.relays.drain_stream_writes()
 
     def drain_events(self) -> list[NodeEvent]:
-        events = list(self._events)
-        self._events.clear()
+        events = list(self.events)
+        self.events.clear()
         return events
 
     # Questions from people and programs
@@ -457,13 +467,13 @@ class Node:
         for link in self.peering.take_evicted():
             self._tell_gone(link, "gave way")
         for _ in range(2):  # what is learnt of relays and mappings moves paths, and that is all it does
-            self._events.extend(self._paths.apply(now))
+            self.events.extend(self._paths.apply(now))
             self.reach.send(now, self._paths.carry(now, self.device.drain_transmits()))
             for device, frame in self.finder.drain_signals():
                 self._signal(device, frame)
             if not self.reach.follow(now):
                 break
-        self._events.extend(self.reach.drain_events())
+        self.events.extend(self.reach.drain_events())
         if (self.peering.links or self._paths.waiting) and self._sweep_at is None:
             self._sweep_at = now + SWEEP_S
 
@@ -493,7 +503,7 @@ class Node:
             self._mark_dirty(urgent=False)
         elif isinstance(news, Answered):
             self.resolver.answered(now, news.query, news.entry)
-            self._events.append(Resolved(news.query, None if news.entry is None else news.entry.record))
+            self.events.append(Resolved(news.query, None if news.entry is None else news.entry.record))
         elif isinstance(news, RecordLost):
             self._paths.forget(news.entry.record.device)
             link = self.peering.remove(now, news.entry.record.device)
@@ -503,10 +513,10 @@ class Node:
         elif isinstance(news, MapCame):
             self.whereabouts.handle_map(now)
             self.reach.use_map(now, self.map)
-            self._events.append(AdmissionChanged())
-            self._events.append(MapChanged(self.map))
+            self.events.append(AdmissionChanged())
+            self.events.append(MapChanged(self.map))
         elif isinstance(news, EpochBehind):
-            self._events.append(ReconnectWanted())
+            self.events.append(ReconnectWanted())
         else:
             self._cut_off(now)
 
@@ -514,7 +524,7 @@ class Node:
         if isinstance(event, HandshakeCompleted):
             link = self.peering.handshake_completed(now, event.peer)
             if link is not None:
-                self._events.append(PeerUp(link.device, link.name, link.peer.endpoint))
+                self.events.append(PeerUp(link.device, link.name, link.peer.endpoint))
                 self._mark_dirty(urgent=False)
         elif isinstance(event, EndpointRoamed):
             link = self.peering.link_of(event.peer)
@@ -537,7 +547,7 @@ class Node:
         self.device.remove_all_peers(now)
         self.relays.set_map(now, [], [])
         self.resolver.refuse_all()
-        self._events.append(Removed())
+        self.events.append(Removed())
 
     def _renew_key(self, now: float) -> None:
         """Each step of a renewal leads to at most one more: made, then reported."""
@@ -545,7 +555,7 @@ class Node:
             step = self.renewal.step(now, self.wall.at(now), self.map, reachable=self.client.connected)
             if step is Step.MAKE:
                 self.identity.make_next(self._entropy)
-                self._events.append(IdentityChanged())
+                self.events.append(IdentityChanged())
             elif step is Step.REPORT_NEXT or step is Step.REPORT_CURRENT:
                 key = self.identity.next_key if step is Step.REPORT_NEXT else None
                 self._outbox.write(now, "report", {"nk": key or self.identity.node_key})
@@ -559,8 +569,8 @@ class Node:
         self.device.set_private_key(now, self.identity.node_private)
         self.finder.shared.node_key = self.identity.node_key
         self.relays.set_node_key(now, self.identity.node_private)
-        self._events.append(IdentityChanged())
-        self._events.append(NodeKeyRenewed())
+        self.events.append(IdentityChanged())
+        self.events.append(NodeKeyRenewed())
         self.client.own_feed.changed(now, self.map)
         if self.client.connected:
             self.client.write_birth(now)
@@ -571,12 +581,12 @@ class Node:
             self._tai64n.set_wall(now, self.wall.at(now))
 
     def _tell_gone(self, link: Link, reason: str) -> None:
-        self._events.append(PeerGone(link.device, link.name, reason))
+        self.events.append(PeerGone(link.device, link.name, reason))
 
     def _mark_dirty(self, *, urgent: bool) -> None:
         """One CacheDirty until the next snapshot, and one more if it becomes urgent."""
         if urgent or not self._dirty:
-            self._events.append(CacheDirty(urgent=urgent))
+            self.events.append(CacheDirty(urgent=urgent))
         self._dirty = True
 
     def _read_cache(self, saved: bytes | None) -> tuple[dict[str, Any] | None, bool]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from edgeagent.proto.errors import DropReason
 from edgeagent.proto.ip import ip_to_text
 from edgeagent.proto.outbox import PUBLISHES_MAX
+from edgeagent.proto.refusals import ControlDrop
 from edgeagent.proto.relay_endpoint import RelayEndpoint
+from edgeagent.proto.relay_sessions import SESSIONS_MAX
 
 if TYPE_CHECKING:
+    from edgeagent.proto.boundedqueue import BoundedQueue
     from edgeagent.proto.node import Node
     from edgeagent.proto.peering import Link
 
@@ -42,18 +46,7 @@ def status(now: float, node: Node) -> dict[str, Any]:
             "wall_s": int(node.wall.at(now)),
             "wall_known": node.wall.known,
         },
-        "tables": {
-            "peers": _table(len(node.device.peers), node.limits.peers, node.peering.gave_way),
-            "allowed_ips": _table(len(node.device.allowed_ips), node.limits.allowed_ips),
-            "records": _table(len(client.records), node.limits.records, client.records.gave_way),
-            "feeds": _table(len(client.feeds), node.limits.feeds),
-            "asks": _table(len(client.questions), node.limits.asks),
-            "negatives": _table(client.questions.negatives, node.limits.negatives),
-            "tombstones": _table(len(client.records.tombstones), node.limits.tombstones),
-            "unresolved_destinations": _table(len(node.resolver.unresolved), node.limits.unresolved_destinations),
-            "publishes": _table(client.publishes, PUBLISHES_MAX),
-            "unknown_initiations": _table(len(node.resolver.strangers), node.limits.unknown_initiations),
-        },
+        "tables": tables(node),
         "uplinks": [] if node.reach.uplinks is None else node.reach.uplinks.rows(now),
         "drops": {
             **{reason.value: count for reason, count in node.device.drops.items() if count},
@@ -110,9 +103,49 @@ def _way(link: Link) -> str:
     return "relay" if isinstance(link.peer.endpoint, RelayEndpoint) else "direct"
 
 
+def tables(node: Node) -> dict[str, dict[str, int]]:
+    """What may grow, and how far: `used` and `ceiling`, items; where it is counted, `gave_way`: how many made room for
+    others or found none, and `peak`: the most that there ever was."""
+    client, limits, device = node.client, node.limits, node.device
+    questions, responder, events = client.questions, device.responder, device.events
+    return {
+        "peers": _table(len(device.peers), limits.peers, node.peering.gave_way),
+        "allowed_ips": _table(len(device.allowed_ips), limits.allowed_ips),
+        "staged_packets": _table(
+            max((len(peer.staged) for peer in device.peers.values()), default=0),  # of one peer
+            limits.staged_packets,
+            device.drops[DropReason.STAGED_FULL],
+        ),
+        "handshake_queue": _queue(responder.queue),
+        "rate_sources": _table(len(responder.limiter), limits.rate_sources, responder.limiter.gave_way),
+        "wireguard_events": _queue(events),
+        "events": _queue(node.events),
+        "records": _table(len(client.records), limits.records, client.records.gave_way),
+        "feeds": _table(len(client.feeds), limits.feeds, client.feeds.gave_way),
+        "asks": _table(len(questions), limits.asks, questions.refused_full),
+        "negatives": _table(questions.negatives, limits.negatives, questions.negatives_gave_way),
+        "tombstones": _table(len(client.records.tombstones), limits.tombstones, client.records.tombstones.gave_way),
+        "unresolved_destinations": _table(
+            len(node.resolver.unresolved), limits.unresolved_destinations, node.resolver.unresolved.gave_way
+        ),
+        "unresolved_packets": _table(  # of one destination
+            node.resolver.unresolved.longest(), limits.unresolved_packets, client.drops[ControlDrop.UNRESOLVED_FULL]
+        ),
+        "publishes": _table(client.publishes, PUBLISHES_MAX, client.all_drops()[ControlDrop.PUBLISH_FULL]),
+        "unknown_initiations": _table(
+            len(node.resolver.strangers), limits.unknown_initiations, node.resolver.strangers.gave_way
+        ),
+        "relay_sessions": _table(len(node.relays.sessions.all), SESSIONS_MAX),
+    }
+
+
 def _table(used: int, ceiling: int, gave_way: int | None = None) -> dict[str, int]:
     table = {"used": used, "ceiling": ceiling}
     return table if gave_way is None else {**table, "gave_way": gave_way}
+
+
+def _queue(queue: BoundedQueue[Any]) -> dict[str, int]:
+    return {"used": len(queue), "peak": queue.peak, "ceiling": queue.ceiling, "gave_way": queue.gave_way}
 
 
 def _udp_text(address: bytes, port: int) -> str:

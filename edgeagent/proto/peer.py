@@ -6,6 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from edgeagent.proto import noise
+from edgeagent.proto.boundedqueue import BoundedQueue
 from edgeagent.proto.constants import (
     HANDSHAKE_ATTEMPTS_MAX,
     INITIATION_REPEATED_S,
@@ -83,7 +84,7 @@ class Shared:
         self.is_inside: Callable[[Endpoint], bool] = lambda endpoint: False
         self.established: Established | None = None  # with an engine that moves established flows itself
         self.narrow: NarrowPaths | None = None  # made when the first path turns out to take less than the TUN
-        self.events: deque[Event] = deque(maxlen=limits.events)
+        self.events: BoundedQueue[Event] = BoundedQueue(limits.events)
         self.drops: dict[DropReason, int] = dict.fromkeys(DropReason, 0)
 
     def narrow_paths(self, now: float) -> NarrowPaths:

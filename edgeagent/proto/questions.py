@@ -39,6 +39,8 @@ class Questions:
         self._pending: OrderedDict[Query, Question] = OrderedDict()
         self._by_number: dict[int, Question] = {}
         self._negatives: OrderedDict[Query, float] = OrderedDict()  # query → until when
+        self.negatives_gave_way = 0  # refusals forgotten because others needed the room
+        self.refused_full = 0  # not asked because too much else was under way
         self._number = 0
         self.timeout_s = 4.0
 
@@ -71,6 +73,7 @@ class Questions:
         if query in self._pending:
             return True
         if len(self._pending) >= self._asks_max:
+            self.refused_full += 1
             return False
         gives_up_at = now + self.timeout_s * sum(RETRY_GROWTH**attempt for attempt in range(ATTEMPTS_MAX))
         question = Question(self.next_number(), query, gives_up_at)
@@ -122,6 +125,7 @@ class Questions:
         self._negatives.move_to_end(query)
         if len(self._negatives) > self._negatives_max:
             self._negatives.popitem(last=False)
+            self.negatives_gave_way += 1
 
     def open_queries(self) -> list[Query]:
         return list(self._pending)

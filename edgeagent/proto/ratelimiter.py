@@ -22,6 +22,7 @@ class RateLimiter:
         self._sources_max = sources_max
         self._per_s = per_s
         self._burst = burst
+        self.gave_way = 0  # sources forgotten because others needed the room
         self._buckets: OrderedDict[bytes, tuple[float, float]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -35,5 +36,6 @@ class RateLimiter:
         allowed = tokens >= 1.0
         if len(self._buckets) >= self._sources_max:
             self._buckets.popitem(last=False)
+            self.gave_way += 1
         self._buckets[source] = (tokens - 1.0 if allowed else tokens, now)
         return allowed

@@ -8,9 +8,8 @@ never answered at all.
 
 from __future__ import annotations
 
-from collections import deque
-
 from edgeagent.proto import noise
+from edgeagent.proto.boundedqueue import BoundedQueue
 from edgeagent.proto.constants import UNDER_LOAD_FOR_S
 from edgeagent.proto.cookie import CookieChecker, MacState
 from edgeagent.proto.endpoint import Endpoint, Transmit
@@ -36,15 +35,15 @@ class Responder:
 
     def __init__(self, now: float, shared: Shared) -> None:
         self._shared = shared
-        self._queue: deque[tuple[int, bytes, Endpoint]] = deque()
+        self.queue: BoundedQueue[tuple[int, bytes, Endpoint]] = BoundedQueue(shared.limits.handshake_queue)
         self._under_load_until = now
-        self._limiter = RateLimiter(shared.limits.rate_sources)
+        self.limiter = RateLimiter(shared.limits.rate_sources)
         self._checker: CookieChecker | None = None
         self.peers: dict[bytes, Peer] = {}
 
     @property
     def waiting(self) -> bool:
-        return bool(self._queue)
+        return bool(self.queue)
 
     def under_load(self, now: float) -> bool:
         return now < self._under_load_until
@@ -62,18 +61,19 @@ class Responder:
             self._drop(DropReason.NO_PRIVATE_KEY)
             return
         limits = self._shared.limits
-        if len(self._queue) >= limits.handshake_queue:
+        if (
+            len(self.queue) >= limits.handshake_queue
+        ):  # the oldest gives way: who sent it has waited longest for nothing
             self._drop(DropReason.HANDSHAKE_QUEUE_FULL)
-        else:
-            self._queue.append((kind, datagram, endpoint))
-        if len(self._queue) * 8 >= limits.handshake_queue:
+        self.queue.append((kind, datagram, endpoint))
+        if len(self.queue) * 8 >= limits.handshake_queue:
             self._under_load_until = now + UNDER_LOAD_FOR_S
 
     def answer(self, now: float) -> list[Peer]:
         """Work off at most `limits.handshakes_per_call`; returns the peers it concerned."""
         concerned: list[Peer] = []
-        for _ in range(min(len(self._queue), self._shared.limits.handshakes_per_call)):
-            kind, datagram, endpoint = self._queue.popleft()
+        for _ in range(min(len(self.queue), self._shared.limits.handshakes_per_call)):
+            kind, datagram, endpoint = self.queue.popleft()
             if kind == COOKIE_REPLY:
                 peer = self._consume_cookie_reply(now, datagram)
             elif not self._admit(now, datagram, endpoint):
@@ -102,7 +102,7 @@ class Responder:
             reply = self._checker.create_reply(now, self._shared.entropy, datagram, source, sender_index(datagram))
             self._shared.transmits.append(Transmit(endpoint, [reply.encode()]))
             return False
-        if not self._limiter.allow(now, endpoint.ip_bytes()):
+        if not self.limiter.allow(now, endpoint.ip_bytes()):
             self._drop(DropReason.HANDSHAKE_RATE)
             return False
         return True

@@ -167,10 +167,11 @@ def read_payload(payload: bytes, raw: bytes, kind: str, network: str, subject: s
 class SeqGuard:
     """The last (epoch, seq) of each of at most `size_max` keys; who was not heard for longest is forgotten first."""
 
-    __slots__ = ("_last", "_size_max")
+    __slots__ = ("_last", "_size_max", "gave_way")
 
     def __init__(self, size_max: int) -> None:
         self._size_max = size_max
+        self.gave_way = 0  # keys forgotten because others needed the room
         self._last: OrderedDict[str, tuple[int, int]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -185,6 +186,7 @@ class SeqGuard:
         self._last.move_to_end(key)
         if len(self._last) > self._size_max:
             self._last.popitem(last=False)
+            self.gave_way += 1
         return True
 
     def last(self, key: str) -> tuple[int, int] | None:

@@ -23,6 +23,7 @@ class Unresolved:
     def __init__(self, destinations_max: int, packets_max: int) -> None:
         self._destinations_max = destinations_max
         self._packets_max = packets_max
+        self.gave_way = 0  # destinations forgotten because others needed the room
         self._waiting: OrderedDict[bytes, Waiting] = OrderedDict()
 
     def __len__(self) -> int:
@@ -39,11 +40,16 @@ class Unresolved:
             if len(self._waiting) >= self._destinations_max:
                 _, oldest = self._waiting.popitem(last=False)
                 dropped += len(oldest.packets)
+                self.gave_way += 1
             waiting = self._waiting[destination] = Waiting(expires_at, self._packets_max)
         elif len(waiting.packets) == self._packets_max:
             dropped += 1
         waiting.packets.append(packet)
         return dropped
+
+    def longest(self) -> int:
+        """Packets of the destination that most wait for."""
+        return max((len(waiting.packets) for waiting in self._waiting.values()), default=0)
 
     def take(self, destination: bytes) -> list[bytes]:
         """The packets of a destination, which waits no more."""
@@ -66,6 +72,7 @@ class Strangers:
 
     def __init__(self, initiations_max: int) -> None:
         self._initiations_max = initiations_max
+        self.gave_way = 0  # of keys that others needed the room of
         self._last: OrderedDict[bytes, tuple[bytes, Endpoint]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -76,6 +83,7 @@ class Strangers:
         self._last[static_public] = (datagram, endpoint)
         if len(self._last) <= self._initiations_max:
             return None
+        self.gave_way += 1
         return self._last.popitem(last=False)[0]
 
     def take(self, static_public: bytes) -> tuple[bytes, Endpoint] | None:

@@ -10,7 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeagent.config import CONFIG_BYTES_MAX, SETTINGS, ConfigError, load, read_file, to_label
+from edgeagent.context import limits_of
 from edgeagent.io.proxy import parse_proxy
+from edgeagent.proto.limits import CEILING_MIB, PROFILE_NAMES, TABLE, Limits, read_limits
+from edgeagent.proto.limits import rows as limit_rows
 
 
 @pytest.fixture
@@ -57,6 +60,22 @@ def test_a_named_file_must_exist_and_the_usual_one_need_not(tmp_path: Path) -> N
         ("port", "9" * 5000),
         ("mtu", "1279"),
         ("mtu", "9001"),
+        ("memory-profile", "tiny"),
+        ("limits", "peers"),
+        ("limits", "peers=0"),
+        ("limits", "peers=1,peers=2"),
+        ("limits", "peers=1,"),
+        ("limits", "nobody=1"),
+        ("limits", "peers=" + "9" * 5000),
+        ("limits", "peers=\u0663"),
+        ("limits", "flows=4194305"),
+        ("limits", "pump_ring_bytes=131072"),
+        ("limits", "pump_ring_bytes=300000"),
+        ("limits", "message_bytes=1"),
+        ("memory-ceiling", "19"),
+        ("memory-ceiling", "-1"),
+        ("memory-ceiling", "on"),
+        ("memory-ceiling", "32.5"),
         ("metered", "eth0,"),
         ("metered", "none,eth0"),
         ("budget", "2MB/day"),
@@ -82,7 +101,7 @@ def test_a_named_file_must_exist_and_the_usual_one_need_not(tmp_path: Path) -> N
     ],
 )
 def test_a_wrong_value_is_refused_by_name(file: Path, name: str, text: str) -> None:
-    with pytest.raises(ConfigError, match=f"--{name}"):
+    with pytest.raises(ConfigError, match="--" + name.replace("limits", "limit")):
         load({name: text}, {}, str(file))
     with pytest.raises(ConfigError, match=SETTINGS[name][0]):
         load({}, {SETTINGS[name][0]: text}, str(file))
@@ -185,3 +204,26 @@ def test_the_systems_name_always_becomes_a_label(name: str) -> None:
 def test_labels() -> None:
     names = ["Gate-7.example.org", "raspberry pi", "--", "ÄÖ", "a" * 62 + "--b"]
     assert [to_label(name) for name in names] == ["gate-7", "raspberry-pi", "device", "device", "a" * 62]
+
+
+def test_limits_are_a_profile_and_single_ones_over_it(file: Path) -> None:
+    assert vars_of(limits_of(load({}, {}, str(file)))) == Limits.DEFAULTS
+    small = limits_of(load({"memory-profile": "small", "limits": "peers=20, flows=2048"}, {}, str(file)))
+    assert (small.peers, small.flows, small.records) == (20, 2048, TABLE["records"][1][0])
+    file.write_text("memory-profile = large\nlimits = feeds=7\n")
+    large = limits_of(load({}, {"EDGEAGENT_LIMITS": "feeds=9"}, str(file)))
+    assert (large.feeds, large.records) == (9, TABLE["records"][1][2])
+
+
+def test_every_profile_is_what_an_operator_may_ask_for() -> None:
+    for name, ((low, high), profiles, meaning) in TABLE.items():
+        assert meaning and all(low <= value <= high for value in profiles), name
+        assert list(profiles) == sorted(profiles), name
+        for value in profiles:
+            assert read_limits(f"{name}={value}") == {name: value}
+    assert set(PROFILE_NAMES) == set(CEILING_MIB)
+    assert [row[0] for row in limit_rows()] == ["limit", *TABLE]
+
+
+def vars_of(limits: Limits) -> dict[str, int]:
+    return {name: getattr(limits, name) for name in TABLE}

@@ -155,11 +155,11 @@ def test_what_a_membership_has_put_off_goes_with_it() -> None:
     dropped: list[str] = []
     member: Any = object.__new__(Membership)
     ended = SimpleNamespace(close=lambda: None, streams=None)
-    member._lookups, member._bindings = {}, None
+    member.lookups, member._bindings = {}, None
     member._link, member.relays, member.tunnel = SimpleNamespace(), ended, ended
     member._context = SimpleNamespace(accounts=SimpleNamespace(undefer=dropped.append, unwatch=lambda streams: None))
     member.close()
-    assert dropped == ["bindings", "bindings-save"]
+    assert dropped == ["bindings", "bindings-save", "figures"]
 
 
 def _raise(error: Exception) -> None:

@@ -22,6 +22,7 @@ class Device:
         self.name = host.name
         self.addresses: list[str] = []
         self.options: list[str] = []  # of `edgeagent up`
+        self.words: list[str] = []  # before it
 
     @property
     def address(self) -> str:
@@ -30,7 +31,17 @@ class Device:
 
     def up(self, token: str | None = None, *, timeout_s: float = JOIN_TIMEOUT_S) -> None:
         """`edgeagent up`, which returns when the device has its address. The token goes in on standard input."""
-        words = ["edgeagent", "up", "--hostname", self.name, "--timeout", f"{timeout_s:g}", "--json", *self.options]
+        words = [
+            *self.words,
+            "edgeagent",
+            "up",
+            "--hostname",
+            self.name,
+            "--timeout",
+            f"{timeout_s:g}",
+            "--json",
+            *self.options,
+        ]
         if token is not None:
             words += ["--join-file", "-"]
         result = self.host.run(*words, input=token, timeout_s=timeout_s + 5)

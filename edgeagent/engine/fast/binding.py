@@ -40,7 +40,7 @@ class PumpDrop(Enum):
 
 
 DROPS = tuple(PumpDrop)
-PULL_BYTES = 1 << 18
+PULL_BYTES = 1 << 17  # the longest record has 70,008
 RING_NET, RING_TUN, RING_REPORT = range(3)
 
 

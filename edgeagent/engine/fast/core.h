@@ -73,6 +73,7 @@ struct ea_keypair {
 
 struct ea_peer {
     uint32_t generation, mtu;
+    uint32_t flows; /* valid entries of the flow table that lead to it, or come from it */
     bool live;
     bool reported;    /* there is nothing to report */
     bool unsent_told; /* within this report */
@@ -193,6 +194,7 @@ void ea_forget_keypair(struct ea_pump *p, struct ea_keypair *keypair);
 /* Key of a packet of ≥ 20 bytes with a sound IP header, at the coarsest (exact 0) or finest level. False: no IP packet. */
 bool ea_parse(struct ea_key *key, const uint8_t *packet, uint32_t bytes, bool inbound, unsigned slot, bool exact);
 struct ea_peer *ea_flow_peer(struct ea_pump *p, const uint8_t *packet, uint32_t bytes, bool inbound, unsigned slot);
+void ea_lose_flows(struct ea_pump *p, struct ea_peer *peer); /* its flows are void now */
 bool ea_add_flow(struct ea_pump *p, const struct ea_flow_record *record, const uint8_t *packet, uint32_t bytes);
 uint64_t ea_mix(uint64_t secret, const void *bytes, size_t size); /* size a multiple of 8 */
 bool ea_may_be_syn(const uint8_t *packet, uint32_t bytes);

@@ -54,6 +54,7 @@ static bool set_peer(struct ea_pump *p, const struct ea_peer_record *record, con
     struct ea_peer *peer = &p->peers[record->slot];
     if (record->flags & (EA_PEER_NEW | EA_PEER_GONE)) {
         for (unsigned i = 0; i < EA_POSITIONS; i++) ea_forget_keypair(p, &peer->keypair[i]);
+        ea_lose_flows(p, peer);
         if (peer->live) p->figures.peers_used--;
         peer->live = false;
         peer->generation++;
@@ -114,8 +115,10 @@ static bool follow(struct ea_pump *p, unsigned kind, uint8_t *data, size_t bytes
         case EA_DOWN_FLOW: return ea_add_flow(p, (const void *)data, body, (uint32_t)rest);
         case EA_DOWN_UNFLOW:
             p->flow_epoch++;
+            for (unsigned i = 0; i < p->limits.peers; i++) {
+                if (p->peers[i].live) ea_lose_flows(p, &p->peers[i]); /* the others are not resident */
+            }
             p->exact_flows = 0;
-            p->figures.flows_used = 0;
             return true;
         case EA_DOWN_SEAL:
             if (!in_table || !packets_of(body, rest, slot->count, &lengths, &packets)) return false;

@@ -14,7 +14,7 @@ from edgeagent.engine.offload import split
 from edgeagent.proto.causes import Direction
 from edgeagent.proto.endpoint import Endpoint, Transmit, UplinkEndpoint
 from edgeagent.proto.errors import DropReason
-from edgeagent.proto.established import Traffic
+from edgeagent.proto.established import FLOWS_MAX, Traffic
 
 if TYPE_CHECKING:
     import ctypes
@@ -34,7 +34,16 @@ SYNC_MS = 200
 ENDPOINTS_MAX = 4096
 CARRIERS_MAX = 1024  # endpoints that are no UDP address: members of relays by a connection
 REPORT_MS = 100
-NEW_FLOWS_PER_S = 2000
+
+
+_LOST = {
+    RING_NET: (PumpDrop.UPCALLS_FULL, PumpDrop.UPCALL_SHARE),
+    RING_TUN: (PumpDrop.NEW_FLOWS_FULL, PumpDrop.NEW_FLOWS_RATE),
+}
+
+
+def _ring(peak: int, ceiling: int, lost: int) -> dict[str, int | str]:
+    return {"peak": int(peak), "ceiling": int(ceiling), "gave_way": int(lost), "unit": "bytes"}
 
 
 class FastEngine:
@@ -54,6 +63,7 @@ class FastEngine:
         slots: int,
         flows: int,
         ring_bytes: int = 1 << 18,
+        new_flows_per_s: int = 2000,
         aead: tuple[str, str] = ("lanes", "lanes"),
         threaded: bool = True,
     ) -> None:
@@ -64,6 +74,8 @@ class FastEngine:
         self._selector = selector
         self._meter: Meter | None = None
         self._threaded = threaded
+        self._new_flows_per_s = new_flows_per_s
+        self.aead = aead
         self.is_router = True
         self.exact_flows = False
         self.pump = Pump(
@@ -99,6 +111,33 @@ class FastEngine:
         drops = dict(zip(DROPS, map(int, self.pump.figures().drops), strict=True))
         drops[PumpDrop.RECORD] += self._lost
         return drops
+
+    @property
+    def mapped_kib(self) -> int:
+        """Of the pump's memory; what of it was never used is not resident."""
+        return int(self.pump.figures().mapped_kib)
+
+    def tables(self) -> dict[str, dict[str, int | str]]:
+        """As those of Node.status; `unit` where it is not items."""
+        figures, established = self.pump.figures(), self._established
+        drops = figures.drops
+        full = {each: int(drops[i]) for i, each in enumerate(DROPS)}
+        slots = len(established.peers)
+        lost = {ring: sum(full[each] for each in reasons) for ring, reasons in _LOST.items()}
+        return {
+            "pump_peers": {"used": int(figures.peers_used), "ceiling": slots},
+            "pump_flows": {
+                "used": int(figures.flows_used), "ceiling": int(figures.flows_max),
+                "gave_way": int(figures.flows_evicted),
+            },
+            "pump_down": _ring(figures.down_peak, figures.down_max, self._lost),
+            "pump_net": _ring(figures.net_peak, figures.net_max, lost[RING_NET]),
+            "pump_tun": _ring(figures.tun_peak, figures.tun_max, lost[RING_TUN]),
+            "pump_waiting": {"used": len(self._waiting), "ceiling": WAITING_MAX},
+            "new_flows": {"used": len(established.flows), "ceiling": FLOWS_MAX, "gave_way": established.flows_lost},
+            "endpoints": {"used": len(self._endpoints), "ceiling": ENDPOINTS_MAX},
+            "carriers": {"used": len(self._carriers), "ceiling": CARRIERS_MAX},
+        }  # fmt: skip
 
     def bind(self, port: int) -> int:
         """(Re)open the UDP port, 0 for any, and return it. Raises OSError, and then the port is closed."""
@@ -208,7 +247,7 @@ class FastEngine:
                 router=self.is_router,
                 unknown_up=self._established.is_full,  # then there are peers whose keypairs the device keeps
                 report_ms=REPORT_MS,
-                new_flows_per_s=NEW_FLOWS_PER_S,
+                new_flows_per_s=self._new_flows_per_s,
             )
             self._push(r.CONFIG, record)
 

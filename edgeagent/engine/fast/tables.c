@@ -155,7 +155,6 @@ static struct ea_flow *find_flow(struct ea_pump *p, const struct ea_key *key) {
     for (unsigned i = 0; i < EA_WAYS_FLOW; i++) {
         if (set[i].live && memcmp(&set[i].key, key, sizeof *key) == 0) {
             if (!is_valid(p, &set[i])) {
-                if (set[i].epoch == p->flow_epoch) p->figures.flows_used--;
                 set[i].live = false;
                 return NULL;
             }
@@ -176,6 +175,11 @@ struct ea_peer *ea_flow_peer(struct ea_pump *p, const uint8_t *packet, uint32_t 
     return NULL;
 }
 
+void ea_lose_flows(struct ea_pump *p, struct ea_peer *peer) {
+    p->figures.flows_used -= peer->flows;
+    peer->flows = 0;
+}
+
 bool ea_add_flow(struct ea_pump *p, const struct ea_flow_record *record, const uint8_t *packet, uint32_t bytes) {
     struct ea_key key;
     if (record->slot >= p->limits.peers || !p->peers[record->slot].live ||
@@ -193,8 +197,13 @@ bool ea_add_flow(struct ea_pump *p, const struct ea_flow_record *record, const u
             chosen = &set[i];
         }
     }
-    if (!chosen->live || chosen->epoch != p->flow_epoch) p->figures.flows_used++;
-    if (is_valid(p, chosen) && memcmp(&chosen->key, &key, sizeof key) != 0) p->figures.flows_evicted++;
+    if (is_valid(p, chosen)) {
+        if (memcmp(&chosen->key, &key, sizeof key) != 0) p->figures.flows_evicted++;
+        p->peers[chosen->slot].flows--;
+        p->figures.flows_used--;
+    }
+    p->peers[record->slot].flows++;
+    p->figures.flows_used++;
     *chosen = (struct ea_flow){.key = key,
                                .generation = p->peers[record->slot].generation,
                                .epoch = p->flow_epoch,
