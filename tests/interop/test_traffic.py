@@ -45,6 +45,20 @@ def test_a_wrong_preshared_key_reaches_nobody(lab: Lab) -> None:
     until(lambda: edge.reaches(go), READY_S, "a tunnel under the right key")
 
 
+@pytest.mark.parametrize("off", ["tx-udp-segmentation", "tx"])
+def test_an_interface_that_cannot_segment(lab: Lab, off: str) -> None:
+    """Without UDP segmentation the kernel cuts up; without checksums it refuses to, and each datagram goes alone."""
+    edge, go = connected(lab)
+    for end in (edge, go):
+        end.host.run("ethtool", "-K", "eth0", off, "off")
+    for how in ((), ("-R",)):
+        server = go.host.start("iperf3", "-s", "-1", "--forceflush")
+        server.expect("listening")
+        result = json.loads(edge.host.run("iperf3", "-c", "10.9.0.2", "-t1", "-J", *how, timeout_s=30).stdout)
+        assert result["end"]["sum_received"]["bytes"] > 1 << 20
+        server.wait()
+
+
 @pytest.mark.parametrize(
     "how", [(), ("-R",), ("-6",), ("-6", "-R"), ("-u", "-b10M", "-l1300"), ("-u", "-R", "-b2M", "-l200")], ids=" ".join
 )
