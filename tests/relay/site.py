@@ -45,6 +45,8 @@ class SiteRelay:
         )
 
     def start(self) -> None:
+        """Anew, if it runs: connections do not outlive it."""
+        self.kill()
         self.core = kit.make_core(relay=self.id, private=self.private, seed=self.site.random.getrandbits(30))
 
     def kill(self) -> None:
