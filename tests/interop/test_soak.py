@@ -10,7 +10,7 @@ from time import monotonic, sleep
 import pytest
 
 from tests.interop.kit import EDGE, GO, connected
-from tests.netlab import Lab
+from tests.netlab import Host, Lab
 
 SECONDS = int(os.environ.get("EDGEMESH_SOAK_S", "600"))
 TICK_S = 0.1
@@ -49,22 +49,32 @@ def test_nothing_stalls_and_memory_stays(lab: Lab, other: str) -> None:
     result = json.loads(log.read_text())
     longest = _longest_silence(result["intervals"])
     sender, receiver = result["end"]["sum_sent"], result["end"]["sum_received"]
+    overrun = _receive_buffer_errors(b.host)
     shown = a.shows("transfer")[b.public_key].split()
+    rate, segments = receiver["bits_per_second"] / 1e6, sender["bytes"] // 1368
     print(
-        f"against {other}: {receiver['bits_per_second'] / 1e6:.0f} Mbit/s, longest silence {longest:.1f} s, "
-        f"{sender['retransmits']} retransmits of {sender['bytes'] // 1368} segments, {roams} roams, "
+        f"against {other}: {rate:.0f} Mbit/s, longest silence {longest:.1f} s, {sender['retransmits']} retransmits "
+        f"of {segments} segments, {overrun} datagrams lost in a full receive buffer, {roams} roams, "
         f"{len(handshakes)} handshakes, RSS {resident[0]} to {resident[-1]} KiB"
     )
     assert longest <= STALL_S_MAX
     assert len(handshakes) >= SECONDS // 125
-    assert sender["retransmits"] < sender["bytes"] // 1368 // 1000
-    assert max(resident[1:]) - min(resident[1:]) <= 1024
+    # Reordering would show as retransmits beyond what got lost: wireguard-go of 2022 has a short receive buffer
+    assert sender["retransmits"] < segments // 1000 + 2 * overrun
+    assert max(resident) - min(resident) <= 1024
     assert int(shown[1]) > sender["bytes"]
 
 
 def _rss_kib(pid: int) -> int:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+
+
+def _receive_buffer_errors(host: Host) -> int:
+    names, values = [line.split() for line in host.run("cat", "/proc/net/snmp").stdout.splitlines() if "Udp: " in line][
+        :2
+    ]
+    return int(dict(zip(names, values, strict=True))["RcvbufErrors"])
 
 
 def _longest_silence(intervals: list[dict[str, dict[str, float]]]) -> float:
