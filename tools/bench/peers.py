@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from edgeagent.version import VERSION
 from tools.bench.blast import BUILT
 
 GO_MODULE = "golang.zx2c4.com/wireguard"
@@ -82,10 +83,8 @@ def go_version(text: str) -> str:
 
 
 def _ours(engine: str) -> Contender:
-    version = _says("edge-wireguard", "--version").partition(":")[0].rpartition(" ")[2]
-    return Contender(
-        engine, f"edge-wireguard {engine}", ("edge-wireguard", "-f"), {"EDGEAGENT_ENGINE": engine}, version
-    )
+    environ = {"EDGEAGENT_ENGINE": engine}
+    return Contender(engine, f"edge-wireguard {engine}", ("edge-wireguard", "-f"), environ, VERSION)
 
 
 def _go() -> Contender | Missing:
