@@ -160,7 +160,7 @@ def agent_that(monkeypatch: pytest.MonkeyPatch, turns: Sequence[BaseException | 
         if end is StopIteration:
             agent._stopping = True
         elif end is not None:
-            raise end  # type: ignore[misc]
+            raise end
 
     agent._turn = turn
     return agent, pauses
