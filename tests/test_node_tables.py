@@ -371,7 +371,7 @@ def test_every_table_counts_what_gave_way() -> None:
     world = World()
     a, b = world.add(1, "a", limits=Limits(events=2, negatives=1, asks=1, feeds=1)), world.add(2, "b")
     world.run(2)
-    before = a.node.status(world.now)["tables"]
+    before: Any = a.node.status(world.now)["tables"]
     assert set(Limits.DEFAULTS) - set(before) == {  # not of the node: the engine's, or no table
         "flows", "new_flows_per_s", "pump_ring_bytes", "handshakes_per_call", "message_bytes", "log_lines",
     }  # fmt: skip
@@ -380,7 +380,7 @@ def test_every_table_counts_what_gave_way() -> None:
         send(world, a, bytes((100, 64, 9, last)))
     send(world, a, b)
     world.run(2)
-    tables = a.node.status(world.now)["tables"]
+    tables: Any = a.node.status(world.now)["tables"]
     assert tables["negatives"]["gave_way"] > 0 and tables["negatives"]["used"] == 1
     assert tables["events"]["peak"] <= 2
 
