@@ -49,7 +49,7 @@ class Pair:
         costs = {1: 0.0, 2: self.cost_2_ms}
         ways = [WayOut(f"wan{index}", index, [OURS[index]], (4,), costs[index]) for index in usable]
         node = self.a.node
-        node._events.extend(node._paths.handle_uplinks(self.world.now, ways, several=several))
+        node.events.extend(node._paths.handle_uplinks(self.world.now, ways, several=several))
         node._settle(self.world.now)
         self.several = several
         self.world.crank()

@@ -71,12 +71,12 @@ class Mesh:
         address = f"{self.hub.address}:{self.port}"
         self.hub.run("edgehub", "init", "--name", "lab", "--address", address, "--listen", str(self.port))
 
-    def start_hub(self, timeout_s: float = HUB_READY_TIMEOUT_S) -> None:
+    def start_hub(self) -> None:
         """Serve, until the hub is ready for devices; first make its state when there is none."""
         if not (self.hub.directory / "edgehub").exists():
             self.init_hub()
         self.server = self.hub.start("edgehub", "serve")
-        until(self._is_ready, timeout_s, "the hub's answer")
+        until(self._is_ready, HUB_READY_TIMEOUT_S, "the hub's answer")
 
     def token(self, *options: str) -> str:
         """A new join token; `options` as for `edgehub token create`."""
