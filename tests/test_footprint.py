@@ -48,6 +48,13 @@ BUDGET_MIB = {
 # What the daemon does without until somebody asks it something, or for good; 1.1 MiB.
 NOT_BY_DAEMON = ("cbor2", "datetime", "edgeagent.enrolment", "edgeagent.requests", "ipaddress", "json", "platform")
 
+# What the fast engine adds: the daemon's whole price for it, but for the pump's own memory.
+BY_FAST = {
+    "_ctypes", "ctypes", "ctypes._endian", "edgeagent.aeadjob", "edgeagent.engine.bakeoff",
+    "edgeagent.engine.fast.binding", "edgeagent.engine.fast.engine", "edgeagent.engine.fast.records",
+}  # fmt: skip
+FAST_MIB = 1.0
+
 PROBE = """
 import sys
 for module in sys.argv[1:]:
@@ -65,6 +72,16 @@ def test_the_import_stays_within_its_budget(module: str) -> None:
         assert [name for name in NOT_BY_DAEMON if name in loaded] == []
     taken_mib = rss_mib - footprint()[1]
     assert taken_mib <= BUDGET_MIB[module], f"{module} takes {taken_mib:.1f} MiB above the bare interpreter"
+
+
+def test_the_fast_engine_adds_little() -> None:
+    parts = ("edgeagent.daemon", "edgeagent.aeadjob", "edgeagent.engine.fast.engine")
+    loaded, rss_mib = footprint(*parts)
+    daemon, daemon_mib = footprint(parts[0])
+    assert breaches(loaded) == []
+    assert set(loaded) - set(daemon) <= BY_FAST
+    taken_mib = rss_mib - daemon_mib
+    assert taken_mib <= FAST_MIB, f"the fast engine takes {taken_mib:.1f} MiB"
 
 
 def test_a_breach_is_found() -> None:

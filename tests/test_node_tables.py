@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edgeagent.proto import topics
+from edgeagent.proto.boundedqueue import BoundedQueue
 from edgeagent.proto.control_client import Answer
 from edgeagent.proto.devicemap import open_map
 from edgeagent.proto.errors import DropReason
@@ -17,9 +18,10 @@ from edgeagent.proto.identity import Identity
 from edgeagent.proto.keyrenewal import KeyRenewal, Step
 from edgeagent.proto.limits import Limits
 from edgeagent.proto.questions import ATTEMPTS_MAX, Questions
+from edgeagent.proto.ratelimiter import RateLimiter
 from edgeagent.proto.records import Entry, Query, Record, RecordTable
 from edgeagent.proto.refusals import ControlError
-from edgeagent.proto.signed import open_signed, sign_object
+from edgeagent.proto.signed import SeqGuard, open_signed, sign_object
 from edgeagent.proto.unresolved import Unresolved
 from tests.control_kit import CRYPTO, NETWORK, NETWORK_KEY, NETWORK_SEED, V6, WALL_S, entropy_of
 from tests.node_kit import Board, World, send
@@ -352,3 +354,55 @@ def test_entries_know_which_key_to_use() -> None:
     assert entry.node_key() == first
     assert entry.record.key_end(first) == float("inf")
     assert entry.record.key_end(second) == 5
+
+
+def test_a_full_queue_forgets_its_oldest_and_counts_that() -> None:
+    queue: BoundedQueue[int] = BoundedQueue(3)
+    queue.append(1)
+    assert (queue.peak, queue.gave_way) == (1, 0)
+    queue.extend(range(2, 8))
+    assert list(queue) == [5, 6, 7]
+    queue.clear()
+    queue.append(9)
+    assert (list(queue), queue.peak, queue.gave_way, queue.ceiling) == ([9], 3, 4, 3)
+
+
+def test_every_table_counts_what_gave_way() -> None:
+    world = World()
+    a, b = world.add(1, "a", limits=Limits(events=2, negatives=1, asks=1, feeds=1)), world.add(2, "b")
+    world.run(2)
+    before: Any = a.node.status(world.now)["tables"]
+    assert set(Limits.DEFAULTS) - set(before) == {  # not of the node: the engine's, or no table
+        "flows", "new_flows_per_s", "pump_ring_bytes", "handshakes_per_call", "message_bytes", "log_lines",
+    }  # fmt: skip
+    assert all(0 <= table["used"] <= table["ceiling"] for table in before.values())
+    for last in range(20, 24):
+        send(world, a, bytes((100, 64, 9, last)))
+    send(world, a, b)
+    world.run(2)
+    tables: Any = a.node.status(world.now)["tables"]
+    assert tables["negatives"]["gave_way"] > 0 and tables["negatives"]["used"] == 1
+    assert tables["events"]["peak"] <= 2
+
+
+def test_feeds_and_tombstones_count_what_gave_way() -> None:
+    feeds = FeedSubscriptions("n", 2)
+    for device in "abcb":
+        feeds.use(device)
+    assert (len(feeds), feeds.gave_way) == (2, 1)
+    guard = SeqGuard(2)
+    for number, key in enumerate("aabcd"):
+        guard.accept(key, 1, number)
+    assert (len(guard), guard.gave_way) == (2, 2)
+    limiter = RateLimiter(2)
+    for last in range(5):
+        limiter.allow(0.0, bytes((192, 0, 2, last)))
+    assert (len(limiter), limiter.gave_way) == (2, 3)
+    questions = Questions(1, 1, lambda: 0.0)
+    assert [questions.ask(0.0, ("h", name), reachable=True) for name in ("x", "y", "x")] == [True, False, True]
+    assert questions.refused_full == 1
+    waiting = Unresolved(1, 2)
+    for last in (1, 2):
+        for _ in range(3):
+            waiting.add(bytes((192, 0, 2, last)), b"packet", 9.0)
+    assert (waiting.gave_way, waiting.longest()) == (1, 2)

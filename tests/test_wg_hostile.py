@@ -118,6 +118,19 @@ def test_handshake_queue_is_bounded() -> None:
     pair.b.handle_datagrams(pair.now, [(datagram, A_ADDR, 0) for datagram in flood])
     assert drops(pair.b)["handshake-queue-full"] == 50 - 16
     assert pair.b.poll_timeout() == 0.0, "the rest wants another call soon"
+    assert pair.b.responder.queue.peak == 16
+
+
+def test_a_full_handshake_queue_lets_the_oldest_go() -> None:
+    pair = Pair(handshake_queue=16, handshakes_per_call=16)
+    flood = strangers_initiations(pair.b.public_key, 1) * 15
+    pair.a_sends()
+    (own,) = [datagram for transmit in pair.a.drain_transmits() for datagram in transmit.datagrams]
+    batch = [(datagram, A_ADDR, 0) for datagram in (*flood, *flood, own)]
+    pair.b.handle_datagrams(pair.now, batch)
+    replies = [d for t in pair.b.drain_transmits() for d in t.datagrams]
+    assert drops(pair.b)["handshake-queue-full"] == 15
+    assert own[4:8] in [reply[4:8] for reply in replies], "who came last is answered"
 
 
 def test_cookie_of_another_source_does_not_count() -> None:

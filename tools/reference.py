@@ -68,12 +68,18 @@ class Reason:
 
 def render() -> str:
     """The whole text of docs/reference.md."""
+    from edgeagent.proto import limits
+
     parts = [_HEAD]
     for program, commands in programs().items():
         parts.append(f"## {program}\n")
         parts += [_command_text(command) for command in commands]
     parts.append("## Settings of the agent\n")
     parts.append(_table(("setting", "environment", "default", "meaning"), settings()))
+    parts.append("## Limits of the agent\n")
+    parts.append("`memory-profile` chooses a column, `limits` sets single ones (`--limit NAME=VALUE`).\n")
+    head, *rows = limits.rows()
+    parts.append(_table(head, [(f"`{row[0]}`", *row[1:]) for row in rows]))
     parts.append("## Drop reasons\n")
     parts.append("Bad input is dropped and counted under one of these names, in `status` and in metrics.\n")
     for title, listed in reasons(ROOT).items():

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from edgeagent.ceiling import BESIDE_KIB
+from edgeagent.proto.limits import CEILING_MIB
 from relay.config import SETTINGS
 from relay.core.limits import RelayLimits
 
@@ -40,6 +42,15 @@ def test_the_unit_does_not_repeat_what_cannot_succeed() -> None:
 def test_the_capabilities_are_the_few_it_needs() -> None:
     bounding = unit()["Service"]["CapabilityBoundingSet"].split()
     assert bounding == ["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_NET_BIND_SERVICE"]
+
+
+def test_what_bounds_the_memory_from_outside_leaves_room_for_the_ceilings_inside() -> None:
+    service = unit()["Service"]
+    high, most = (int(service[name].removesuffix("M")) for name in ("MemoryHigh", "MemoryMax"))
+    assert CEILING_MIB["normal"] + BESIDE_KIB // 1024 <= high < most
+    found = re.search(r'data="(\d+) (\d+)"', INIT.read_text())
+    assert found is not None and found[1] == found[2]
+    assert int(found[1]) >= max(CEILING_MIB.values()) << 20
 
 
 def test_a_relay_has_time_to_drain_and_files_for_all_members() -> None:

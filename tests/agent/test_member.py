@@ -85,6 +85,23 @@ def test_the_verbs(site: Site) -> None:
     assert nobody.returncode == 1 and "nobody in this network" in nobody.stderr
 
 
+def test_how_full_it_is(site: Site) -> None:
+    a = site.a
+    usage = a.ask("status", "--memory")
+    tables = usage["tables"]
+    assert {"peers", "publishes", "log_lines", "udp_backlog", "relay_streams"} <= set(tables)
+    if usage["pump"] is not None:
+        assert usage["pump"]["mapped_kib"] > 256 and tables["pump_flows"]["ceiling"] == 4096
+        assert tables["pump_down"]["unit"] == "bytes" and 0 < tables["pump_down"]["peak"] <= 1 << 18
+    assert all(table.get("used", 0) <= table["ceiling"] for table in tables.values())
+    assert 0 < usage["process"]["rss_kib"] <= usage["process"]["rss_peak_kib"] <= usage["process"]["ceiling_kib"]
+    shown = a.host.run("edgeagent", "status", "--memory").stdout
+    assert all(name.replace("_", " ") in shown for name in tables)
+    facts = json.loads(site.mesh.hub.run("edgehub", "devices", "show", "a", "--json").stdout)["facts"]
+    assert " of 40.0 MiB, peak " in facts["memory"] and {"tables", "gave_way", "kernel"} <= set(facts)
+    assert "of 40.0 MiB, peak" in site.mesh.hub.run("edgehub", "devices", "show", "a").stdout
+
+
 def test_no_secret_is_shown(site: Site) -> None:
     device = site.a
     status = device.ask("status", "--log")

@@ -203,6 +203,12 @@ class SimDevice:
             node, now = self.node, self.now
             self._guarded(lambda: node.set_price(now, on_demand=on_demand))
 
+    def tell_facts(self) -> None:
+        """What the agent does once a day."""
+        if self.node is not None:
+            node, now = self.node, self.now
+            self._guarded(lambda: node.tell_facts(now))
+
     def tell_addresses(self) -> None:
         if self.node is not None:
             node, now = self.node, self.now

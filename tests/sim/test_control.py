@@ -104,3 +104,21 @@ def test_memory_is_bounded_by_limits_in_a_network_of_hundreds(count: int, limits
     tables = a.status()["tables"]
     assert tables["records"]["used"] == limits.records
     assert len(a.flash.files["cache"]) < 262_144
+
+
+def test_how_full_a_device_is_reaches_the_hub_among_its_facts() -> None:
+    mesh = Mesh(7)
+    a, _ = mesh.joined(2)
+    mesh.world.run_for(60.0)
+    node = a.node
+    assert node is not None
+    full = {"memory": "25.5 of 40.0 MiB, peak 26.0", "tables": "peers 60/64", "gave_way": "records 7", "os": "test"}
+    node.set_facts(full)
+    mesh.world.run_for(60.0)
+    row = mesh.hub.device(a.device_id)
+    assert row is not None and "memory" not in row.facts  # until there is a reason to speak
+    a.tell_facts()
+    mesh.world.run_for(10.0)
+    row = mesh.hub.device(a.device_id)
+    assert row is not None and row.facts == full and row.online
+    mesh.finish()
