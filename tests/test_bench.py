@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -156,11 +157,21 @@ def test_cpu_and_memory_are_read_of_a_process() -> None:
     procfs.forget_peak(pid)
     assert 1 < procfs.rss_mib(pid) < 10_000
     assert procfs.peak_rss_mib(pid) > 1
-    libc = next(
-        name for line in Path("/proc/self/maps").read_text().splitlines() if "libc" in (name := Path(line).name)
-    )
-    assert procfs.has_mapped(pid, libc)
-    assert not procfs.has_mapped(pid, peers.FAST_LIBRARY)
+
+
+def test_what_a_process_has_mapped_is_read() -> None:
+    # Of a child: here another test may have loaded the library.
+    program = [sys.executable, "-c", "print('up', flush=True); input()"]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdin is not None and child.stdout is not None
+        try:
+            assert child.stdout.readline() == "up\n"
+            lines = Path(f"/proc/{child.pid}/maps").read_text().splitlines()
+            libc = next(name for line in lines if "libc" in (name := Path(line).name))
+            assert procfs.has_mapped(child.pid, libc)
+            assert not procfs.has_mapped(child.pid, peers.FAST_LIBRARY)
+        finally:
+            child.stdin.write("\n")
 
 
 def measured(contenders: list[Contender]) -> list[Figure]:

@@ -6,14 +6,17 @@ import hashlib
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tarfile
 import tomllib
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -21,10 +24,17 @@ from edgeagent.engine import choice
 from edgeagent.engine.fast import build as builder
 from edgeagent.engine.fast import library
 from edgeagent.version import VERSION
-from tools import cross
+from tools import OBJECTS, cross
 
 ROOT = Path(__file__).parents[1]
 FOLDER = "edgeagent/engine/fast"
+SMALLEST = """\
+#include <stdlib.h>
+#include <string.h>
+#define E __attribute__((visibility("default")))
+E const char *ea_version(void) { return "9"; }
+E int ea_self_test(char *why, size_t n) { BODY; strncpy(why, "sums: wrong", n); return 1; }
+"""
 needs_compiler = pytest.mark.skipif(not any(map(shutil.which, builder.COMPILERS)), reason="no C compiler")
 
 
@@ -40,9 +50,9 @@ def hook() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library, once for all tests here."""
+    """The library, once for all tests here, and of object files that other tests left."""
     out = tmp_path_factory.mktemp("library") / builder.LIBRARY
-    builder.build(out, builder.find_compiler())
+    builder.build(out, builder.find_compiler(), cache=OBJECTS)
     return out
 
 
@@ -104,16 +114,73 @@ def test_a_source_that_does_not_compile_is_an_error_with_the_compilers_words(
 
 
 @needs_compiler
+def test_a_cache_compiles_what_is_new_to_it_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources, cache, program = tmp_path / "sources", tmp_path / "cache", tmp_path / "program"
+    sources.mkdir()
+    (sources / "a.c").write_text('#include "a.h"\nint a(void);\nint a(void) { return A; }\n')
+    (sources / "a.h").write_text("#define A 1\n")
+    (tmp_path / "main.c").write_text("int a(void);\nint main(void) { return a(); }\n")
+    monkeypatch.setattr(builder, "SOURCES", sources)
+    compiled: list[str] = []
+    run = builder._run
+
+    def counted(command: Sequence[str]) -> str:
+        if "-c" in command:
+            compiled.append(Path(command[command.index("-c") + 1]).name)
+        return run(command)
+
+    monkeypatch.setattr(builder, "_run", counted)
+
+    def status(**options: Any) -> int:
+        compiled.clear()
+        mains = [tmp_path / "main.c"]
+        builder.build(program, builder.find_compiler(), mains=mains, cache=cache, jobs=1, **options)
+        return subprocess.run([program], check=False).returncode
+
+    assert (status(), compiled) == (1, ["a.c", "main.c"])
+    assert (status(), compiled) == (1, [])
+    (sources / "a.h").write_text("#define A 2\n")
+    assert (status(), compiled) == (2, ["a.c", "main.c"])  # which may include it as well
+    (tmp_path / "main.c").write_text("int a(void);\nint main(void) { return 10 * a(); }\n")
+    assert (status(), compiled) == (20, ["main.c"])
+    assert (status(flags=["-DA"]), compiled) == (20, ["a.c", "main.c"])
+    (sources / "a.h").write_text("#define A 1\n")
+    assert (status(), compiled) == (10, ["main.c"])  # a.c was so before
+    monkeypatch.setattr(builder, "CACHED_OBJECTS_MAX", 3)
+    (sources / "a.h").write_text("#define A 3\n")
+    assert status() == 30
+    assert len(list(cache.glob("*.o"))) == 3
+    assert (status(), compiled) == (30, [])
+
+
+@needs_compiler
+def test_what_several_want_of_a_cache_at_once_is_compiled_once(tmp_path: Path) -> None:
+    """By two processes whose compiler says when it is called."""
+    sources, said = tmp_path / "sources", tmp_path / "said"
+    sources.mkdir()
+    for number in range(6):
+        (sources / f"{number}.c").write_text(f"int f{number}(void);\nint f{number}(void) {{ return 0; }}\n")
+    compiler = tmp_path / "mycc"
+    real = shlex.join(builder.find_compiler())
+    compiler.write_text(f'#!/bin/sh\ncase " $* " in *" -c "*) echo x >>{said}; sleep 0.1;; esac\nexec {real} "$@"\n')
+    compiler.chmod(0o755)
+    code = f"""
+from pathlib import Path
+from edgeagent.engine.fast import build
+build.SOURCES = Path({str(sources)!r})
+build.build(None, [{str(compiler)!r}], cache=Path({str(tmp_path / "cache")!r}))
+"""
+    both = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) for _ in range(2)]
+    assert [each.wait(60) for each in both] == [0, 0]
+    assert len(list((tmp_path / "cache").glob("*.o"))) == 6
+    assert said.read_text() == "x\n" * 6
+
+
+@needs_compiler
 def test_a_library_whose_self_test_fails_or_dies_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builder, "SOURCES", tmp_path)
-    source = """#include <stdlib.h>
-    #include <string.h>
-    #define E __attribute__((visibility("default")))
-    E const char *ea_version(void) { return "9"; }
-    E int ea_self_test(char *why, size_t n) { BODY; strncpy(why, "sums: wrong", n); return 1; }
-    """
     for body, said in (("", "self-test fails: sums: wrong"), ("abort()", "dies of signal 6")):
-        (tmp_path / "x.c").write_text(source.replace("BODY", body))
+        (tmp_path / "x.c").write_text(SMALLEST.replace("BODY", body))
         builder.build(tmp_path / "x.so", builder.find_compiler())
         with pytest.raises(builder.BuildError, match=said):
             builder.try_out(str(tmp_path / "x.so"))
@@ -152,10 +219,17 @@ def test_without_a_compiler_the_install_leaves_a_note(
 
 
 @needs_compiler
-def test_a_later_install_with_a_compiler_takes_the_note_away(hook: ModuleType, tmp_path: Path) -> None:
-    (tmp_path / builder.NOTE).write_text("no C compiler\n")
-    hook.put(builder, tmp_path, "require")
-    assert [path.name for path in tmp_path.iterdir()] == [builder.LIBRARY]
+def test_a_later_install_with_a_compiler_takes_the_note_away(
+    hook: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources, folder = tmp_path / "sources", tmp_path / "folder"
+    for each in (sources, folder):
+        each.mkdir()
+    (sources / "x.c").write_text(SMALLEST.replace("BODY", "if (n) return 0"))
+    monkeypatch.setattr(builder, "SOURCES", sources)
+    (folder / builder.NOTE).write_text("no C compiler\n")
+    hook.put(builder, folder, "require")
+    assert [path.name for path in folder.iterdir()] == [builder.LIBRARY]
 
 
 @needs_compiler

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from edgeagent.engine.fast.build import LIBRARY, BuildError, build
 from edgeagent.status import table
+from tools import OBJECTS
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "build" / "cross"
@@ -90,14 +91,14 @@ def cross(machine: Machine, libc: str) -> Result:
     # Without an executable there is nothing that could be run by mistake after a build that failed.
     program.unlink(missing_ok=True)
     try:
-        build(library, zig, target=triple, flags=flags, jobs=1)
+        build(library, zig, target=triple, flags=flags, jobs=1, cache=OBJECTS)
         whole = library.stat().st_size
-        build(library, zig, target=triple, flags=flags, jobs=1, strip=True)
+        build(library, zig, target=triple, flags=flags, jobs=1, cache=OBJECTS, strip=True)
         stripped = library.stat().st_size
         if b"\0ea_self_test\0" not in library.read_bytes():  # stripped, it names only what the loader finds
             raise BuildError("the library exports no ea_self_test")
         static = ["-static"] if libc == "musl" else []
-        build(program, zig, target=triple, flags=[*flags, *static], mains=[SELF_TEST], jobs=1)
+        build(program, zig, target=triple, flags=[*flags, *static], mains=[SELF_TEST], jobs=1, cache=OBJECTS)
         outcome, why = _run(machine, libc, program)
     except BuildError as error:
         outcome, why = FAILED, str(error)

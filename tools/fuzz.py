@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgeagent.engine.fast.build import BuildError, build, find_compiler
+from tools import OBJECTS
 
 ROOT = Path(__file__).parents[1]
 TARGETS = ROOT / "tests" / "engine" / "fast"
@@ -39,7 +40,7 @@ class Crash(Exception):
 
 def build_driven(name: str, out: Path) -> Path:
     """The target with the driver of this repository, sanitized. Raises BuildError."""
-    build(out, find_compiler(), sanitize="address", mains=[TARGETS / f"fuzz_{name}.c", DRIVER])
+    build(out, find_compiler(), sanitize="address", mains=[TARGETS / f"fuzz_{name}.c", DRIVER], cache=OBJECTS)
     return out
 
 
@@ -54,7 +55,7 @@ def build_libfuzzer(name: str, out: Path) -> Path | None:
     command = [clang, "-fsanitize=fuzzer,address,undefined", str(probe), "-o", str(out)]
     if subprocess.run(command, capture_output=True, check=False).returncode != 0:
         return None
-    build(out, [clang], sanitize="address", flags=LIBFUZZER, mains=[TARGETS / f"fuzz_{name}.c"])
+    build(out, [clang], sanitize="address", flags=LIBFUZZER, mains=[TARGETS / f"fuzz_{name}.c"], cache=OBJECTS)
     return out
 
 

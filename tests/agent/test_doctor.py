@@ -15,6 +15,7 @@ from edgeagent import cli, doctor, probes
 from edgeagent.engine.fast import build as builder
 from edgeagent.engine.fast import library
 from edgeagent.version import BUILD_TIME_S
+from tools import OBJECTS
 
 needs_compiler = pytest.mark.skipif(not any(map(shutil.which, builder.COMPILERS)), reason="no C compiler")
 
@@ -73,7 +74,7 @@ def test_a_library_that_does_not_load_fails_by_name(
     from tests.test_build import wrong_files
 
     made = tmp_path / builder.LIBRARY
-    builder.build(made, builder.find_compiler())
+    builder.build(made, builder.find_compiler(), cache=OBJECTS)
     monkeypatch.setenv("EDGEAGENT_FAST_LIBRARY", str(made))
     assert rows(capsys)[1]["C library"]["state"] == doctor.OK
     for path, said in wrong_files(made, tmp_path):

@@ -31,6 +31,7 @@ from edgeagent.proto.limits import Limits
 from edgeagent.proto.tai64n import Tai64nClock
 from tests.engine.packets import Segment, naive_checksum
 from tests.engine.test_offload import expand
+from tools import OBJECTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -57,7 +58,7 @@ def library() -> ctypes.CDLL:
         return load(str(built))
     with tempfile.TemporaryDirectory(prefix="edgefast-") as folder:
         try:
-            build(Path(folder, "libedgefast.so"), find_compiler())
+            build(Path(folder, "libedgefast.so"), find_compiler(), cache=OBJECTS)
         except BuildError as error:
             pytest.skip(str(error))
         return load(f"{folder}/libedgefast.so")

@@ -8,6 +8,9 @@ nothing of ours. The same sources, compiler and flags give the same bytes, where
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
+import hashlib
 import os
 import shlex
 import shutil
@@ -16,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache as remembered
 from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parent
@@ -24,6 +28,7 @@ NOTE = "libedgefast.why"  # stands in the library's place and says why it is not
 COMPILERS = ("cc", "gcc", "clang")
 COMPILE_TIMEOUT_S = 900  # of one file: a slow board, or a cross compiler that builds its libc first
 OUTPUT_CHARS_MAX = 4_000  # of what a compiler says, the end
+CACHED_OBJECTS_MAX = 2_000  # of a cache; those go that were not asked for the longest
 
 # Not for the machine at hand (-march=native): what is built on one board runs on its kin.
 FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-O2", "-fPIC", "-fvisibility=hidden", "-pthread")
@@ -64,13 +69,15 @@ def build(
     flags: Sequence[str] = (),
     mains: Sequence[Path] = (),
     jobs: int | None = None,
+    cache: Path | None = None,
 ) -> None:
     """Write `out`: the library, or with `mains` (more C files, one of which has `main`) a program of all of it. Where
     it is None all is compiled and nothing linked.
 
     `target` is a triple for clang or zig; `sanitize` a key of SANITIZERS; `strict` makes warnings errors; `strip`
     leaves out names that no loader needs; `flags` go to the compiler and the linker; `jobs` files are compiled at once
-    (one a core). Whoever has the old file open keeps it. Raises BuildError.
+    (one a core). `cache` is a folder of object files, for several processes at once: what is there is not compiled.
+    Whoever has the old file open keeps it. Raises BuildError.
     """
     checks = [*SANITIZED, f"-fsanitize={SANITIZERS[sanitize]}"] if sanitize else []
     always = [*compiler, *(["-target", target] if target else []), *flags]
@@ -82,7 +89,12 @@ def build(
         options = [*FLAGS, f"-ffile-prefix-map={SOURCES}=.", f"-I{SOURCES}", *(STRICT if strict else ()), *checks]
 
         def compile_one(pair: tuple[Path, str]) -> None:
-            _run([*always, *options, "-c", str(pair[0]), "-o", pair[1]])
+            source, made = pair
+            command = [*always, *options, "-c", str(source), "-o"]
+            if cache is None:
+                _run([*command, made])
+            else:
+                _compile_once(cache, source, compiler, command, made)
 
         with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
             list(pool.map(compile_one, zip(files, objects, strict=True)))
@@ -92,6 +104,51 @@ def build(
             kind += ["-Wl,-s"] if strip else []
             _run([*always, *LINK, *kind, *checks, *objects, "-o", f"{folder}/{LIBRARY}", *LIBRARIES])
             _install(Path(folder, LIBRARY), out)
+
+
+def _compile_once(cache: Path, source: Path, compiler: Sequence[str], command: Sequence[str], made: str) -> None:
+    """Leave the object file at `made`: out of the cache, else compiled, and kept there.
+
+    Its key is what was said to the compiler, that compiler's version, and the contents of the source and of all headers
+    that it could include but the system's. Who needs the same one meanwhile waits for it. Raises BuildError.
+    """
+    key = hashlib.sha256("\0".join([_version(tuple(compiler)), *command]).encode())
+    headers = {path for folder in (source.parent, SOURCES) for path in folder.glob("*.h")}
+    try:
+        for path in (source, *sorted(headers)):
+            key.update(f"\0{path.name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+        name = key.hexdigest()
+        kept = cache / f"{name}.o"
+        cache.mkdir(parents=True, exist_ok=True)
+        with (cache / f"{name[:2]}.lock").open("w") as lock:  # one for some keys, so that they are few
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if kept.exists():
+                os.utime(kept)
+                shutil.copyfile(kept, made)
+                return
+            _run([*command, made])
+            beside = cache / f"{name}.new"
+            shutil.copyfile(made, beside)
+            beside.replace(kept)
+        _forget(cache)
+    except OSError as error:
+        raise BuildError(f"{error.filename or cache}: {error.strerror}") from None
+
+
+def _forget(cache: Path) -> None:
+    """Other processes do the same, so what is not there any more is fine."""
+    used_at = {}
+    for path in cache.glob("*.o"):
+        with contextlib.suppress(FileNotFoundError):
+            used_at[path] = path.stat().st_mtime
+    for path in sorted(used_at, key=used_at.__getitem__)[: max(0, len(used_at) - CACHED_OBJECTS_MAX)]:
+        path.unlink(missing_ok=True)
+
+
+@remembered
+def _version(compiler: tuple[str, ...]) -> str:
+    """The first line of what it says of itself."""
+    return _run([*compiler, "--version"]).partition("\n")[0]
 
 
 def _install(made: Path, out: Path) -> None:
@@ -109,7 +166,8 @@ def _install(made: Path, out: Path) -> None:
         raise BuildError(f"{out}: {error.strerror}") from None
 
 
-def _run(command: Sequence[str]) -> None:
+def _run(command: Sequence[str]) -> str:
+    """What it says. Raises BuildError when it fails."""
     called = command[0]
     try:
         done = subprocess.run(
@@ -122,6 +180,7 @@ def _run(command: Sequence[str]) -> None:
     if done.returncode != 0:
         said = (done.stdout + done.stderr).decode("utf-8", "replace").strip()
         raise BuildError(f"{called} failed ({done.returncode}): {said[-OUTPUT_CHARS_MAX:]}")
+    return done.stdout.decode("utf-8", "replace")
 
 
 _TRY = """\
@@ -170,6 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--strict", action="store_true", help="warnings are errors")
     parser.add_argument("--compile-only", action="store_true", help="write nothing")
     parser.add_argument("--main", metavar="FILE", type=Path, action="append", default=[], help="C file of a program")
+    parser.add_argument("--cache", metavar="FOLDER", type=Path, help="where object files are kept for the next time")
     parser.add_argument("--try", dest="tried", action="store_true", help="load it and run its self-test")
     options = parser.parse_args(arguments)
     try:
@@ -181,6 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sanitize=options.sanitize,
             strict=options.strict,
             mains=options.main,
+            cache=options.cache,
         )
         version = try_out(str(options.o)) if options.tried else ""
     except BuildError as error:

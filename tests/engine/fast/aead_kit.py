@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from edgeagent.engine.fast import build, library
+from tools import OBJECTS
 
 SOURCES = Path(library.__file__).parent
 TAG = 16
@@ -20,7 +21,7 @@ def library_path(folder: Path) -> Path:
     if installed and Path(installed).stat().st_mtime >= max(file.stat().st_mtime for file in SOURCES.glob("*.[ch]")):
         return Path(installed)
     made = folder / build.LIBRARY
-    build.build(made, build.find_compiler(), strict=True)
+    build.build(made, build.find_compiler(), cache=OBJECTS)
     return made
 
 

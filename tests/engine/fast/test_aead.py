@@ -15,6 +15,7 @@ from edgeagent.crypto import load
 from edgeagent.engine import bakeoff
 from edgeagent.engine.fast import build
 from tests.engine.fast.aead_kit import TAG, Aead, Aeads, library_path
+from tools import OBJECTS
 
 if TYPE_CHECKING:
     from edgeagent.proto.crypto import Crypto
@@ -166,7 +167,7 @@ def test_measuring(aead: Aead) -> None:
 
 def test_arithmetic_at_its_edges_and_the_self_test_under_sanitizers(tmp_path: Path) -> None:
     program = tmp_path / "aead_edges"
-    build.build(program, build.find_compiler(), sanitize="address", mains=[EDGES_MAIN])
+    build.build(program, build.find_compiler(), sanitize="address", mains=[EDGES_MAIN], cache=OBJECTS)
     done = subprocess.run([program], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "lanes-128: " in done.stdout

@@ -25,7 +25,7 @@ from tests.engine.test_offload import by_flow, expand, joined
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROUNDS = 800
+ROUNDS = 500
 LONG_S = float(os.environ.get("EDGEAGENT_FUZZ_S", "0"))
 SEED = int(os.environ.get("EDGEAGENT_FUZZ_SEED", SystemRandom().getrandbits(40) if LONG_S else 1))
 

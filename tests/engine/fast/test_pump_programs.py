@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 
 from edgeagent.engine.fast.build import BuildError, build, find_compiler
+from tools import OBJECTS
 
 HERE = Path(__file__).parent
 WRAPPED = "-Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc"
-THREADS_S = 3
+THREADS_S = 2
 
 
 def made(program: Path, **options: object) -> Path:
     try:
-        build(program, find_compiler(), mains=[HERE / f"{program.name}.c"], **options)  # type: ignore[arg-type]
+        build(program, find_compiler(), mains=[HERE / f"{program.name}.c"], cache=OBJECTS, **options)  # type: ignore[arg-type]
     except BuildError as error:
         if "no C compiler" in str(error) or "tsan" in str(error):
             pytest.skip(str(error))

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from edgeagent.engine.fast.build import BuildError, build, find_compiler
-from tools import fuzz
+from tools import OBJECTS, fuzz
 
 HERE = Path(__file__).parent
-SECONDS = 2
+SECONDS = 1
 BROKEN = """\
 #include <stdlib.h>
 #include "fuzz.h"
@@ -42,7 +42,7 @@ def _compiler(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.mark.parametrize("sanitizer", ["address", "thread"])
 def test_the_self_test_passes(tmp_path: Path, sanitizer: str) -> None:
     program = tmp_path / "self_test"
-    build(program, find_compiler(), sanitize=sanitizer, mains=[HERE / "self_test.c"])
+    build(program, find_compiler(), sanitize=sanitizer, mains=[HERE / "self_test.c"], cache=OBJECTS)
     done = subprocess.run([program], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("self-test passes\n")
