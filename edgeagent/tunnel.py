@@ -132,6 +132,7 @@ class Tunnel:
             return None
         self._look_at = None
         self.engine.is_router = forwards(self.tun.name)
+        self.engine.sync(now)  # what was heard before must not be taken for news after it
         release_stale_sources(now, self.device, self._netlink, self.udp.mark)
         try:
             routes, addresses = self._netlink.default_routes(), self._netlink.addresses()

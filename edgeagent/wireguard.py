@@ -254,6 +254,7 @@ class Interface:
         self._engine.is_router = forwards(self._tun.name)
         if self._sources_stale:
             self._sources_stale = False
+            self._engine.sync(now)  # what was heard before must not be taken for news after it
             release_stale_sources(now, self.device, self._netlink, self.fwmark)
 
     def _bring_up(self, now: float) -> None:
