@@ -126,9 +126,10 @@ def open_session(tx: SqliteTx, wall_s: int, target: Person, *, how: str, address
     return token
 
 
-def close_session(tx: SqliteTx, wall_s: int, who: Principal, hash_: bytes) -> None:
+def close_session(tx: SqliteTx, wall_s: int, who: Principal, hash_: bytes, login: str) -> None:
+    """Of `login`, who may be another."""
     people.end_sessions(tx.connection, wall_s, hash_=hash_)
-    audit.record(tx, wall_s, who.actor, "signout", f"user:{who.login}", {"session": hash_.hex()[:12]})
+    audit.record(tx, wall_s, who.actor, "signout", f"user:{login}", {"session": hash_.hex()[:12]})
 
 
 def make_token(

@@ -31,11 +31,7 @@ def create_token(
     kind: Kind = Kind.DEVICE,
 ) -> JoinToken:
     """A new join token; its secret is in what is returned, and nowhere else. `uses` and `not_after`: 0 = no limit."""
-    for tag in tags:
-        if not is_tag(tag):
-            raise HubError(f"tag {tag!r}: a tag is `tag:` and a name of a-z, 0-9 and -. Write for example tag:camera")
-    if len(tags) > TAGS_MAX:
-        raise HubError(f"{len(tags)} tags: a device can have {TAGS_MAX}. Use fewer")
+    _check_tags(tags)
     if tx.token_count() >= TOKENS_MAX:
         raise HubError(f"{TOKENS_MAX} tokens: there is no room for another. Revoke those that nobody needs")
     network = scribe.network
@@ -134,10 +130,22 @@ def rename_device(scribe: Scribe, tx: Tx, device: Device, name: str) -> None:
     if owner is not None and owner.id != device.id:
         raise HubError(f"name {name}: device {owner.id} has it. Choose another, or rename that one first")
     device.name = name
-    if device.state is DeviceState.PENDING:
-        tx.save_device(device)
-    else:
-        scribe.push(tx, device)
+    _tell(scribe, tx, device)
+
+
+def tag_device(scribe: Scribe, tx: Tx, device: Device, tags: tuple[str, ...]) -> None:
+    """Its tags are these from now on; those who know it are told."""
+    _refuse_removed(device)
+    _check_tags(tags)
+    device.tags = tuple(dict.fromkeys(tags))
+    _tell(scribe, tx, device)
+
+
+def assign_device(scribe: Scribe, tx: Tx, device: Device, user: str) -> None:
+    """Whose device it is: a login, or "" for nobody's. Policy looks at it when the device has no tags."""
+    _refuse_removed(device)
+    device.user = user
+    _tell(scribe, tx, device)
 
 
 def expire_device(scribe: Scribe, tx: Tx, device: Device, not_after: int, wall_s: int) -> None:
@@ -209,6 +217,22 @@ def start_again(tx: Tx, wall_s: int) -> None:
             if device.state in (DeviceState.ACTIVE, DeviceState.EXPIRED):
                 tx.add_job(JobKind.ROTATE, "", device.id)
         after = batch[-1].id
+
+
+def _check_tags(tags: tuple[str, ...]) -> None:
+    for tag in tags:
+        if not is_tag(tag):
+            raise HubError(f"tag {tag!r}: a tag is `tag:` and a name of a-z, 0-9 and -. Write for example tag:camera")
+    if len(tags) > TAGS_MAX:
+        raise HubError(f"{len(tags)} tags: a device can have {TAGS_MAX}. Use fewer")
+
+
+def _tell(scribe: Scribe, tx: Tx, device: Device) -> None:
+    """Those who know it get its new record; nobody knows one that waits for approval."""
+    if device.state is DeviceState.PENDING:
+        tx.save_device(device)
+    else:
+        scribe.push(tx, device)
 
 
 def _refuse_removed(device: Device) -> None:

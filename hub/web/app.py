@@ -13,7 +13,7 @@ from hub.io.live import Listener
 from hub.state import State
 from hub.store import websettings
 from hub.store.sqlite import SqliteStore
-from hub.web import errors, live, signin
+from hub.web import api, errors, live, signin
 from hub.web.auth import CurrentUser
 from hub.web.backend import CONNECTIONS_MAX, Backend
 from hub.web.guard import Guard
@@ -46,6 +46,7 @@ def make_app(state: State, settings: websettings.WebSettings | None = None) -> F
     app.add_middleware(Guard, settings=settings)
     app.include_router(signin.router)
     app.include_router(live.router)
+    app.include_router(api.router)
 
     @app.get("/", include_in_schema=False)
     def home(request: Request, who: CurrentUser) -> Response:
