@@ -30,7 +30,7 @@ def make_app(state: State, settings: websettings.WebSettings | None = None) -> F
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = CONNECTIONS_MAX
-        broadcaster = live.Broadcaster(Listener(state.live))
+        broadcaster = live.Broadcaster(Listener(state.live), lambda: app.state.on_settings())
         broadcaster.start()
         app.state.broadcaster = broadcaster
         try:
@@ -42,6 +42,7 @@ def make_app(state: State, settings: websettings.WebSettings | None = None) -> F
     app = FastAPI(title="edgehub", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.backend = backend
     app.state.tries = signin.Tries()
+    app.state.on_settings = lambda: None  # the process that runs this may want to know that its settings changed
     errors.install(app)
     app.add_middleware(Guard, settings=settings)
     app.include_router(signin.router)
