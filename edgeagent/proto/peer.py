@@ -340,14 +340,14 @@ class Peer:
             if endpoint is not self.endpoint:
                 self.roam(endpoint)
         keypairs = self.keypairs
-        if keypairs.current is not None and keypairs.current.position is not None:
-            keypairs.current.send_counter = max(keypairs.current.send_counter, traffic.send_counter)
         if (
             keypairs.next is not None
             and keypairs.next.position is not None
             and keypairs.next.local_index == traffic.confirmed
         ):
             self._confirm(now, keypairs.next)
+        if keypairs.current is not None and keypairs.current.position is not None:
+            keypairs.current.send_counter = max(keypairs.current.send_counter, traffic.send_counter)
         self.timers.carried(traffic, self._shared.jitter())
         for at in (traffic.last_data_sent_at, traffic.last_data_received_at):
             if at is not None and (self.last_traffic_at is None or at > self.last_traffic_at):

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 
 from sqlalchemy import Connection, select
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.dialects.postgresql import insert  # SQLite takes it too
 
 from hub.core.model import Network
 from hub.store.schema import meta

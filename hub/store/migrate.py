@@ -9,8 +9,11 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError
 
-from hub.store import database
+from hub.core.model import HubError
+from hub.store import database, postgres
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
 
@@ -26,14 +29,24 @@ def create_file(path: Path) -> None:
 
 def migrate(path: Path) -> None:
     """Bring the tables to the form that this program knows."""
-    engine = database.open_engine(path)
+    _upgrade(database.open_engine(path), "BEGIN IMMEDIATE")
+
+
+def migrate_server(url: str) -> None:
+    """The same on a PostgreSQL server; of several hubs that start at once, one does it. Raises HubError."""
+    _upgrade(postgres.open_engine(url), postgres.LOCK)
+
+
+def _upgrade(engine: Engine, lock: str) -> None:
     try:
         with engine.connect() as connection:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            connection.exec_driver_sql(lock)
             config = _config()
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
             connection.commit()
+    except OperationalError as error:
+        raise HubError(f"database: {postgres.first_line(error)}") from error
     finally:
         engine.dispose()
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from sqlalchemy import (
-    BLOB,
     Boolean,
     CheckConstraint,
     Column,
     ForeignKey,
     Index,
-    Integer,
     MetaData,
     Table,
     Text,
     UniqueConstraint,
     text,
 )
+
+from hub.store.types import BLOB, EmptyBlob, Integer
 
 metadata = MetaData(
     naming_convention={
@@ -50,7 +50,7 @@ meta = Table(
 counter = Table(
     "counter",
     metadata,
-    Column("name", Text, primary_key=True),  # "seq", or "name " and a wished host name
+    Column("name", Text, primary_key=True),  # "seq", "devices" (rows), or "name " and a wished host name
     Column("value", Integer, nullable=False),
     sqlite_with_rowid=False,
 )
@@ -74,8 +74,8 @@ token = Table(
     Column("kind", Text, nullable=False, server_default="device"),
     CheckConstraint("uses = 0 OR used <= uses", name="uses"),
 )
-Index("ix_token_finish", token.c.not_after, sqlite_where=TOKEN_TO_FINISH)
-Index("ix_token_close", token.c.finished_s, sqlite_where=TOKEN_TO_CLOSE)
+Index("ix_token_finish", token.c.not_after, sqlite_where=TOKEN_TO_FINISH, postgresql_where=TOKEN_TO_FINISH)
+Index("ix_token_close", token.c.finished_s, sqlite_where=TOKEN_TO_CLOSE, postgresql_where=TOKEN_TO_CLOSE)
 
 device = Table(
     "device",
@@ -116,23 +116,23 @@ device = Table(
     Column("removed_s", Integer, nullable=False),
     Column("removed_seq", Integer, nullable=False),
     Column("kind", Text, nullable=False, server_default="device"),
-    Column("relay", BLOB, nullable=False, server_default=text("x''")),  # CBOR
+    Column("relay", BLOB, nullable=False, server_default=EmptyBlob()),  # CBOR
     Column("members", Integer, nullable=False, server_default=text("0")),
     Column("pass_renew_s", Integer, nullable=False, server_default=text("0")),
 )
 Index("ix_device_state", device.c.state, device.c.id)
-Index("ix_device_online", device.c.online, sqlite_where=DEVICE_ONLINE)
+Index("ix_device_online", device.c.online, sqlite_where=DEVICE_ONLINE, postgresql_where=DEVICE_ONLINE)
 # For people's lists. What changes with every message (last_seen_s) is not in it.
 Index(
     "ix_device_list",
     *(device.c.kind, device.c.state, device.c.name, device.c.user, device.c.tags, device.c.version, device.c.online),
     *(device.c.v4, device.c.created_s, device.c.not_after, device.c.id),
 )
-Index("ix_device_expire", device.c.not_after, sqlite_where=DEVICE_TO_EXPIRE)
-Index("ix_device_renew", device.c.record_renew_s, sqlite_where=RECORD_TO_RENEW)
-Index("ix_device_relay", device.c.id, sqlite_where=IS_RELAY)
-Index("ix_device_pass", device.c.pass_renew_s, sqlite_where=PASS_TO_RENEW)
-Index("ix_device_cut_off", device.c.id, device.c.removed_s, sqlite_where=CUT_OFF)
+Index("ix_device_expire", device.c.not_after, sqlite_where=DEVICE_TO_EXPIRE, postgresql_where=DEVICE_TO_EXPIRE)
+Index("ix_device_renew", device.c.record_renew_s, sqlite_where=RECORD_TO_RENEW, postgresql_where=RECORD_TO_RENEW)
+Index("ix_device_relay", device.c.id, sqlite_where=IS_RELAY, postgresql_where=IS_RELAY)
+Index("ix_device_pass", device.c.pass_renew_s, sqlite_where=PASS_TO_RENEW, postgresql_where=PASS_TO_RENEW)
+Index("ix_device_cut_off", device.c.id, device.c.removed_s, sqlite_where=CUT_OFF, postgresql_where=CUT_OFF)
 
 node_key = Table(
     "node_key",
@@ -187,7 +187,7 @@ outgoing = Table(
     Column("key", Text, unique=True),
     sqlite_autoincrement=True,
 )
-Index("ix_outgoing_account", outgoing.c.target, sqlite_where=ABOUT_ACCOUNTS)
+Index("ix_outgoing_account", outgoing.c.target, sqlite_where=ABOUT_ACCOUNTS, postgresql_where=ABOUT_ACCOUNTS)
 
 # A person who uses the hub. `person` and not `user`: that word is the server's own in PostgreSQL.
 person = Table(

@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Select, bindparam, delete, func, insert, literal, literal_column, select
 from sqlalchemy import update as update_
-from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy.dialects.postgresql import insert as upsert  # SQLite has taken its ON CONFLICT from there
 from sqlalchemy.exc import OperationalError
 
 from hub.core.audit import Entry
@@ -95,6 +95,7 @@ _SAVE_STAMP = upsert(stamp).on_conflict_do_update(
 _ADD_JOB = upsert(job).on_conflict_do_nothing()
 _JOBS = select(job).order_by(job.c.id).limit(bindparam("limit"))
 _PUT_OUT = insert(outgoing)
+_ROWS = select(func.coalesce(select(counter.c.value).where(counter.c.name == "devices").scalar_subquery(), 0))
 _UNKEY = delete(outgoing).where(outgoing.c.key == bindparam("value"))
 _OUTGOING = select(outgoing).where(outgoing.c.id > bindparam("after")).order_by(outgoing.c.id).limit(bindparam("limit"))
 _DEPTH = select(
@@ -198,6 +199,7 @@ class SqliteTx:
     def add_device(self, new: Device) -> None:
         self.note(f"device {new.id}")
         self.connection.execute(_ADD_DEVICE, _device_values(new))
+        self._next("devices")
 
     def save_device(self, changed: Device) -> None:
         self.note(f"device {changed.id}")
@@ -265,7 +267,7 @@ class SqliteTx:
         return self._number(online) - self._number(online.where(IS_RELAY))
 
     def row_count(self) -> int:
-        return self._number(select(func.coalesce(func.max(literal_column("rowid")), 0)).select_from(device))
+        return self._number(_ROWS)
 
     def next_suffix(self, base: str) -> int:
         return self._next(f"name {base}")
@@ -330,7 +332,7 @@ class SqliteTx:
         if kind is JobKind.ROTATE:
             columns = (literal(""), pair.c.other)
         known = select(literal(kind.value), *columns).where(pair.c.device == device_id).order_by(pair.c.other)
-        self.connection.execute(insert(job).prefix_with("OR IGNORE").from_select(["kind", "reader", "subject"], known))
+        self.connection.execute(upsert(job).from_select(["kind", "reader", "subject"], known).on_conflict_do_nothing())
 
     def jobs(self, limit: int) -> list[Job]:
         rows = self.connection.execute(_JOBS, {"limit": limit})

@@ -23,6 +23,8 @@ from edgeagent.io.netlink import (
 from tests.engine.conftest import Inside
 from tests.netlab import Host, Lab, until
 
+SETTLE_S = 5.0
+
 
 @pytest.fixture
 def host(lab: Lab) -> Host:
@@ -77,9 +79,10 @@ def test_all_links_and_whether_they_carry(lab: Lab, host: Host, netlink: Netlink
     assert (oracle["eth0"], oracle["lo"], oracle["v0"], oracle["v1"]) == (True, True, False, False)
     assert next(link for link in netlink.links() if link.name == "v0").is_up
     host.ip("link set v1 up")
-    assert next(link for link in netlink.links() if link.name == "v0").carries
+    # The kernel's link watch sets the state a moment after the command has returned.
+    until(lambda: netlink.link("v0").carries, SETTLE_S, "v0 carries")
     host.ports[0].net.switch.ip(f"link set {host.ports[0].net.bridge}p1 down")  # the cable is pulled at the far end
-    assert not netlink.link("eth0").carries
+    until(lambda: not netlink.link("eth0").carries, SETTLE_S, "eth0 carries nothing")
 
 
 def test_default_routes(host: Host, netlink: Netlink) -> None:

@@ -1,4 +1,4 @@
-"""Both stores, one suite."""
+"""All stores, one suite."""
 
 from __future__ import annotations
 
@@ -10,17 +10,53 @@ import pytest
 
 from hub.core.memory import MemoryStore
 from hub.core.store import Store
-from tests.hub.kit import Hub, load_crypto, make_network, make_sqlite, seeded
+from hub.store.migrate import migrate_server
+from tests.hub.kit import Hub, load_crypto, make_network, make_postgres, make_sqlite, seeded
+from tests.hub.postgres import PostgresServer
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    with closing(PostgresServer()) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_tables(postgres_server: PostgresServer) -> str:
+    """A database with all tables and nothing in them, to be copied."""
+    name = postgres_server.database()
+    migrate_server(postgres_server.url(name))
+    return name
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer, postgres_tables: str) -> str:
+    """Of a database of the test's own."""
+    return postgres_server.url(postgres_server.database(postgres_tables))
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
 def hub(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Hub]:
     crypto = load_crypto()
     network = make_network(crypto, seeded(0))
     store: Store
     if request.param == "memory":
         store = MemoryStore(network)
-    else:
+    elif request.param == "sqlite":
         store = make_sqlite(tmp_path / "hub.db", network)
+    else:
+        store = make_postgres(request.getfixturevalue("postgres_url"), network)
     with closing(store):
         yield Hub(store, crypto, network)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
+    """Where a new hub's database is, for `open_store`."""
+    network = make_network(load_crypto(), seeded(0))
+    if request.param == "sqlite":
+        make_sqlite(tmp_path / "hub.db", network).close()
+        return tmp_path / "hub.db"
+    url: str = request.getfixturevalue("postgres_url")
+    make_postgres(url, network).close()
+    return url

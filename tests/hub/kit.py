@@ -24,6 +24,7 @@ from hub.core.model import Network, Op, Outgoing
 from hub.core.store import Store, Tx
 from hub.store.meta import save_network
 from hub.store.migrate import create_file
+from hub.store.postgres import PostgresStore
 from hub.store.sqlite import SqliteStore
 
 WALL_S = 1_800_000_000
@@ -57,6 +58,19 @@ def make_sqlite(path: Path, network: Network) -> SqliteStore:
     with store.write() as tx:
         save_network(tx.connection, network)
     return store
+
+
+def make_postgres(url: str, network: Network) -> PostgresStore:
+    """On a database that has the tables."""
+    store = PostgresStore(url)
+    with store.write() as tx:
+        save_network(tx.connection, network)
+    return store
+
+
+def open_store(where: Path | str) -> SqliteStore | PostgresStore:
+    """A file, or a server's URL."""
+    return SqliteStore(where) if isinstance(where, Path) else PostgresStore(where)
 
 
 class Hub:

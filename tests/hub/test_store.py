@@ -19,17 +19,30 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import BLOB
+from sqlalchemy import LargeBinary
 
 from hub.core import actions, chores
 from hub.core.memory import MemoryStore
 from hub.core.model import Device, DeviceState, HubError, JobKind, Kind, Network, NodeKey, Op, Outgoing
 from hub.core.store import Store
-from hub.store import database, migrate, schema
+from hub.store import database, migrate, postgres, schema
 from hub.store.meta import save_network
 from hub.store.schema import metadata
 from hub.store.sqlite import SqliteStore
-from tests.hub.kit import WALL_S, Dev, Hub, admitted, load_crypto, make_network, make_sqlite, row, seeded
+from tests.hub.kit import (
+    WALL_S,
+    Dev,
+    Hub,
+    admitted,
+    load_crypto,
+    make_network,
+    make_postgres,
+    make_sqlite,
+    open_store,
+    row,
+    seeded,
+)
+from tests.hub.postgres import PostgresServer
 
 FORK = multiprocessing.get_context("fork")
 
@@ -68,7 +81,7 @@ def test_a_database_of_the_first_form_is_brought_up_to_date(tmp_path: Path, netw
         tables = [("token", schema.token), ("device", schema.device)]
         for name, table in tables:
             columns = {row[1] for row in connection.exec_driver_sql(f"PRAGMA table_info({name})")}
-            values = {c.name: _OLD.get(c.name, b"" if isinstance(c.type, BLOB) else 0) for c in table.c}
+            values = {c.name: _OLD.get(c.name, b"" if isinstance(c.type, LargeBinary) else 0) for c in table.c}
             row_of = {column: value for column, value in values.items() if column in columns}
             assert len(row_of) == len(columns) < len(table.c)
             marks = ", ".join("?" * len(row_of))
@@ -122,9 +135,11 @@ def test_a_database_of_another_form_is_refused(tmp_path: Path, network: Network)
 # concurrency
 
 
-def _join_in_a_process(path: Path, network: Network, seed: int, token: bytes, barrier: object, out: object) -> None:
+def _join_in_a_process(
+    place: Path | str, network: Network, seed: int, token: bytes, barrier: object, out: object
+) -> None:
     crypto = load_crypto()
-    with closing(SqliteStore(path)) as store:
+    with closing(open_store(place)) as store:
         hub = Hub(store, crypto, network, seed=1_000 + seed)
         from edgeagent.proto.token import Token as JoinToken
 
@@ -135,16 +150,15 @@ def _join_in_a_process(path: Path, network: Network, seed: int, token: bytes, ba
     out.put(device.id)  # type: ignore[attr-defined]
 
 
-def test_fifty_processes_join_with_one_token_for_one(tmp_path: Path, network: Network) -> None:
-    path = tmp_path / "hub.db"
-    with closing(make_sqlite(path, network)) as store:
+def test_fifty_processes_join_with_one_token_for_one(place: Path | str, network: Network) -> None:
+    with closing(open_store(place)) as store:
         hub = Hub(store, load_crypto(), network)
         token = hub.token(uses=1)
         hub.sent()
     barrier, out = FORK.Barrier(50), FORK.Queue()
     text = token.encode(load_crypto()).encode()
     processes = [
-        FORK.Process(target=_join_in_a_process, args=(path, network, seed, text, barrier, out)) for seed in range(50)
+        FORK.Process(target=_join_in_a_process, args=(place, network, seed, text, barrier, out)) for seed in range(50)
     ]
     for process in processes:
         process.start()
@@ -154,7 +168,7 @@ def test_fifty_processes_join_with_one_token_for_one(tmp_path: Path, network: Ne
         process.close()
     out.close()
     out.join_thread()
-    with closing(SqliteStore(path)) as store:
+    with closing(open_store(place)) as store:
         hub = Hub(store, load_crypto(), network)
         rows = hub.sent()
         answers = []
@@ -168,10 +182,12 @@ def test_fifty_processes_join_with_one_token_for_one(tmp_path: Path, network: Ne
     assert answers.count(["name", "no"]) == 49
 
 
-def test_a_writer_that_is_too_slow_is_named(tmp_path: Path, network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "hub.db"
+def test_a_writer_that_is_too_slow_is_named(
+    place: Path | str, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(database, "BUSY_TIMEOUT_S", 0.05)
-    with closing(make_sqlite(path, network)) as one, closing(SqliteStore(path)) as other:
+    monkeypatch.setattr(postgres, "LOCK_TIMEOUT_S", 0.05)
+    with closing(open_store(place)) as one, closing(open_store(place)) as other:
         with one.write() as tx:
             tx.next_seq()
             with pytest.raises(HubError, match="busy"), other.write():
@@ -182,9 +198,8 @@ def test_a_writer_that_is_too_slow_is_named(tmp_path: Path, network: Network, mo
             assert tx.next_seq() == 2
 
 
-def test_other_processes_are_noticed(tmp_path: Path, network: Network) -> None:
-    path = tmp_path / "hub.db"
-    with closing(make_sqlite(path, network)) as one, closing(SqliteStore(path)) as other:
+def test_other_processes_are_noticed(place: Path | str) -> None:
+    with closing(open_store(place)) as one, closing(open_store(place)) as other:
         before = one.changes()
         assert one.changes() == before
         with other.write() as tx:
@@ -195,8 +210,8 @@ def test_other_processes_are_noticed(tmp_path: Path, network: Network) -> None:
 # kills
 
 
-def _count_until_killed(path: Path, pipe: int) -> None:
-    with closing(SqliteStore(path)) as store:
+def _count_until_killed(place: Path | str, pipe: int) -> None:
+    with closing(open_store(place)) as store:
         while True:
             with store.write() as tx:
                 seq = tx.next_seq()
@@ -204,12 +219,10 @@ def _count_until_killed(path: Path, pipe: int) -> None:
             os.write(pipe, seq.to_bytes(4, "big"))
 
 
-def test_after_kill_9_nothing_goes_back_and_nothing_is_lost(tmp_path: Path, network: Network) -> None:
-    path = tmp_path / "hub.db"
-    make_sqlite(path, network).close()
+def test_after_kill_9_nothing_goes_back_and_nothing_is_lost(place: Path | str) -> None:
     for _ in range(3):
         reader, writer = os.pipe()
-        process = FORK.Process(target=_count_until_killed, args=(path, writer))
+        process = FORK.Process(target=_count_until_killed, args=(place, writer))
         process.start()
         os.close(writer)
         seen = [int.from_bytes(os.read(reader, 4), "big") for _ in range(20)]
@@ -220,14 +233,18 @@ def test_after_kill_9_nothing_goes_back_and_nothing_is_lost(tmp_path: Path, netw
         while rest := os.read(reader, 4):
             seen.append(int.from_bytes(rest, "big"))
         os.close(reader)
-        with closing(SqliteStore(path)) as store, store.write() as tx:
+        with closing(open_store(place)) as store, store.write() as tx:
             assert tx.next_seq() > seen[-1]
             kept = {row.target for row in tx.outgoing(limit=100_000)}
             assert {f"topic/{seq}" for seq in seen} <= kept
 
 
-def test_a_transaction_that_fails_leaves_nothing(tmp_path: Path, network: Network) -> None:
-    stores: list[Store] = [MemoryStore(network), make_sqlite(tmp_path / "hub.db", network)]
+def test_a_transaction_that_fails_leaves_nothing(tmp_path: Path, postgres_url: str, network: Network) -> None:
+    stores: list[Store] = [
+        MemoryStore(network),
+        make_sqlite(tmp_path / "hub.db", network),
+        make_postgres(postgres_url, network),
+    ]
     for store in stores:
         with closing(store):
             hub = Hub(store, load_crypto(), network)
@@ -306,14 +323,18 @@ _COMMANDS = st.lists(
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(_COMMANDS)
-def test_both_stores_do_the_same(tmp_path: Path, commands: list[tuple[object, ...]]) -> None:
+def test_all_stores_do_the_same(
+    tmp_path: Path, postgres_server: PostgresServer, postgres_tables: str, commands: list[tuple[object, ...]]
+) -> None:
     network = make_network(load_crypto(), seeded(0))
     template, path = tmp_path / "template.db", tmp_path / f"{os.urandom(8).hex()}.db"
     if not template.exists():
         make_sqlite(template, network).close()
     shutil.copyfile(template, path)
-    stores: list[Store] = [MemoryStore(network), SqliteStore(path)]
-    assert _run(stores[0], commands) == _run(stores[1], commands)
+    server = make_postgres(postgres_server.url(postgres_server.database(postgres_tables)), network)
+    stores: list[Store] = [MemoryStore(network), SqliteStore(path), server]
+    expected, *others = [_run(store, commands) for store in stores]
+    assert others == [expected] * len(others)
     for store in stores:
         store.close()
 

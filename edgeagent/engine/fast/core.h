@@ -77,7 +77,9 @@ struct ea_peer {
     bool live;
     bool reported;    /* there is nothing to report */
     bool unsent_told; /* within this report */
-    uint8_t ways, current;
+    uint8_t ways;
+    uint8_t told;      /* position of the keypair to seal under, as the owner said */
+    uint8_t confirmed; /* the one whose first message came since; the owner may not have heard */
     struct ea_way way[EA_WAYS];
     struct ea_report report; /* what has happened since the last one went up */
     int64_t active_at;
@@ -191,6 +193,8 @@ static inline void ea_drop(struct ea_pump *p, unsigned reason, uint64_t count) {
 struct ea_keypair *ea_find_keypair(struct ea_pump *p, uint32_t local_index);
 bool ea_install_keypair(struct ea_pump *p, const struct ea_keypair_record *record);
 void ea_forget_keypair(struct ea_pump *p, struct ea_keypair *keypair);
+/* To seal under: what the owner said, or a newer one that was confirmed since. NULL: none; it may have been forgotten. */
+struct ea_keypair *ea_current_keypair(struct ea_peer *peer);
 /* Key of a packet of ≥ 20 bytes with a sound IP header, at the coarsest (exact 0) or finest level. False: no IP packet. */
 bool ea_parse(struct ea_key *key, const uint8_t *packet, uint32_t bytes, bool inbound, unsigned slot, bool exact);
 struct ea_peer *ea_flow_peer(struct ea_pump *p, const uint8_t *packet, uint32_t bytes, bool inbound, unsigned slot);

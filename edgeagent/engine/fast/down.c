@@ -63,13 +63,15 @@ static bool set_peer(struct ea_pump *p, const struct ea_peer_record *record, con
         if (peer->generation == 1) peer->reported = true;
         if (record->flags & EA_PEER_GONE) return true;
         peer->live = true;
+        peer->confirmed = EA_POSITIONS;
         peer->active_at = 0;
         p->figures.peers_used++;
     } else if (!peer->live) {
         return false;
     }
     peer->ways = record->ways;
-    peer->current = record->current;
+    peer->told = record->current;
+    if (peer->told == peer->confirmed) peer->confirmed = EA_POSITIONS; /* it has heard: from here on its word counts */
     peer->mtu = record->mtu;
     memcpy(peer->way, ways, record->ways * sizeof *ways);
     return true;

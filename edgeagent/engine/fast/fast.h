@@ -142,7 +142,7 @@ struct ea_peer_record {
 enum { EA_PEER_NEW = 1 /* another peer than before: flows, counts and keypairs of the slot are void */, EA_PEER_GONE = 2 };
 struct ea_keypair_record {
     uint16_t slot;
-    uint8_t position, unconfirmed; /* 1: the first message under it is urgent news */
+    uint8_t position, unconfirmed; /* 1: the first message under it is urgent news, and what goes to the peer is sealed under it from then on */
     uint32_t local_index, remote_index, reserved;
     int64_t created_at;
     uint8_t send_key[32], receive_key[32];

@@ -130,6 +130,7 @@ void ea_flush_in(struct ea_pump *p) {
     }
     if (keypair->unconfirmed) { /* only now is it known that the initiator has it too (paper 5.4.6) */
         keypair->unconfirmed = false;
+        peer->confirmed = keypair->position; /* the answer must not wait for the owner: a peer that began anew has no older one */
         report->confirmed = keypair->local_index;
         report->confirms++;
         p->urgent = true;

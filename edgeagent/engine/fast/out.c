@@ -76,7 +76,7 @@ void ea_take_frame(struct ea_pump *p, uint32_t bytes) {
         return;
     }
     struct ea_peer *peer = ea_flow_peer(p, packet, bytes - EA_VNET_BYTES, false, 0);
-    struct ea_keypair *keypair = peer != NULL && peer->current < EA_POSITIONS ? &peer->keypair[peer->current] : NULL;
+    struct ea_keypair *keypair = peer != NULL ? ea_current_keypair(peer) : NULL;
     if (keypair == NULL || peer->ways == 0 || !can_seal(p, keypair, split.count) || split.packet_bytes > peer->mtu ||
         (peer->mtu < p->config.mtu && ea_may_be_syn(packet, bytes - EA_VNET_BYTES))) {
         ea_flush_out(p); /* what came before leaves before */

@@ -92,7 +92,8 @@ void ea_report(struct ea_pump *p) {
             p->to_report[kept++] = p->to_report[i];
             continue;
         }
-        if (peer->live && peer->current < EA_POSITIONS) peer->report.send_counter = peer->keypair[peer->current].counter;
+        const struct ea_keypair *current = peer->live ? ea_current_keypair(peer) : NULL;
+        if (current != NULL) peer->report.send_counter = current->counter;
         peer->report.generation = peer->generation;
         memcpy(room, &peer->report, sizeof peer->report);
         ea_ring_commit(ring, at, sizeof peer->report, EA_UP_REPORT, EA_NO_BUCKET);

@@ -49,8 +49,17 @@ bool ea_install_keypair(struct ea_pump *p, const struct ea_keypair_record *recor
     return true;
 }
 
+struct ea_keypair *ea_current_keypair(struct ea_peer *peer) {
+    struct ea_keypair *told = peer->told < EA_POSITIONS ? &peer->keypair[peer->told] : NULL;
+    struct ea_keypair *confirmed = peer->confirmed < EA_POSITIONS ? &peer->keypair[peer->confirmed] : NULL;
+    if (confirmed == NULL || (told != NULL && told->live && told->created_at > confirmed->created_at)) return told;
+    return confirmed;
+}
+
 void ea_forget_keypair(struct ea_pump *p, struct ea_keypair *keypair) {
     if (!keypair->live) return;
+    struct ea_peer *peer = &p->peers[keypair->slot];
+    if (peer->confirmed == keypair->position) peer->confirmed = EA_POSITIONS;
     uint32_t mask = p->index_mask, hole = index_home(p, keypair->local_index);
     while (keypair_of(p, p->index_slots[hole] - 1) != keypair) hole = (hole + 1) & mask;
     /* Close the gap: what was pushed past it moves up, so that no look-up stops too early. */

@@ -158,7 +158,7 @@ static void check(struct ea_pump *p)
     require(p->in.count == 0 && (p->out.count == 0 || p->stuck.is) && p->reports <= PEERS);
     for (unsigned i = 0; i < PEERS; i++) {
         live += p->peers[i].live;
-        require(p->peers[i].ways <= EA_WAYS && p->peers[i].current <= EA_POSITIONS);
+        require(p->peers[i].ways <= EA_WAYS && p->peers[i].told <= EA_POSITIONS && p->peers[i].confirmed <= EA_POSITIONS);
         for (unsigned k = 0; k < EA_POSITIONS; k++) {
             struct ea_keypair *keypair = &p->peers[i].keypair[k];
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from hub.store.types import BLOB, Integer
+
 revision = "0001"
 down_revision = None
 branch_labels = None
@@ -15,7 +17,7 @@ def upgrade() -> None:
     op.create_table(
         "counter",
         sa.Column("name", sa.Text(), nullable=False),
-        sa.Column("value", sa.Integer(), nullable=False),
+        sa.Column("value", Integer, nullable=False),
         sa.PrimaryKeyConstraint("name", name="pk_counter"),
         sqlite_with_rowid=False,
     )
@@ -24,38 +26,38 @@ def upgrade() -> None:
         sa.Column("id", sa.Text(), nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("claim", sa.Text(), nullable=False),
-        sa.Column("device_key", sa.BLOB(), nullable=False),
-        sa.Column("box_key", sa.BLOB(), nullable=False),
-        sa.Column("node_key", sa.BLOB(), nullable=False),
-        sa.Column("created_s", sa.Integer(), nullable=False),
+        sa.Column("device_key", BLOB, nullable=False),
+        sa.Column("box_key", BLOB, nullable=False),
+        sa.Column("node_key", BLOB, nullable=False),
+        sa.Column("created_s", Integer, nullable=False),
         sa.Column("name", sa.Text(), nullable=True),
-        sa.Column("v4", sa.Integer(), nullable=True),
-        sa.Column("v6", sa.BLOB(), nullable=True),
+        sa.Column("v4", Integer, nullable=True),
+        sa.Column("v6", BLOB, nullable=True),
         sa.Column("tags", sa.Text(), nullable=False),
         sa.Column("user", sa.Text(), nullable=False),
         sa.Column("credential", sa.Text(), nullable=False),
         sa.Column("pending_password", sa.Text(), nullable=False),
-        sa.Column("feed_key", sa.BLOB(), nullable=False),
-        sa.Column("feed_generation", sa.Integer(), nullable=False),
-        sa.Column("not_after", sa.Integer(), nullable=False),
-        sa.Column("boot", sa.BLOB(), nullable=False),
-        sa.Column("boot_before", sa.BLOB(), nullable=False),
-        sa.Column("cloned_s", sa.Integer(), nullable=False),
+        sa.Column("feed_key", BLOB, nullable=False),
+        sa.Column("feed_generation", Integer, nullable=False),
+        sa.Column("not_after", Integer, nullable=False),
+        sa.Column("boot", BLOB, nullable=False),
+        sa.Column("boot_before", BLOB, nullable=False),
+        sa.Column("cloned_s", Integer, nullable=False),
         sa.Column("version", sa.Text(), nullable=False),
         sa.Column("facts", sa.Text(), nullable=False),
-        sa.Column("map_epoch", sa.Integer(), nullable=False),
-        sa.Column("map_seq", sa.Integer(), nullable=False),
-        sa.Column("record", sa.BLOB(), nullable=False),
-        sa.Column("record_epoch", sa.Integer(), nullable=False),
-        sa.Column("record_seq", sa.Integer(), nullable=False),
-        sa.Column("record_renew_s", sa.Integer(), nullable=False),
+        sa.Column("map_epoch", Integer, nullable=False),
+        sa.Column("map_seq", Integer, nullable=False),
+        sa.Column("record", BLOB, nullable=False),
+        sa.Column("record_epoch", Integer, nullable=False),
+        sa.Column("record_seq", Integer, nullable=False),
+        sa.Column("record_renew_s", Integer, nullable=False),
         sa.Column("online", sa.Boolean(), nullable=False),
-        sa.Column("presence_epoch", sa.Integer(), nullable=False),
-        sa.Column("presence_seq", sa.Integer(), nullable=False),
-        sa.Column("state_digest", sa.BLOB(), nullable=False),
-        sa.Column("last_seen_s", sa.Integer(), nullable=False),
-        sa.Column("removed_s", sa.Integer(), nullable=False),
-        sa.Column("removed_seq", sa.Integer(), nullable=False),
+        sa.Column("presence_epoch", Integer, nullable=False),
+        sa.Column("presence_seq", Integer, nullable=False),
+        sa.Column("state_digest", BLOB, nullable=False),
+        sa.Column("last_seen_s", Integer, nullable=False),
+        sa.Column("removed_s", Integer, nullable=False),
+        sa.Column("removed_seq", Integer, nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_device"),
         sa.UniqueConstraint("name", name="uq_device_name"),
         sa.UniqueConstraint("v4", name="uq_device_v4"),
@@ -67,19 +69,28 @@ def upgrade() -> None:
         ["not_after"],
         unique=False,
         sqlite_where=sa.text("state = 'active' AND not_after > 0"),
+        postgresql_where=sa.text("state = 'active' AND not_after > 0"),
     )
-    op.create_index("ix_device_online", "device", ["online"], unique=False, sqlite_where=sa.text("online"))
+    op.create_index(
+        "ix_device_online",
+        "device",
+        ["online"],
+        unique=False,
+        sqlite_where=sa.text("online"),
+        postgresql_where=sa.text("online"),
+    )
     op.create_index(
         "ix_device_renew",
         "device",
         ["record_renew_s"],
         unique=False,
         sqlite_where=sa.text("state = 'active' AND record_renew_s > 0"),
+        postgresql_where=sa.text("state = 'active' AND record_renew_s > 0"),
     )
     op.create_index("ix_device_state", "device", ["state", "id"], unique=False)
     op.create_table(
         "job",
-        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("id", Integer, nullable=False),
         sa.Column("kind", sa.Text(), nullable=False),
         sa.Column("reader", sa.Text(), nullable=False),
         sa.Column("subject", sa.Text(), nullable=False),
@@ -90,16 +101,16 @@ def upgrade() -> None:
     op.create_table(
         "meta",
         sa.Column("name", sa.Text(), nullable=False),
-        sa.Column("value", sa.BLOB(), nullable=False),
+        sa.Column("value", BLOB, nullable=False),
         sa.PrimaryKeyConstraint("name", name="pk_meta"),
         sqlite_with_rowid=False,
     )
     op.create_table(
         "outgoing",
-        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("id", Integer, nullable=False),
         sa.Column("op", sa.Text(), nullable=False),
         sa.Column("target", sa.Text(), nullable=False),
-        sa.Column("payload", sa.BLOB(), nullable=False),
+        sa.Column("payload", BLOB, nullable=False),
         sa.Column("retain", sa.Boolean(), nullable=False),
         sa.Column("role", sa.Text(), nullable=False),
         sa.Column("key", sa.Text(), nullable=True),
@@ -108,28 +119,38 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
     )
     op.create_index(
-        "ix_outgoing_account", "outgoing", ["target"], unique=False, sqlite_where=sa.text("op <> 'publish'")
+        "ix_outgoing_account",
+        "outgoing",
+        ["target"],
+        unique=False,
+        sqlite_where=sa.text("op <> 'publish'"),
+        postgresql_where=sa.text("op <> 'publish'"),
     )
     op.create_table(
         "token",
         sa.Column("claim", sa.Text(), nullable=False),
-        sa.Column("secret_hash", sa.BLOB(), nullable=False),
+        sa.Column("secret_hash", BLOB, nullable=False),
         sa.Column("credential", sa.Text(), nullable=False),
-        sa.Column("created_s", sa.Integer(), nullable=False),
-        sa.Column("created_seq", sa.Integer(), nullable=False),
-        sa.Column("not_after", sa.Integer(), nullable=False),
-        sa.Column("uses", sa.Integer(), nullable=False),
-        sa.Column("used", sa.Integer(), nullable=False),
+        sa.Column("created_s", Integer, nullable=False),
+        sa.Column("created_seq", Integer, nullable=False),
+        sa.Column("not_after", Integer, nullable=False),
+        sa.Column("uses", Integer, nullable=False),
+        sa.Column("used", Integer, nullable=False),
         sa.Column("tags", sa.Text(), nullable=False),
         sa.Column("needs_approval", sa.Boolean(), nullable=False),
-        sa.Column("revoked_s", sa.Integer(), nullable=False),
-        sa.Column("finished_s", sa.Integer(), nullable=False),
+        sa.Column("revoked_s", Integer, nullable=False),
+        sa.Column("finished_s", Integer, nullable=False),
         sa.Column("account", sa.Boolean(), nullable=False),
         sa.CheckConstraint("uses = 0 OR used <= uses", name="ck_token_uses"),
         sa.PrimaryKeyConstraint("claim", name="pk_token"),
     )
     op.create_index(
-        "ix_token_close", "token", ["finished_s"], unique=False, sqlite_where=sa.text("account AND finished_s > 0")
+        "ix_token_close",
+        "token",
+        ["finished_s"],
+        unique=False,
+        sqlite_where=sa.text("account AND finished_s > 0"),
+        postgresql_where=sa.text("account AND finished_s > 0"),
     )
     op.create_index(
         "ix_token_finish",
@@ -137,12 +158,13 @@ def upgrade() -> None:
         ["not_after"],
         unique=False,
         sqlite_where=sa.text("finished_s = 0 AND not_after > 0"),
+        postgresql_where=sa.text("finished_s = 0 AND not_after > 0"),
     )
     op.create_table(
         "node_key",
-        sa.Column("key", sa.BLOB(), nullable=False),
+        sa.Column("key", BLOB, nullable=False),
         sa.Column("device", sa.Text(), nullable=False),
-        sa.Column("not_after", sa.Integer(), nullable=False),
+        sa.Column("not_after", Integer, nullable=False),
         sa.ForeignKeyConstraint(["device"], ["device.id"], name="fk_node_key_device"),
         sa.PrimaryKeyConstraint("key", name="pk_node_key"),
         sqlite_with_rowid=False,
@@ -162,8 +184,8 @@ def upgrade() -> None:
         "stamp",
         sa.Column("device", sa.Text(), nullable=False),
         sa.Column("kind", sa.Text(), nullable=False),
-        sa.Column("epoch", sa.Integer(), nullable=False),
-        sa.Column("seq", sa.Integer(), nullable=False),
+        sa.Column("epoch", Integer, nullable=False),
+        sa.Column("seq", Integer, nullable=False),
         sa.ForeignKeyConstraint(["device"], ["device.id"], name="fk_stamp_device"),
         sa.PrimaryKeyConstraint("device", "kind", name="pk_stamp"),
         sqlite_with_rowid=False,

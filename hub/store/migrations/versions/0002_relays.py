@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from hub.store.types import BLOB, EmptyBlob, Integer
+
 revision = "0002"
 down_revision = "0001"
 branch_labels = None
@@ -14,16 +16,24 @@ depends_on = None
 def upgrade() -> None:
     op.add_column("token", sa.Column("kind", sa.Text(), nullable=False, server_default="device"))
     op.add_column("device", sa.Column("kind", sa.Text(), nullable=False, server_default="device"))
-    op.add_column("device", sa.Column("relay", sa.BLOB(), nullable=False, server_default=sa.text("x''")))
-    op.add_column("device", sa.Column("members", sa.Integer(), nullable=False, server_default=sa.text("0")))
-    op.add_column("device", sa.Column("pass_renew_s", sa.Integer(), nullable=False, server_default=sa.text("0")))
-    op.create_index("ix_device_relay", "device", ["id"], unique=False, sqlite_where=sa.text("kind = 'relay'"))
+    op.add_column("device", sa.Column("relay", BLOB, nullable=False, server_default=EmptyBlob()))
+    op.add_column("device", sa.Column("members", Integer, nullable=False, server_default=sa.text("0")))
+    op.add_column("device", sa.Column("pass_renew_s", Integer, nullable=False, server_default=sa.text("0")))
+    op.create_index(
+        "ix_device_relay",
+        "device",
+        ["id"],
+        unique=False,
+        sqlite_where=sa.text("kind = 'relay'"),
+        postgresql_where=sa.text("kind = 'relay'"),
+    )
     op.create_index(
         "ix_device_pass",
         "device",
         ["pass_renew_s"],
         unique=False,
         sqlite_where=sa.text("state = 'active' AND pass_renew_s > 0"),
+        postgresql_where=sa.text("state = 'active' AND pass_renew_s > 0"),
     )
     op.create_index(
         "ix_device_cut_off",
@@ -31,6 +41,7 @@ def upgrade() -> None:
         ["id", "removed_s"],
         unique=False,
         sqlite_where=sa.text("removed_s > 0 AND state IN ('expired', 'removed')"),
+        postgresql_where=sa.text("removed_s > 0 AND state IN ('expired', 'removed')"),
     )
 
 

@@ -1,0 +1,184 @@
+"""A hub under load: thousands of devices that joined and stay, ask and move; then hub and broker are killed.
+
+Devices are those of tools.load: real enrolment, real sessions over TLS, in one process on the same two cores.
+EDGEMESH_BENCH_HUB_DEVICES and EDGEMESH_BENCH_HUB_S say how many, and how long they are watched.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from edgeagent.proto.control_client import Answer
+from edgeagent.proto.node_events import NodeEvent, Resolved
+from hub.io.mosquitto import find_broker
+from tests.hub.rig import Rig
+from tools.bench.figures import Figure, bench
+from tools.load.fleet import Fleet
+from tools.load.session import Session
+
+DEVICES = int(os.environ.get("EDGEMESH_BENCH_HUB_DEVICES", "2000"))
+HELD_S = float(os.environ.get("EDGEMESH_BENCH_HUB_S", "600"))
+JOIN_TIMEOUT_S = 900.0
+ASKS_PER_S, ASKING_S = 100, 20
+ASK_MS_MAX = 50.0
+ROAMS, ROAM_EACH_S, WATCHERS = 20, 3.0, 10
+ROAM_BYTES_MAX = 600
+CPU_TICK_MS = 1.0  # 20 ms, of which the kernel tells 10, by the number of moves
+RSS_MIB_MAX = 256.0
+BACK_S_MAX = 60.0
+LOOK_S = 5.0
+NO_PEER = "no other hub is installed here"
+
+
+@bench
+def hub(say: Callable[[str], None]) -> Iterator[Figure]:
+    """Real sessions of real devices: joins, questions, moves, ten minutes watched, and everybody back after a crash."""
+    with tempfile.TemporaryDirectory(prefix="edgemesh-hub-") as folder:
+        rig = Rig(Path(folder, "hub"))
+        fleet: Fleet | None = None
+        try:
+            rig.start()
+            fleet = Fleet(rig.run("token", "create", "--uses", "0").strip(), DEVICES)
+            began = time.monotonic()
+            fleet.join_all(JOIN_TIMEOUT_S, say)
+            yield Figure(f"join, {DEVICES:,} devices", DEVICES / (time.monotonic() - began), "devices/s", peer=NO_PEER)
+            say(f"{ASKS_PER_S} questions a second")
+            asked_ms = sorted(asks(fleet, random.Random(1)))
+            yield Figure("ask → answer, median", statistics.median(asked_ms), "ms", peer=NO_PEER)
+            p99 = asked_ms[int(len(asked_ms) * 0.99)]
+            yield Figure(f"ask → answer, p99 at {ASKS_PER_S}/s", p99, "ms", peer=NO_PEER, at_most=ASK_MS_MAX)
+            say("devices move")
+            idle_ms, moving_ms, watcher_bytes = roams(fleet, rig)
+            yield Figure(
+                f"hub CPU in {ROAM_EACH_S:g} s with a move",
+                moving_ms,
+                "ms",
+                peer=("without", idle_ms),
+                at_most=idle_ms + CPU_TICK_MS,
+            )
+            yield Figure(
+                "a device moves: bytes to each watcher", watcher_bytes, "B", peer=NO_PEER, at_most=ROAM_BYTES_MAX
+            )
+            yield from held(fleet, rig, say)
+            yield from crash(fleet, rig, say)
+        finally:
+            if fleet is not None:
+                fleet.close()
+            rig.end()
+
+
+def asks(fleet: Fleet, chance: random.Random) -> list[float]:
+    """Milliseconds from each question to its answer; the pairs have not met before."""
+    asked: dict[tuple[str, str], float] = {}
+    took: list[float] = []
+
+    def answered(session: Session, now: float, event: NodeEvent) -> None:
+        if isinstance(event, Resolved) and event.record is not None:
+            began = asked.pop((session.device_id, event.record.name), None)
+            if began is not None:
+                took.append((now - began) * 1000)
+
+    fleet.on_event = answered
+    began = time.monotonic()
+    for number in range(ASKS_PER_S * ASKING_S):
+        fleet.run(max(0.0, began + number / ASKS_PER_S - time.monotonic()))
+        asker, subject = chance.sample(fleet.sessions, 2)
+        now = time.monotonic()
+        if asker.lookup(now, ("h", subject.host)) is Answer.PENDING:
+            asked.setdefault((asker.device_id, subject.host), now)
+            fleet.settle(now, asker)
+    fleet.run(5.0, until=lambda: not asked)
+    if asked:
+        raise TimeoutError(f"{len(asked)} of {ASKS_PER_S * ASKING_S} questions were not answered")
+    return took
+
+
+def roams(fleet: Fleet, rig: Rig) -> tuple[float, float, float]:
+    """(hub CPU ms in the time of a move without one, with one, bytes that the watcher who got most received a move)."""
+    mover, *watchers = fleet.sessions[: WATCHERS + 1]
+    assert mover.node is not None
+    target = mover.node.map.addresses[0]
+    for watcher in watchers:
+        assert watcher.node is not None
+        now = time.monotonic()
+        watcher.node.handle_packets(now, [udp_packet(watcher.node.map.addresses[0], target)])
+        fleet.settle(now, watcher)
+    fleet.run(10.0)  # until all that it leads to is over
+    assert rig.process is not None
+    spent_s = []
+    before: list[int] = []
+    for moving in (False, True):
+        before = [watcher.received for watcher in watchers]
+        began_s = cpu_s(rig.process.pid)
+        for number in range(ROAMS):
+            if moving:
+                now = time.monotonic()
+                mover.roam(now, bytes((10, 98, number >> 8, number & 255)))
+                fleet.settle(now, mover)
+            fleet.run(ROAM_EACH_S)
+        spent_s.append(cpu_s(rig.process.pid) - began_s)
+    received = [watcher.received - was for watcher, was in zip(watchers, before, strict=True)]
+    if min(received) == 0:
+        raise RuntimeError("a watcher heard nothing of a device that moved")
+    idle_s, busy_s = spent_s
+    return idle_s * 1000 / ROAMS, busy_s * 1000 / ROAMS, max(received) / ROAMS
+
+
+def held(fleet: Fleet, rig: Rig, say: Callable[[str], None]) -> Iterator[Figure]:
+    assert rig.process is not None
+    losses = sum(session.losses for session in fleet.sessions)
+    rss, broker_rss = [], []
+    end = time.monotonic() + HELD_S
+    while (left := end - time.monotonic()) > 0:
+        say(f"{len(fleet.up())} sessions, {left:.0f} s to go")
+        fleet.run(min(LOOK_S, left))
+        rss.append(rss_mib(rig.process.pid))
+        broker_rss.append(rss_mib(rig.broker_pid()))
+    lost = sum(session.losses for session in fleet.sessions) - losses
+    yield Figure(f"sessions lost in {HELD_S:g} s", lost, "", peer=NO_PEER, at_most=0)
+    yield Figure("hub, RSS, peak", max(rss), "MiB", peer=("broker", max(broker_rss)), at_most=RSS_MIB_MAX)
+
+
+def crash(fleet: Fleet, rig: Rig, say: Callable[[str], None]) -> Iterator[Figure]:
+    """Both are killed as by a power cut, and the hub is started again."""
+    say("hub and broker killed")
+    assert rig.process is not None
+    broker = find_broker(rig.state.broker)
+    assert broker is not None
+    rig.kill()
+    os.kill(broker[0], signal.SIGKILL)
+    fleet.run(2.0)
+    began = time.monotonic()
+    rig.start()
+    before = sum(session.connects for session in fleet.sessions)
+    most = 0
+    while len(fleet.up()) < len(fleet.sessions) and time.monotonic() - began < 3 * BACK_S_MAX:
+        fleet.run(1.0)
+        connects = sum(session.connects for session in fleet.sessions)
+        most, before = max(most, connects - before), connects
+        say(f"{len(fleet.up())} of {len(fleet.sessions)} are back")
+    yield Figure("hub started → all are back", time.monotonic() - began, "s", peer=NO_PEER, at_most=BACK_S_MAX)
+    yield Figure("connections in the busiest second of that", most, "", peer=NO_PEER)
+
+
+def udp_packet(source: bytes, target: bytes) -> bytes:
+    """IPv4, UDP to the discard port, no payload; nobody looks at its checksum."""
+    return bytes((0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0)) + source + target + bytes((0x9C, 0x40, 0, 9, 0, 8, 0, 0))
+
+
+def cpu_s(pid: int) -> float:
+    """User and system time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def rss_mib(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024

@@ -1,0 +1,1 @@
+"""Many devices in one process, for loads on a hub: real enrolment, real sessions over TLS, no tunnel."""
