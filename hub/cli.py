@@ -19,9 +19,10 @@ except ModuleNotFoundError as missing:
     raise SystemExit(f"edgehub: {missing.name} is not installed. Run: pip install 'edgemesh[hub]'") from None
 
 from edgeagent.crypto import CryptoUnavailable
-from hub import cli_audit, cli_devices, cli_oidc, cli_relays, cli_tokens, cli_users, cli_web
+from hub import cli_audit, cli_database, cli_devices, cli_oidc, cli_relays, cli_tokens, cli_users, cli_web
 from hub.core.model import DeviceState, HubError
 from hub.core.people import check_login
+from hub.database import demand_none, read_url
 from hub.opening import current_state, open_store, use_state
 from hub.output import FAILED, NOT_RUNNING, OK, ago, print_error, print_json, print_pairs
 from hub.state import DEFAULT, VARIABLE, State
@@ -92,6 +93,7 @@ def init(
     admin_password_file: Annotated[
         Path | None, typer.Option(help="A file with the owner's password; - is standard input.")
     ] = None,
+    database_file: cli_database.DatabaseFile = None,
 ) -> None:
     """Make a new network here: keys, certificates, database, and the first owner. Nothing that exists is changed.
 
@@ -100,6 +102,7 @@ def init(
     \b
     edgehub init --address hub.example.org
     edgehub init --name fleet.internal --listen 443 --address 203.0.113.7 --address hub.example.org
+    edgehub init --address hub.example.org --database-file url     in PostgreSQL, instead of a file here
     """
     from hub import setup  # certificates and migrations take long to load
 
@@ -112,14 +115,12 @@ def init(
             )
         external = setup.External(external_broker, broker_ca, broker_user, broker_password_file)
     state = current_state()
-    if state.database.exists():
-        raise HubError(
-            f"{state.database}: there is a hub here already. Choose another --state-dir, or keep this one"
-        )  # before anybody thinks of a password
+    demand_none(state)  # before anybody thinks of a password
+    url = read_url(database_file) if database_file is not None else ""
     password, made = cli_users.choose_password(check_login(admin), admin_password_file)
     owner = setup.Owner(admin, password)
     network = setup.initialise(
-        state, domain=name, listen=listen, addresses=address or [], external=external, owner=owner
+        state, domain=name, listen=listen, addresses=address or [], external=external, owner=owner, database_url=url
     )
     print_pairs(
         [
@@ -247,6 +248,11 @@ def restore(
 
     epoch = setup.restore(current_state(), file, force=force)
     print_error(f"restored, epoch {epoch}. Start it with `edgehub serve`; devices get new maps and feed keys")
+
+
+app.command()(cli_database.export)
+app.command("import")(cli_database.import_)
+app.command()(cli_database.attach)
 
 
 @app.command()

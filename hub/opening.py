@@ -10,11 +10,12 @@ from contextlib import closing, contextmanager
 
 from edgeagent import crypto as providers
 from hub.core.scribe import Scribe
+from hub.database import Database, open_database
 from hub.io import live, poke
 from hub.operations import Doing
 from hub.output import print_error
 from hub.state import DEFAULT, State
-from hub.store.sqlite import SqliteStore, SqliteTx
+from hub.store.sqlite import SqliteTx
 
 BROKER_TIMEOUT_S = 3.0
 
@@ -32,9 +33,9 @@ def current_state() -> State:
 
 
 @contextmanager
-def open_store() -> Iterator[SqliteStore]:
+def open_store() -> Iterator[Database]:
     """Raises HubError when there is no hub."""
-    with closing(SqliteStore(_state.database)) as store:
+    with closing(open_database(_state)) as store:
         yield store
 
 

@@ -20,16 +20,15 @@ from typing import Any
 from edgeagent import crypto as providers
 from hub.core import chores
 from hub.core.coordinator import Coordinator
-from hub.core.model import HubError
+from hub.database import Database, demand_one, open_database
 from hub.io import live
 from hub.io.mqtt import IN_FLIGHT_MAX
 from hub.io.poke import Receiver
 from hub.io.webchild import WebChild
+from hub.moving import bring_up_to_date
 from hub.session import Session
 from hub.state import State
 from hub.store.meta import load_site
-from hub.store.migrate import migrate
-from hub.store.sqlite import SqliteStore
 
 TICK_S = 1.0
 DATES_S = 30.0
@@ -42,11 +41,10 @@ log = logging.getLogger("edgehub")
 
 def serve(state: State, *, web: bool = True) -> None:
     """Run until SIGTERM or SIGINT; `web`: with the dashboard and API beside it. Raises HubError."""
-    if not state.database.is_file():
-        raise HubError(f"{state.database}: there is no hub here. `edgehub init` makes one")
+    demand_one(state)
     with state.running():
-        migrate(state.database)
-        with contextlib.closing(SqliteStore(state.database)) as store, _signals() as signals:
+        bring_up_to_date(state)
+        with contextlib.closing(open_database(state)) as store, _signals() as signals:
             server = Server(state, store, signals, WebChild(state.directory) if web else None)
             try:
                 server.run()
@@ -59,7 +57,7 @@ def serve(state: State, *, web: bool = True) -> None:
 class Server:
     """All that runs. `signals` is readable when the hub shall stop."""
 
-    def __init__(self, state: State, store: SqliteStore, signals: socket.socket, web: WebChild | None = None) -> None:
+    def __init__(self, state: State, store: Database, signals: socket.socket, web: WebChild | None = None) -> None:
         self._state = state
         self._store = store
         self._signals = signals

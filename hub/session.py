@@ -15,6 +15,7 @@ from edgeagent.proto import topics
 from hub.core.credential import make_credential
 from hub.core.model import Network, Op, Outgoing
 from hub.core.scribe import Scribe
+from hub.database import Database
 from hub.io import accounts as broker_accounts
 from hub.io.accounts import Accounts, Dynsec, Listed, PasswordFile
 from hub.io.mosquitto import Files, MosquittoChild
@@ -22,7 +23,6 @@ from hub.io.mqtt import IN_FLIGHT_MAX, Confirmed, Connected, Disconnected, Endpo
 from hub.io.pki import der_to_pem
 from hub.state import State
 from hub.store.meta import Site
-from hub.store.sqlite import SqliteStore
 
 RECONNECT_FIRST_S, RECONNECT_LAST_S = 0.05, 15.0
 ANSWER_TIMEOUT_S = 30.0  # for the broker to answer about an account
@@ -38,7 +38,7 @@ class Session:
     """
 
     def __init__(
-        self, state: State, store: SqliteStore, scribe: Scribe, site: Site, *, changed: Callable[[], None]
+        self, state: State, store: Database, scribe: Scribe, site: Site, *, changed: Callable[[], None]
     ) -> None:
         self._state = state
         self._store = store

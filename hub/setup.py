@@ -7,11 +7,9 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import delete
 from sqlalchemy.exc import DatabaseError
 
 from edgeagent import crypto as providers
@@ -20,16 +18,16 @@ from edgeagent.proto.errors import RemoteProtocolError
 from edgeagent.proto.keys import generate_private_key
 from edgeagent.proto.names import is_domain, is_host_port, network_id, split_host_port
 from hub import people
-from hub.core import actions
-from hub.core.model import HubError, Network, Op
+from hub.core.model import HubError, Network
 from hub.core.roles import Access
+from hub.database import demand_none
 from hub.io import pki
+from hub.moving import begin_again, new_database
 from hub.opening import actor
 from hub.state import State
 from hub.store import database
-from hub.store.meta import Site, load_network, save_network, save_site
-from hub.store.migrate import create_file, migrate
-from hub.store.schema import outgoing
+from hub.store.meta import Site, save_network, save_site
+from hub.store.migrate import migrate
 from hub.store.sqlite import SqliteStore
 
 HUB_USER = "hub"
@@ -62,8 +60,9 @@ def initialise(
     addresses: list[str],
     external: External | None = None,
     owner: Owner | None = None,
+    database_url: str = "",
 ) -> Network:
-    """Make a new network; without an `owner` nobody can sign in yet.
+    """Make a new network; without an `owner` nobody can sign in yet. `database_url`: on a server, else in a file.
 
     Raises HubError, and then leaves nothing behind; never touches a hub that is there.
     """
@@ -80,9 +79,7 @@ def initialise(
     names = tuple(dict.fromkeys(split_host_port(host)[0] for host in hosts))
     if listen_host not in ("", "0.0.0.0", "::"):
         names = tuple(dict.fromkeys((*names, listen_host)))
-    if state.database.exists():
-        raise HubError(f"{state.database}: there is a hub here already. Choose another --state-dir, or keep this one")
-    state.make()
+    demand_none(state)
 
     wall_s = int(time.time())
     ca_key_pem = server_key_pem = server_cert_pem = ""
@@ -104,25 +101,26 @@ def initialise(
         server_cert_pem=server_cert_pem,
         external=_parse_address(external.address, listen_port) if external else "",
     )
-    with _new_file(state.database) as new:
-        create_file(new)
-        with contextlib.closing(SqliteStore(new)) as store, store.write() as tx:
-            save_network(tx.connection, network)
-            save_site(tx.connection, site)
-            if owner is not None:
-                people.add_person(tx, wall_s, actor(), login=owner.login, role=Access.OWNER, password=owner.password)
-        os.link(new, state.database)  # fails when somebody else was faster
+    with new_database(state, database_url) as tx:
+        save_network(tx.connection, network)
+        save_site(tx.connection, site)
+        if owner is not None:
+            people.add_person(tx, wall_s, actor(), login=owner.login, role=Access.OWNER, password=owner.password)
     return network
 
 
 def backup(state: State, target: Path) -> None:
     """One consistent file, 0600, while the hub runs. Raises HubError; overwrites nothing."""
+    if state.database_url():
+        raise HubError(
+            "backup: this hub's database is on a server. Back it up there (pg_dump), or use `edgehub export`"
+        )
     if not state.database.is_file():
         raise HubError(f"{state.database}: there is no hub here. `edgehub init` makes one")
     if target.exists():
         raise HubError(f"{target}: it exists, and a backup overwrites nothing. Choose another name")
     try:
-        with _new_file(target) as new:
+        with state.new_file(target) as new:
             database.copy(state.database, new)
             os.link(new, target)
     except OSError as error:
@@ -135,20 +133,17 @@ def restore(state: State, source: Path, *, force: bool) -> int:
     Returns the new epoch. With `force` a hub that is there is replaced; its database is kept beside, as `hub.db.old`.
     """
     database.check(source)
+    if state.database_url():
+        raise HubError(f"{state.server}: the database of the hub here is on a server. Restore it there")
     state.make()
     if state.database.exists() and not force:
         raise HubError(f"{state.database}: there is a hub here already. --force replaces it")
-    with state.running(), _new_file(state.database) as new:
+    with state.running(), state.new_file(state.database) as new:
         shutil.copyfile(source, new)
         new.chmod(0o600)
         migrate(new)
         with contextlib.closing(SqliteStore(new)) as store, store.write() as tx:
-            network = load_network(tx.connection)
-            # Wall time counts too: the same backup restored twice must not give the same epoch twice.
-            epoch = max(network.epoch + 1, _epoch_of(state.database) + 1, int(time.time()))
-            save_network(tx.connection, replace(network, epoch=epoch))
-            tx.connection.execute(delete(outgoing).where(outgoing.c.op == Op.PUBLISH.value))
-            actions.start_again(tx, int(time.time()))
+            epoch = begin_again(tx, _epoch_of(state.database))
         _move_aside(state.database)
         os.replace(new, state.database)
     return epoch
@@ -231,14 +226,3 @@ def _move_aside(path: Path) -> None:
         old = path.with_name(path.name + suffix)
         if old.exists():
             os.replace(old, path.with_name(f"{path.name}.old{suffix}"))
-
-
-@contextlib.contextmanager
-def _new_file(beside: Path) -> Iterator[Path]:
-    """A name for a file that is not finished; whatever is left there is removed."""
-    new = beside.with_name(f"{beside.name}.{secrets.token_hex(4)}.new")
-    try:
-        yield new
-    finally:
-        for suffix in ("", "-wal", "-shm"):
-            new.with_name(new.name + suffix).unlink(missing_ok=True)

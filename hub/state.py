@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,11 @@ class State:
     def database(self) -> Path:
         """Everything worth keeping, secrets too: 0600."""
         return self.directory / "hub.db"
+
+    @property
+    def server(self) -> Path:
+        """The URL of the database, where it is on a server; secrets may be in it: 0600."""
+        return self.directory / "database.url"
 
     @property
     def broker(self) -> Path:
@@ -66,6 +72,31 @@ class State:
                 f"{self.directory}: cannot be made ({error.strerror}). "
                 "Run as its owner, or choose another by --state-dir"
             ) from error
+
+    def database_url(self) -> str:
+        """ "" when the database is a file here."""
+        try:
+            return self.server.read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            return ""
+
+    def save_server(self, url: str) -> None:
+        with self.new_file(self.server) as new:
+            with open(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="utf-8") as file:
+                file.write(url + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(new, self.server)
+
+    @contextmanager
+    def new_file(self, beside: Path) -> Iterator[Path]:
+        """A name for a file that is not finished; whatever is left there is removed."""
+        new = beside.with_name(f"{beside.name}.{secrets.token_hex(4)}.new")
+        try:
+            yield new
+        finally:
+            for suffix in ("", "-wal", "-shm"):
+                new.with_name(new.name + suffix).unlink(missing_ok=True)
 
     @contextmanager
     def running(self) -> Iterator[None]:

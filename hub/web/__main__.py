@@ -17,9 +17,9 @@ import uvicorn
 
 from edgeagent.proto.names import split_host_port
 from hub.core.model import HubError
+from hub.database import open_database
 from hub.state import State
 from hub.store import websettings
-from hub.store.sqlite import SqliteStore
 from hub.web.app import make_app
 from hub.web.protocol import PatientProtocol
 
@@ -34,7 +34,7 @@ def main() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs addresses with their queries, and codes are in them
     try:
         state = State(Path(sys.argv[1]))
-        with contextlib.closing(SqliteStore(state.database)) as store, store.read() as tx:
+        with contextlib.closing(open_database(state)) as store, store.read() as tx:
             settings = websettings.load(tx.connection)
         raise SystemExit(run(state, settings))
     except HubError as error:
@@ -67,7 +67,7 @@ def run(state: State, settings: websettings.WebSettings) -> int:
 
     def begin_again() -> None:
         """End, if it is about us: the hub starts us anew."""
-        with contextlib.closing(SqliteStore(state.database)) as store, store.read() as tx:
+        with contextlib.closing(open_database(state)) as store, store.read() as tx:
             if websettings.load(tx.connection) != settings:
                 server.handle_exit(signal.SIGTERM, None)
 

@@ -9,10 +9,10 @@ import anyio.to_thread
 from fastapi import FastAPI, Request, Response
 from starlette.staticfiles import StaticFiles
 
+from hub.database import open_database
 from hub.io.live import Listener
 from hub.state import State
 from hub.store import websettings
-from hub.store.sqlite import SqliteStore
 from hub.web import api, errors, live, oidc, signin
 from hub.web.auth import CurrentUser
 from hub.web.backend import CONNECTIONS_MAX, Backend
@@ -24,7 +24,7 @@ from hub.web.sealed import Sealer
 def make_app(state: State, settings: websettings.WebSettings | None = None) -> FastAPI:
     """Everything that people's browsers and programs reach. `settings`: those of the database where not given."""
     if settings is None:
-        with contextlib.closing(SqliteStore(state.database)) as store, store.read() as tx:
+        with contextlib.closing(open_database(state)) as store, store.read() as tx:
             settings = websettings.load(tx.connection)
     backend = Backend(state, settings)
 

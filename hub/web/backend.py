@@ -15,11 +15,12 @@ from hub.core import audit
 from hub.core.ratelimit import TokenBuckets
 from hub.core.roles import Principal
 from hub.core.scribe import Scribe
+from hub.database import Database, open_database
 from hub.io import live, poke
 from hub.operations import Doing
 from hub.state import State
 from hub.store import websettings
-from hub.store.sqlite import SqliteStore, SqliteTx
+from hub.store.sqlite import SqliteTx
 
 CONNECTIONS_MAX = 8  # to the database; as many requests are worked on at a time
 REFUSALS_BURST = 60  # audit rows about those who have not signed in: a flood must not fill the disk
@@ -36,7 +37,7 @@ class Backend:
         self.settings = settings
         self.clock = clock
         self._crypto = providers.load()
-        self._idle: queue.LifoQueue[SqliteStore | None] = queue.LifoQueue()
+        self._idle: queue.LifoQueue[Database | None] = queue.LifoQueue()
         for _ in range(CONNECTIONS_MAX):
             self._idle.put(None)
         self._refusals = TokenBuckets(REFUSALS_PER_S, REFUSALS_BURST, keys_max=1)
@@ -89,11 +90,11 @@ class Backend:
                     store.close()
 
     @contextlib.contextmanager
-    def _store(self) -> Iterator[SqliteStore]:
+    def _store(self) -> Iterator[Database]:
         store = self._idle.get()
         try:
             if store is None:
-                store = SqliteStore(self.state.database)
+                store = open_database(self.state)
             yield store
         except BaseException:
             if store is not None:

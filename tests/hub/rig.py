@@ -26,12 +26,12 @@ from edgeagent.proto.join import Joined, Joiner, JoinEvent
 from edgeagent.proto.token import Token as JoinToken
 from edgeagent.proto.walltime import WallFloor
 from hub import cli
+from hub.database import open_database
 from hub.io.mosquitto import find_broker
 from hub.io.pki import der_to_pem
 from hub.setup import initialise
 from hub.state import State
 from hub.store.meta import Site, load_site
-from hub.store.sqlite import SqliteStore
 from tests.hub.kit import load_crypto, seeded
 
 DEADLINE_S = 20.0
@@ -58,12 +58,16 @@ def free_port() -> int:
 class Rig:
     """One hub. `start` runs `edgehub serve` as a process; everything is ended by its process id."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, database_url: str = "") -> None:
         self.state = State(directory)
         self.crypto: Crypto = load_crypto()
         self.port = free_port()
         self.network = initialise(
-            self.state, domain="mesh.test", listen=f"127.0.0.1:{self.port}", addresses=["127.0.0.1"]
+            self.state,
+            domain="mesh.test",
+            listen=f"127.0.0.1:{self.port}",
+            addresses=["127.0.0.1"],
+            database_url=database_url,
         )
         self.ca_pem = der_to_pem(self.network.ca_der)
         self.process: subprocess.Popen[bytes] | None = None
@@ -71,7 +75,7 @@ class Rig:
 
     @property
     def site(self) -> Site:
-        with contextlib.closing(SqliteStore(self.state.database)) as store, store.read() as tx:
+        with contextlib.closing(open_database(self.state)) as store, store.read() as tx:
             return load_site(tx.connection)
 
     def start(self) -> None:
@@ -99,7 +103,7 @@ class Rig:
         """Until the broker knows what the database knows of accounts."""
 
         def settled() -> bool:
-            with contextlib.closing(SqliteStore(self.state.database)) as store, store.read() as tx:
+            with contextlib.closing(open_database(self.state)) as store, store.read() as tx:
                 return not tx.accounts_in_flight()
 
         wait_until(settled, "the broker to be told about accounts")

@@ -11,6 +11,7 @@ import pytest
 from edgeagent.proto import topics
 from hub.core.model import Op, Outgoing
 from tests.hub.kit import Dev
+from tests.hub.postgres import PostgresServer
 from tests.hub.rig import Rig, wait_until
 
 pytestmark = pytest.mark.skipif(shutil.which("mosquitto", path="/usr/sbin:/usr/bin") is None, reason="no mosquitto")
@@ -18,9 +19,13 @@ pytestmark = pytest.mark.skipif(shutil.which("mosquitto", path="/usr/sbin:/usr/b
 DEVICES = 24
 
 
-@pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
-    made = Rig(tmp_path)
+@pytest.fixture(params=["sqlite", "postgres"])
+def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
+    if request.param == "sqlite":
+        made = Rig(tmp_path)
+    else:
+        server: PostgresServer = request.getfixturevalue("postgres_server")
+        made = Rig(tmp_path, server.url(server.database()))
     try:
         made.start()
         yield made
