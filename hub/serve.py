@@ -22,6 +22,7 @@ from hub.core import chores
 from hub.core.coordinator import Coordinator
 from hub.database import Database, demand_one, open_database
 from hub.io import live
+from hub.io.listening import inherited
 from hub.io.mqtt import IN_FLIGHT_MAX
 from hub.io.poke import Receiver
 from hub.io.webchild import WebChild
@@ -42,10 +43,11 @@ log = logging.getLogger("edgehub")
 def serve(state: State, *, web: bool = True) -> None:
     """Run until SIGTERM or SIGINT; `web`: with the dashboard and API beside it. Raises HubError."""
     demand_one(state)
+    listening = inherited()
     with state.running():
         bring_up_to_date(state)
         with contextlib.closing(open_database(state)) as store, _signals() as signals:
-            server = Server(state, store, signals, WebChild(state.directory) if web else None)
+            server = Server(state, store, signals, WebChild(state.directory, listening) if web else None)
             try:
                 server.run()
             except BaseException:

@@ -24,8 +24,10 @@ log = logging.getLogger("edgehub.web")
 class WebChild:
     """Poll `fileno()`: readable means that it has ended, then call `handle_end`; call `tick` when `next_at` came."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, listening: int | None = None) -> None:
+        """`listening`: a socket that was handed over, in the place of the address in the settings."""
         self._directory = directory
+        self._listening = listening
         self._child: subprocess.Popen[bytes] | None = None
         self._pidfd = -1
         self._started_at = 0.0
@@ -40,10 +42,13 @@ class WebChild:
 
     def start(self, now: float) -> None:
         """It says by itself what is wrong, on our stderr. Its standard input is a pipe that ends when we do."""
+        handed = [] if self._listening is None else [self._listening]
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "hub.web", str(self._directory)],
+            [sys.executable, "-m", "hub.web", str(self._directory), *map(str, handed)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
+            pass_fds=handed,
+            env={**os.environ, "MALLOC_ARENA_MAX": "2"},  # its threads would each keep a heap
             start_new_session=True,  # Ctrl-C at the hub's terminal is for the hub
         )
         self._pidfd = os.pidfd_open(self._child.pid)

@@ -1,6 +1,7 @@
-"""`python -m hub.web STATE-DIR`: the process that `edgehub serve` runs for browsers and programs.
+"""`python -m hub.web STATE-DIR [DESCRIPTOR]`: the process that `edgehub serve` runs for browsers and programs.
 
-It ends when its standard input does: then the hub that started it is gone, and the next one starts another.
+It ends when its standard input does: then the hub that started it is gone, and the next one starts another. With a
+descriptor it answers there, and not at the address in the settings.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -36,12 +38,13 @@ def main() -> None:
         state = State(Path(sys.argv[1]))
         with contextlib.closing(open_database(state)) as store, store.read() as tx:
             settings = websettings.load(tx.connection)
-        raise SystemExit(run(state, settings))
+        sockets = [socket.socket(fileno=int(text)) for text in sys.argv[2:3]]
+        raise SystemExit(run(state, settings, sockets or None))
     except HubError as error:
         raise SystemExit(f"web: {error}") from None
 
 
-def run(state: State, settings: websettings.WebSettings) -> int:
+def run(state: State, settings: websettings.WebSettings, sockets: list[socket.socket] | None) -> int:
     host, port = split_host_port(settings.listen, "listen")
     app = make_app(state, settings)
     config = uvicorn.Config(
@@ -73,11 +76,11 @@ def run(state: State, settings: websettings.WebSettings) -> int:
 
     app.state.on_settings = begin_again
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve(server))
+        asyncio.run(_serve(server, sockets))
     return 0 if server.started else 1
 
 
-async def _serve(server: uvicorn.Server) -> None:
+async def _serve(server: uvicorn.Server, sockets: list[socket.socket] | None) -> None:
     def on_input() -> None:
         if not os.read(0, 64):
             asyncio.get_running_loop().remove_reader(0)
@@ -85,7 +88,7 @@ async def _serve(server: uvicorn.Server) -> None:
 
     with contextlib.suppress(PermissionError, OSError):  # /dev/null and files: nobody holds the other end
         asyncio.get_running_loop().add_reader(0, on_input)
-    await server.serve()
+    await server.serve(sockets)
 
 
 if __name__ == "__main__":

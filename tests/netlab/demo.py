@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -17,12 +19,13 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
-from tests.netlab import Lab, LabError, until
+from tests.netlab import Lab, LabError, rights, until
 from tests.netlab.demo_view import Pairs, View
 from tests.netlab.mesh import Device, Mesh
 
 IPERF_S = 2
 FIRST_PING_S = 5
+DASHBOARD_READY_S = 20.0
 REFRESH_S = 2.0
 PLAIN_REFRESH_S = 10.0  # where there is no terminal to draw on, each refresh is a block of lines
 LOG_LINES_ON_FAILURE = 15
@@ -70,6 +73,7 @@ class Demo:
         self.console = console
         self.view = View(lab.id, narrow=console.width < NARROW)
         self.pings: Pairs = {}
+        self.dashboard = dashboard()
 
     def build(self) -> None:
         """Hub and router on a backbone, devices on two subnets behind the router."""
@@ -83,7 +87,7 @@ class Demo:
                 self.mesh.device(name, net)
             step.done = "hub, router, three devices on two subnets behind it: network namespaces"
         with self._step("hub") as step:
-            self.mesh.start_hub()
+            self.mesh.start_hub(self.dashboard)
             step.done = f"edgehub and its broker on {self.mesh.hub.address}:8883"
         token = self.mesh.token("--uses", "3")
         for device in self.mesh.devices:
@@ -107,10 +111,18 @@ class Demo:
             if row_of(self.mesh.devices[-1], a)["rx_bytes"] < moved:
                 raise LabError(f"{b.name}: iperf3's {moved} bytes did not come through the tunnel")
             step.done = "all paths direct, all sessions fresh, `wg show` and `edgeagent peers` agree"
+        if self.dashboard is not None:
+            with self._step("dashboard") as step:
+                until(lambda: self.mesh.status()["process"].get("web_pid"), DASHBOARD_READY_S, "the dashboard")
+                step.done = f"{url_of(self.dashboard)}   login admin   password {self.mesh.password}"
         self._refresh()
 
     def stay(self) -> None:
         """Keep the table fresh, with a ping of each pair, until Ctrl-C."""
+        if self.dashboard is not None:
+            self.console.print(
+                f"\n[bold]Dashboard[/]  {url_of(self.dashboard)}   login [bold]admin[/]   password [bold]{self.mesh.password}[/]"
+            )
         self.console.print(self.view.shells([device.host for device in self.mesh.devices]))
         with ThreadPoolExecutor(len(self._pairs())) as pool:
             if not self.console.is_terminal:
@@ -175,6 +187,17 @@ class Demo:
         return Step(self.console, name)
 
 
+def dashboard() -> socket.socket | None:
+    """A listening socket that a browser on this machine reaches, which rights.py has made; None when nobody wants one."""
+    number = os.environ.pop(rights.DASHBOARD, "")
+    return socket.socket(fileno=int(number)) if number else None
+
+
+def url_of(listening: socket.socket) -> str:
+    host, port = listening.getsockname()
+    return f"http://{host}:{port}"
+
+
 class Step:
     """One line of the report: what is under way on a terminal, then what came of it and how long it took."""
 
@@ -193,7 +216,7 @@ class Step:
         self._status.stop()
         if kind is None:
             took = f"{time.monotonic() - self._began:4.1f} s"
-            line = f"  [green]✓[/] [bold]{self._name:<6}[/] [dim]{took}[/]  {self.done}"
+            line = f"  [green]✓[/] [bold]{self._name:<9}[/] [dim]{took}[/]  {self.done}"
             self._console.print(line, no_wrap=True, overflow="ellipsis")
 
 

@@ -8,7 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
@@ -229,13 +229,20 @@ class Host:
         """Run a shell script that stops at the first error; its standard output."""
         return self.run("sh", "-ec", script, timeout_s=timeout_s).stdout
 
-    def start(self, *command: str | Path, name: str | None = None, env: Mapping[str, str] | None = None) -> Process:
-        """Start a program that stays. Its log is `<directory>/<name>.log`; it ends with the lab at the latest."""
+    def start(
+        self,
+        *command: str | Path,
+        name: str | None = None,
+        env: Mapping[str, str] | None = None,
+        fds: Sequence[int] = (),
+    ) -> Process:
+        """Start a program that stays. Its log is `<directory>/<name>.log`; it ends with the lab at the latest. It gets
+        the descriptors `fds` of ours under the same numbers."""
         stem = name or Path(command[0]).name
         taken = sum(process.name.split("#")[0] == f"{self.name}:{stem}" for process in self.processes)
         label = stem if taken == 0 else f"{stem}#{taken + 1}"
         process = Process(
-            f"{self.name}:{label}", self._words(command), self.directory / f"{label}.log", self._environ(env)
+            f"{self.name}:{label}", self._words(command), self.directory / f"{label}.log", self._environ(env), fds
         )
         self.processes.append(process)
         return process

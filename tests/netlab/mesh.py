@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import socket
 from typing import Any
 
 from tests.netlab.host import Host, Net
@@ -70,18 +72,32 @@ class Mesh:
         self.port = port
         self.hub = lab.host("hub", net)
         self.server: Process | None = None
+        self.password = ""  # of the owner, whose login is admin
         self.devices: list[Device] = []
 
     def init_hub(self) -> None:
         """Make the hub's state: keys, certificates, database."""
         address = f"{self.hub.address}:{self.port}"
-        self.hub.run("edgehub", "init", "--name", "lab", "--address", address, "--listen", str(self.port))
+        made = self.hub.run("edgehub", "init", "--name", "lab", "--address", address, "--listen", str(self.port))
+        found = re.search(r"^password +(\S+)", made.stdout, re.MULTILINE)
+        assert found is not None
+        self.password = found[1]
 
-    def start_hub(self) -> None:
-        """Serve, until the hub is ready for devices; first make its state when there is none."""
+    def start_hub(self, dashboard: socket.socket | None = None) -> None:
+        """Serve, until the hub is ready for devices; first make its state when there is none.
+
+        With a listening socket of whatever network the dashboard answers there, as it does for a socket unit of systemd.
+        """
         if not (self.hub.directory / "edgehub").exists():
             self.init_hub()
-        self.server = self.hub.start("edgehub", "serve", "--no-web")
+        if dashboard is None:
+            self.server = self.hub.start("edgehub", "serve", "--no-web")
+        else:
+            host, port = dashboard.getsockname()
+            self.hub.run("edgehub", "web", "set", "--url", f"http://{host}:{port}")
+            number = dashboard.fileno()
+            hand_over = f'LISTEN_PID=$$ LISTEN_FDS=1 exec "$@" 3<&{number}'
+            self.server = self.hub.start("sh", "-c", hand_over, "sh", "edgehub", "serve", name="edgehub", fds=[number])
         until(self._is_ready, HUB_READY_TIMEOUT_S, "the hub's answer")
 
     def token(self, *options: str) -> str:

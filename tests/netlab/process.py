@@ -47,7 +47,9 @@ class Process:
     It leads a process group of its own: `stop` and `signal` reach whatever it has started in that group.
     """
 
-    def __init__(self, name: str, command: Sequence[str], log: Path, env: Mapping[str, str]) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], log: Path, env: Mapping[str, str], fds: Sequence[int] = ()
+    ) -> None:
         self.name = name
         self.log = log
         self._seen = 0
@@ -59,6 +61,7 @@ class Process:
             stderr=subprocess.STDOUT,
             env=env,
             start_new_session=True,
+            pass_fds=fds,
         )
         self.pid = self._popen.pid
         self._pump = threading.Thread(target=self._copy_output, name=f"log of {name}", daemon=True)

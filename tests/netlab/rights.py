@@ -9,9 +9,14 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import socket
 import subprocess
 import sys
 
+DASHBOARD = (
+    "EDGEMESH_LAB_DASHBOARD"  # set to "": a listening socket for a dashboard is wanted, and its number is put here
+)
+DASHBOARD_PORT = 8480
 TOOLS = ("ip", "nsenter", "unshare", "mount", "ping")
 
 # /run is made anew inside, so that names of namespaces can be kept there.
@@ -40,9 +45,23 @@ def main() -> None:
     command = sys.argv[1:]
     if not command:
         sys.exit("usage: rights.py COMMAND…")
+    if os.environ.get(DASHBOARD) == "":
+        os.environ[DASHBOARD] = str(_listen().detach())
     if missing() is not None and os.geteuid() != 0 and _works([*_UNSHARE, "true"]):
         command = [*_UNSHARE, "--", "sh", "-c", _PREPARE, "sh", *command]
     os.execvp(command[0], command)
+
+
+def _listen() -> socket.socket:
+    """A socket of this network: behind a user namespace there is no way to a browser any more."""
+    made = socket.socket()
+    try:
+        made.bind(("127.0.0.1", DASHBOARD_PORT))
+    except OSError:  # somebody else's
+        made.bind(("127.0.0.1", 0))
+    made.listen()
+    made.set_inheritable(True)
+    return made
 
 
 def _works(command: list[str]) -> bool:
