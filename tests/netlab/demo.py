@@ -120,9 +120,8 @@ class Demo:
     def stay(self) -> None:
         """Keep the table fresh, with a ping of each pair, until Ctrl-C."""
         if self.dashboard is not None:
-            self.console.print(
-                f"\n[bold]Dashboard[/]  {url_of(self.dashboard)}   login [bold]admin[/]   password [bold]{self.mesh.password}[/]"
-            )
+            login = f"login [bold]admin[/]   password [bold]{self.mesh.password}[/]"
+            self.console.print(f"\n[bold]Dashboard[/]  {url_of(self.dashboard)}   {login}")
         self.console.print(self.view.shells([device.host for device in self.mesh.devices]))
         with ThreadPoolExecutor(len(self._pairs())) as pool:
             if not self.console.is_terminal:
@@ -188,7 +187,7 @@ class Demo:
 
 
 def dashboard() -> socket.socket | None:
-    """A listening socket that a browser on this machine reaches, which rights.py has made; None when nobody wants one."""
+    """A listening socket that a browser on this machine reaches, which rights.py has made; None: nobody wants one."""
     number = os.environ.pop(rights.DASHBOARD, "")
     return socket.socket(fileno=int(number)) if number else None
 

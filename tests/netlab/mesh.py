@@ -86,7 +86,7 @@ class Mesh:
     def start_hub(self, dashboard: socket.socket | None = None) -> None:
         """Serve, until the hub is ready for devices; first make its state when there is none.
 
-        With a listening socket of whatever network the dashboard answers there, as it does for a socket unit of systemd.
+        With a listening socket, of whatever network, the dashboard answers there, as for a socket unit of systemd.
         """
         if not (self.hub.directory / "edgehub").exists():
             self.init_hub()
