@@ -208,42 +208,49 @@ class Policy:
                     rule.line,
                     rule.column,
                     f"{rule.name}: with this rule, {named} could be told {cost.rules} rules in {cost.size} bytes; at "
-                    f"most {SLICE_RULES_MAX} rules and {BYTES_MAX} bytes are possible. Use tags or groups for what is alike",
+                    f"most {SLICE_RULES_MAX} rules and {BYTES_MAX} bytes are possible. Use tags or groups for the like",
                 )
             ]
         )
 
     def _too_dear(self, count: int) -> tuple[str, Cost] | None:
         """Who would get too much if there were only the first `count` flows; every device may route everything."""
-        within = (1 << count) - 1
-        everywhere_in = _all(self.targets.by_prefix.values()) | self.targets.of_words(("*", "internet"))
-        everywhere_out = _all(self.sources.by_prefix.values()) | self.sources.of_words(("*",))
-
-        def cost(words: Iterable[str], *, base: bool = False) -> Cost:
-            incoming, outgoing = self.targets.of_words(words), self.sources.of_words(words)
-            if base:
-                incoming, outgoing = incoming | everywhere_in, outgoing | everywhere_out
-            return _cost_of(self.flows_at(incoming & within), self.flows_at(outgoing & within))
-
-        by_word = {word: cost((word,)) for word in {*self.targets.by_word, *self.sources.by_word}}
+        by_word = {
+            word: self.cost((word,), count, base=False) for word in {*self.targets.by_word, *self.sources.by_word}
+        }
         for name, base_words, identities in (
             ("a device with tags", ("tagged",), [tuple(sorted(self.document.tag_owners))]),
             ("a device of {}", ("member", "self"), self._identities_of_users()),
         ):
-            base = cost(base_words, base=True)
-            for words in identities:
-                own = sorted((by_word[word] for word in words if word in by_word), key=lambda cost: -cost.size)
-                few = sorted((by_word[word] for word in words if word in by_word), key=lambda cost: -cost.rules)
+            base = self.cost(base_words, count)
+            for own_words in identities:
+                own = sorted((by_word[word] for word in own_words if word in by_word), key=lambda cost: -cost.size)
+                few = sorted((by_word[word] for word in own_words if word in by_word), key=lambda cost: -cost.rules)
                 most = TAGS_MAX if name == "a device with tags" else len(own)
                 bound = Cost(
                     base.rules + sum(cost.rules for cost in few[:most]),
                     base.size + sum(cost.size for cost in own[:most]),
                 )
                 if bound.is_too_much and len(own) <= most:
-                    bound = cost((*base_words, *words), base=True)  # the sum counts twice what words have in common
+                    bound = self.cost(
+                        (*base_words, *own_words), count
+                    )  # the sum counts twice what words have in common
                 if bound.is_too_much:
-                    return name.format(words[0].removeprefix("user:") if words else "any user"), bound
+                    return name.format(own_words[0].removeprefix("user:") if own_words else "any user"), bound
         return None
+
+    def cost(self, words: Iterable[str], count: int | None = None, *, base: bool = True) -> Cost:
+        """What the slice of a device with these words costs at most, with the first `count` flows of the policy.
+
+        With `base` it is a device that may have any address and route everything.
+        """
+        words = tuple(words)
+        incoming, outgoing = self.targets.of_words(words), self.sources.of_words(words)
+        if base:
+            incoming |= _all(self.targets.by_prefix.values()) | self.targets.of_words(("*", "internet"))
+            outgoing |= _all(self.sources.by_prefix.values()) | self.sources.of_words(("*",))
+        within = (1 << (len(self.flows) if count is None else count)) - 1
+        return _cost_of(self.flows_at(incoming & within), self.flows_at(outgoing & within))
 
     def _identities_of_users(self) -> list[tuple[str, ...]]:
         named = {word for word in {*self.targets.by_word, *self.sources.by_word} if word.startswith("user:")}

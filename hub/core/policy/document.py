@@ -1,4 +1,4 @@
-"""What a policy says, typed: groups, owners of tags, hosts, rules, approvers, tests. Made by `hub.core.policy.reading`."""
+"""What a policy says, typed: groups, owners of tags, hosts, rules, approvers, tests. `reading.py` makes it."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ def split_target(text: str) -> tuple[str, str]:
         raise ValueError(
             f"{clip(text)}: ports are missing. Write {clip(text.rstrip(':') + ':443')[1:-1]}, or :* for all"
         )
-    if target.startswith("::") or (":" in target and read_prefix(text) is not None and read_prefix(target) is None):
+    if ":" in target and read_prefix(target) is None and read_prefix(text) is not None:
         raise ValueError(f"{clip(text)}: an IPv6 address stands in brackets before its ports: [{text}]:443")
     return target, ports
 
