@@ -19,7 +19,7 @@ except ModuleNotFoundError as missing:
     raise SystemExit(f"edgehub: {missing.name} is not installed. Run: pip install 'edgemesh[hub]'") from None
 
 from edgeagent.crypto import CryptoUnavailable
-from hub import cli_devices, cli_relays, cli_tokens
+from hub import cli_devices, cli_policy, cli_relays, cli_tokens
 from hub.core.model import DeviceState, HubError
 from hub.opening import current_state, open_store, use_state
 from hub.output import FAILED, NOT_RUNNING, OK, ago, print_error, print_json, print_pairs
@@ -36,6 +36,7 @@ app = typer.Typer(
 app.add_typer(cli_tokens.app, name="token")
 app.add_typer(cli_devices.app, name="devices")
 app.add_typer(cli_relays.app, name="relays")
+app.add_typer(cli_policy.app, name="policy")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -144,7 +145,7 @@ def status(as_json: Json = False) -> None:
     with open_store() as store, store.read() as tx:
         network, counts, online = tx.network(), tx.device_counts(), tx.online_count()
         waiting, jobs, tokens = tx.outgoing_depth(), tx.job_count(), tx.token_count()
-        relays = tx.relays()
+        relays, policy = tx.relays(), tx.policy_version()
     running = state.is_running()
     said = state.read_status() if running else {}
     if as_json:
@@ -159,6 +160,7 @@ def status(as_json: Json = False) -> None:
                 "online": online,
                 "relays": {"joined": len(relays), "online": sum(relay.online for relay in relays)},
                 "tokens": tokens,
+                "policy": policy,
                 "waiting": {"outgoing": waiting, "jobs": jobs},
                 "process": said,
             }
@@ -174,6 +176,7 @@ def status(as_json: Json = False) -> None:
             ("devices", f"{devices or 'none'}; {online} online"),
             ("relays", f"{len(relays)}; {sum(relay.online for relay in relays)} online"),
             ("tokens", str(tokens)),
+            ("policy", f"version {policy}" if policy else "none: every device may reach every other"),
             ("waiting", f"{waiting} messages to the broker, {jobs} jobs"),
         ]
         drops = said.get("drops", {})

@@ -41,16 +41,6 @@ class End:
         return self.facts.person if self.facts else ""
 
 
-@dataclass(slots=True, frozen=True)
-class Explanation:
-    """`rule` is the first that allows it; None: none does, and what no rule allows is denied."""
-
-    allowed: bool
-    rule: Rule | None
-    source: str
-    target: str
-
-
 def check(text: str, version: int = 0, find: Callable[[bytes], Facts | None] = lambda _: None) -> Policy:
     """The policy that `text` is. Raises PolicyError: what is wrong with it, or which of its own tests fail.
 
@@ -66,25 +56,26 @@ def check(text: str, version: int = 0, find: Callable[[bytes], Facts | None] = l
 def verdict(policy: Policy, source: End, target: End, protocol: int, port: int) -> Rule | None:
     """The first rule that allows it. `protocol` is an IP protocol (or 0: by any of TCP, UDP and SCTP), `port` the
     destination's, 0 where there is none."""
-    source_names, target_names = _names(policy, source), _names(policy, target)
-    if target.person and target.person == source.person:
-        target_names |= {"self"}
-    if target.facts is None and target.address is not None and is_internet(target.address):
-        target_names |= {"internet"}
     for flow in policy.flows:
-        if (
-            serves(flow.services, protocol, port)
-            and _matches(flow.source_words, flow.source_prefixes, source_names, source.address)
-            and _matches(flow.target_words, flow.target_prefixes, target_names, target.address)
-        ):
+        if serves(flow.services, protocol, port) and _allows(policy, flow, source, target):
             return flow.rule
     return None
 
 
-def explain(policy: Policy, source: End, target: End, protocol: int, port: int) -> Explanation:
-    """The verdict in words: what the two are to the policy, and the rule."""
-    rule = verdict(policy, source, target, protocol, port)
-    return Explanation(rule is not None, rule, describe(policy, source), describe(policy, target))
+def rules_between(
+    policy: Policy, source: End, target: End, protocols: tuple[int, ...] = ()
+) -> list[tuple[Rule, tuple[Service, ...]]]:
+    """All rules that let one reach the other by any of `protocols` (() = by anything), and the services of each."""
+    found: dict[Rule, set[Service]] = {}
+    for flow in policy.flows:
+        services = {
+            service
+            for service in flow.services
+            if not protocols or any(serves((service,), protocol, service[1]) for protocol in protocols)
+        }
+        if services and _allows(policy, flow, source, target):
+            found.setdefault(flow.rule, set()).update(services)
+    return [(rule, _joined(services)) for rule, services in found.items()]
 
 
 def describe(policy: Policy, end: End) -> str:
@@ -112,7 +103,7 @@ def reach(policy: Policy, source: Facts, target: Facts) -> tuple[Service, ...]:
             for flow in policy.flows_at(both):
                 if _allows(policy, flow, one, other):
                     found.update(flow.services)
-    return tuple((protocol, low, high) for protocol, low, high in join_services(found))
+    return _joined(found)
 
 
 def matrix(policy: Policy, devices: Sequence[tuple[str, Facts]]) -> list[list[tuple[Service, ...]]]:
@@ -218,9 +209,15 @@ def _allows(policy: Policy, flow: Flow, source: End, target: End) -> bool:
     names = _names(policy, target)
     if target.person and target.person == source.person:
         names |= {"self"}
+    if target.facts is None and target.address is not None and is_internet(target.address):
+        names |= {"internet"}
     return _matches(flow.source_words, flow.source_prefixes, _names(policy, source), source.address) and _matches(
         flow.target_words, flow.target_prefixes, names, target.address
     )
+
+
+def _joined(services: Iterable[Service]) -> tuple[Service, ...]:
+    return tuple((protocol, low, high) for protocol, low, high in join_services(services))
 
 
 def _names(policy: Policy, end: End) -> frozenset[str]:
