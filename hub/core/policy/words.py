@@ -39,6 +39,7 @@ PROTOCOLS: dict[str, tuple[int, ...]] = {
     "ipv6-icmp": (ICMPV6,),
     "sctp": (SCTP,),
 }
+RANGES_MAX = 64  # of ports after one destination
 ROLES = ("owner", "admin")
 _AUTOGROUPS = {
     "member": Kind.MEMBER,
@@ -177,8 +178,11 @@ def read_ports(text: str) -> list[tuple[int, int]]:
     """Of `443`, `80-90`, `22,80-90` or `*`."""
     if text == "*":
         return [(0, PORT_MAX)]
+    items = text.split(",")
+    if len(items) > RANGES_MAX:
+        raise ValueError(f"{clip(text)}: {len(items)} ports; at most {RANGES_MAX} are possible here. Write ranges")
     ranges = []
-    for item in text.split(","):
+    for item in items:
         low, dash, high = item.strip().partition("-")
         if _PORT.fullmatch(low) is None or (dash and _PORT.fullmatch(high) is None):
             raise ValueError(f"{clip(item)}: ports are numbers, ranges and lists: 443, 80-90, 22,80-90, or *")
