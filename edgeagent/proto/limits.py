@@ -18,6 +18,11 @@ TABLE: dict[str, tuple[tuple[int, int], tuple[int, int, int], str]] = {
         (1_024, 4_096, 16_384),
         "pairs of addresses, or of ports where policy asks for them, that the C library knows a way for",
     ),
+    "connections": (
+        (16, 1 << 20),
+        (512, 2_048, 8_192),
+        "flows that a policy has let through, remembered so that their answers come in, too",
+    ),
     "new_flows_per_s": (
         (1, 1 << 20),
         (500, 2_000, 4_000),
@@ -65,6 +70,7 @@ class Limits:
     peers: int
     allowed_ips: int
     flows: int
+    connections: int
     new_flows_per_s: int
     pump_ring_bytes: int
     staged_packets: int
