@@ -33,7 +33,7 @@ from edgeagent.proto.tai64n import Tai64nClock
 from edgeagent.proto.timers import Jitter
 
 if TYPE_CHECKING:
-    from edgeagent.proto.firewall import Firewall
+    from edgeagent.proto.firewall import Firewall, Marks
     from edgeagent.proto.policy import Slice
 
 
@@ -88,9 +88,13 @@ class Device:
         """Ours, 32 B; empty without a private key."""
         return self._shared.static_public
 
-    def establish(self, slots: int) -> Established:
-        """An engine is about to move established flows of up to `slots` peers by itself; before the first handshake."""
-        established = self._shared.established = Established(slots)
+    def establish(self, slots: int, marks: Marks | None = None) -> Established:
+        """An engine is about to move established flows of up to `slots` peers by itself; before the first handshake.
+        `marks` of flows are what a policy wants of it."""
+        established = self._shared.established = Established(slots, marks)
+        established.firewall = self.firewall
+        if self.firewall is not None:
+            self.firewall.carry(marks)
         return established
 
     def avoid(self, is_inside: Callable[[Endpoint], bool]) -> None:

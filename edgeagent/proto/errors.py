@@ -64,7 +64,5 @@ class DropReason(Enum):
     FRAGMENT_WITHOUT_FIRST = (
         "fragment-without-first"  # with a policy: a later fragment before the first, or long after it
     )
-    FLOW_UNREADABLE = (
-        "flow-unreadable"  # with a policy: inner headers are cut short, overlap, or nest too deep
-    )
+    FLOW_UNREADABLE = "flow-unreadable"  # with a policy: inner headers are cut short, overlap, or nest too deep
     NOT_IP = "not-ip"  # the TUN handed out something that is neither IPv4 nor IPv6

@@ -66,9 +66,9 @@ class Established:
 
     __slots__ = ("_free", "firewall", "flows", "flows_lost", "keys", "marks", "peers", "to_open", "to_seal")
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, marks: Marks | None) -> None:
         self.firewall: Firewall | None = None
-        self.marks: Marks | None = None
+        self.marks = marks
         self.peers: list[Peer | None] = [None] * slots
         self._free = list(range(slots - 1, -1, -1))
         # (begins, slot, position, keypair) in order; without a keypair it is the peer that begins or ends

@@ -65,6 +65,12 @@ class Firewall:
         for flow in self.flows:
             self._judge_again(now, flow)
 
+    def carry(self, marks: Marks | None) -> None:
+        """An engine begins to carry flows."""
+        self._marks = marks
+        for flow in self.flows:
+            self._void(flow.number, flow.generation)
+
     def record_changed(self, now: float, peer: Peer) -> None:
         """Who a peer is to the policy may be another now."""
         self._holder(now, peer)
