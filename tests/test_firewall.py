@@ -49,10 +49,12 @@ class Lab:
         self.other = FakePeer("other", [OTHER4], ["tag:other"])
 
     def come(self, packet: bytes, peer: Any = None) -> DropReason | None:
-        return self.firewall.inbound(self.now, peer or self.ops, packet)
+        who: Any = peer or self.ops
+        return self.firewall.inbound(self.now, who, packet)
 
     def go(self, packet: bytes, peer: Any = None) -> bool:
-        return self.firewall.outbound(self.now, peer or self.ops, packet)
+        who: Any = peer or self.ops
+        return self.firewall.outbound(self.now, who, packet)
 
     def carried(self, packet: bytes, *, inbound: bool) -> Any:
         return self.firewall.carried(self.now, self.ops, packet, inbound=inbound)  # type: ignore[arg-type]
@@ -266,7 +268,8 @@ def test_a_reset_begins_nothing() -> None:
 def test_what_an_engine_carries_lives_on_and_what_is_over_is_void() -> None:
     lab = Lab([])
     packets = [udp(ME4, PEER4, 1, 2), udp(ME4, PEER4, 1, 3)]
-    kept, idle = [lab.go(each) and lab.carried(each, inbound=False) for each in packets]
+    assert all(map(lab.go, packets))
+    kept, idle = [lab.carried(each, inbound=False) for each in packets]
     assert lab.firewall.poll_timeout() == lab.now + conntrack.UDP_S
     lab.now += conntrack.UDP_S
     lab.marks.used = [(kept.number, conntrack.USED), (63, conntrack.USED), (9999, 1)]

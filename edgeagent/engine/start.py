@@ -43,7 +43,8 @@ def start(
     aead: Callable[[str], tuple[str, str] | None] = lambda library: None,
 ) -> Engine:
     """`slots`, `flows`, `connections`, `ring_bytes` and `new_flows_per_s` bound `fast`; `aead` names, for
-    the library at a path, its providers for small and for large messages where that is known. What EDGEAGENT_AEAD names comes first.
+    the library at a path, its providers for small and for large messages where that is known. What EDGEAGENT_AEAD
+    names comes first.
 
     Raises EngineUnavailable when an engine or an AEAD is asked for by name that cannot be had.
     """

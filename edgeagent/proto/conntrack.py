@@ -19,7 +19,6 @@ TCP_ESTABLISHED_S = 7_440.0  # RFC 5382, REQ-5
 TCP_TRANSITORY_S = 240.0  # not yet answered, or being closed (RFC 5382, REQ-5)
 ECHO_S = 60.0  # RFC 5508, REQ-2
 FRAGMENTS_S = 60.0  # a datagram's reassembly (RFC 8200, section 4.5)
-FRAGMENTS_MAX = 256  # datagrams whose fragments are under way
 SWEEP_S = 10.0  # at most so long a flow that is over may still be carried, and at most so often is looked
 
 # What an engine tells of a flow that it has carried since it was last asked

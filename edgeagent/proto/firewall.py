@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from edgeagent.proto import heads
 from edgeagent.proto.conntrack import (
-    FRAGMENTS_MAX,
     FRAGMENTS_S,
     REVOKED,
     SWEEP_S,
@@ -24,6 +23,7 @@ from edgeagent.proto.conntrack import (
 )
 from edgeagent.proto.errors import DropReason
 from edgeagent.proto.heads import Head
+from edgeagent.proto.limits import FRAGMENTS_MAX
 from edgeagent.proto.policy import NOBODY, Identity, Slice
 
 if TYPE_CHECKING:

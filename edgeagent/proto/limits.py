@@ -53,6 +53,7 @@ TABLE: dict[str, tuple[tuple[int, int], tuple[int, int, int], str]] = {
     "message_bytes": ((32_768, 65_536), (65_536, 65_536, 65_536), "one control message"),
     "log_lines": ((1, 1 << 16), (64, 256, 512), "lines in the log ring"),
 }
+FRAGMENTS_MAX = 256  # datagrams in pieces whose first one a policy has judged
 # MiB of resident memory that the process is kept below, where `memory-ceiling` says no other.
 CEILING_MIB = dict(zip(PROFILE_NAMES, (30, 40, 64), strict=True))
 
