@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from edgeagent.proto.heads import ICMP, ICMPV6, SCTP, TCP, UDP
+
 ANY_OF_THESE = 0  # as the protocol of a service: TCP, UDP and SCTP by port, and ICMP whatever the ports
-TCP, UDP, SCTP, ICMP, ICMPV6 = 6, 17, 132, 1, 58
 WITH_PORTS = (TCP, UDP, SCTP)
 
 _Prefix = tuple[bytes, int]
