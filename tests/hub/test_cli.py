@@ -44,6 +44,12 @@ COMMANDS = [
     ["relays", "list"],
     ["relays", "show"],
     ["relays", "remove"],
+    ["policy", "get"],
+    ["policy", "set"],
+    ["policy", "check"],
+    ["policy", "explain"],
+    ["policy", "history"],
+    ["policy", "diff"],
 ]
 
 
