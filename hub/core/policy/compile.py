@@ -79,6 +79,14 @@ class _Side:
             found |= self.by_word.get(word, 0)
         return found
 
+    def of_address(self, address: bytes) -> int:
+        """The same for one address."""
+        found = 0
+        for prefix, places in self.by_prefix.items():
+            if holds(prefix, address):
+                found |= places
+        return found
+
     def of_addresses(self, facts: Facts) -> int:
         found = 0
         for prefix, places in self.by_prefix.items():
@@ -253,9 +261,14 @@ class Policy:
         return _cost_of(self.flows_at(incoming & within), self.flows_at(outgoing & within))
 
     def _identities_of_users(self) -> list[tuple[str, ...]]:
-        named = {word for word in {*self.targets.by_word, *self.sources.by_word} if word.startswith("user:")}
-        users = sorted({*self._groups, *(word.removeprefix("user:") for word in named)})
-        return [(), *((f"user:{user}", *self.groups_of(user)) for user in users)]
+        """The words of one user of each kind that rules tell apart."""
+        told_apart = {*self.targets.by_word, *self.sources.by_word}
+        named = {word.removeprefix("user:") for word in told_apart if word.startswith("user:")}
+        found: dict[tuple[str, ...], str] = {}
+        for user in sorted({*self._groups, *named}):
+            groups = tuple(group for group in self.groups_of(user) if group in told_apart)
+            found.setdefault((f"user:{user}", *groups) if user in named else groups, user)
+        return [(), *((f"user:{user}", *(word for word in words if word[0] == "g")) for words, user in found.items())]
 
 
 def digest(slice_: dict[str, Any] | None) -> bytes:
