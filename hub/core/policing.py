@@ -11,9 +11,8 @@ from typing import Any
 from hub.core.model import Device, DeviceState, HubError, JobKind, Kind, StoredPolicy
 from hub.core.policy.compile import Facts, Policy, digest
 from hub.core.policy.document import Document
-from hub.core.policy.evaluate import check
+from hub.core.policy.evaluate import check, load
 from hub.core.policy.problems import PolicyError
-from hub.core.policy.reading import read
 from hub.core.relays import ROUND_STEP, round_waits
 from hub.core.store import Tx
 
@@ -36,7 +35,7 @@ class Policing:
             stored = tx.policy(version)
             assert stored is not None
             try:
-                self._compiled = Policy(read(stored.text), version)
+                self._compiled = load(stored.text, version)
             except PolicyError:  # another version of this program took it: what it cannot read allows nothing
                 self._compiled = Policy(Document(), version)
         return self._compiled

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 
+from hub.core.policy.ceilings import check_ceilings
 from hub.core.policy.compile import Facts, Policy, is_internet
 from hub.core.policy.document import (
     ANY_OF_THESE,
@@ -43,12 +44,19 @@ class End:
         return self.facts.person if self.facts else ""
 
 
+def load(text: str, version: int = 0) -> Policy:
+    """The policy that `text` is, its tests not run. Raises PolicyError."""
+    policy = Policy(read(text), version)
+    check_ceilings(policy)
+    return policy
+
+
 def check(text: str, version: int = 0, find: Callable[[bytes], Facts | None] = lambda _: None) -> Policy:
     """The policy that `text` is. Raises PolicyError: what is wrong with it, or which of its own tests fail.
 
     `find` tells whose own address an address is, for tests that name one.
     """
-    policy = Policy(read(text), version)
+    policy = load(text, version)
     failures = _Trial(policy, find).failures()
     if failures:
         raise PolicyError(failures)
