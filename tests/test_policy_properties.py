@@ -41,11 +41,11 @@ def hostile(draw: st.DrawFn) -> bytes:
         return bytes((draw(st.sampled_from((0x45, 0x46, 0x4F, 0x40, 0x44, 0x60, 0x6F))),)) + draw(raw)
     if kind == 1:
         body = draw(raw)
-        packet = bytearray(
+        made = bytearray(
             ipv4(PEER4, ME4, draw(st.integers(0, 255)), body, fragment=draw(st.sampled_from((0, 0x2000, 1, 2, 0x3FFF))))
         )
-        packet[0] = 0x40 | draw(st.integers(0, 15))
-        return bytes(packet)
+        made[0] = 0x40 | draw(st.integers(0, 15))
+        return bytes(made)
     if kind == 2:
         chain, first = b"", draw(st.sampled_from((0, 43, 44, 51, 60, 6, 17, 58, 59)))
         for _ in range(draw(st.integers(0, 12))):
@@ -128,7 +128,7 @@ def test_an_engine_is_told_of_every_end(steps: list[tuple[str, int, int, int, in
     marks = Marks()
     firewall = Firewall(0.0, policy([]), 5, marks)
     peers: list[Any] = [FakePeer(f"p{n}", [bytes((100, 64, 0, 9 + n))], ["tag:a"]) for n in range(3)]
-    rules = ([], [[["tag:a"], ["me"], ANY]], [[["tag:b"], ["me"], [[6, 1, 1]]]])
+    rules: tuple[list[Any], ...] = ([], [[["tag:a"], ["me"], ANY]], [[["tag:b"], ["me"], [[6, 1, 1]]]])
     ended: set[tuple[int, int]] = set()
     live: set[tuple[int, int]] = set()
     now, allowed = 0.0, 0

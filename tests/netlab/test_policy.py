@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -63,7 +64,7 @@ except OSError as error:
     print("end", type(error).__name__, error.errno, flush=True)
 """
 OPEN = {"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}]}
-TAGS = {"tagOwners": {"tag:ops": [], "tag:edge": []}}
+TAGS: dict[str, Any] = {"tagOwners": {"tag:ops": [], "tag:edge": []}}
 OPS_TO_EDGE = {**TAGS, "acls": [{"action": "accept", "src": ["tag:ops"], "dst": [f"tag:edge:{PORT}"]}]}
 
 
@@ -89,7 +90,7 @@ class Site:
         said = self.mesh.hub.run("edgehub", "policy", "set", "-", "--json", input=json.dumps(policy)).stdout
         version: int = json.loads(said)["version"]
         for device in self.devices.values():
-            until(lambda device=device: self.version(device) is not None, 15, f"{device.name}'s policy")
+            until(partial(self.version, device), 15, f"{device.name}'s policy")
         return version
 
     @staticmethod
@@ -126,6 +127,10 @@ def echoes(client: Process) -> list[float]:
     return [float(line.split()[1]) for line in client.text().splitlines() if line.startswith("echo")]
 
 
+def has_echoes(client: Process) -> bool:
+    return len(echoes(client)) > 20
+
+
 def test_one_policy_after_the_other(site: Site) -> None:
     """Everything at first; then only what rules say, and no longer what they have said."""
     assert site.reaches("edge-1", "edge-2") and site.reaches("edge-2", "ops-1", kind="udp")
@@ -141,7 +146,7 @@ def test_one_policy_after_the_other(site: Site) -> None:
     assert site.drops("edge-1", "prohibited") > 0, "it may reach nobody, and is told at once"
     clients = {edge: site.client("ops-1", edge) for edge in ("edge-1", "edge-2")}
     for edge, client in clients.items():
-        until(lambda client=client: len(echoes(client)) > 20, 15, f"a flow to {edge}")
+        until(partial(has_echoes, client), 15, f"a flow to {edge}")
     cut_at = time.time()
     site.set_policy({**TAGS, "acls": []})
     until(lambda: time.time() > cut_at + CUT_WITHIN_S + 1, CUT_WITHIN_S + 5, "the end")

@@ -139,7 +139,7 @@ static const char *test_flows(struct ea_pump *p) {
 }
 
 const char *ea_test_tables(void) {
-    struct ea_limits limits = {4, 64, 1 << 18, 1 << 18};
+    struct ea_limits limits = {4, 64, 1 << 18, 1 << 18, 0};
     struct ea_pump *p = ea_new(&limits, "portable", "portable");
     if (p == NULL) return "there can be no pump";
     const char *wrong = NULL;
@@ -212,7 +212,7 @@ const char *ea_test_offload(void) {
 
 /* A packet through two pumps, by a socketpair for each TUN; what is between them is carried by hand. */
 const char *ea_test_passage(void) {
-    struct ea_limits limits = {2, 64, 1 << 18, 1 << 18};
+    struct ea_limits limits = {2, 64, 1 << 18, 1 << 18, 0};
     struct ea_pump *pump[2] = {ea_new(&limits, NULL, NULL), ea_new(&limits, NULL, NULL)};
     int tun[2][2] = {{-1, -1}, {-1, -1}};
     static uint8_t frame[EA_VNET_BYTES + 60], pulled[4096], back[128];
