@@ -13,6 +13,7 @@ from edgeagent.proto.conntrack import REVOKED
 from edgeagent.proto.errors import DropReason
 from edgeagent.proto.firewall import Firewall
 from edgeagent.proto.heads import ACK, FIN, RST, SYN, read
+from edgeagent.proto.policy import NOBODY
 from tests.policy_kit import ME4, ME6, PEER4, PEER6, FakePeer, echo, error_about, ip, ipv4, ipv6, tcp, udp
 from tests.test_firewall import ALL_OUT, Marks, policy
 
@@ -80,6 +81,27 @@ def test_nothing_that_comes_does_harm(packets: list[bytes], all_may: bool) -> No
             assert firewall.inbound(0.0, peer, packet) in REASONS
         firewall.carried(0.0, peer, packet, inbound=True)
         assert len(firewall.flows) <= 4
+
+
+services = st.lists(
+    st.tuples(st.sampled_from((0, 1, 6, 17, 47, 132)), st.integers(0, 9), st.integers(0, 9)).map(list), max_size=6
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(services, st.sampled_from((1, 6, 17, 47, 50, 58, 132)), st.integers(0, 11))
+def test_services_against_the_contract(some: list[list[int]], protocol: int, port: int) -> None:
+    expected = False
+    for allowed, low, high in some:
+        if protocol in (6, 17, 132):
+            expected |= allowed in (0, protocol) and low <= port <= high
+        elif protocol in (1, 58):
+            expected |= allowed in (0, protocol)
+        else:
+            expected |= allowed == protocol
+    rules = policy([[["*"], ["*"], some]], [[["*"], some]])
+    assert rules.admits(NOBODY, True, PEER4, ME4, protocol, port) is expected
+    assert rules.may_reach(NOBODY, True, PEER4, protocol, port) is expected
 
 
 @settings(max_examples=150, deadline=None)
