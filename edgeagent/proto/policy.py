@@ -150,8 +150,8 @@ class Slice:
     `me` is the device's own identity. Unknown selectors match nothing.
     """
 
-    __slots__ = ("_addresses", "_in", "_in_services", "_not_internet", "_out", "_out_services", "_sources", "body", "me",
-                 "version")  # fmt: skip
+    __slots__ = ("_addresses", "_in", "_in_services", "_not_internet", "_out", "_out_services", "_sources", "body",
+                 "me", "version")  # fmt: skip
 
     def __init__(
         self, body: dict[str, Any], tags: Iterable[str], addresses: Iterable[bytes], networks: Iterable[_Prefix]
