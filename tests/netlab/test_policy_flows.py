@@ -32,14 +32,18 @@ while True:
     for key, _ in selector.select():
         if key.fileobj is tcp:
             selector.register(tcp.accept()[0], selectors.EVENT_READ)
-        elif key.fileobj is udp:
-            data, source = udp.recvfrom(65536)
-            udp.sendto(data, source)
-        else:
-            data = key.fileobj.recv(65536)
-            if data:
+            continue
+        try:
+            data, source = key.fileobj.recvfrom(65536)
+            if key.fileobj is udp:
+                udp.sendto(data, source)
+            elif data:
                 key.fileobj.sendall(data)
             else:
+                selector.unregister(key.fileobj)
+        except OSError as error:  # what was asked of it is prohibited by now
+            print(error, flush=True)
+            if key.fileobj is not udp:
                 selector.unregister(key.fileobj)
 """
 # One line a round trip; the last one says why it ended
