@@ -61,7 +61,7 @@ class Firewall:
     def use(self, now: float, policy: Slice) -> None:
         """Other rules: each flow is judged again, and those that they do not allow end."""
         self.policy = policy
-        self.fragments = SharedTable(FRAGMENTS_MAX)
+        self.fragments.clear()
         for flow in self.flows:
             self._judge_again(now, flow)
 
