@@ -219,6 +219,18 @@ def test_an_address_behind_a_peer_is_not_the_peer() -> None:
     assert lab.come(tcp(LAN_HOST, ME4, 1, 80, SYN)) is None
 
 
+def test_answers_of_what_is_routed_may_come_by_another_router() -> None:
+    """Whose address it is, is what counts; of a peer's own address nobody else is."""
+    lab = Lab([])
+    out = tcp(ME4, LAN_HOST, 1, 80, SYN)
+    assert lab.go(out)
+    assert lab.come(tcp(LAN_HOST, ME4, 80, 1, SYN | ACK), lab.other) is None
+    assert lab.come(error_about(out, OTHER4), lab.other) is None
+    assert lab.come(tcp(LAN_HOST, ME4, 80, 1, SYN), lab.other) is DROP
+    assert lab.go(tcp(ME4, PEER4, 1, 80, SYN))
+    assert lab.come(tcp(PEER4, ME4, 80, 1, SYN | ACK), lab.other) is DROP
+
+
 def test_a_scan_by_one_peer_costs_the_others_nothing() -> None:
     lab = Lab([[["*"], ["me"], [[0, 0, 65535]]]], connections=32)
     mine = [udp(OTHER4, ME4, 7, port) for port in range(1, 11)]

@@ -13,6 +13,7 @@ from edgeagent.proto.conntrack import REVOKED
 from edgeagent.proto.errors import DropReason
 from edgeagent.proto.firewall import Firewall
 from edgeagent.proto.heads import ACK, FIN, RST, SYN, read
+from edgeagent.proto.policy import NOBODY
 from tests.policy_kit import ME4, ME6, PEER4, PEER6, FakePeer, echo, error_about, ip, ipv4, ipv6, tcp, udp
 from tests.test_firewall import ALL_OUT, Marks, policy
 
@@ -41,11 +42,11 @@ def hostile(draw: st.DrawFn) -> bytes:
         return bytes((draw(st.sampled_from((0x45, 0x46, 0x4F, 0x40, 0x44, 0x60, 0x6F))),)) + draw(raw)
     if kind == 1:
         body = draw(raw)
-        packet = bytearray(
+        made = bytearray(
             ipv4(PEER4, ME4, draw(st.integers(0, 255)), body, fragment=draw(st.sampled_from((0, 0x2000, 1, 2, 0x3FFF))))
         )
-        packet[0] = 0x40 | draw(st.integers(0, 15))
-        return bytes(packet)
+        made[0] = 0x40 | draw(st.integers(0, 15))
+        return bytes(made)
     if kind == 2:
         chain, first = b"", draw(st.sampled_from((0, 43, 44, 51, 60, 6, 17, 58, 59)))
         for _ in range(draw(st.integers(0, 12))):
@@ -80,6 +81,27 @@ def test_nothing_that_comes_does_harm(packets: list[bytes], all_may: bool) -> No
             assert firewall.inbound(0.0, peer, packet) in REASONS
         firewall.carried(0.0, peer, packet, inbound=True)
         assert len(firewall.flows) <= 4
+
+
+services = st.lists(
+    st.tuples(st.sampled_from((0, 1, 6, 17, 47, 132)), st.integers(0, 9), st.integers(0, 9)).map(list), max_size=6
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(services, st.sampled_from((1, 6, 17, 47, 50, 58, 132)), st.integers(0, 11))
+def test_services_against_the_contract(some: list[list[int]], protocol: int, port: int) -> None:
+    expected = False
+    for allowed, low, high in some:
+        if protocol in (6, 17, 132):
+            expected |= allowed in (0, protocol) and low <= port <= high
+        elif protocol in (1, 58):
+            expected |= allowed in (0, protocol)
+        else:
+            expected |= allowed == protocol
+    rules = policy([[["*"], ["*"], some]], [[["*"], some]])
+    assert rules.admits(NOBODY, True, PEER4, ME4, protocol, port) is expected
+    assert rules.may_reach(NOBODY, True, PEER4, protocol, port) is expected
 
 
 @settings(max_examples=150, deadline=None)
@@ -128,7 +150,7 @@ def test_an_engine_is_told_of_every_end(steps: list[tuple[str, int, int, int, in
     marks = Marks()
     firewall = Firewall(0.0, policy([]), 5, marks)
     peers: list[Any] = [FakePeer(f"p{n}", [bytes((100, 64, 0, 9 + n))], ["tag:a"]) for n in range(3)]
-    rules = ([], [[["tag:a"], ["me"], ANY]], [[["tag:b"], ["me"], [[6, 1, 1]]]])
+    rules: tuple[list[Any], ...] = ([], [[["tag:a"], ["me"], ANY]], [[["tag:b"], ["me"], [[6, 1, 1]]]])
     ended: set[tuple[int, int]] = set()
     live: set[tuple[int, int]] = set()
     now, allowed = 0.0, 0

@@ -83,6 +83,10 @@ class SharedTable(Generic[V]):
         holder.items[key] = value
         holder.items.move_to_end(key)
 
+    def clear(self) -> None:
+        self.holders.clear()
+        self._count = 0
+
     def remove(self, holder: Holder[V], key: bytes) -> V:
         self._count -= 1
         return holder.items.pop(key)

@@ -61,7 +61,7 @@ class Firewall:
     def use(self, now: float, policy: Slice) -> None:
         """Other rules: each flow is judged again, and those that they do not allow end."""
         self.policy = policy
-        self.fragments = SharedTable(FRAGMENTS_MAX)
+        self.fragments.clear()
         for flow in self.flows:
             self._judge_again(now, flow)
 
@@ -163,7 +163,7 @@ class Firewall:
         if head.kind == heads.ICMP_ERROR and self._quotes_flow(now, holder, packet, head):
             return True
         key = flow_key(head, inbound=True)
-        flow = self.flows.find(now, holder, key)
+        flow = self._find(now, holder, key, head.source)
         if flow is not None and flow.state != REVOKED and not (head.begins and not flow.inbound):
             self.flows.used(now, flow, head.flags, inbound=True)
             return True
@@ -179,8 +179,17 @@ class Firewall:
         quoted = heads.read(packet[head.at + 8 :], quoted=True)
         if quoted is None or quoted.kind in (heads.LATER_FRAGMENT, heads.ICMP_ERROR):
             return False
-        flow = self.flows.find(now, holder, flow_key(quoted, inbound=False))
+        flow = self._find(now, holder, flow_key(quoted, inbound=False), quoted.target)
         return flow is not None and flow.state != REVOKED
+
+    def _find(self, now: float, holder: Holder[Flow], key: bytes, remote: bytes) -> Flow | None:
+        """A flow with this peer; or one with another router of `remote`, for answers may take another way back."""
+        flow = self.flows.find(now, holder, key)
+        if flow is None and remote not in holder.addresses:
+            for other in self.flows.table.holders.values():
+                if key in other.items and remote not in other.addresses:
+                    return self.flows.find(now, other, key)
+        return flow
 
     def _admits(self, holder: Holder[Flow], source: bytes, target: bytes, protocol: int, port: int) -> bool:
         identity = holder.identity or NOBODY

@@ -51,6 +51,12 @@ def test_golden_verdicts(path: Path) -> None:
         assert ("denied" if rule is None else rule.name) == expected, line
 
 
+def test_the_example_of_the_documentation_is_a_policy() -> None:
+    page = Path(__file__).parents[2] / "docs" / "policy.md"
+    document = check(page.read_text(encoding="utf-8").split("```\n")[3]).document
+    assert len(document.rules) == 4 and len(document.tests) == 2 and document.warnings == ()
+
+
 # mistakes and their places
 
 
