@@ -61,6 +61,12 @@ COMMANDS = [
     ["audit", "list"],
     ["audit", "export"],
     ["audit", "verify"],
+    ["policy", "get"],
+    ["policy", "set"],
+    ["policy", "check"],
+    ["policy", "explain"],
+    ["policy", "history"],
+    ["policy", "diff"],
 ]
 
 
