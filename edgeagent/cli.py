@@ -148,6 +148,13 @@ def _parser() -> argparse.ArgumentParser:
         help="MiB that the agent stays below; off (auto: by --memory-profile)",
     )
     group.add_argument(
+        "--dns",
+        metavar="MODE",
+        default=argparse.SUPPRESS,
+        help="how programs here get the network's names: auto, resolved, resolvconf, dnsmasq, file (/etc/resolv.conf); "
+        "server: answer at 100.100.100.100, change nothing; off (auto)",
+    )
+    group.add_argument(
         "--log-level", metavar="LEVEL", default=argparse.SUPPRESS, help="debug, info, warning, error (info)"
     )
     for action in group._group_actions:

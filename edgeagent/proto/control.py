@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgeagent.proto.dnssettings import NAMES
 from edgeagent.proto.names import (
     DOMAIN_BYTES_MAX,
     is_capability,
@@ -154,6 +155,7 @@ BODIES: dict[str, Schema] = {
             # relays that this device may use, and a pass for each of its node keys
             "rl": List(Fields({"id": RELAY_LABEL, **RELAY_FIELDS}, grows=True), RELAYS_MAX),
             "ps": List(Blob(PASS_BYTES_MAX), NODE_KEYS_MAX),
+            "dn": NAMES,  # what the network's name server says beside hosts
         },
         grows=True,
     ),
