@@ -18,6 +18,7 @@ from edgeagent.proto import dnsmessage as dm
 from edgeagent.proto.constants import NAME_SERVER
 from edgeagent.proto.dns_drops import DnsDrop
 from edgeagent.proto.dnsforward import FORWARDS_MAX, Forwarder
+from edgeagent.proto.dnssettings import ALIASES_MAX
 from edgeagent.proto.dnszone import HOST_TTL_S, PRIVATE_DOMAINS, Zone
 from edgeagent.proto.names import is_host_name
 
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 WAITING_MAX = 128  # queries that wait for the hub
 HUB_TIMEOUT_S = 3.0
 OFFLINE_TIMEOUT_S = 1.0  # while there is no hub to ask, but may be in a moment
-ALIASES_MAX = 4  # that are followed in one answer
 _LOCALHOST = (b"localhost",)
 
 

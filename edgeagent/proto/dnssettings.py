@@ -18,11 +18,12 @@ SPLIT_MAX = 32  # domains
 RESOLVERS_MAX = 4  # of one of them
 RECORDS_MAX = 128
 VALUE_BYTES_MAX = 255
+ALIASES_MAX = 4  # that are followed from one name
 NAMES_BYTES_MAX = 4_096  # encoded: a map has 16 KiB for all that it says
 RECORD_KINDS = ("A", "AAAA", "CNAME", "TXT")
 
 # Below the network's domain. Services begin with an underscore (RFC 8552); no wildcards.
-_LABEL = "_?[a-z0-9](?:[a-z0-9-]{0,60}[a-z0-9])?"
+_LABEL = "(?=[^.]{1,63}(?:\\.|$))_?[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _RELATIVE = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _RELATIVE_BYTES_MAX = 120
 _TEXT = re.compile("[ -~]{1,255}")

@@ -173,7 +173,8 @@ class Zone:
             type_ = dm.A if len(data) == 4 else dm.AAAA
         # RFC 1034, section 3.6.2: an alias is alone; and a device's name is the device's
         alone = dm.CNAME in (type_, *(each for each, _ in present)) and bool(present)
-        if alone or (type_, data) in present or name == (self.own,) or (kind == "CNAME" and not name):
+        too_long = len(dm.write_name((*name, *self.domain))) > dm.NAME_BYTES_MAX
+        if too_long or alone or (type_, data) in present or name == (self.own,) or (kind == "CNAME" and not name):
             self.refused += 1
             return
         self.records.setdefault(name, []).append((type_, data))

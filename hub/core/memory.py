@@ -19,7 +19,8 @@ class MemoryStore:
     def __init__(self, network: Network) -> None:
         self._network = network
         self._tables: dict[str, dict[Any, Any]] = {
-            name: {} for name in ("counter", "token", "device", "node_key", "pair", "stamp", "job", "out", "relays")
+            name: {}
+            for name in ("counter", "token", "device", "node_key", "pair", "stamp", "job", "out", "relays", "names")
         }
 
     @contextmanager
@@ -128,6 +129,13 @@ class MemoryTx:
 
     def save_relay_list(self, encoded: bytes) -> None:
         self._put("relays", "list", encoded)
+
+    def names(self) -> bytes:
+        encoded: bytes = self._tables["names"].get("", b"")
+        return encoded
+
+    def save_names(self, encoded: bytes) -> None:
+        self._put("names", "", encoded)
 
     def passes_to_renew(self, wall_s: int, limit: int) -> list[Device]:
         return self._some("device", lambda d: d.state is DeviceState.ACTIVE and 0 < d.pass_renew_s <= wall_s, limit)

@@ -12,7 +12,7 @@ from edgeagent.proto.keys import Entropy
 from edgeagent.proto.relay_pass import write_pass
 from edgeagent.proto.seal import seal_box
 from edgeagent.proto.signed import sign_object
-from hub.core import ipam
+from hub.core import ipam, naming
 from hub.core.model import (
     NODE_KEY_GRACE_S,
     NODE_KEY_LIFE_S,
@@ -113,6 +113,7 @@ class Scribe:
                 "na": device.not_after,
                 "set": {"node_key_life_s": NODE_KEY_LIFE_S, "node_key_grace_s": NODE_KEY_GRACE_S},
                 **relays,
+                **({} if device.kind is Kind.RELAY else naming.for_map(tx)),
             },
         )
         tx.save_device(device)

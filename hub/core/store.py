@@ -70,6 +70,11 @@ class Tx(Protocol):
 
     def save_relay_list(self, encoded: bytes) -> None: ...
 
+    def names(self) -> bytes:
+        """What maps say of names, as `hub.core.naming` encodes it; empty for nothing."""
+
+    def save_names(self, encoded: bytes) -> None: ...
+
     def passes_to_renew(self, wall_s: int, limit: int) -> list[Device]:
         """Active ones whose passes are old."""
 

@@ -29,7 +29,7 @@ from hub.core.model import (
     Token,
 )
 from hub.store import database
-from hub.store.meta import load_network, load_relay_list, save_relay_list
+from hub.store.meta import load_names, load_network, load_relay_list, save_names, save_relay_list
 from hub.store.schema import (
     ABOUT_ACCOUNTS,
     CUT_OFF,
@@ -231,6 +231,12 @@ class SqliteTx:
 
     def save_relay_list(self, encoded: bytes) -> None:
         save_relay_list(self.connection, encoded)
+
+    def names(self) -> bytes:
+        return load_names(self.connection)
+
+    def save_names(self, encoded: bytes) -> None:
+        save_names(self.connection, encoded)
 
     def passes_to_renew(self, wall_s: int, limit: int) -> list[Device]:
         return self._devices(_DEVICE.where(PASS_TO_RENEW, device.c.pass_renew_s <= wall_s), limit)
