@@ -338,6 +338,9 @@ class Membership:
 
     def _removed(self, now: float, event: Removed) -> None:
         log.error("the hub has removed this device from the network")
+        if self.naming is not None:
+            self.naming.close()
+            self.naming = None
 
 
 _EVENTS: dict[type[NodeEvent], Callable[[Membership, float, Any], None]] = {

@@ -12,6 +12,7 @@ from edgeagent.proto.ip import ip_to_text
 
 if TYPE_CHECKING:
     from edgeagent.context import Context
+    from edgeagent.hostresolver import HostResolver
     from edgeagent.io.dns import Peer
     from edgeagent.membership import Membership
     from edgeagent.proto.devicemap import DeviceMap
@@ -34,6 +35,7 @@ class Naming:
         self._member = member
         self._server: NameServer | None = None
         self._sockets = DnsSockets(context.selector, self._asked, self._replied)
+        self._resolver: HostResolver | None = None  # None where nobody is to be told
         self._driving = False
         self.why_not = ""  # the name server does not listen
         try:
@@ -51,11 +53,18 @@ class Naming:
             self._sockets.port,
             "" if self._sockets.tcp else ", by UDP only: another program has the TCP port",
         )
+        if context.settings.dns != "server":
+            from edgeagent.hostresolver import HostResolver
+
+            self._resolver = HostResolver(context, member.tunnel.tun.name, self._load)
+            self._resolver.tell(now, self._sockets.port, member.node.map)
 
     def apply(self, now: float, device_map: DeviceMap) -> None:
         self._sockets.own = _own_addresses(device_map)
         if self._server is not None:
             self._server.set_map(device_map)
+        if self._resolver is not None:
+            self._resolver.tell(now, self._sockets.port, device_map)
 
     def poll_timeout(self) -> float | None:
         times = [self._sockets.poll_timeout(), None if self._server is None else self._server.poll_timeout()]
@@ -68,6 +77,10 @@ class Naming:
             self._drive(now)
 
     def close(self) -> None:
+        """Nobody is answered any more, and this host's resolver is told so first."""
+        if self._resolver is not None:
+            self._resolver.close()
+            self._resolver = None
         self._sockets.close()
         self._server = None
 
@@ -93,6 +106,7 @@ class Naming:
             "tcp": sockets.tcp,
             "why_not": self.why_not,
             "clients": sockets.clients,
+            "resolver": None if self._resolver is None else self._resolver.describe(),
             **about,
         }
 
@@ -105,6 +119,8 @@ class Naming:
 
     def _asked(self, now: float, data: bytes, peer: Peer) -> None:
         reachable = self._member.node.client.reachable
+        if self._resolver is not None:
+            self._resolver.look(now, self._load())
         self._load().handle_query(now, data, peer, stream=peer.stream, reachable=reachable)
         self._drive(now)
 

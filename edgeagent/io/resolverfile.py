@@ -96,8 +96,9 @@ def take(server: str, search: list[str], path: str = RESOLV_CONF) -> Found:
     found = parse(text or "")
     others = [domain for domain in found.search if domain not in search]
     lines = [
-        f"{MARK}: this file is edgeagent's while it runs. `edgeagent down` brings back what was here before, which is in",
-        f"# {backup}; after a crash `edgeagent dns restore` does.",
+        f"{MARK}: this file is edgeagent's while it runs. What was here before is in",
+        f"# {backup}.",
+        "# `edgeagent down` brings it back; after a crash `edgeagent dns restore` does.",
         f"nameserver {server}",
         *([f"search {' '.join([*search, *others])}"] if search or others else []),
         *found.options,
