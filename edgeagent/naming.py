@@ -119,9 +119,11 @@ class Naming:
 
     def _asked(self, now: float, data: bytes, peer: Peer) -> None:
         reachable = self._member.node.client.reachable
+        server = self._load()
         if self._resolver is not None:
-            self._resolver.look(now, self._load())
-        self._load().handle_query(now, data, peer, stream=peer.stream, reachable=reachable)
+            self._resolver.look(now, server)
+        server.cut_off = self._member.cut_off
+        server.handle_query(now, data, peer, stream=peer.stream, reachable=reachable)
         self._drive(now)
 
     def _replied(self, now: float, number: int, data: bytes | None) -> None:

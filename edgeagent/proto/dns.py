@@ -66,6 +66,7 @@ class NameServer:
     def __init__(self, entropy: Entropy, device_map: DeviceMap) -> None:
         self.drops: dict[DnsDrop, int] = dict.fromkeys(DnsDrop, 0)
         self.counters = {"queries": 0, "network": 0, "forwarded": 0, "answered": 0}
+        self.cut_off = False  # the network is not ours to ask about any more
         self.found: list[Server] = []
         self.local: list[Name] = []
         self.forwarder = Forwarder(entropy, self.count)
@@ -179,16 +180,23 @@ class NameServer:
             return True
         if relative is None and zone.bare and len(name) == 1 and query.kind in (dm.A, dm.AAAA):
             relative = name  # a host of the network, by the search domain
-        if relative is not None:
-            self.counters["network"] += 1
-            authority = zone.domain if zone.within(name) is not None else None
-            self._name(now, query, client, relative, authority, reachable)
-            return True
-        reverse = zone.reverse(name)
-        if reverse is None:
+        reverse = None if relative is not None else zone.reverse(name)
+        if relative is None and reverse is None:
             return False
         self.counters["network"] += 1
-        apex, address = reverse
+        if self.cut_off:
+            self._refuse(query, client)
+        elif relative is not None:
+            authority = zone.domain if zone.within(name) is not None else None
+            self._name(now, query, client, relative, authority, reachable)
+        elif reverse is not None:
+            self._reverse(now, query, client, *reverse, reachable)
+        return True
+
+    def _reverse(
+        self, now: float, query: Query, client: object, apex: Name, address: bytes | None, reachable: bool
+    ) -> None:
+        zone, name = self.zone, query.name
         if name == apex:
             self._apex(query, client, apex)
         elif address is None:
@@ -200,7 +208,6 @@ class NameServer:
             self._pointer(query, client, apex, (zone.own, *zone.domain))
         else:
             self._ask(now, Waiting(query, client, ("a", address), name, apex), reachable)
-        return True
 
     def _name(
         self, now: float, query: Query, client: object, relative: Name, authority: Name | None, reachable: bool
