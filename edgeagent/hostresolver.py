@@ -43,7 +43,7 @@ DNSMASQ_CONF = "/etc/dnsmasq.conf"
 NONE = "none"
 _TAKE: dict[str, Callable[[Wanted], object]] = {
     "resolved": ways.take_resolved,
-    "resolvconf": ways.take_resolvconf,
+    "resolvconf": lambda wanted: ways.take_resolvconf(wanted, _by_resolvconf(wanted.interface).search),
     "uci": ways.take_uci,
     "dnsmasq": ways.take_dnsmasq,
     "file": lambda wanted: _take_file(wanted),
@@ -76,7 +76,7 @@ class HostResolver:
         context.selector.register(self._wake, EVENT_READ, self._ended)
         self._outcome = ""
         self._look_at = 0.0
-        self._seen: tuple[int, int] | None = None  # inode and time of resolv.conf
+        self._seen: tuple[int, int] | None = None  # inode and time of what says who they are
         if self.way == NONE:
             log.warning("no program here is told of the network's names: %s", self.why)
 
@@ -97,14 +97,17 @@ class HostResolver:
             return
         self._look_at = now + LOOK_S
         try:
-            about = os.stat(resolverfile.RESOLV_CONF)
-            if (seen := (about.st_ino, about.st_mtime_ns)) == self._seen:
-                return
-            self._seen = seen
-            text = resolverfile.read(resolverfile.RESOLV_CONF)
-            found = resolverfile.before() if resolverfile.is_ours(text) else resolverfile.parse(text or "")
+            if self.way == "resolvconf":
+                text, changed_ns = resolverfile.by_resolvconf(ways.resolvconf_name(self._interface))
+                found, seen = resolverfile.parse(text), (0, changed_ns)
+            else:
+                about = os.stat(resolverfile.RESOLV_CONF)
+                found, seen = resolverfile.before(), (about.st_ino, about.st_mtime_ns)
         except OSError:
             return
+        if seen == self._seen:
+            return
+        self._seen = seen
         servers = [address for address in map(_address, found.servers) if address not in (b"", NAME_SERVER)]
         server.found = [(address, DNS_PORT) for address in servers[:FOUND_MAX]]
         server.local = [to_name(domain.lower()) for domain in found.search if is_domain(domain.lower())]
@@ -240,6 +243,10 @@ def undo_all(left: list[tuple[str, Wanted]], keystore: Keystore) -> list[str]:
         else:
             keystore.remove(StateFile.RESOLVER)
     return errors
+
+
+def _by_resolvconf(interface: str) -> resolverfile.Found:
+    return resolverfile.parse(resolverfile.by_resolvconf(ways.resolvconf_name(interface))[0])
 
 
 def _take_file(wanted: Wanted) -> None:

@@ -6,7 +6,7 @@ import logging
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from edgeagent.io.dns import DnsSockets
+from edgeagent.io.dns import CLIENTS_MAX, DnsSockets
 from edgeagent.proto.constants import NAME_SERVER
 from edgeagent.proto.ip import ip_to_text
 
@@ -109,6 +109,11 @@ class Naming:
             "resolver": None if self._resolver is None else self._resolver.describe(),
             **about,
         }
+
+    def tables(self) -> dict[str, dict[str, int]]:
+        """For `edgeagent status --memory`."""
+        found = {"dns_clients": {"used": self._sockets.clients, "ceiling": CLIENTS_MAX, "gave_way": self._sockets.full}}
+        return found if self._server is None else found | self._server.tables()
 
     def _load(self) -> NameServer:
         if self._server is None:

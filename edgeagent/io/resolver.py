@@ -165,16 +165,24 @@ def undo_resolved(wanted: Wanted) -> None:
 # resolvconf and openresolv: they write /etc/resolv.conf, with the name servers of all interfaces in it
 
 
-def take_resolvconf(wanted: Wanted) -> None:
-    """First in the list. There is no way to say for which names we are, so we pass the others on."""
+def resolvconf_name(interface: str) -> str:
+    """Debian's interface-order has "tun*" before Ethernet."""
+    return f"tun.{interface}"
+
+
+def take_resolvconf(wanted: Wanted, search: list[str]) -> None:
+    """`search` has the domains of other interfaces. There is no way to say for which names we are, so we pass all
+    others on: openresolv leaves us alone in the list (-x), Debian's resolvconf puts us first and ignores the options.
+    """
     _need_port_53(wanted)
-    lines = [f"nameserver {wanted.server}", *([f"search {' '.join(wanted.search)}"] if wanted.search else [])]
-    # "tun" is what resolvconf's interface-order has before Ethernet; -m is openresolv's word for the same
-    run("resolvconf", "-a", f"tun.{wanted.interface}", "-m", "0", given="\n".join(lines) + "\n")
+    domains = [*wanted.search, *(domain for domain in search if domain not in wanted.search)]
+    lines = [f"nameserver {wanted.server}", *([f"search {' '.join(domains)}"] if domains else [])]
+    given = "\n".join(lines) + "\n"
+    run("resolvconf", "-a", resolvconf_name(wanted.interface), "-m", "0", "-x", given=given)
 
 
 def undo_resolvconf(wanted: Wanted) -> None:
-    run("resolvconf", "-d", f"tun.{wanted.interface}")
+    run("resolvconf", "-d", resolvconf_name(wanted.interface))
 
 
 # dnsmasq by OpenWrt's uci: a server for our domains, whose answers may be private; it serves the LAN too

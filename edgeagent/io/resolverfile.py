@@ -11,6 +11,8 @@ import stat
 from contextlib import suppress
 
 RESOLV_CONF = "/etc/resolv.conf"
+RESOLVCONF_DIRECTORIES = ("/run/resolvconf/interfaces", "/run/resolvconf/interface")  # openresolv's, Debian's
+INTERFACES_MAX = 32
 BYTES_MAX = 65_536
 MARK = "# edgeagent"
 SUFFIX = ".before-edgeagent"
@@ -53,10 +55,24 @@ def parse(text: str) -> Found:
         if words[0] == "nameserver":
             found.servers.append(words[1])
         elif words[0] in ("search", "domain"):
-            found.search = words[1:]
+            found.search += [word for word in words[1:] if word not in found.search]
         elif words[0] == "options":
             found.options.append(line.strip())
     return found
+
+
+def by_resolvconf(but: str) -> tuple[str, int]:
+    """(what resolvconf was told of all interfaces but one, when that changed last in ns)."""
+    texts, changed_ns = [], 0
+    for directory in RESOLVCONF_DIRECTORIES:
+        with suppress(FileNotFoundError):
+            changed_ns = max(changed_ns, os.stat(directory).st_mtime_ns)
+            for name in sorted(os.listdir(directory))[:INTERFACES_MAX]:
+                path = os.path.join(directory, name)
+                if name != but:
+                    changed_ns = max(changed_ns, os.stat(path).st_mtime_ns)
+                    texts.append(read(path) or "")
+    return "\n".join(texts), changed_ns
 
 
 def is_ours(text: str | None) -> bool:

@@ -154,6 +154,16 @@ class NameServer:
         self.counters["answered"] += len(answers)
         return answers
 
+    def tables(self) -> dict[str, dict[str, int]]:
+        return {
+            "dns_waiting": {
+                "used": len(self._waiting),
+                "ceiling": WAITING_MAX,
+                "gave_way": self.drops[DnsDrop.TABLE_FULL],
+            },
+            "dns_forwards": {"used": len(self.forwarder), "ceiling": FORWARDS_MAX},
+        }
+
     def describe(self) -> dict[str, Any]:
         zone = self.zone
         return {
