@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("edgeagent")
 LOOK_S = 2.0  # between two looks whether resolv.conf has changed
+RETRY_S, RETRY_MAX_S = 10.0, 320.0  # after a failure: at boot a resolver may come up after us
 CLOSE_TIMEOUT_S = 10.0  # for commands that still run when the agent ends
 DNS_PORT = 53
 FOUND_MAX = 4  # resolvers of the host's that are made use of
@@ -60,7 +61,7 @@ _ADDS = ("uci", "dnsmasq")  # what is told anew does not take the place of what 
 
 class HostResolver:
     """`tell` it of each map; `look` before the name server answers, so that it knows the resolvers of this host;
-    `close` takes everything back."""
+    `on_timeout` at `poll_timeout()`; `close` takes everything back."""
 
     def __init__(self, context: Context, interface: str, load: Callable[[], NameServer]) -> None:
         self._context = context
@@ -76,6 +77,8 @@ class HostResolver:
         context.selector.register(self._wake, EVENT_READ, self._ended)
         self._outcome = ""
         self._look_at = 0.0
+        self._retry_at: float | None = None
+        self._retry_s = RETRY_S
         self._seen: tuple[int, int] | None = None  # inode and time of what says who they are
         if self.way == NONE:
             log.warning("no program here is told of the network's names: %s", self.why)
@@ -90,6 +93,15 @@ class HostResolver:
         server = ip_to_text(NAME_SERVER)
         self._next = Wanted(self._interface, server, port, domains, zone.search, bool(zone.servers))
         self._begin()
+
+    def poll_timeout(self) -> float | None:
+        return self._retry_at
+
+    def on_timeout(self, now: float) -> None:
+        if self._retry_at is not None and self._retry_at <= now:
+            self._retry_at, self._retry_s = None, min(2 * self._retry_s, RETRY_MAX_S)
+            self._next = self._next or self._told
+            self._begin()
 
     def look(self, now: float, server: NameServer) -> None:
         """The resolvers that this host had before us answer for what is neither ours nor anybody's."""
@@ -134,8 +146,9 @@ class HostResolver:
 
     def _begin(self) -> None:
         wanted = self._next
-        if self._thread is not None or wanted is None or wanted == self._told:
+        if self._thread is not None or wanted is None or (wanted == self._told and not self.error):
             return
+        self._retry_at = None
         before = self._told if self.way in _ADDS else None
         kept = [each for each in (before, wanted) if each is not None]
         if not self._context.save(StateFile.RESOLVER, _encode([(self.way, each) for each in kept])):
@@ -159,7 +172,7 @@ class HostResolver:
         with suppress(OSError):  # closed meanwhile
             self._signal.send(b"\0")
 
-    def _ended(self, _now: float, _fd: int) -> None:
+    def _ended(self, now: float, _fd: int) -> None:
         with suppress(BlockingIOError):
             self._wake.recv(16)
         if self._thread is not None:
@@ -167,11 +180,11 @@ class HostResolver:
             self._thread = None
         self.error = self._outcome
         if self.error:
+            self._retry_at = now + self._retry_s
             log.warning("this host's resolver (%s) was not told of the network's names: %s", self.way, self.error)
-        else:
-            log.info(
-                "this host's resolver (%s) asks us about %s", self.way, self._told.domains[0] if self._told else ""
-            )
+        elif self._told is not None:
+            self._retry_s = RETRY_S
+            log.info("this host's resolver (%s) asks us about %s", self.way, self._told.domains[0])
         self._begin()
 
 

@@ -67,11 +67,17 @@ class Naming:
             self._resolver.tell(now, self._sockets.port, device_map)
 
     def poll_timeout(self) -> float | None:
-        times = [self._sockets.poll_timeout(), None if self._server is None else self._server.poll_timeout()]
+        times = [
+            self._sockets.poll_timeout(),
+            None if self._server is None else self._server.poll_timeout(),
+            None if self._resolver is None else self._resolver.poll_timeout(),
+        ]
         return min((at for at in times if at is not None), default=None)
 
     def on_timeout(self, now: float) -> None:
         self._sockets.on_timeout(now)
+        if self._resolver is not None:
+            self._resolver.on_timeout(now)
         if self._server is not None:
             self._server.handle_timeout(now)
             self._drive(now)

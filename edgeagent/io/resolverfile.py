@@ -149,6 +149,7 @@ def _write(path: str, text: str, like: str) -> None:
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
         os.write(fd, text.encode("utf-8"))
+        os.fchmod(fd, 0o644)  # every program reads it, whatever our umask
         with suppress(OSError):
             about = os.stat(like)
             os.fchown(fd, about.st_uid, about.st_gid)

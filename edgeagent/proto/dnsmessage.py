@@ -158,7 +158,8 @@ def scan(data: bytes) -> Scan:
 
 def _read_name(data: bytes, at: int) -> tuple[Name, int]:
     """The name of a question: nothing is before it that a pointer could lead to."""
-    labels, size = [], 1
+    labels: list[bytes] = []
+    size = 1
     while at < len(data):
         length = data[at]
         at += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 from selectors import DefaultSelector
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from typing import Any, cast
 import pytest
 
 from edgeagent import config, hostresolver
-from edgeagent.hostresolver import HostResolver, choose, restore, undo_all
+from edgeagent.hostresolver import RETRY_S, HostResolver, choose, restore, undo_all
 from edgeagent.io import resolver, resolverfile
 from edgeagent.io.keystore import Keystore, StateFile
 from edgeagent.io.resolver import ResolverError, Wanted
@@ -56,8 +57,13 @@ def test_a_link_stays_and_what_it_leads_to_changes(tmp_path: Path) -> None:
 
 def test_where_there_was_no_file_there_is_none_again(tmp_path: Path) -> None:
     path = tmp_path / "resolv.conf"
-    resolverfile.take("100.100.100.100", ["lab"], str(path))
-    assert path.exists() and resolverfile.undo(str(path)) is True
+    umask = os.umask(0o077)
+    try:
+        resolverfile.take("100.100.100.100", ["lab"], str(path))
+    finally:
+        os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o644  # every program reads it
+    assert resolverfile.undo(str(path)) is True
     assert os.listdir(tmp_path) == []
 
 
@@ -112,6 +118,9 @@ class Host:
     """What there is on a host, for `choose`."""
 
     def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.managed = False
+        self.own = True
+        self.tmp_path = tmp_path
         self.path = tmp_path / "resolv.conf"
         self.path.write_text(OLD)
         self.programs: list[str] = []
@@ -122,9 +131,6 @@ class Host:
         monkeypatch.setattr(hostresolver, "is_hosts_own", lambda: self.own)
         for name in ("UCI_CONFIG", "DNSMASQ_INIT"):
             monkeypatch.setattr(hostresolver, name, str(tmp_path / name))
-        self.managed = False
-        self.own = True
-        self.tmp_path = tmp_path
 
 
 @pytest.fixture
@@ -218,7 +224,7 @@ class Rig:
         self.failing = ""
         for table, word in ((hostresolver._TAKE, "take"), (hostresolver._UNDO, "undo")):
             for way in ("uci", "resolved"):
-                monkeypatch.setitem(table, way, lambda wanted, word=word, way=way: self._note(word, way, wanted))
+                monkeypatch.setitem(table, way, partial(self._note, word, way))
         monkeypatch.setattr(hostresolver, "choose", lambda mode: (mode, "as told"))
 
     def _note(self, word: str, way: str, wanted: Wanted) -> None:
@@ -254,7 +260,6 @@ class Rig:
         self.keystore.save(file, body)
         return True
 
-    @property
     def kept(self) -> bytes | None:
         return self.keystore.load(StateFile.RESOLVER)
 
@@ -267,7 +272,7 @@ def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
 def test_each_map_is_told_once_and_all_is_taken_back(rig: Rig) -> None:
     told = rig.made("uci")
     rig.tell(told)
-    assert rig.kept is not None  # before anything is done
+    assert rig.kept() is not None  # before anything is done
     rig.settle(told)
     rig.tell(told)
     rig.tell(told, sd=[])
@@ -277,7 +282,7 @@ def test_each_map_is_told_once_and_all_is_taken_back(rig: Rig) -> None:
     told.close()
     steps = ["take uci lab.internal 1", "undo uci lab.internal 1", "take uci lab.internal 0"]
     steps += ["undo uci lab.internal 0", "take uci lab.internal 2", "undo uci lab.internal 2"]
-    assert rig.done == steps and rig.kept is None
+    assert rig.done == steps and rig.kept() is None
 
 
 def test_what_takes_the_place_of_what_was_told_is_not_undone_between(rig: Rig) -> None:
@@ -296,8 +301,18 @@ def test_a_failure_is_shown_and_what_was_begun_is_taken_back(rig: Rig) -> None:
     rig.tell(told)
     rig.settle(told)
     assert told.describe()["state"] == "failed" and told.describe()["error"] == "cannot take"
+    for wait_s in (RETRY_S, 2 * RETRY_S, 4 * RETRY_S):
+        assert told.poll_timeout() == wait_s  # the clock of `settle` stands
+        told.on_timeout(wait_s - 1)
+        assert told.describe()["state"] == "failed"
+        told.on_timeout(wait_s)
+        rig.settle(told)
+    rig.failing = ""
+    rig.tell(told)  # the same map again
+    rig.settle(told)
+    assert told.describe()["state"] == "done" and told.poll_timeout() is None
     told.close()
-    assert rig.done[-1].startswith("undo") and rig.kept is None
+    assert rig.done[-1].startswith("undo") and rig.kept() is None
 
 
 def test_what_cannot_be_taken_back_is_tried_again(rig: Rig) -> None:
@@ -306,10 +321,10 @@ def test_what_cannot_be_taken_back_is_tried_again(rig: Rig) -> None:
     rig.settle(told)
     rig.failing = "undo"
     told.close()
-    assert rig.kept is not None
-    assert restore(rig.keystore) == ["uci: cannot undo"] and rig.kept is not None
+    assert rig.kept() is not None
+    assert restore(rig.keystore) == ["uci: cannot undo"] and rig.kept() is not None
     rig.failing = ""
-    assert restore(rig.keystore) == [] and rig.kept is None
+    assert restore(rig.keystore) == [] and rig.kept() is None
     assert restore(rig.keystore) == []
 
 
@@ -317,6 +332,6 @@ def test_a_damaged_note_is_said_and_does_not_come_again(rig: Rig) -> None:
     for body in (b"junk", b"\x81\xa1cwaygunknown"):
         rig.keystore.save(StateFile.RESOLVER, body)
         [error] = restore(rig.keystore)
-        assert "not known" in error and rig.kept is None
+        assert "not known" in error and rig.kept() is None
     undo_all([("uci", WANTED)], rig.keystore)
     assert rig.done == ["undo uci lab 1"]
