@@ -56,7 +56,7 @@ _UNDO: dict[str, Callable[[Wanted], object]] = {
     "dnsmasq": ways.undo_dnsmasq,
     "file": lambda wanted: _undo_file(),
 }
-_ADDS = ("uci", "dnsmasq")  # what is told anew does not take the place of what was told before
+_ADDS = ("uci",)  # what is told anew does not take the place of what was told before
 
 
 class HostResolver:

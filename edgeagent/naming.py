@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("edgeagent")
 ADDRESS = ".".join(str(byte) for byte in NAME_SERVER)
-ROUNDS_MAX = 8  # of lookups that are answered at once
+ROUNDS_MAX = 16  # of what is answered, or fails, at once: each of four resolvers twice, and more
 
 
 class Naming:
@@ -83,12 +83,12 @@ class Naming:
             self._drive(now)
 
     def close(self) -> None:
-        """Nobody is answered any more, and this host's resolver is told so first."""
+        """Nobody is answered any more, and this host's resolver is told so."""
+        self._sockets.close()
+        self._server = None
         if self._resolver is not None:
             self._resolver.close()
             self._resolver = None
-        self._sockets.close()
-        self._server = None
 
     def describe(self) -> dict[str, Any]:
         """For `edgeagent dns status`."""

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edgeagent.proto import dnsmessage as dm
 from edgeagent.proto.devicemap import DeviceMap
@@ -546,3 +548,76 @@ def test_resolvers_of_the_hub_come_before_those_found() -> None:
     asker.send("a.good.example")
     [ask] = asker.server.drain_asks()
     assert ask.server == (packed("9.9.9.9"), 53)
+
+
+# Whatever happens
+
+WORDS = st.sampled_from(
+    ["b", "me", "nope", "db", "lab", "internal", "corp", "example", "64", "100", "2", "in-addr", "arpa", "ip6", "f", "d",
+     "_x", "localhost"]
+)  # fmt: skip
+ADDRESSES = st.sampled_from(["192.0.2.1", "10.0.0.1", "100.64.0.2"])
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("ask"), st.lists(WORDS, max_size=5), st.sampled_from(sorted(TYPES)), st.booleans()),
+        st.tuples(st.just("bytes"), st.binary(max_size=60)),
+        st.tuples(st.just("hub"), st.booleans(), st.booleans()),
+        st.tuples(st.just("reply"), ADDRESSES, st.integers(0, 5), st.booleans()),
+        st.tuples(st.just("garble"), st.integers(0, 60), st.integers(0, 255)),
+        st.tuples(st.just("fail")),
+        st.tuples(st.just("wait"), st.floats(0, 5)),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(STEPS)
+def test_every_query_is_answered_once_and_nothing_of_ours_leaves(steps: list[tuple[Any, ...]]) -> None:
+    asker = Forwarding(rr=RECORDS)
+    server, sent, answered = asker.server, 0, []
+    open_asks: dict[int, Any] = {}
+
+    def carry() -> None:
+        for number in server.drain_ends():
+            open_asks.pop(number, None)
+        for ask in server.drain_asks():
+            name = ask.message[12 : dm._skip_name(ask.message, 12)].lower()
+            assert not name.endswith((b"\3lab\10internal\0", b"\00264\003100\7in-addr\4arpa\0"))
+            open_asks[ask.number] = ask
+        answered.extend(server.drain_answers())
+
+    for step in steps:
+        if step[0] == "ask":
+            sent += 1
+            asker.send(".".join(step[1]) or ".", step[2], sent, edns=1_232 * step[3])
+        elif step[0] == "bytes":
+            server.handle_query(asker.now, step[1], "noise", stream=False, reachable=True)
+        elif step[0] == "hub":
+            asker.hub(sure=step[1], silent=step[2])
+        elif step[0] == "wait":
+            asker.now += step[1]
+            server.handle_timeout(asker.now)
+        elif open_asks:
+            number, ask = next(iter(open_asks.items()))
+            if step[0] == "fail":
+                server.handle_failed(asker.now, number)
+            else:
+                reply = bytearray(asker.reply(ask.message, "192.0.2.1" if step[0] == "garble" else step[1]))
+                if step[0] == "garble":
+                    reply[min(step[1], len(reply) - 1)] = step[2]
+                elif step[3]:
+                    reply = bytearray(asker.reply(ask.message, tc=True))
+                else:
+                    reply[3] |= step[2]
+                server.handle_reply(asker.now, number, bytes(reply))
+        carry()
+    for _ in range(20):
+        asker.now += 5
+        server.handle_timeout(asker.now)
+        carry()
+    assert server.poll_timeout() is None and not open_asks
+    assert sorted(client for client, _ in answered if client != "noise") == list(range(1, sent + 1))
+    for client, data in answered:
+        if client != "noise":
+            dm.scan(data)

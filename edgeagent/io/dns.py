@@ -3,6 +3,10 @@
 The sockets that listen are bound to the mesh interface, on which the kernel lets a host's own packets to the address
 arrive: for what comes from the LAN or from a container there is no socket. What peers send to the address is dropped as
 it leaves the tunnel (`Device.keep`). And a source that is not of this host is not answered, should both fail.
+
+Other name servers on this host must be able to start: one that binds every address it finds, or the wildcard, would
+fail on ours. By UDP both can have the port, and ours, being narrower, gets what is for our address. By TCP they cannot:
+where another server listens beyond the loopback, ours does not.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ DATAGRAMS_MAX = 32  # at one wake-up
 REPLY_BYTES_MAX = 65_535
 ACCEPT_AGAIN_S = 1.0  # where no descriptor is left for who knocks: the listener would wake us without end
 PORTS = (53, 5354)  # the second where somebody else has the first
+_LISTENS = "0A"
 _LENGTH = struct.Struct(">H")
 _IP_FREEBIND = 15  # ip(7): the interface may lose its address, and get it back
 
@@ -105,7 +110,9 @@ class DnsSockets:
         self.port = port
         assert self._udp is not None
         self._selector.register(self._udp, EVENT_READ, self._datagrams)
-        with suppress(OSError):  # UDP alone will do, but for answers that are very long
+        if port == PORTS[0] and _has_neighbour(port):
+            return  # UDP alone will do, but for answers that are very long
+        with suppress(OSError):
             self._listener = _bound(socket.SOCK_STREAM, interface, address, port)
             self._listener.listen(CLIENTS_MAX)
             self._selector.register(self._listener, EVENT_READ, self._accept)
@@ -325,10 +332,22 @@ def _bound(kind: int, interface: str, address: str, port: int) -> socket.socket:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode() + b"\0")
         sock.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
-        if kind == socket.SOCK_STREAM:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of a run before this one
+        if kind == socket.SOCK_STREAM or port == PORTS[0]:  # the other port any user might then share, and listen in
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((address, port))
     except OSError:
         sock.close()
         raise
     return sock
+
+
+def _has_neighbour(port: int) -> bool:
+    """Whether a program listens at the TCP port of other addresses than loopback ones (proc_net_tcp)."""
+    for table, loopback in (("/proc/net/tcp", "7F"), ("/proc/net/tcp6", f"{'0' * 24}01000000")):
+        with suppress(OSError), open(table) as file:
+            for line in file.readlines()[1:]:
+                words = line.split()
+                address, _, hexadecimal = words[1].partition(":")
+                if words[3] == _LISTENS and int(hexadecimal, 16) == port and not address.endswith(loopback):
+                    return True
+    return False

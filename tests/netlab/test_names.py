@@ -174,6 +174,24 @@ def test_a_removed_device_knows_no_names(site: Site) -> None:
     until(lambda: dig(out, "b.lab") == ["REFUSED"], 10, "its broker session is over, and with it what it may ask")
 
 
+@pytest.mark.parametrize("binds", ["--bind-dynamic", "--bind-interfaces", "--user=root"])
+def test_another_name_server_may_listen_everywhere_and_start_again(site: Site, binds: str) -> None:
+    """As on OpenWrt, where it is the LAN's: by UDP we are still asked, and it finds all that it wants to bind."""
+    device = site.mesh.device(f"beside{binds.strip('-').replace('=', '-')}", site.net)
+    words = ("dnsmasq", "--keep-in-foreground", "--no-resolv", "--no-hosts", "--conf-file=/dev/null", binds)
+    asking = ("dig", f"@{device.host.address}", "+short", "+tries=1", "+timeout=1", "x.other.example")
+    for turn in range(2):
+        other = device.host.start(*words, "--address=/other.example/192.0.2.1", "--log-facility=-")
+        until(lambda: "192.0.2.1" in device.host.run(*asking, check=False).stdout, 5, "the other one answers")
+        if not turn:
+            device.up(site.token)
+            status = device.ask("dns", "status")
+            assert status["port"] == 53 and not status["tcp"]
+        assert dig(device, "b.lab") == [site.b.address]
+        other.kill()
+    assert dig(device, "b.lab") == [site.b.address]
+
+
 def test_where_the_port_is_taken_another_is_used_and_said(site: Site) -> None:
     device = site.mesh.device("taken", site.net)
     script = (
@@ -254,6 +272,27 @@ def test_a_plain_file_is_taken_and_comes_back(site: Site) -> None:
     assert device.ask("dns", "status")["resolver"]["state"].startswith("overwritten")
     etc.run("edgeagent", "down")
     assert etc.resolv_conf.read_text() == "# by a DHCP client\n"
+
+
+def test_by_itself_it_takes_a_file_that_nobody_manages(site: Site) -> None:
+    """In a process namespace in which process 1 is in the same network namespace, as on a machine of its own."""
+    device = site.mesh.device("auto", site.net)
+    etc = OwnEtc(device.host)
+    etc.resolv_conf.write_text("nameserver 198.51.100.99\n")
+    token = device.host.directory / "token"
+    token.write_text(site.token)
+    alone = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+    etc.start(*alone, "edgeagent", "run", "--join-file", str(token), "--hostname", "auto", name="agent")
+
+    def told() -> bool:
+        result = device.host.run("edgeagent", "dns", "status", "--json", check=False)
+        return result.returncode == 0 and json.loads(result.stdout)["resolver"]["state"] == "done"
+
+    until(told, 20, "it has joined and taken the file")
+    assert device.ask("dns", "status")["resolver"]["way"] == "file"
+    assert etc.run("getent", "ahostsv4", "b").stdout.startswith(site.b.address)
+    device.host.run("edgeagent", "down")
+    assert etc.resolv_conf.read_text() == "nameserver 198.51.100.99\n"
 
 
 @pytest.mark.parametrize("way", ["resolved", "resolvconf"])
