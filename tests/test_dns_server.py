@@ -553,8 +553,8 @@ def test_resolvers_of_the_hub_come_before_those_found() -> None:
 # Whatever happens
 
 WORDS = st.sampled_from(
-    ["b", "me", "nope", "db", "lab", "internal", "corp", "example", "64", "100", "2", "in-addr", "arpa", "ip6", "f", "d",
-     "_x", "localhost"]
+    ["b", "me", "nope", "db", "lab", "internal", "corp", "example", "64", "100", "2", "in-addr", "arpa", "ip6", "f",
+     "d", "_x", "localhost"]
 )  # fmt: skip
 ADDRESSES = st.sampled_from(["192.0.2.1", "10.0.0.1", "100.64.0.2"])
 STEPS = st.lists(
@@ -617,7 +617,7 @@ def test_every_query_is_answered_once_and_nothing_of_ours_leaves(steps: list[tup
         server.handle_timeout(asker.now)
         carry()
     assert server.poll_timeout() is None and not open_asks
-    assert sorted(client for client, _ in answered if client != "noise") == list(range(1, sent + 1))
+    assert sorted(client for client, _ in answered if isinstance(client, int)) == list(range(1, sent + 1))
     for client, data in answered:
         if client != "noise":
             dm.scan(data)
