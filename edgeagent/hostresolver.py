@@ -69,6 +69,7 @@ class HostResolver:
         self._load = load
         self.way, self.why = choose(context.settings.dns)
         self.error = ""
+        self._left = _left_over(context.keystore)[0]  # that could not be taken back at the start
         self._told: Wanted | None = None  # or being told
         self._next: Wanted | None = None
         self._thread: threading.Thread | None = None
@@ -142,7 +143,7 @@ class HostResolver:
         self._wake.close()
         self._signal.close()
         if self._told is not None:
-            undo_all([(self.way, self._told)], self._context.keystore)
+            undo_all([*self._left, (self.way, self._told)], self._context.keystore)
 
     def _begin(self) -> None:
         wanted = self._next
@@ -150,8 +151,8 @@ class HostResolver:
             return
         self._retry_at = None
         before = self._told if self.way in _ADDS else None
-        kept = [each for each in (before, wanted) if each is not None]
-        if not self._context.save(StateFile.RESOLVER, _encode([(self.way, each) for each in kept])):
+        kept = [(self.way, each) for each in (before, wanted) if each is not None]
+        if not self._context.save(StateFile.RESOLVER, _encode([*self._left, *kept])):
             self.error = "what is changed could not be kept on disk, so nothing was changed"
             return
         self._told, self._next = wanted, None
@@ -230,10 +231,8 @@ def is_hosts_own() -> bool:
 
 def restore(keystore: Keystore) -> list[str]:
     """Take back what an agent that died has left; what could not be, as text. The keystore is open. Raises OSError."""
-    try:
-        data = keystore.load(StateFile.RESOLVER)
-        left = [] if data is None else _decode(data)
-    except (StateDamaged, ControlError, KeyError, TypeError, ValueError) as error:
+    left, error = _left_over(keystore)
+    if error:
         keystore.remove(StateFile.RESOLVER)
         return [f"{error}; what was changed is not known"]
     return undo_all(left, keystore)
@@ -299,6 +298,15 @@ def _address(text: str) -> bytes:
 
 def _encode(left: list[tuple[str, Wanted]]) -> bytes:
     return encode([{"way": way, **wanted.encode()} for way, wanted in left])
+
+
+def _left_over(keystore: Keystore) -> tuple[list[tuple[str, Wanted]], str]:
+    """(what the state directory says was changed, what is wrong with that)."""
+    try:
+        data = keystore.load(StateFile.RESOLVER)
+        return [] if data is None else _decode(data), ""
+    except (StateDamaged, ControlError, KeyError, TypeError, ValueError) as error:
+        return [], str(error)
 
 
 def _decode(data: bytes) -> list[tuple[str, Wanted]]:

@@ -45,6 +45,10 @@ class Wanted:
         self.search = search
         self.everything = everything
 
+    def serves(self, name: str) -> bool:
+        """Whether we are to be asked about a name."""
+        return self.everything or any(f".{name}".endswith(f".{domain}") for domain in self.domains)
+
     def encode(self) -> dict[str, object]:
         return {
             "if": self.interface,
@@ -129,8 +133,9 @@ def _read(fd: int, deadline: float) -> tuple[str, bool]:
 
 
 def take_resolved(wanted: Wanted) -> None:
-    routed = [domain for domain in wanted.domains if domain not in wanted.search]
-    domains = [*wanted.search, *(f"~{domain}" for domain in routed), *(["~."] if wanted.everything else [])]
+    search = [domain for domain in wanted.search if wanted.serves(domain)]  # what is searched comes to us, too
+    routed = [domain for domain in wanted.domains if domain not in search]
+    domains = [*search, *(f"~{domain}" for domain in routed), *(["~."] if wanted.everything else [])]
     if has("resolvectl"):
         link = wanted.interface
         run("resolvectl", "dns", link, _with_port(wanted, ":"))

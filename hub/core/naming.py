@@ -71,12 +71,6 @@ def load(tx: Tx) -> Names:
     )
 
 
-def for_map(tx: Tx) -> dict[str, Any]:
-    """What a map says of names; nothing when the operator set nothing."""
-    encoded = tx.names()
-    return {"dn": decode(encoded)} if encoded else {}
-
-
 def set_search(tx: Tx, domains: list[str] | None) -> None:
     """Domains that are tried behind a name without dots, in order; None for the network's own alone."""
     if domains is not None:

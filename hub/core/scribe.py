@@ -12,7 +12,7 @@ from edgeagent.proto.keys import Entropy
 from edgeagent.proto.relay_pass import write_pass
 from edgeagent.proto.seal import seal_box
 from edgeagent.proto.signed import sign_object
-from hub.core import ipam, naming
+from hub.core import ipam
 from hub.core.model import (
     NODE_KEY_GRACE_S,
     NODE_KEY_LIFE_S,
@@ -39,7 +39,7 @@ _EMPTY = b""
 
 
 class Scribe:
-    """Stateless but for the network's keys, and the list of relays as it was decoded last.
+    """Stateless but for the network's keys, and what maps say of relays and names as it was decoded last.
 
     Each method writes rows of the transaction it is given, and no more.
     """
@@ -49,6 +49,7 @@ class Scribe:
         self.entropy = entropy
         self.network = network
         self._relays: tuple[bytes, list[dict[str, Any]]] = (b"", [])
+        self._names: tuple[bytes, dict[str, Any]] = (b"", {})
 
     def record(self, tx: Tx, device: Device, wall_s: int) -> bytes:
         """The device's signed record; signed anew, and the device saved, when there is none that holds."""
@@ -113,7 +114,7 @@ class Scribe:
                 "na": device.not_after,
                 "set": {"node_key_life_s": NODE_KEY_LIFE_S, "node_key_grace_s": NODE_KEY_GRACE_S},
                 **relays,
-                **({} if device.kind is Kind.RELAY else naming.for_map(tx)),
+                **({} if device.kind is Kind.RELAY else self._names_for(tx)),
             },
         )
         tx.save_device(device)
@@ -209,6 +210,13 @@ class Scribe:
         if device.kind is Kind.RELAY:
             return {"rl": relays}
         return {"rl": relays, "ps": self._passes(tx, device, relays, wall_s)}
+
+    def _names_for(self, tx: Tx) -> dict[str, Any]:
+        """What a map says of names: nothing when the operator set nothing."""
+        encoded = tx.names()
+        if encoded != self._names[0]:
+            self._names = (encoded, {"dn": decode(encoded)} if encoded else {})
+        return self._names[1]
 
     def _passes(self, tx: Tx, device: Device, relays: list[dict[str, Any]], wall_s: int) -> list[bytes]:
         """One for each node key. They name regions, so that they hold for relays that come later, too."""

@@ -185,6 +185,37 @@ def test_lines_for_dnsmasq_hold_many_domains_but_not_too_many() -> None:
     assert lines[-1] == "100.100.100.100#5354"
 
 
+@pytest.mark.parametrize("tool", ["resolvectl", "busctl"])
+def test_what_systemd_resolved_is_told(monkeypatch: pytest.MonkeyPatch, tool: str) -> None:
+    """A search domain for which another link has the servers would lead its names to us."""
+    said: list[tuple[str, ...]] = []
+    monkeypatch.setattr(resolver, "run", lambda *words: said.append(words) or "")
+    monkeypatch.setattr(resolver, "has", lambda program: program == tool)
+    wanted = Wanted(
+        "lo", "100.100.100.100", 53, ["lab", "corp.example"], ["lab", "x.corp.example", "office.example"], False
+    )
+    resolver.take_resolved(wanted)
+    if tool == "resolvectl":
+        assert said[:3] == [
+            ("resolvectl", "dns", "lo", "100.100.100.100"),
+            ("resolvectl", "domain", "lo", "lab", "x.corp.example", "~corp.example"),
+            ("resolvectl", "default-route", "lo", "no"),
+        ]
+        said.clear()
+        wanted.everything = True
+        resolver.take_resolved(wanted)
+        assert said[1][3:] == ("lab", "x.corp.example", "office.example", "~corp.example", "~.")
+    else:
+        assert said[0][-7:] == ("1", "2", "4", "100", "100", "100", "100")
+        domains = ("3", "lab", "false", "x.corp.example", "false", "corp.example", "true")
+        assert said[1][-9:] == ("ia(sb)", "1", *domains) and said[2][-1] == "false"
+    said.clear()
+    resolver.undo_resolved(wanted)
+    assert len(said) == 1 and said[0][0] == tool
+    resolver.undo_resolved(Wanted("no-such-link", "", 53, [], [], False))
+    assert len(said) == 1  # it went, and all that it was told with it
+
+
 def test_a_file_for_dnsmasq_that_is_not_ours_stays(tmp_path: Path) -> None:
     path = tmp_path / "edgeagent.conf"
     resolver.undo_dnsmasq(WANTED, str(path))
@@ -326,6 +357,18 @@ def test_what_cannot_be_taken_back_is_tried_again(rig: Rig) -> None:
     rig.failing = ""
     assert restore(rig.keystore) == [] and rig.kept() is None
     assert restore(rig.keystore) == []
+
+
+def test_what_could_not_be_taken_back_is_not_forgotten_for_something_newer(rig: Rig) -> None:
+    undo_all([], rig.keystore)
+    rig.failing = "undo"
+    undo_all([("resolved", WANTED)], rig.keystore)
+    rig.failing = ""
+    told = rig.made("uci")
+    rig.tell(told)
+    rig.settle(told)
+    told.close()
+    assert rig.done[-2:] == ["undo resolved lab 1", "undo uci lab.internal 1"] and rig.kept() is None
 
 
 def test_a_damaged_note_is_said_and_does_not_come_again(rig: Rig) -> None:
