@@ -189,7 +189,7 @@ def test_lines_for_dnsmasq_hold_many_domains_but_not_too_many() -> None:
 def test_what_systemd_resolved_is_told(monkeypatch: pytest.MonkeyPatch, tool: str) -> None:
     """A search domain for which another link has the servers would lead its names to us."""
     said: list[tuple[str, ...]] = []
-    monkeypatch.setattr(resolver, "run", lambda *words: said.append(words) or "")
+    monkeypatch.setattr(resolver, "run", lambda *words: said.append(words))
     monkeypatch.setattr(resolver, "has", lambda program: program == tool)
     wanted = Wanted(
         "lo", "100.100.100.100", 53, ["lab", "corp.example"], ["lab", "x.corp.example", "office.example"], False
