@@ -148,6 +148,13 @@ def _parser() -> argparse.ArgumentParser:
         help="MiB that the agent stays below; off (auto: by --memory-profile)",
     )
     group.add_argument(
+        "--dns",
+        metavar="MODE",
+        default=argparse.SUPPRESS,
+        help="how programs here get the network's names: auto, resolved, resolvconf, dnsmasq, file (/etc/resolv.conf); "
+        "server: answer at 100.100.100.100, change nothing; off (auto)",
+    )
+    group.add_argument(
         "--log-level", metavar="LEVEL", default=argparse.SUPPRESS, help="debug, info, warning, error (info)"
     )
     for action in group._group_actions:
@@ -215,6 +222,16 @@ def _parser() -> argparse.ArgumentParser:
         )
     )
     as_json(verb("ledger", _ledger, "what was sent and received, by uplink and cause, and how much of budgets is used"))
+    dns = verb(
+        "dns",
+        _dns,
+        "the name server of this device: what it answers, and which resolver of this host was told of it; or restore "
+        "that resolver after a crash",
+        epilog="status asks the running agent. restore takes back what an agent that died has left, in resolv.conf for "
+        "one; the next start of the agent does it too.",
+    )
+    dns.add_argument("what", metavar="status|restore", choices=("status", "restore"), help="what to do")
+    as_json(dns)
     check = verb(
         "netcheck",
         _netcheck,
@@ -402,6 +419,43 @@ def _ping(options: argparse.Namespace) -> int:
     except OSError as error:
         raise CommandError(FAILED, f"ping {options.target}: {error.strerror or error}.") from None
     return OK if answered else FAILED
+
+
+def _dns(options: argparse.Namespace) -> int:
+    if options.what == "restore":
+        return _dns_restore(options)
+    about = _ask(options, {"do": "dns"})
+    if options.json:
+        print(json.dumps(about))
+    else:
+        from edgeagent.status import show_dns
+
+        print(show_dns(about))
+    return OK
+
+
+def _dns_restore(options: argparse.Namespace) -> int:
+    from edgeagent.hostresolver import restore
+    from edgeagent.io.keystore import Keystore, StateError
+
+    settings = _settings(options)
+    if not os.path.isdir(settings.state_dir):
+        raise CommandError(FAILED, f"{settings.state_dir}: not there, so no agent has changed anything.")
+    keystore = Keystore(settings.state_dir)
+    try:
+        keystore.open()
+        errors = restore(keystore)
+    except StateError as error:
+        raise CommandError(FAILED, f"{error}. A running agent restores it itself: edgeagent down.") from None
+    except OSError as error:
+        raise CommandError(FAILED, f"{error.filename or 'system'}: {error.strerror}.") from None
+    finally:
+        keystore.close()
+    if options.json:
+        print(json.dumps({"errors": errors}))
+    if errors:
+        raise CommandError(FAILED, f"{'; '.join(errors)}.")
+    return OK
 
 
 def _netcheck(options: argparse.Namespace) -> int:

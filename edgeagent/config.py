@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 CONFIG_FILE = "/etc/edgeagent.conf"
 CONFIG_BYTES_MAX = 65_536
 INTERFACES_MAX = 8  # in a list of them
+DNS_MODES = ("auto", "off", "server", "resolved", "resolvconf", "dnsmasq", "file")
 CEILING_RANGE_MIB = (20, 65_536)  # an agent does not start with less
 
 _HOST_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -120,6 +121,12 @@ def _memory(text: str) -> str:
     return text
 
 
+def _dns(text: str) -> str:
+    if text not in DNS_MODES:
+        raise ValueError(", ".join(DNS_MODES[:-1]) + f" or {DNS_MODES[-1]}")
+    return text
+
+
 def _limits(text: str) -> str:
     if text:
         from edgeagent.proto.limits import read_limits
@@ -186,6 +193,13 @@ SETTINGS: dict[str, tuple[str, str, Callable[[str], str | int], str]] = {
         _ceiling,
         "MiB that the agent stays below, dropping what needs more; auto: 30, 40 or 64 by `memory-profile`; off",
     ),
+    "dns": (
+        "EDGEAGENT_DNS",
+        "auto",
+        _dns,
+        "how this host's programs get the network's names: auto: by whatever resolves names here; resolved, "
+        "resolvconf, dnsmasq, file (/etc/resolv.conf); server: answer at 100.100.100.100 and change nothing; off",
+    ),
     "log-level": ("EDGEAGENT_LOG", "info", _log_level, "debug, info, warning or error"),
 }
 
@@ -199,6 +213,7 @@ class Settings:
 
     __slots__ = (
         "budget",
+        "dns",
         "hostname",
         "interface",
         "limits",
@@ -224,6 +239,7 @@ class Settings:
     hostname: str
     metered: str
     budget: str
+    dns: str
     memory_profile: str
     limits: str
     memory_ceiling: str

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from edgeagent.bindings import Bindings
     from edgeagent.context import Context
     from edgeagent.io.mqtt import Event, MqttLink
+    from edgeagent.naming import Naming
     from edgeagent.proto.identity import Admission
     from edgeagent.proto.node_events import NodeEvent
     from edgeagent.proto.records import Query
@@ -92,6 +93,11 @@ class Membership:
         context.accounts.watch(self.relays.streams, Cause.RELAY, self.relays.carried_of)
         context.accounts.set_hub_budget(now, self.node.map)
         self._look_for_bindings(now)
+        self.naming: Naming | None = None
+        if context.settings.dns != "off":
+            from edgeagent.naming import Naming
+
+            self.naming = Naming(now, context, self)
         context.accounts.defer("figures", self._tell_figures, now + DAY_S, DAY_S / 2)
         log.info("%s is up as %s, UDP port %d", context.settings.interface, self.node.map.name, self.tunnel.port)
 
@@ -119,6 +125,7 @@ class Membership:
             self.relays.poll_timeout(),
             self._cache.poll_timeout(),
             self._bindings.poll_timeout() if self._bindings is not None else None,
+            self.naming.poll_timeout() if self.naming is not None else None,
             self.node.next_connect_at if self._link.is_idle else None,
         ]
         return min((at for at in times if at is not None), default=None)
@@ -136,6 +143,8 @@ class Membership:
         self.relays.on_timeout(now)
         if self._bindings is not None:
             self._bindings.on_timeout(now)
+        if self.naming is not None:
+            self.naming.on_timeout(now)
         due = self._cache.poll_timeout()
         if due is not None and due <= now:
             self.save_cache(now)
@@ -183,6 +192,8 @@ class Membership:
         self._cache.written(now)
 
     def close(self) -> None:
+        if self.naming is not None:
+            self.naming.close()
         for waiting in self.lookups.values():
             for on_resolved in waiting:
                 on_resolved(None)
@@ -283,6 +294,8 @@ class Membership:
     def _map_changed(self, now: float, event: MapChanged) -> None:
         log.info("the hub's map is new: this is %s", event.map.name)
         self.tunnel.apply(now, event.map)
+        if self.naming is not None:
+            self.naming.apply(now, event.map)
         self._context.accounts.set_hub_budget(now, event.map)
 
     def _resolved(self, now: float, event: Resolved) -> None:
@@ -325,6 +338,9 @@ class Membership:
 
     def _removed(self, now: float, event: Removed) -> None:
         log.error("the hub has removed this device from the network")
+        if self.naming is not None:
+            self.naming.close()
+            self.naming = None
 
 
 _EVENTS: dict[type[NodeEvent], Callable[[Membership, float, Any], None]] = {

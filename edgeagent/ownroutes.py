@@ -34,6 +34,7 @@ class OwnRoutes:
         self._map: DeviceMap | None = None
         self._addresses: list[bytes] = []  # that we have put there
         self._routes: list[tuple[bytes, int]] = []
+        self._kept: bytes | None = None  # one more, that the map does not name
         self._is_up = True
         self._has_v6 = True
         self._due: float | None = None
@@ -49,6 +50,10 @@ class OwnRoutes:
                 raise
             self._is_up = False
             log.warning("%s is down: its addresses and routes wait until it is up", self._name)
+
+    def keep(self, address: bytes) -> None:
+        """One more IPv4 address, from the next `put` or `take` on."""
+        self._kept = address
 
     def take(self, now: float, device_map: DeviceMap) -> None:
         """What does not succeed is tried again."""
@@ -90,7 +95,8 @@ class OwnRoutes:
         return route.index == self._index and (route.destination, route.cidr) in self._routes
 
     def _put(self, device_map: DeviceMap) -> None:
-        for address in [each for each in self._addresses if each not in device_map.addresses]:
+        wanted = device_map.addresses if self._kept is None else (*device_map.addresses, self._kept)
+        for address in [each for each in self._addresses if each not in wanted]:
             self._delete(address)
             self._addresses.remove(address)
         self._routes = [device_map.v4, device_map.v6]
@@ -106,6 +112,10 @@ class OwnRoutes:
                 if self._has_v6:
                     self._has_v6 = False
                     log.warning("%s: no IPv6 on it: %s", self._name, error.strerror)
+        if self._kept is not None:
+            self._netlink.add_address(self._index, self._kept, 8 * len(self._kept))
+            if self._kept not in self._addresses:
+                self._addresses.append(self._kept)
 
     def _delete(self, address: bytes) -> None:
         try:

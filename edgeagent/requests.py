@@ -143,6 +143,15 @@ def _ledger(now: float, agent: Agent, client: Client, _request: dict[str, Any]) 
     client.answer(agent.context.accounts.describe(now))
 
 
+def _dns(_now: float, agent: Agent, client: Client, _request: dict[str, Any]) -> None:
+    """The name server: where it listens, what it answers for, how it is made known here, counters and drops."""
+    if member := _member(agent, client):
+        if member.naming is None:
+            client.answer({"mode": "off"})
+        else:
+            client.answer(member.naming.describe())
+
+
 def _relays(_now: float, agent: Agent, client: Client, _request: dict[str, Any]) -> None:
     """The relays of the hub's map, as RelayInfo.encode() has them, bytes in hexadecimal."""
     if member := _member(agent, client):
@@ -168,6 +177,7 @@ _VERBS: dict[str, Callable[[float, Agent, Client, dict[str, Any]], None]] = {
     "whois": _whois,
     "ledger": _ledger,
     "relays": _relays,
+    "dns": _dns,
     "down": _down,
     "version": _version,
 }

@@ -137,6 +137,34 @@ def show_whois(record: dict[str, Any]) -> str:
     return "\n".join(f"{name:<13} {value}" for name, value in lines)
 
 
+def show_dns(about: dict[str, Any]) -> str:
+    """`edgeagent dns status`: where the name server is, what it answers for, who was told of it, and what it did."""
+    if about["mode"] == "off":
+        return "off: this agent answers nobody about names (--dns)"
+    tcp = "" if about["tcp"] else ", UDP only"
+    resolver, counters = about["resolver"], about["counters"]
+    lines = [
+        ("server", f"{about['address']}, port {about['port']}{tcp}" if about["port"] else f"none: {about['why_not']}"),
+        ("domain", f"{about['domain']}, and {about['reverse']} reverse zones"),
+        ("search", " ".join(about["search"]) or "none"),
+        ("records", str(about["records"])),
+        *((f"split {domain}", " ".join(servers)) for domain, servers in about["split"].items()),
+        ("other names", " ".join(about["global"] or about["found"]) or "refused"),
+    ]
+    if resolver is None:
+        lines.append(("told", "nobody (--dns=server)"))
+    else:
+        lines.append(("told", f"{resolver['way']}: {resolver['state']} ({resolver['why']})"))
+        if resolver["error"]:
+            lines.append(("", resolver["error"]))
+    lines += [
+        ("queries", ", ".join(f"{name} {count}" for name, count in counters.items())),
+        ("waiting", ", ".join(f"{for_} {used} of {most}" for for_, (used, most) in about["waiting"].items())),
+        ("dropped", ", ".join(f"{reason} {count}" for reason, count in about["drops"].items()) or "nothing"),
+    ]
+    return "\n".join(f"{name:<13} {value}".rstrip() for name, value in lines)
+
+
 def show_ledger(ledger: dict[str, Any]) -> str:
     """`edgeagent ledger`: sent and received by uplink and cause, then what that is of the budgets."""
     if not ledger["uplinks"]:

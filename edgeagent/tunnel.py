@@ -106,6 +106,11 @@ class Tunnel:
         down, as soon as it is up."""
         self._own.take(now, device_map)
 
+    def keep(self, now: float, address: bytes) -> None:
+        """Put one more IPv4 address of this host's own on the interface."""
+        self._own.keep(address)
+        self._own.take(now, self._node.map)
+
     def flush(self, now: float) -> None:
         """Hand on what the node has for the interface and for the port."""
         self.engine.flush(now)

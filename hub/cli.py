@@ -19,7 +19,18 @@ except ModuleNotFoundError as missing:
     raise SystemExit(f"edgehub: {missing.name} is not installed. Run: pip install 'edgemesh[hub]'") from None
 
 from edgeagent.crypto import CryptoUnavailable
-from hub import cli_audit, cli_database, cli_devices, cli_oidc, cli_policy, cli_relays, cli_tokens, cli_users, cli_web
+from hub import (
+    cli_audit,
+    cli_database,
+    cli_devices,
+    cli_dns,
+    cli_oidc,
+    cli_policy,
+    cli_relays,
+    cli_tokens,
+    cli_users,
+    cli_web,
+)
 from hub.core.model import DeviceState, HubError
 from hub.core.people import check_login
 from hub.database import demand_none, read_url
@@ -44,6 +55,7 @@ app.add_typer(cli_oidc.app, name="oidc")
 app.add_typer(cli_audit.app, name="audit")
 app.add_typer(cli_web.app, name="web")
 app.add_typer(cli_policy.app, name="policy")
+app.add_typer(cli_dns.app, name="dns")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

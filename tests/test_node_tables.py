@@ -196,9 +196,11 @@ def test_questions_are_bounded_and_end() -> None:
     assert expired == queries[:2]
     assert questions.poll_timeout() is None
     assert questions.is_refused(now, queries[0])
+    assert not questions.said_no(now, queries[0])  # nobody said anything
     assert not questions.is_refused(now + 5, queries[0])
     for query in queries:
         questions.refused(now, query, 10)
+    assert questions.said_no(now, queries[3])
     assert questions.negatives == 2
     assert not questions.is_refused(now, queries[0])
 

@@ -182,6 +182,21 @@ def test_endpoint_roams_only_when_authenticated() -> None:
     assert drops(pair.b) == {"authentication": 1, "replayed": 1}
 
 
+def test_what_a_peer_sends_to_an_address_that_is_kept_is_dropped() -> None:
+    pair = established()
+    name_server = bytes((100, 100, 100, 100))
+    pair.a.allowed_ips.insert(name_server, 32, pair.to_b)
+    pair.b.keep(name_server)
+    assert pair.a.handle_packets(pair.now, [ipv4(A_IP, name_server), ipv4(A_IP, B_IP)]) == []
+    pair.deliver()
+    assert pair.b.drain_packets() == [ipv4(A_IP, B_IP)]
+    assert drops(pair.b) == {"inner-destination": 1}
+    pair.b.keep(b"")
+    assert pair.a.handle_packets(pair.now, [ipv4(A_IP, name_server)]) == []
+    pair.deliver()
+    assert pair.b.drain_packets() == [ipv4(A_IP, name_server)]
+
+
 def test_source_is_checked_after_roaming_and_before_delivery() -> None:
     pair = established()
     pair.a.allowed_ips.insert(bytes(4), 0, pair.to_b)

@@ -34,6 +34,7 @@ class StateFile(Enum):
     TOKEN = ("token", 16_384)  # the join token, until it has been answered
     LEDGER = ("ledger", 32_768)  # bytes by uplink, cause, day and month
     BINDINGS = ("bindings", 8_192)  # how long the NATs that were met remember a silent UDP binding
+    RESOLVER = ("resolver", 65_536)  # what this host's resolver was told of us, to be taken back
     AEAD = ("aead", 8_192)  # how fast each AEAD is on this device
 
     def __init__(self, filename: str, bytes_max: int) -> None:

@@ -29,6 +29,9 @@ REKEY_ON_RECEIVE_AFTER_S = REJECT_AFTER_TIME_S - KEEPALIVE_TIMEOUT_S - REKEY_TIM
 NEW_HANDSHAKE_AFTER_S = KEEPALIVE_TIMEOUT_S + REKEY_TIMEOUT_S
 ZERO_KEYS_AFTER_S = 3 * REJECT_AFTER_TIME_S
 
+# Where each device answers about names: never given to a device, never reached through the tunnel
+NAME_SERVER = bytes((100, 100, 100, 100))
+
 # Denial of service, paper 5.3 and 5.4.7
 COOKIE_SECRET_MAX_AGE_S = 120.0
 COOKIE_LATENCY_S = 5.0

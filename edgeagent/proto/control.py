@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgeagent.proto.dnssettings import NAMES
 from edgeagent.proto.names import (
     DOMAIN_BYTES_MAX,
     is_capability,
@@ -179,6 +180,7 @@ BODIES: dict[str, Schema] = {
             "ps": List(Blob(PASS_BYTES_MAX), NODE_KEYS_MAX),
             # what others may reach here, and what this device may reach; without it everything
             "po": POLICY,
+            "dn": NAMES,  # what the network's name server says beside hosts
         },
         grows=True,
     ),

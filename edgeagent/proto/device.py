@@ -101,6 +101,10 @@ class Device:
         """Endpoints that are reached through the tunnel itself are never taken for a peer's."""
         self._shared.is_inside = is_inside
 
+    def keep(self, address: bytes) -> None:
+        """What peers send to this IPv4 address of our own host is dropped."""
+        self._shared.kept = address
+
     def set_private_key(self, now: float, key: bytes | None) -> None:
         """32 B, or None to fall silent. Running sessions may still receive and are renewed under the new key."""
         shared = self._shared
@@ -375,6 +379,9 @@ class Device:
             packet = packet[:length]
         if self.allowed_ips.lookup(source) is not peer:
             shared.drops[DropReason.INNER_SOURCE] += 1
+            return False
+        if version == 4 and packet[16:20] == shared.kept:
+            shared.drops[DropReason.INNER_DESTINATION] += 1
             return False
         if self.firewall is not None:
             refused = self.firewall.inbound(now, peer, packet)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from edgeagent.proto.control import MAP_BYTES_MAX
 from edgeagent.proto.crypto import Crypto
@@ -10,12 +10,16 @@ from edgeagent.proto.refusals import ControlDrop, ControlError
 from edgeagent.proto.relaymap import RelayInfo
 from edgeagent.proto.signed import Signed, open_signed
 
+if TYPE_CHECKING:
+    from typing import Any
+
 
 class DeviceMap:
     """A verified map. `v4` and `v6` are the network's prefixes, `addresses` the device's own (4 B, 16 B).
 
     `node_keys` are (key, not_after), the one in use first; `not_after` ends the admission. Wall seconds, 0 for never.
-    `relays` are those that the device may use, `passes` lets it in there: a signed object for each of its node keys.
+    `names` is what the name server says beside hosts (dnssettings.py). `relays` are those that the device may use,
+    `passes` lets it in there: a signed object for each of its node keys.
     """
 
     __slots__ = (
@@ -27,6 +31,7 @@ class DeviceMap:
         "hosts",
         "hub_box_key",
         "name",
+        "names",
         "node_keys",
         "not_after",
         "passes",
@@ -63,6 +68,7 @@ class DeviceMap:
         self.relays = [RelayInfo(relay) for relay in body.get("rl", [])]
         self.passes: list[bytes] = body.get("ps", [])
         self.policy: dict[str, Any] | None = body.get("po")  # policy.py reads it
+        self.names: dict[str, Any] = body.get("dn", {})
         if self.device != signed.subject:
             raise ControlError(ControlDrop.WRONG_SUBJECT, f"map.id: {signed.subject} expected, got {self.device}")
 

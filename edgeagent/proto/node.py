@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeagent.proto import node_status, snapshot
 from edgeagent.proto.boundedqueue import BoundedQueue
-from edgeagent.proto.constants import MTU_DEFAULT
+from edgeagent.proto.constants import MTU_DEFAULT, NAME_SERVER
 from edgeagent.proto.control_client import Answer, ControlClient
 from edgeagent.proto.control_news import Answered, EpochBehind, FeedCame, MapCame, News, RecordCame, RecordLost
 from edgeagent.proto.crypto import Crypto
@@ -134,6 +134,7 @@ class Node:
             self.client.count(ControlDrop.BAD_CACHE)
         self.device = Device(now, crypto=crypto, entropy=entropy, jitter=jitter, tai64n=tai64n, limits=limits, mtu=mtu)
         self.device.set_private_key(now, identity.node_private)
+        self.device.keep(NAME_SERVER)
         self.device.avoid(lambda endpoint: self.map.holds(endpoint.ip_bytes()))
         self.finder = Pathfinder(
             now, crypto=crypto, entropy=entropy, device_map=self.map, node_key=identity.node_key, mtu=mtu

@@ -57,6 +57,7 @@ class Shared:
         "indices",
         "is_inside",
         "jitter",
+        "kept",
         "limits",
         "mtu",
         "narrow",
@@ -83,6 +84,7 @@ class Shared:
         self.packets: list[bytes] = []  # for the TUN
         # Of an endpoint, whether it is reached through the tunnel: what is sent there comes back to be sent
         self.is_inside: Callable[[Endpoint], bool] = lambda endpoint: False
+        self.kept = b""  # an IPv4 address of this host that no peer may send to
         self.established: Established | None = None  # with an engine that moves established flows itself
         self.narrow: NarrowPaths | None = None  # made when the first path turns out to take less than the TUN
         self.events: BoundedQueue[Event] = BoundedQueue(limits.events)

@@ -38,7 +38,7 @@ class Questions:
         self._jitter = jitter
         self._pending: OrderedDict[Query, Question] = OrderedDict()
         self._by_number: dict[int, Question] = {}
-        self._negatives: OrderedDict[Query, float] = OrderedDict()  # query → until when
+        self._negatives: OrderedDict[Query, tuple[float, bool]] = OrderedDict()  # until when, whether the hub said it
         self.negatives_gave_way = 0  # refusals forgotten because others needed the room
         self.refused_full = 0  # not asked because too much else was under way
         self._number = 0
@@ -60,13 +60,17 @@ class Questions:
 
     def is_refused(self, now: float, query: Query) -> bool:
         """Whether the hub said no, or nothing, a short while ago."""
-        until = self._negatives.get(query)
-        if until is None:
+        found = self._negatives.get(query)
+        if found is None:
             return False
-        if until <= now:
+        if found[0] <= now:
             del self._negatives[query]
             return False
         return True
+
+    def said_no(self, now: float, query: Query) -> bool:
+        """Whether it was the hub that said no, and not its silence."""
+        return self.is_refused(now, query) and self._negatives[query][1]
 
     def ask(self, now: float, query: Query, *, reachable: bool) -> bool:
         """Begin to ask, or go on. False when too many other questions are under way."""
@@ -118,10 +122,10 @@ class Questions:
         self._close(query)
         self._negatives.pop(query, None)
 
-    def refused(self, now: float, query: Query, ttl_s: float) -> None:
+    def refused(self, now: float, query: Query, ttl_s: float, *, said: bool = True) -> None:
         """The hub, or its silence, said no: remember it for `ttl_s`."""
         self._close(query)
-        self._negatives[query] = now + ttl_s
+        self._negatives[query] = now + ttl_s, said
         self._negatives.move_to_end(query)
         if len(self._negatives) > self._negatives_max:
             self._negatives.popitem(last=False)
@@ -138,7 +142,7 @@ class Questions:
         """Queries that nobody answered in time; each is remembered as refused for a moment."""
         queries = [query for query, question in self._pending.items() if question.gives_up_at <= now]
         for query in queries:
-            self.refused(now, query, SILENCE_TTL_S)
+            self.refused(now, query, SILENCE_TTL_S, said=False)
         return queries
 
     def poll_timeout(self) -> float | None:

@@ -9,7 +9,7 @@ from ipaddress import ip_address
 from edgeagent.proto.names import is_host_name, is_tag, make_claim_id
 from edgeagent.proto.token import SECRET_SIZE, claim_password
 from edgeagent.proto.token import Token as JoinToken
-from hub.core import admission, relays
+from hub.core import admission, naming, relays
 from hub.core.credential import make_credential
 from hub.core.hostnames import RESERVED
 from hub.core.model import TOKENS_MAX, Device, DeviceState, HubError, JobKind, Kind, Op, Outgoing, Role, Token
@@ -129,6 +129,8 @@ def rename_device(scribe: Scribe, tx: Tx, device: Device, name: str) -> None:
     owner = tx.device_by_name(name)
     if owner is not None and owner.id != device.id:
         raise HubError(f"name {name}: device {owner.id} has it. Choose another, or rename that one first")
+    if naming.is_taken(tx, name):
+        raise HubError(f"name {name}: a record has it. Choose another, or remove it with `edgehub dns record remove`")
     device.name = name
     _tell(scribe, tx, device)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hub.core import hostnames, ipam
+from hub.core import hostnames, ipam, naming
 from hub.core.credential import check_credential, make_credential
 from hub.core.model import (
     DEVICES_MAX,
@@ -153,7 +153,9 @@ def _come_in(scribe: Scribe, tx: Tx, join: Join, token: Token, old: Device | Non
     try:
         if device.name is None:
             device.name = hostnames.choose_name(
-                join.host, lambda name: tx.device_by_name(name) is not None, tx.next_suffix
+                join.host,
+                lambda name: tx.device_by_name(name) is not None or naming.is_taken(tx, name),
+                tx.next_suffix,
             )
         if not token.needs_approval:
             _give_addresses(scribe, tx, device)

@@ -34,6 +34,7 @@ class MemoryStore:
                 "audit",
                 "policy",
             )
+            for name in ("counter", "token", "device", "node_key", "pair", "stamp", "job", "out", "relays", "names")
         }
 
     @contextmanager
@@ -159,6 +160,13 @@ class MemoryTx:
     def drop_policies(self, up_to: int) -> None:
         for version in [version for version in self._tables["policy"] if version <= up_to]:
             self._put("policy", version, _MISSING)
+
+    def names(self) -> bytes:
+        encoded: bytes = self._tables["names"].get("", b"")
+        return encoded
+
+    def save_names(self, encoded: bytes) -> None:
+        self._put("names", "", encoded)
 
     def passes_to_renew(self, wall_s: int, limit: int) -> list[Device]:
         return self._some("device", lambda d: d.state is DeviceState.ACTIVE and 0 < d.pass_renew_s <= wall_s, limit)

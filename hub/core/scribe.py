@@ -42,7 +42,7 @@ _EMPTY = b""
 
 
 class Scribe:
-    """Stateless but for the network's keys, and the list of relays and the policy as they were decoded last.
+    """Stateless but for the network's keys, and what maps say of relays, policy and names as it was decoded last.
 
     Each method writes rows of the transaction it is given, and no more.
     """
@@ -53,6 +53,7 @@ class Scribe:
         self.network = network
         self.policing = Policing()
         self._relays: tuple[bytes, list[dict[str, Any]]] = (b"", [])
+        self._names: tuple[bytes, dict[str, Any]] = (b"", {})
 
     def record(self, tx: Tx, device: Device, wall_s: int) -> bytes:
         """The device's signed record; signed anew, and the device saved, when there is none that holds."""
@@ -123,6 +124,7 @@ class Scribe:
                 "set": {"node_key_life_s": NODE_KEY_LIFE_S, "node_key_grace_s": NODE_KEY_GRACE_S},
                 **relays,
                 **({} if policy is None else {"po": policy}),
+                **({} if device.kind is Kind.RELAY else self._names_for(tx)),
             },
         )
         tx.save_device(device)
@@ -218,6 +220,13 @@ class Scribe:
         if device.kind is Kind.RELAY:
             return {"rl": relays}
         return {"rl": relays, "ps": self._passes(tx, device, relays, wall_s)}
+
+    def _names_for(self, tx: Tx) -> dict[str, Any]:
+        """What a map says of names: nothing when the operator set nothing."""
+        encoded = tx.names()
+        if encoded != self._names[0]:
+            self._names = (encoded, {"dn": decode(encoded)} if encoded else {})
+        return self._names[1]
 
     def _passes(self, tx: Tx, device: Device, relays: list[dict[str, Any]], wall_s: int) -> list[bytes]:
         """One for each node key. They name regions, so that they hold for relays that come later, too."""

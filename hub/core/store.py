@@ -84,6 +84,11 @@ class Tx(Protocol):
     def drop_policies(self, up_to: int) -> None:
         """Those up to this version."""
 
+    def names(self) -> bytes:
+        """What maps say of names, as `hub.core.naming` encodes it; empty for nothing."""
+
+    def save_names(self, encoded: bytes) -> None: ...
+
     def passes_to_renew(self, wall_s: int, limit: int) -> list[Device]:
         """Active ones whose passes are old."""
 

@@ -75,7 +75,20 @@ def save_relay_list(connection: Connection, encoded: bytes) -> None:
 
 def load_relay_list(connection: Connection) -> bytes:
     """Empty when there never was one."""
-    found: bytes | None = connection.execute(select(meta.c.value).where(meta.c.name == "relays")).scalar()
+    return _load(connection, "relays")
+
+
+def save_names(connection: Connection, encoded: bytes) -> None:
+    _save(connection, {"names": encoded})
+
+
+def load_names(connection: Connection) -> bytes:
+    """Empty when nothing was ever set."""
+    return _load(connection, "names")
+
+
+def _load(connection: Connection, name: str) -> bytes:
+    found: bytes | None = connection.execute(select(meta.c.value).where(meta.c.name == name)).scalar()
     return found or b""
 
 

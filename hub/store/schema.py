@@ -38,7 +38,7 @@ IS_RELAY = text("kind = 'relay'")
 PASS_TO_RENEW = text("state = 'active' AND pass_renew_s > 0")
 CUT_OFF = text("removed_s > 0 AND state IN ('expired', 'removed')")
 
-# The network's identity and the settings of this hub: secrets are here and nowhere else. "relays" is what maps say.
+# The network's identity and the settings of this hub: secrets are here only. "relays" and "names" are parts of maps.
 meta = Table(
     "meta",
     metadata,

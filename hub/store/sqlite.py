@@ -32,7 +32,7 @@ from hub.core.model import (
     Token,
 )
 from hub.store import audits, database, hooks, policies
-from hub.store.meta import load_network, load_relay_list, save_relay_list
+from hub.store.meta import load_names, load_network, load_relay_list, save_names, save_relay_list
 from hub.store.schema import (
     ABOUT_ACCOUNTS,
     CUT_OFF,
@@ -260,6 +260,12 @@ class SqliteTx:
 
     def drop_policies(self, up_to: int) -> None:
         policies.drop_policies(self.connection, up_to)
+
+    def names(self) -> bytes:
+        return load_names(self.connection)
+
+    def save_names(self, encoded: bytes) -> None:
+        save_names(self.connection, encoded)
 
     def passes_to_renew(self, wall_s: int, limit: int) -> list[Device]:
         return self._devices(_DEVICE.where(PASS_TO_RENEW, device.c.pass_renew_s <= wall_s), limit)

@@ -353,6 +353,21 @@ def test_flows_beyond_the_table_are_asked_about_again(make: Make) -> None:
     assert figures.flows_used == figures.flows_max == 64
 
 
+def test_an_address_that_is_kept_is_no_flow(pair: tuple[Node, Node]) -> None:
+    a, b = pair
+    kept = bytes((100, 100, 100, 100))
+    b.device.keep(kept)
+    a.device.allowed_ips.insert(kept, 32, a.peer(b))
+    talk(a, b)
+    packet = bytearray(udp(a, b, b"who is there?"))
+    packet[16:20] = kept
+    for _ in range(2):  # the second time a flow would be known
+        a.inject([plain(bytes(packet))])
+        settle(a, b)
+    assert b.taken() == []
+    assert b.dropped() == {"inner-destination": 2}
+
+
 def test_a_source_that_is_not_the_peers_is_refused_in_any_flow(pair: tuple[Node, Node]) -> None:
     a, b = pair
     talk(a, b)

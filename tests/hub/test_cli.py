@@ -67,6 +67,13 @@ COMMANDS = [
     ["policy", "explain"],
     ["policy", "history"],
     ["policy", "diff"],
+    ["dns", "show"],
+    ["dns", "set-split"],
+    ["dns", "unset-split"],
+    ["dns", "search"],
+    ["dns", "resolvers"],
+    ["dns", "record", "add"],
+    ["dns", "record", "remove"],
 ]
 
 
@@ -397,6 +404,37 @@ def test_a_missing_broker_is_named(ready: Shell, monkeypatch: pytest.MonkeyPatch
 def test_a_damaged_database_is_no_traceback(ready: Shell) -> None:
     ready.state.database.write_bytes(b"garbage" * 1000)
     assert "database: " in ready.fails("devices", "list")
+
+
+def test_names(ready: Shell) -> None:
+    assert ready("dns", "search") == "fleet.test\n"
+    ready("dns", "record", "add", "db", "A", "192.0.2.7")
+    assert "db.fleet.test A 192.0.2.7: added" in ready.err
+    ready("dns", "record", "add", "@", "TXT", "by plant IT")
+    ready("dns", "set-split", "corp.example", "10.20.0.53", "10.20.1.53:5353")
+    ready("dns", "resolvers", "9.9.9.9")
+    ready("dns", "search", "fleet.test", "corp.example")
+    shown = ready("dns", "show")
+    for line in (
+        "search              fleet.test corp.example",
+        "split corp.example  10.20.0.53 10.20.1.53:5353",
+        "other names         9.9.9.9",
+        "db.fleet.test  A     192.0.2.7",
+        "fleet.test     TXT   by plant IT",
+    ):
+        assert line in shown.splitlines()
+    assert ready.json("dns", "show")["records"][1] == {"name": "db.fleet.test", "type": "A", "value": "192.0.2.7"}
+    assert "a name has labels" in ready.fails("dns", "record", "add", "a..b", "A", "192.0.2.1")
+    assert "Use one of them" in ready.fails("dns", "search", "x", "--none")
+    assert "Use one of them" in ready.fails("dns", "resolvers", "9.9.9.9", "--none")
+    ready("dns", "record", "remove", "db", "A")
+    assert "1 record removed" in ready.err
+    ready("dns", "unset-split", "corp.example")
+    ready("dns", "resolvers", "--none")
+    ready("dns", "search", "--none")
+    assert ready("dns", "search") == ready("dns", "resolvers") == ""
+    ready("dns", "search", "--default")
+    assert ready.json("dns", "show")["search"] == ["fleet.test"]
 
 
 def test_version_and_usage(ready: Shell) -> None:

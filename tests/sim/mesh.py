@@ -44,7 +44,7 @@ FLASH_WRITES_PER_HOUR_MAX = 90
 WG_NEVER = {
     "malformed", "no-private-key", "cookie-demanded", "handshake-queue-full", "initiation-invalid", "response-invalid",
     "cookie-reply-unexpected", "cookie-reply-invalid", "authentication", "inner-malformed", "inner-source",
-    "inner-ecn", "not-ip",
+    "inner-destination", "inner-ecn", "not-ip",
 }  # fmt: skip
 CONTROL_NEVER = {
     "too-long", "not-cbor", "bad-box", "bad-signature", "bad-field", "wrong-kind", "wrong-network", "wrong-subject",
