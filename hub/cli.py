@@ -116,8 +116,9 @@ def init(
 @app.command()
 def serve(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
+    no_web: Annotated[bool, typer.Option("--no-web", help="Without dashboard, API and metrics.")] = False,
 ) -> None:
-    """Run the hub and its broker until Ctrl-C or SIGTERM.
+    """Run the hub, its broker and its dashboard until Ctrl-C or SIGTERM.
 
     \b
     edgehub serve
@@ -129,7 +130,7 @@ def serve(
         level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr
     )
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    run(current_state())
+    run(current_state(), web=not no_web)
 
 
 @app.command()

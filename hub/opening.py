@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 
 from edgeagent import crypto as providers
 from hub.core.scribe import Scribe
-from hub.io import poke
+from hub.io import live, poke
 from hub.output import print_error
 from hub.state import DEFAULT, State
 from hub.store.sqlite import SqliteStore, SqliteTx
@@ -43,6 +43,7 @@ def change() -> Iterator[tuple[SqliteTx, Scribe, int]]:
         with store.write() as tx:
             yield tx, Scribe(providers.load(), os.urandom, tx.network()), int(time.time())
         poke.send(_state.poke)
+        live.announce(_state.live, tx.changes)
 
 
 def wait_for_broker(user: str) -> None:

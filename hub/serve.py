@@ -21,8 +21,10 @@ from edgeagent import crypto as providers
 from hub.core import chores
 from hub.core.coordinator import Coordinator
 from hub.core.model import HubError
+from hub.io import live
 from hub.io.mqtt import IN_FLIGHT_MAX
 from hub.io.poke import Receiver
+from hub.io.webchild import WebChild
 from hub.session import Session
 from hub.state import State
 from hub.store.meta import load_site
@@ -38,14 +40,14 @@ JOBS_MAX = 64
 log = logging.getLogger("edgehub")
 
 
-def serve(state: State) -> None:
-    """Run until SIGTERM or SIGINT. Raises HubError."""
+def serve(state: State, *, web: bool = True) -> None:
+    """Run until SIGTERM or SIGINT; `web`: with the dashboard and API beside it. Raises HubError."""
     if not state.database.is_file():
         raise HubError(f"{state.database}: there is no hub here. `edgehub init` makes one")
     with state.running():
         migrate(state.database)
         with contextlib.closing(SqliteStore(state.database)) as store, _signals() as signals:
-            server = Server(state, store, signals)
+            server = Server(state, store, signals, WebChild(state.directory) if web else None)
             try:
                 server.run()
             except BaseException:
@@ -57,10 +59,11 @@ def serve(state: State) -> None:
 class Server:
     """All that runs. `signals` is readable when the hub shall stop."""
 
-    def __init__(self, state: State, store: SqliteStore, signals: socket.socket) -> None:
+    def __init__(self, state: State, store: SqliteStore, signals: socket.socket, web: WebChild | None = None) -> None:
         self._state = state
         self._store = store
         self._signals = signals
+        self._web = web
         with store.read() as tx:
             network = tx.network()
             site = load_site(tx.connection)
@@ -80,6 +83,8 @@ class Server:
         log.info("hub: network %s (%s), process %d", network.id, network.domain, os.getpid())
         _raise_file_limit()
         self._session.start(time.monotonic())
+        if self._web is not None:
+            self._web.start(time.monotonic())
         while not self._stopping:
             self._session.connect_if_due(time.monotonic())
             self._poll()
@@ -92,6 +97,8 @@ class Server:
 
     def close(self) -> None:
         """A clean end, the broker's too."""
+        if self._web is not None:
+            self._web.stop()
         self._session.close()
         if self._session.child is not None:
             self._session.child.stop()
@@ -101,6 +108,8 @@ class Server:
 
     def detach(self) -> None:
         """An end by an error: the broker goes on, and the next hub adopts it."""
+        if self._web is not None:
+            self._web.stop()
         if self._session.child is not None:
             self._session.child.detach()
         self._poke.close()
@@ -112,6 +121,8 @@ class Server:
         session, child = self._session, self._session.child
         if child is not None and child.fileno() >= 0:
             poll.register(child.fileno(), select.POLLIN)
+        if self._web is not None and self._web.fileno() >= 0:
+            poll.register(self._web.fileno(), select.POLLIN)
         if session.fileno() >= 0:
             poll.register(session.fileno(), select.POLLIN | (select.POLLOUT if session.wants_write() else 0))
         for descriptor, events in poll.poll(self._wait_ms(time.monotonic())):
@@ -122,6 +133,8 @@ class Server:
                 self._look = True
             elif child is not None and descriptor == child.fileno():
                 child.handle_end(time.monotonic())
+            elif self._web is not None and descriptor == self._web.fileno():
+                self._web.handle_end(time.monotonic())
             elif descriptor == session.fileno():
                 if events & select.POLLOUT:
                     session.write()
@@ -140,12 +153,15 @@ class Server:
         self._session.tick(now)
         if self._session.child is not None:
             self._session.child.tick(now)
+        if self._web is not None:
+            self._web.tick(now)
         if (changes := self._store.changes()) != self._changes:
             self._changes = changes
             self._look = True
         if now >= self._dates_at:
             with self._store.write() as tx:
                 more = chores.look_at_dates(self._scribe, tx, int(time.time()))
+            live.announce(self._state.live, tx.changes)
             self._dates_at = now + (TICK_S if more else DATES_S)
             self._look = True
         if now >= self._status_at:
@@ -161,6 +177,7 @@ class Server:
                     self._coordinator.handle_message(now, int(time.time()), tx, message.topic, message.payload)
                 tx.drop_outgoing(self._session.take_done())
             self._session.acknowledge(batch)
+            live.announce(self._state.live, tx.changes)
             self._look = True
 
     def _work(self) -> None:
@@ -173,6 +190,7 @@ class Server:
         if waiting:
             with self._store.write() as tx:
                 self._look = chores.work(self._scribe, tx, int(time.time()), JOBS_MAX) == JOBS_MAX
+            live.announce(self._state.live, tx.changes)
 
     def _note_change(self) -> None:
         self._status_at = 0.0
@@ -189,6 +207,8 @@ class Server:
             "broker": f"{endpoint.host}:{endpoint.port}",
             "broker_pid": child.pid if child is not None else None,
             "broker_restarts": child.restarts if child is not None else None,
+            "web_pid": (self._web.pid or None) if self._web is not None else None,
+            "web_restarts": self._web.restarts if self._web is not None else None,
             "drops": dict(sorted(drops.items())),
         }
         if status != self._status:

@@ -44,6 +44,11 @@ class State:
         return self.directory / "hub.poke"
 
     @property
+    def live(self) -> Path:
+        """Sockets of those who want to hear of changes: see `hub.io.live`."""
+        return self.directory / "live"
+
+    @property
     def lock(self) -> Path:
         return self.directory / "serve.lock"
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from hub.core.audit import Entry
 from hub.core.model import Device, DeviceState, Job, JobKind, Kind, Network, NodeKey, Op, Outgoing, Token
 
 Row = TypeVar("Row", Token, Device)
@@ -19,7 +20,8 @@ class MemoryStore:
     def __init__(self, network: Network) -> None:
         self._network = network
         self._tables: dict[str, dict[Any, Any]] = {
-            name: {} for name in ("counter", "token", "device", "node_key", "pair", "stamp", "job", "out", "relays")
+            name: {}
+            for name in ("counter", "token", "device", "node_key", "pair", "stamp", "job", "out", "relays", "audit")
         }
 
     @contextmanager
@@ -251,6 +253,21 @@ class MemoryTx:
 
     def accounts_in_flight(self) -> set[str]:
         return {row.target for row in self._tables["out"].values() if row.op is not Op.PUBLISH}
+
+    # the audit log
+
+    def last_audit(self) -> Entry | None:
+        rows = self._tables["audit"]
+        return rows[max(rows)] if rows else None
+
+    def add_audit(self, entry: Entry) -> None:
+        self._put("audit", entry.id, entry)
+
+    def audit_rows(self, *, after: int = 0, limit: int = 100) -> list[Entry]:
+        return _head({number: row for number, row in self._tables["audit"].items() if number > after}, limit)
+
+    def note(self, change: str) -> None:
+        """Nobody looks on."""
 
     # the tables
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from hub.core.audit import Entry
 from hub.core.model import Device, DeviceState, Job, JobKind, Network, NodeKey, Outgoing, Token
 
 
@@ -149,6 +150,16 @@ class Tx(Protocol):
 
     def accounts_in_flight(self) -> set[str]:
         """Users that an outgoing row is about."""
+
+    def last_audit(self) -> Entry | None: ...
+
+    def add_audit(self, entry: Entry) -> None: ...
+
+    def audit_rows(self, *, after: int = 0, limit: int = 100) -> list[Entry]:
+        """In their order, those after `after`."""
+
+    def note(self, change: str) -> None:
+        """Tell those who show the hub's state, once this is committed: `device ID`, or one word for a kind of thing."""
 
 
 class Store(Protocol):

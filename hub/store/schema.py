@@ -182,3 +182,104 @@ outgoing = Table(
     sqlite_autoincrement=True,
 )
 Index("ix_outgoing_account", outgoing.c.target, sqlite_where=ABOUT_ACCOUNTS)
+
+# A person who uses the hub. `person` and not `user`: that word is the server's own in PostgreSQL.
+person = Table(
+    "person",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("login", Text, nullable=False, unique=True),
+    Column("name", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("password", Text, nullable=False),  # Argon2id, in PHC form; empty: none
+    Column("issuer", Text),  # of OIDC; the pair is who it is, whatever the login
+    Column("subject", Text),
+    Column("disabled_s", Integer, nullable=False),
+    Column("created_s", Integer, nullable=False),
+    Column("seen_s", Integer, nullable=False),
+    UniqueConstraint("issuer", "subject"),
+)
+
+session = Table(
+    "session",
+    metadata,
+    Column("hash", BLOB, primary_key=True),  # of the token in the cookie
+    Column("person", Text, ForeignKey("person.id"), nullable=False, index=True),
+    Column("created_s", Integer, nullable=False, index=True),
+    Column("seen_s", Integer, nullable=False),
+    Column("ended_s", Integer, nullable=False),  # kept a while, so that a use of it afterwards is noticed
+    Column("how", Text, nullable=False),  # password, passkey, oidc
+    Column("address", Text, nullable=False),
+    Column("browser", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+passkey = Table(
+    "passkey",
+    metadata,
+    Column("id", BLOB, primary_key=True),
+    Column("person", Text, ForeignKey("person.id"), nullable=False, index=True),
+    Column("public_key", BLOB, nullable=False),  # COSE
+    Column("counter", Integer, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("created_s", Integer, nullable=False),
+    Column("used_s", Integer, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+api_token = Table(
+    "api_token",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("person", Text, ForeignKey("person.id"), nullable=False, index=True),
+    Column("hash", BLOB, nullable=False),  # of its secret
+    Column("name", Text, nullable=False),
+    Column("scopes", Text, nullable=False),  # JSON
+    Column("created_s", Integer, nullable=False),
+    Column("not_after", Integer, nullable=False),
+    Column("used_s", Integer, nullable=False),
+    Column("revoked_s", Integer, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# Each row's hash covers the one before: see hub.core.audit.
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("wall_s", Integer, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("verb", Text, nullable=False),
+    Column("object", Text, nullable=False),
+    Column("detail", Text, nullable=False),  # JSON
+    Column("hash", BLOB, nullable=False),
+    Index(None, "object", "id"),
+    Index(None, "actor", "id"),
+)
+
+webhook = Table(
+    "webhook",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("secret", Text, nullable=False),  # signs, so it cannot be a hash
+    Column("events", Text, nullable=False),  # JSON
+    Column("created_s", Integer, nullable=False),
+    Column("disabled_s", Integer, nullable=False),
+    Column("last_s", Integer, nullable=False),
+    Column("last_result", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# What web hooks have not been told yet.
+delivery = Table(
+    "delivery",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("webhook", Text, ForeignKey("webhook.id"), nullable=False, index=True),
+    Column("event", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("tries", Integer, nullable=False),
+    Column("due_s", Integer, nullable=False, index=True),
+    sqlite_autoincrement=True,
+)

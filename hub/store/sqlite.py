@@ -14,6 +14,7 @@ from sqlalchemy import update as update_
 from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.exc import OperationalError
 
+from hub.core.audit import Entry
 from hub.core.model import (
     Device,
     DeviceState,
@@ -28,7 +29,7 @@ from hub.core.model import (
     Role,
     Token,
 )
-from hub.store import database
+from hub.store import audits, database
 from hub.store.meta import load_network, load_relay_list, save_relay_list
 from hub.store.schema import (
     ABOUT_ACCOUNTS,
@@ -153,6 +154,11 @@ class SqliteTx:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
+        self.changes: dict[str, None] = {}  # what `hub.io.live` shall say once this is committed
+
+    def note(self, change: str) -> None:
+        """`device ID`, or one word for a kind of thing: whoever shows it shall look anew."""
+        self.changes[change] = None
 
     def network(self) -> Network:
         return load_network(self.connection)
@@ -163,9 +169,11 @@ class SqliteTx:
     # tokens
 
     def add_token(self, new: Token) -> None:
+        self.note("tokens")
         self.connection.execute(_ADD_TOKEN, _token_values(new))
 
     def save_token(self, changed: Token) -> None:
+        self.note("tokens")
         self.connection.execute(_SAVE_TOKEN, {**_token_values(changed), "b_claim": changed.claim})
 
     def token(self, claim: str) -> Token | None:
@@ -187,9 +195,11 @@ class SqliteTx:
     # devices
 
     def add_device(self, new: Device) -> None:
+        self.note(f"device {new.id}")
         self.connection.execute(_ADD_DEVICE, _device_values(new))
 
     def save_device(self, changed: Device) -> None:
+        self.note(f"device {changed.id}")
         self.connection.execute(_SAVE_DEVICE, {**_device_values(changed), "b_id": changed.id})
 
     def save_seen(self, device_id: str, wall_s: int) -> None:
@@ -370,6 +380,18 @@ class SqliteTx:
     def accounts_in_flight(self) -> set[str]:
         query = select(outgoing.c.target).where(ABOUT_ACCOUNTS)
         return set(self.connection.execute(query).scalars())
+
+    # the audit log
+
+    def last_audit(self) -> Entry | None:
+        return audits.last(self.connection)
+
+    def add_audit(self, entry: Entry) -> None:
+        self.note("audit")
+        audits.add(self.connection, entry)
+
+    def audit_rows(self, *, after: int = 0, limit: int = 100) -> list[Entry]:
+        return audits.rows(self.connection, after=after, limit=limit)
 
     # rows
 

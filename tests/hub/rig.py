@@ -77,7 +77,7 @@ class Rig:
     def start(self) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "hub", "--state-dir", str(self.state.directory), "serve"],
+                [sys.executable, "-m", "hub", "--state-dir", str(self.state.directory), "serve", "--no-web"],
                 stdout=log,
                 stderr=log,
                 cwd=Path(__file__).parents[2],

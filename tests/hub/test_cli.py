@@ -351,7 +351,7 @@ def test_a_port_in_use_is_named(shell: Shell) -> None:
         port = other.getsockname()[1]
         shell("init", "--address", "127.0.0.1", "--listen", f"127.0.0.1:{port}")
         done = subprocess.run(
-            [sys.executable, "-m", "hub", "--state-dir", str(shell.state.directory), "serve"],
+            [sys.executable, "-m", "hub", "--state-dir", str(shell.state.directory), "serve", "--no-web"],
             capture_output=True,
             text=True,
             cwd=DOCS.parents[1],

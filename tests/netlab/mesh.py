@@ -81,7 +81,7 @@ class Mesh:
         """Serve, until the hub is ready for devices; first make its state when there is none."""
         if not (self.hub.directory / "edgehub").exists():
             self.init_hub()
-        self.server = self.hub.start("edgehub", "serve")
+        self.server = self.hub.start("edgehub", "serve", "--no-web")
         until(self._is_ready, HUB_READY_TIMEOUT_S, "the hub's answer")
 
     def token(self, *options: str) -> str:

@@ -1,0 +1,62 @@
+"""The application: the guard around it, the routers in it, and what starts and ends with it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+import anyio.to_thread
+from fastapi import FastAPI, Request, Response
+from starlette.staticfiles import StaticFiles
+
+from hub.io.live import Listener
+from hub.state import State
+from hub.store import websettings
+from hub.store.sqlite import SqliteStore
+from hub.web import errors, live, signin
+from hub.web.auth import CurrentUser
+from hub.web.backend import CONNECTIONS_MAX, Backend
+from hub.web.guard import Guard
+from hub.web.pages import STATIC, render
+
+
+def make_app(state: State, settings: websettings.WebSettings | None = None) -> FastAPI:
+    """Everything that people's browsers and programs reach. `settings`: those of the database where not given."""
+    if settings is None:
+        with contextlib.closing(SqliteStore(state.database)) as store, store.read() as tx:
+            settings = websettings.load(tx.connection)
+    backend = Backend(state, settings)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = CONNECTIONS_MAX
+        broadcaster = live.Broadcaster(Listener(state.live))
+        broadcaster.start()
+        app.state.broadcaster = broadcaster
+        try:
+            yield
+        finally:
+            broadcaster.stop()
+            backend.close()
+
+    app = FastAPI(title="edgehub", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.backend = backend
+    app.state.tries = signin.Tries()
+    errors.install(app)
+    app.add_middleware(Guard, settings=settings)
+    app.include_router(signin.router)
+    app.include_router(live.router)
+
+    @app.get("/", include_in_schema=False)
+    def home(request: Request, who: CurrentUser) -> Response:
+        return render(request, "home.html", {})
+
+    @app.get("/healthz", include_in_schema=False)
+    def health() -> Response:
+        """For a reverse proxy or a supervisor: this process answers, and reaches its database."""
+        with backend.read() as tx:
+            tx.last_audit()
+        return Response("ok\n", media_type="text/plain")
+
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    return app

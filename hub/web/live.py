@@ -1,0 +1,124 @@
+"""`/live`: server-sent events about what has changed, so that no page asks again and again.
+
+An event is `device` (data {"device": ID}), or the name of what changed: devices (many at once), tokens, users, …
+`all` says that some were missed. What it became is not in the event: the page asks for what it shows and may see.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
+
+from hub.core.roles import PERMISSIONS, Principal
+from hub.io.live import Listener
+from hub.web import cookies
+from hub.web.auth import CurrentUser, by_session
+from hub.web.errors import Problem
+
+VIEWERS_MAX = 256
+VIEWERS_MAX_EACH = 16  # of one person
+QUEUE_MAX = 64
+GATHER_S = 0.25  # what changes within this time is said once
+DEVICES_MAX = 64  # in one gathering; more are one `devices`
+BEAT_S = 20.0  # a comment so often, and a look whether the session still counts
+
+log = logging.getLogger("edgehub.web")
+router = APIRouter(include_in_schema=False)
+
+
+class Broadcaster:
+    """Hears announcements and hands them to every viewer. All in the event loop's thread."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._queues: dict[asyncio.Queue[dict[str, Any]], str] = {}
+        self._heard: dict[str, dict[str, Any]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        asyncio.get_running_loop().add_reader(self._listener.fileno(), self._read)
+
+    def stop(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._listener.fileno())
+        if self._timer is not None:
+            self._timer.cancel()
+        self._listener.close()
+
+    @contextlib.contextmanager
+    def viewer(self, person: str) -> Any:
+        """A queue of messages. Raises Problem when there are too many viewers."""
+        if len(self._queues) >= VIEWERS_MAX or Counter(self._queues.values())[person] >= VIEWERS_MAX_EACH:
+            raise Problem(503, "too-many-viewers", "Too many pages are open. Close some.")
+        queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(QUEUE_MAX)
+        self._queues[queue] = person
+        try:
+            yield queue
+        finally:
+            del self._queues[queue]
+
+    def __len__(self) -> int:
+        return len(self._queues)
+
+    def _read(self) -> None:
+        for message in self._listener.take():
+            self._heard[json.dumps(message)] = message
+        if self._timer is None and self._heard:
+            self._timer = asyncio.get_running_loop().call_later(GATHER_S, self._say)
+
+    def _say(self) -> None:
+        self._timer = None
+        heard, self._heard = list(self._heard.values()), {}
+        if sum("device" in message for message in heard) > DEVICES_MAX:
+            heard = [message for message in heard if "device" not in message] + [{"kind": "devices"}]
+        for queue in self._queues:
+            for message in heard:
+                if queue.qsize() >= QUEUE_MAX - 1:
+                    while not queue.empty():
+                        queue.get_nowait()
+                    queue.put_nowait({"kind": "all"})
+                    break
+                queue.put_nowait(message)
+
+
+def may_hear(who: Principal, message: dict[str, Any]) -> bool:
+    """Whoever may not read a kind of thing is not told that it changes either."""
+    kind = "devices" if "device" in message else str(message.get("kind", ""))
+    return who.may(f"{kind}:read") if f"{kind}:read" in PERMISSIONS else True
+
+
+@router.get("/live")
+async def live(request: Request, who: CurrentUser) -> Response:
+    broadcaster: Broadcaster = request.app.state.broadcaster
+    token = cookies.session_token(request) if who.session else None
+    stack = contextlib.ExitStack()
+    queue = stack.enter_context(broadcaster.viewer(who.user))
+
+    async def events() -> AsyncIterator[str]:
+        with stack:
+            yield "retry: 3000\n\n"
+            while True:
+                try:
+                    async with asyncio.timeout(BEAT_S):
+                        message = await queue.get()
+                except TimeoutError:
+                    if token is not None:
+                        try:
+                            await run_in_threadpool(by_session, request.app.state.backend, token)
+                        except Problem:
+                            return
+                    yield ": still here\n\n"
+                    continue
+                if may_hear(who, message):
+                    name = "device" if "device" in message else message.get("kind", "all")
+                    yield f"event: {name}\ndata: {json.dumps(message)}\n\n"
+
+    return StreamingResponse(events(), media_type="text/event-stream", headers={"x-accel-buffering": "no"})
