@@ -1,7 +1,7 @@
 """The dashboard's assets that others made: fetched with `npm pack`, checked, and only the files that are served kept.
 
-`python tools/vendor.py` does nothing when what is there was made from the same hub/web/vendor.lock. hatch_build.py loads
-this file by its path, so it needs nothing but the standard library.
+`python tools/vendor.py` does nothing when what is there was made from the same hub/web/vendor.lock. hatch_build.py
+loads this file by its path, so it needs nothing but the standard library.
 """
 
 from __future__ import annotations

@@ -31,9 +31,7 @@ def create_token(
     kind: Kind = Kind.DEVICE,
 ) -> JoinToken:
     """A new join token; its secret is in what is returned, and nowhere else. `uses` and `not_after`: 0 = no limit."""
-    for tag in tags:
-        if not is_tag(tag):
-            raise HubError(f"tag {tag!r}: a tag is `tag:` and a name of a-z, 0-9 and -. Write for example tag:camera")
+    _check_tags(tags)
     if len(tags) > TAGS_MAX:
         raise HubError(f"{len(tags)} tags: a device can have {TAGS_MAX}. Use fewer")
     if tx.token_count() >= TOKENS_MAX:
@@ -140,6 +138,25 @@ def rename_device(scribe: Scribe, tx: Tx, device: Device, name: str) -> None:
         scribe.push(tx, device)
 
 
+def tag_device(
+    scribe: Scribe, tx: Tx, device: Device, *, add: tuple[str, ...] = (), take: tuple[str, ...] = ()
+) -> bool:
+    """Whether its tags are others now; those who know it learn them with its new record."""
+    _refuse_removed(device)
+    _check_tags(add)
+    tags = tuple(sorted({*device.tags, *add} - set(take)))
+    if len(tags) > TAGS_MAX:
+        raise HubError(f"{device.name}: {len(tags)} tags; a device can have {TAGS_MAX}. Take some away first")
+    if tags == device.tags:
+        return False
+    device.tags = tags
+    if device.state is DeviceState.PENDING:
+        tx.save_device(device)
+    else:
+        scribe.push(tx, device)
+    return True
+
+
 def expire_device(scribe: Scribe, tx: Tx, device: Device, not_after: int, wall_s: int) -> None:
     """Set when the admission ends: now or in the past ends it, later or 0 (never) renews it."""
     _refuse_removed(device)
@@ -209,6 +226,12 @@ def start_again(tx: Tx, wall_s: int) -> None:
             if device.state in (DeviceState.ACTIVE, DeviceState.EXPIRED):
                 tx.add_job(JobKind.ROTATE, "", device.id)
         after = batch[-1].id
+
+
+def _check_tags(tags: tuple[str, ...]) -> None:
+    for tag in tags:
+        if not is_tag(tag):
+            raise HubError(f"tag {tag!r}: a tag is `tag:` and a name of a-z, 0-9 and -. Write for example tag:camera")
 
 
 def _refuse_removed(device: Device) -> None:

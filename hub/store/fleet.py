@@ -29,8 +29,9 @@ from sqlalchemy import (
 )
 
 from hub.core.fleetfilter import Term
-from hub.core.model import DeviceState, Kind
-from hub.store.schema import device, pair
+from hub.core.model import DeviceState, Kind, Token
+from hub.store.schema import device, pair, token
+from hub.store.sqlite import to_token
 
 PAGE_MAX = 200
 SORTS: dict[str, ColumnElement[Any]] = {
@@ -200,6 +201,20 @@ def located(connection: Connection, limit: int) -> list[Row]:
         longitude != "",
     )
     return [_to_row(row) for row in connection.execute(query.order_by(device.c.id).limit(limit))]
+
+
+def joined_with(connection: Connection, claim: str, limit: int) -> list[Row]:
+    """The newest of those that joined with a token."""
+    query = select(*_COLUMNS).where(device.c.claim == claim, device.c.state != DeviceState.REMOVED.value)
+    found = connection.execute(query.order_by(device.c.created_s.desc(), device.c.id).limit(limit))
+    return [_to_row(row) for row in found]
+
+
+def tokens(connection: Connection, *, offset: int, limit: int) -> tuple[list[Token], int]:
+    """The newest first, and how many there are."""
+    total = connection.execute(select(func.count()).select_from(token)).scalar_one()
+    query = select(token).order_by(token.c.created_seq.desc()).offset(offset).limit(min(limit, PAGE_MAX))
+    return [to_token(row) for row in connection.execute(query)], int(total)
 
 
 def _where(connection: Connection, terms: Sequence[Term], now_s: int) -> ColumnElement[bool]:

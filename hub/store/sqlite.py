@@ -178,7 +178,7 @@ class SqliteTx:
 
     def token(self, claim: str) -> Token | None:
         row = self.connection.execute(_TOKEN.where(token.c.claim == claim)).first()
-        return None if row is None else _to_token(row)
+        return None if row is None else to_token(row)
 
     def tokens(self, *, after: str = "", limit: int = 100) -> list[Token]:
         return self._tokens(_TOKEN.where(token.c.claim > after), limit)
@@ -404,7 +404,7 @@ class SqliteTx:
         return number
 
     def _tokens(self, query: Select[Any], limit: int) -> list[Token]:
-        return [_to_token(row) for row in self.connection.execute(query.order_by(token.c.claim).limit(limit))]
+        return [to_token(row) for row in self.connection.execute(query.order_by(token.c.claim).limit(limit))]
 
     def _device(self, query: Select[Any], value: object) -> Device | None:
         row = self.connection.execute(query, {"value": value}).first()
@@ -421,7 +421,7 @@ def _token_values(item: Token) -> dict[str, Any]:
     return values
 
 
-def _to_token(row: Row[Any]) -> Token:
+def to_token(row: Row[Any]) -> Token:
     values: dict[str, Any] = dict(row._mapping)
     values["tags"] = tuple(json.loads(values["tags"]))
     values["kind"] = Kind(values["kind"])

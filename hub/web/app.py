@@ -6,18 +6,15 @@ import contextlib
 from collections.abc import AsyncIterator
 
 import anyio.to_thread
-from fastapi import FastAPI, Request, Response
-from starlette.staticfiles import StaticFiles
+from fastapi import FastAPI, Response
 
 from hub.io.live import Listener
 from hub.state import State
 from hub.store import websettings
 from hub.store.sqlite import SqliteStore
-from hub.web import errors, live, signin
-from hub.web.auth import CurrentUser
+from hub.web import errors, live, signin, views
 from hub.web.backend import CONNECTIONS_MAX, Backend
 from hub.web.guard import Guard
-from hub.web.pages import STATIC, render
 
 
 def make_app(state: State, settings: websettings.WebSettings | None = None) -> FastAPI:
@@ -47,9 +44,7 @@ def make_app(state: State, settings: websettings.WebSettings | None = None) -> F
     app.include_router(signin.router)
     app.include_router(live.router)
 
-    @app.get("/", include_in_schema=False)
-    def home(request: Request, who: CurrentUser) -> Response:
-        return render(request, "home.html", {})
+    views.install(app)
 
     @app.get("/healthz", include_in_schema=False)
     def health() -> Response:
@@ -58,5 +53,4 @@ def make_app(state: State, settings: websettings.WebSettings | None = None) -> F
             tx.last_audit()
         return Response("ok\n", media_type="text/plain")
 
-    app.mount("/static", StaticFiles(directory=STATIC), name="static")
     return app

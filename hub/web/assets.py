@@ -16,7 +16,7 @@ from starlette.responses import PlainTextResponse, Response
 
 FOLDER = Path(__file__).with_name("static")
 VENDOR = "vendor"
-NEEDED = ("vendor/htmx.js", "vendor/htmx-sse.js", "vendor/tabler.css", "vendor/inter.woff2")
+NEEDED = ("vendor/htmx.js", "vendor/tabler.css", "vendor/inter.woff2")
 TYPES = {
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -65,7 +65,7 @@ class Assets:
         if made is None:
             text = self._files[f"{VENDOR}/icons/{name}.svg"].content.decode()
             body = " ".join(text[text.index(">") + 1 : text.rindex("</svg>")].split())
-            made = self._icons[name] = Markup(  # noqa: S704 - a file of ours
+            made = self._icons[name] = Markup(
                 '<svg class="icon" viewBox="0 0 24 24" fill="none" stroke="currentColor" stroke-width="1.75" '
                 f'stroke-linecap="round" stroke-linejoin="round" aria-hidden="true" focusable="false">{body}</svg>'
             )

@@ -1,0 +1,22 @@
+"""The dashboard's pages. `install` is all that the application calls."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI, Request, Response
+
+from hub.web import look
+from hub.web.assets import Assets
+from hub.web.views import devices, joining, overview
+
+ROUTERS = (overview.router, devices.router, joining.router)
+
+
+def install(app: FastAPI) -> None:
+    assets = Assets()
+    look.install(assets)
+    for router in ROUTERS:
+        app.include_router(router)
+
+    @app.get("/static/{fingerprint}/{path:path}", include_in_schema=False)
+    def static(request: Request, fingerprint: str, path: str) -> Response:
+        return assets.answer(request, fingerprint, path)

@@ -1,0 +1,101 @@
+"""What pages have in common: their frame, messages after a change, and lists that come page by page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+from fastapi import Request, Response
+from fastapi.responses import RedirectResponse
+
+from hub.core.model import DeviceState
+from hub.web.auth import backend_of
+from hub.web.pages import render
+
+PAGE_SIZE = 50
+
+# What a page says after a change: its name is in the address, so the words must be ours.
+SAID = {
+    "approved": "Approved: {n}. What is let in gets its address now.",
+    "removed": "Removed: {n}. What was cut off comes back only with a new token.",
+    "tagged": "Tagged: {n}.",
+    "untagged": "The tag was taken from {n}.",
+    "renamed": "Renamed. All who know it are told.",
+    "expired": "Its admission has ended. It can join again with a token.",
+    "renewed": "Its admission was renewed.",
+    "revoked": "The token was revoked. Nobody new can join with it; devices that did, stay.",
+    "relay-removed": "The relay was removed. Maps name it no longer.",
+    "user-added": "The user was added.",
+    "user-changed": "The user was changed.",
+    "api-revoked": "The API token was revoked.",
+    "password": "Your password was changed. Other browsers are signed out.",
+    "session-ended": "The session was ended.",
+    "passkey-removed": "The passkey was removed.",
+    "policy-saved": "The policy is in force. Devices whose slice changed are told now.",
+    "settings-saved": "The settings were saved.",
+    "asked": "The device was asked. Its answer appears below when it comes.",
+}
+
+
+def page(request: Request, template: str, context: dict[str, Any] | None = None, status: int = 200) -> Response:
+    """A whole page with the menu around it, or, for htmx, the part of it that `part` names."""
+    known = dict(context or {})
+    if not is_part(request):
+        with backend_of(request).read() as tx:
+            known["pending"] = tx.state_count(DeviceState.PENDING)
+            known["domain"] = tx.network().domain
+        known["said"] = said(request)
+    return render(request, template, known, status)
+
+
+def is_part(request: Request) -> bool:
+    return request.headers.get("hx-request") == "true"
+
+
+def said(request: Request) -> str:
+    text = SAID.get(request.query_params.get("said", ""), "")
+    count = request.query_params.get("n", "")
+    number = int(count) if count.isdecimal() and len(count) < 7 else 1
+    return text.format(n="1 device" if number == 1 else f"{number} devices")
+
+
+def back(path: str, said: str = "", **query: str | int) -> Response:
+    """After a POST: to a page, with a message."""
+    if said:
+        query = {**query, "said": said}
+    return RedirectResponse(f"{path}?{urlencode(query)}" if query else path, 303)
+
+
+@dataclass(frozen=True)
+class Pager:
+    """Where in a list a page is. `number` counts from 1."""
+
+    number: int
+    total: int
+    path: str
+    query: dict[str, str]
+    size: int = PAGE_SIZE
+
+    @property
+    def first(self) -> int:
+        return min(self.total, (self.number - 1) * self.size + 1)
+
+    @property
+    def last(self) -> int:
+        return min(self.total, self.number * self.size)
+
+    @property
+    def before(self) -> str:
+        return self.to(self.number - 1) if self.number > 1 else ""
+
+    @property
+    def next(self) -> str:
+        return self.to(self.number + 1) if self.last < self.total else ""
+
+    def to(self, number: int, **changes: str) -> str:
+        query = {**self.query, **changes}
+        if number > 1:
+            query["page"] = str(number)
+        query = {name: value for name, value in query.items() if value}
+        return f"{self.path}?{urlencode(query)}" if query else self.path
