@@ -19,11 +19,13 @@ except ModuleNotFoundError as missing:
     raise SystemExit(f"edgehub: {missing.name} is not installed. Run: pip install 'edgemesh[hub]'") from None
 
 from edgeagent.crypto import CryptoUnavailable
-from hub import cli_devices, cli_relays, cli_tokens
+from hub import cli_audit, cli_devices, cli_relays, cli_tokens, cli_users, cli_web
 from hub.core.model import DeviceState, HubError
+from hub.core.people import check_login
 from hub.opening import current_state, open_store, use_state
 from hub.output import FAILED, NOT_RUNNING, OK, ago, print_error, print_json, print_pairs
 from hub.state import DEFAULT, VARIABLE, State
+from hub.store import websettings
 
 app = typer.Typer(
     help="The hub of a private WireGuard network: admits devices, names them, and tells them about each other.",
@@ -36,6 +38,9 @@ app = typer.Typer(
 app.add_typer(cli_tokens.app, name="token")
 app.add_typer(cli_devices.app, name="devices")
 app.add_typer(cli_relays.app, name="relays")
+app.add_typer(cli_users.app, name="users")
+app.add_typer(cli_audit.app, name="audit")
+app.add_typer(cli_web.app, name="web")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -82,8 +87,14 @@ def init(
     broker_ca: Annotated[Path | None, typer.Option(help="Its CA certificate (PEM).")] = None,
     broker_user: Annotated[str, typer.Option(help="The hub's user there.")] = "hub",
     broker_password_file: Annotated[Path | None, typer.Option(help="A file with that user's password.")] = None,
+    admin: Annotated[str, typer.Option(help="Login of the first owner, who signs in to the dashboard.")] = "admin",
+    admin_password_file: Annotated[
+        Path | None, typer.Option(help="A file with the owner's password; - is standard input.")
+    ] = None,
 ) -> None:
-    """Make a new network here: keys, certificates, database. Nothing that exists is changed.
+    """Make a new network here: keys, certificates, database, and the first owner. Nothing that exists is changed.
+
+    The owner's password is asked for on a terminal; else one is made and printed, once.
 
     \b
     edgehub init --address hub.example.org
@@ -100,12 +111,23 @@ def init(
             )
         external = setup.External(external_broker, broker_ca, broker_user, broker_password_file)
     state = current_state()
-    network = setup.initialise(state, domain=name, listen=listen, addresses=address or [], external=external)
+    if state.database.exists():
+        raise HubError(
+            f"{state.database}: there is a hub here already. Choose another --state-dir, or keep this one"
+        )  # before anybody thinks of a password
+    password, made = cli_users.choose_password(check_login(admin), admin_password_file)
+    owner = setup.Owner(admin, password)
+    network = setup.initialise(
+        state, domain=name, listen=listen, addresses=address or [], external=external, owner=owner
+    )
     print_pairs(
         [
             ("network", network.id),
             ("domain", network.domain),
             ("broker", ", ".join(network.hosts)),
+            ("owner", admin),
+            *([("password", f"{password}   (shown this once)")] if made else []),
+            ("dashboard", f"http://{websettings.DEFAULT_LISTEN}  (`edgehub web set` changes where)"),
             ("state", str(state.directory)),
             ("next", "edgehub serve          (or: systemctl enable --now edgehub)"),
             ("then", "edgehub token create   (prints what a device needs to join)"),

@@ -11,9 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
+from hub import operations
 from hub.core import actions
 from hub.core.model import Device, DeviceState, HubError, Kind
-from hub.opening import change, open_store, wait_for_broker
+from hub.core.people import check_login
+from hub.opening import doing, open_store, wait_for_broker
 from hub.output import ago, parse_duration, print_error, print_json, print_pairs, print_table
 from hub.store.sqlite import SqliteTx
 
@@ -119,9 +121,9 @@ def approve(device: Name) -> None:
     edgehub devices list --state pending
     edgehub devices approve cam-3
     """
-    with change() as (tx, scribe, wall_s):
-        found = actions.find_device(tx, device)
-        actions.approve_device(scribe, tx, found, wall_s)
+    with doing() as do:
+        found = actions.find_device(do.tx, device)
+        operations.approve(do, found)
     wait_for_broker(found.id)
     print_error(f"{found.name} is in, with address {_v4(found)}")
 
@@ -135,11 +137,44 @@ def rename(
     \b
     edgehub devices rename cam-3 front-door
     """
-    with change() as (tx, scribe, _):
-        found = actions.find_device(tx, device)
+    with doing() as do:
+        found = actions.find_device(do.tx, device)
         old = found.name
-        actions.rename_device(scribe, tx, found, name)
+        operations.rename(do, found, name)
     print_error(f"{old} is now {name}")
+
+
+@app.command("tag")
+def tag_(
+    device: Name,
+    tags: Annotated[
+        list[str] | None, typer.Argument(metavar="TAG…", help="All its tags from now on; none: none.")
+    ] = None,
+) -> None:
+    """Give a device other tags. All who know it are told.
+
+    \b
+    edgehub devices tag cam-3 tag:camera tag:outside
+    """
+    with doing() as do:
+        found = actions.find_device(do.tx, device)
+        operations.tag(do, found, tuple(tags or ()))
+    print_error(f"{found.name or found.id}: {' '.join(found.tags) or 'no tags'}")
+
+
+@app.command()
+def assign(
+    device: Name, login: Annotated[str, typer.Argument(metavar="LOGIN", help="Whose it is; '' for nobody's.")]
+) -> None:
+    """Say whose device it is: policy looks at that where it has no tags, and its user may rename and remove it.
+
+    \b
+    edgehub devices assign ada-laptop ada@example.org
+    """
+    with doing() as do:
+        found = actions.find_device(do.tx, device)
+        operations.assign(do, found, check_login(login) if login else "")
+    print_error(f"{found.name or found.id} is {login or 'nobody'}'s")
 
 
 @app.command()
@@ -160,9 +195,9 @@ def expire(
         seconds = parse_duration(after) if after else 0
     except ValueError as error:
         raise HubError(f"--in {error}") from error
-    with change() as (tx, scribe, wall_s):
-        found = actions.find_device(tx, device)
-        actions.expire_device(scribe, tx, found, 0 if never else wall_s + seconds, wall_s)
+    with doing() as do:
+        found = actions.find_device(do.tx, device)
+        operations.expire(do, found, 0 if never else do.wall_s + seconds)
     print_error(f"{found.name}: admission ends {ago(found.not_after) if seconds or never else 'now'}")
 
 
@@ -175,9 +210,9 @@ def remove(device: Name, yes: Annotated[bool, typer.Option("--yes", "-y", help="
     """
     if not yes and sys.stdin.isatty() and not typer.confirm(f"Remove {device}?", err=True):
         raise typer.Exit(1)
-    with change() as (tx, scribe, wall_s):
-        found = actions.find_device(tx, device)
-        actions.remove_device(scribe, tx, found, wall_s)
+    with doing() as do:
+        found = actions.find_device(do.tx, device)
+        operations.remove(do, found)
     wait_for_broker(found.id)
     print_error(f"{found.name or found.id} is removed. It comes back only with a new token")
 

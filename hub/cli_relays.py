@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from edgeagent import crypto as providers
+from hub import operations
 from hub.core import actions, relays
 from hub.core.model import Device, HubError
-from hub.opening import change, open_store, wait_for_broker
+from hub.opening import doing, open_store, wait_for_broker
 from hub.output import ago, parse_duration, print_error, print_json, print_pairs, print_table
 
 app = typer.Typer(
@@ -43,9 +44,9 @@ def invite(
         seconds = 0 if expires == "never" else parse_duration(expires)
     except ValueError as error:
         raise HubError(f"--expires {error}, or never") from error
-    with change() as (tx, scribe, wall_s):
-        not_after = wall_s + seconds if seconds else 0
-        token = actions.invite_relay(scribe, tx, wall_s, region=region, uses=uses, not_after=not_after)
+    with doing() as do:
+        not_after = do.wall_s + seconds if seconds else 0
+        token = operations.invite_relay(do, region=region, uses=uses, not_after=not_after)
     wait_for_broker(token.claim)
     text = token.encode(providers.load())
     if as_json:
@@ -131,9 +132,9 @@ def remove(relay: Name, yes: Annotated[bool, typer.Option("--yes", "-y", help="D
     """
     if not yes and sys.stdin.isatty() and not typer.confirm(f"Remove {relay}?", err=True):
         raise typer.Exit(1)
-    with change() as (tx, scribe, wall_s):
-        found = actions.find_relay(tx, relay)
-        actions.remove_device(scribe, tx, found, wall_s)
+    with doing() as do:
+        found = actions.find_relay(do.tx, relay)
+        operations.remove(do, found)
     wait_for_broker(found.id)
     print_error(f"{found.name or found.id} is removed. It comes back only with a new token")
 

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from edgeagent import crypto as providers
-from hub.core import actions
+from hub import operations
 from hub.core.model import HubError, Token
-from hub.opening import change, open_store, wait_for_broker
+from hub.opening import doing, open_store, wait_for_broker
 from hub.output import ago, parse_duration, print_error, print_json, print_table
 
 app = typer.Typer(
@@ -34,10 +34,10 @@ def create(
     edgehub token create --uses 50 --expires 7d --tag tag:camera > cameras.token
     edgehub token create --needs-approval --uses 0 --expires never
     """
-    with change() as (tx, scribe, wall_s):
-        not_after = 0 if expires == "never" else wall_s + _seconds(expires)
-        token = actions.create_token(
-            scribe, tx, wall_s, uses=uses, not_after=not_after, tags=tuple(tag or ()), needs_approval=needs_approval
+    with doing() as do:
+        not_after = 0 if expires == "never" else do.wall_s + _seconds(expires)
+        token = operations.create_token(
+            do, uses=uses, not_after=not_after, tags=tuple(tag or ()), needs_approval=needs_approval
         )
     wait_for_broker(token.claim)
     text = token.encode(providers.load())
@@ -88,8 +88,8 @@ def revoke(token_id: Annotated[str, typer.Argument(metavar="ID", help="As `edgeh
     \b
     edgehub token revoke c-abcdefghijklmnop
     """
-    with change() as (tx, _, wall_s):
-        token = actions.revoke_token(tx, token_id, wall_s)
+    with doing() as do:
+        token = operations.revoke_token(do, token_id)
     print_error(f"token {token.claim} revoked; {token.used} devices joined with it and stay")
 
 

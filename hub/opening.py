@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -10,6 +11,7 @@ from contextlib import closing, contextmanager
 from edgeagent import crypto as providers
 from hub.core.scribe import Scribe
 from hub.io import live, poke
+from hub.operations import Doing
 from hub.output import print_error
 from hub.state import DEFAULT, State
 from hub.store.sqlite import SqliteStore, SqliteTx
@@ -34,6 +36,22 @@ def open_store() -> Iterator[SqliteStore]:
     """Raises HubError when there is no hub."""
     with closing(SqliteStore(_state.database)) as store:
         yield store
+
+
+def actor() -> str:
+    """Who gives a command, for the audit log."""
+    try:
+        name = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        name = str(os.getuid())
+    return f"cli:{name}"
+
+
+@contextmanager
+def doing() -> Iterator[Doing]:
+    """As `change`, for what `hub.operations` does."""
+    with change() as (tx, scribe, wall_s):
+        yield Doing(tx, scribe, wall_s, actor())
 
 
 @contextmanager

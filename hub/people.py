@@ -126,15 +126,16 @@ def open_session(tx: SqliteTx, wall_s: int, target: Person, *, how: str, address
     return token
 
 
-def close_session(tx: SqliteTx, wall_s: int, who: Principal, hash_: bytes) -> None:
+def close_session(tx: SqliteTx, wall_s: int, who: Principal, hash_: bytes, login: str) -> None:
+    """Of `login`, who may be another."""
     people.end_sessions(tx.connection, wall_s, hash_=hash_)
-    audit.record(tx, wall_s, who.actor, "signout", f"user:{who.login}", {"session": hash_.hex()[:12]})
+    audit.record(tx, wall_s, who.actor, "signout", f"user:{login}", {"session": hash_.hex()[:12]})
 
 
 def make_token(
-    tx: SqliteTx, wall_s: int, who: Principal, *, name: str, scopes: tuple[str, ...], life_s: int
+    tx: SqliteTx, wall_s: int, who: Principal, *, name: str, scopes: tuple[str, ...], life_s: int, actor: str = ""
 ) -> tuple[ApiToken, str]:
-    """A new API token of `who`, and its text, which is shown once."""
+    """A new API token of `who`, and its text, which is shown once. `actor`: who makes it, if not `who`."""
     if not 0 < life_s <= API_TOKEN_LIFE_MAX_S:
         raise HubError(f"expires: at most {API_TOKEN_LIFE_MAX_S // 86_400} days expected, and at least a second")
     scopes = check_scopes(scopes, who)
@@ -144,7 +145,7 @@ def make_token(
     new = ApiToken(token_id, who.user, digest(secret), check_name(name), scopes, wall_s, wall_s + life_s)
     people.add_api_token(tx.connection, new)
     detail: dict[str, str | int] = {"scopes": " ".join(scopes), "expires": new.not_after}
-    audit.record(tx, wall_s, who.actor, "apitoken.create", f"apitoken:{token_id}", detail)
+    audit.record(tx, wall_s, actor or who.actor, "apitoken.create", f"apitoken:{token_id}", detail)
     tx.note("apitokens")
     return new, text
 

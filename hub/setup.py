@@ -19,9 +19,12 @@ from edgeagent.proto.control import CA_BYTES_MAX
 from edgeagent.proto.errors import RemoteProtocolError
 from edgeagent.proto.keys import generate_private_key
 from edgeagent.proto.names import is_domain, is_host_port, network_id, split_host_port
+from hub import people
 from hub.core import actions
 from hub.core.model import HubError, Network, Op
+from hub.core.roles import Access
 from hub.io import pki
+from hub.opening import actor
 from hub.state import State
 from hub.store import database
 from hub.store.meta import Site, load_network, save_network, save_site
@@ -43,10 +46,27 @@ class External:
     password_file: Path
 
 
+@dataclass(slots=True, frozen=True)
+class Owner:
+    """The first person, who can make others."""
+
+    login: str
+    password: str
+
+
 def initialise(
-    state: State, *, domain: str, listen: str, addresses: list[str], external: External | None = None
+    state: State,
+    *,
+    domain: str,
+    listen: str,
+    addresses: list[str],
+    external: External | None = None,
+    owner: Owner | None = None,
 ) -> Network:
-    """Make a new network. Raises HubError, and then leaves nothing behind; never touches a hub that is there."""
+    """Make a new network; without an `owner` nobody can sign in yet.
+
+    Raises HubError, and then leaves nothing behind; never touches a hub that is there.
+    """
     if not is_domain(domain):
         raise HubError(f"name {domain!r}: a domain has labels of a-z, 0-9 and -, with dots between. Try mesh.internal")
     listen_host, listen_port = _parse_listen(listen)
@@ -89,6 +109,8 @@ def initialise(
         with contextlib.closing(SqliteStore(new)) as store, store.write() as tx:
             save_network(tx.connection, network)
             save_site(tx.connection, site)
+            if owner is not None:
+                people.add_person(tx, wall_s, actor(), login=owner.login, role=Access.OWNER, password=owner.password)
         os.link(new, state.database)  # fails when somebody else was faster
     return network
 

@@ -35,6 +35,7 @@ PURE_OTHERS = frozenset(
         "heapq",
         "hmac",
         "ipaddress",
+        "json",
         "itertools",
         "math",
         "operator",

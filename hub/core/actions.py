@@ -32,8 +32,6 @@ def create_token(
 ) -> JoinToken:
     """A new join token; its secret is in what is returned, and nowhere else. `uses` and `not_after`: 0 = no limit."""
     _check_tags(tags)
-    if len(tags) > TAGS_MAX:
-        raise HubError(f"{len(tags)} tags: a device can have {TAGS_MAX}. Use fewer")
     if tx.token_count() >= TOKENS_MAX:
         raise HubError(f"{TOKENS_MAX} tokens: there is no room for another. Revoke those that nobody needs")
     network = scribe.network
@@ -132,29 +130,22 @@ def rename_device(scribe: Scribe, tx: Tx, device: Device, name: str) -> None:
     if owner is not None and owner.id != device.id:
         raise HubError(f"name {name}: device {owner.id} has it. Choose another, or rename that one first")
     device.name = name
-    if device.state is DeviceState.PENDING:
-        tx.save_device(device)
-    else:
-        scribe.push(tx, device)
+    _tell(scribe, tx, device)
 
 
-def tag_device(
-    scribe: Scribe, tx: Tx, device: Device, *, add: tuple[str, ...] = (), take: tuple[str, ...] = ()
-) -> bool:
-    """Whether its tags are others now; those who know it learn them with its new record."""
+def tag_device(scribe: Scribe, tx: Tx, device: Device, tags: tuple[str, ...]) -> None:
+    """Its tags are these from now on; those who know it are told."""
     _refuse_removed(device)
-    _check_tags(add)
-    tags = tuple(sorted({*device.tags, *add} - set(take)))
-    if len(tags) > TAGS_MAX:
-        raise HubError(f"{device.name}: {len(tags)} tags; a device can have {TAGS_MAX}. Take some away first")
-    if tags == device.tags:
-        return False
-    device.tags = tags
-    if device.state is DeviceState.PENDING:
-        tx.save_device(device)
-    else:
-        scribe.push(tx, device)
-    return True
+    _check_tags(tags)
+    device.tags = tuple(dict.fromkeys(tags))
+    _tell(scribe, tx, device)
+
+
+def assign_device(scribe: Scribe, tx: Tx, device: Device, user: str) -> None:
+    """Whose device it is: a login, or "" for nobody's. Policy looks at it when the device has no tags."""
+    _refuse_removed(device)
+    device.user = user
+    _tell(scribe, tx, device)
 
 
 def expire_device(scribe: Scribe, tx: Tx, device: Device, not_after: int, wall_s: int) -> None:
@@ -232,6 +223,16 @@ def _check_tags(tags: tuple[str, ...]) -> None:
     for tag in tags:
         if not is_tag(tag):
             raise HubError(f"tag {tag!r}: a tag is `tag:` and a name of a-z, 0-9 and -. Write for example tag:camera")
+    if len(tags) > TAGS_MAX:
+        raise HubError(f"{len(tags)} tags: a device can have {TAGS_MAX}. Use fewer")
+
+
+def _tell(scribe: Scribe, tx: Tx, device: Device) -> None:
+    """Those who know it get its new record; nobody knows one that waits for approval."""
+    if device.state is DeviceState.PENDING:
+        tx.save_device(device)
+    else:
+        scribe.push(tx, device)
 
 
 def _refuse_removed(device: Device) -> None:

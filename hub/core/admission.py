@@ -174,6 +174,7 @@ def _come_in(scribe: Scribe, tx: Tx, join: Join, token: Token, old: Device | Non
         if old is not None and old.state is DeviceState.EXPIRED:
             tx.put_out(Outgoing(Op.REVOKE, device.id))
         _answer_wait(scribe, tx, device, wall_s)
+        tx.emit(f"{device.kind.value}.waiting", wall_s, device=device.id, name=device.name)
         return None
     _give_feed_key(scribe, device)
     known = old is not None and old.state is DeviceState.EXPIRED
@@ -181,6 +182,7 @@ def _come_in(scribe: Scribe, tx: Tx, join: Join, token: Token, old: Device | Non
     if known:
         scribe.push(tx, device)
     _answer_ok(scribe, tx, device, wall_s)
+    tx.emit(f"{device.kind.value}.joined", wall_s, device=device.id, name=device.name)
     return None
 
 

@@ -151,6 +151,7 @@ class Coordinator:
             return
         tx.save_stamp(device_id, verb, signed.epoch, signed.seq)
         device.last_seen_s = wall_s
+        was_online = device.online
         if verb == "birth":
             self._handle_birth(wall_s, tx, device, signed)
         elif verb == "state":
@@ -166,6 +167,9 @@ class Coordinator:
             self._handle_relay(wall_s, tx, device, signed.body)
         else:
             self._handle_report(wall_s, tx, device, signed.body["nk"])
+        if device.online is not was_online:
+            event = f"{device.kind.value}.{'online' if device.online else 'offline'}"
+            tx.emit(event, wall_s, device=device.id, name=device.name or "")
 
     def _handle_birth(self, wall_s: int, tx: Tx, device: Device, signed: Signed) -> None:
         body = signed.body

@@ -31,6 +31,10 @@ class HubError(Exception):
     """An operator's action cannot be done; the text says what, why and what next."""
 
 
+class HubBusy(HubError):
+    """Another process holds the database: the same will do later."""
+
+
 class HubDrop(Enum):
     """Why the hub did not answer a message; the value is its name in `status`."""
 

@@ -43,10 +43,13 @@ PERMISSIONS: dict[str, frozenset[Access]] = {
     "policy:write": _RULES,
     "commands:read": _LOOKS_CLOSELY,
     "commands:run": _RUNS,
+    "claims:read": _RUNS,
+    "claims:write": _RUNS,
     "users:read": _OVERSEES,
     "users:write": _RULES,
     "apitokens:read": _OVERSEES,
     "apitokens:write": _RULES,
+    "sessions:write": _RULES,
     "webhooks:read": _OVERSEES,
     "webhooks:write": _RULES,
     "audit:read": _OVERSEES,
@@ -56,8 +59,8 @@ PERMISSIONS: dict[str, frozenset[Access]] = {
     "signin:write": _OWNS,
 }
 
-# What everybody may do with what is their own, whatever their role. Sessions and passkeys are never another's to use.
-OWN = frozenset(("devices:write", "apitokens:read", "apitokens:write", "users:read"))
+# What everybody may do with what is their own, whatever their role.
+OWN = frozenset(("devices:write", "apitokens:read", "apitokens:write", "sessions:write", "users:read"))
 
 
 @dataclass(slots=True, frozen=True)

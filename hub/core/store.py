@@ -158,6 +158,9 @@ class Tx(Protocol):
     def audit_rows(self, *, after: int = 0, limit: int = 100) -> list[Entry]:
         """In their order, those after `after`."""
 
+    def emit(self, event: str, wall_s: int, **fields: str | int) -> None:
+        """Tell the web hooks that want to hear of it: see hub.core.events."""
+
     def note(self, change: str) -> None:
         """Tell those who show the hub's state, once this is committed: `device ID`, or one word for a kind of thing."""
 

@@ -55,8 +55,11 @@ class WebChild:
         return self._pidfd
 
     def handle_end(self, now: float) -> None:
-        """It has ended by itself: it is started again, at first soon."""
+        """It has ended by itself: it is started again, at first soon. With code 0 it wants new settings."""
         code = self._forget()
+        if code == 0:
+            self.next_at = now
+            return
         if now - self._started_at >= STEADY_S:
             self._backoff_s = RESTART_FIRST_S
         self.next_at = now + self._backoff_s

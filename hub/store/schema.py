@@ -122,6 +122,12 @@ device = Table(
 )
 Index("ix_device_state", device.c.state, device.c.id)
 Index("ix_device_online", device.c.online, sqlite_where=DEVICE_ONLINE)
+# For people's lists. What changes with every message (last_seen_s) is not in it.
+Index(
+    "ix_device_list",
+    *(device.c.kind, device.c.state, device.c.name, device.c.user, device.c.tags, device.c.version, device.c.online),
+    *(device.c.v4, device.c.created_s, device.c.not_after, device.c.id),
+)
 Index("ix_device_expire", device.c.not_after, sqlite_where=DEVICE_TO_EXPIRE)
 Index("ix_device_renew", device.c.record_renew_s, sqlite_where=RECORD_TO_RENEW)
 Index("ix_device_relay", device.c.id, sqlite_where=IS_RELAY)

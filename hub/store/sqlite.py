@@ -18,6 +18,7 @@ from hub.core.audit import Entry
 from hub.core.model import (
     Device,
     DeviceState,
+    HubBusy,
     HubError,
     Job,
     JobKind,
@@ -29,7 +30,7 @@ from hub.core.model import (
     Role,
     Token,
 )
-from hub.store import audits, database
+from hub.store import audits, database, hooks
 from hub.store.meta import load_network, load_relay_list, save_relay_list
 from hub.store.schema import (
     ABOUT_ACCOUNTS,
@@ -142,7 +143,7 @@ class SqliteStore:
             try:
                 self._connection.exec_driver_sql(begin)
             except OperationalError as error:
-                raise HubError(
+                raise HubBusy(
                     f"the database is busy ({error.orig}): another `edgehub` holds it for more than "
                     f"{database.BUSY_TIMEOUT_S:.0f} s. Try again"
                 ) from error
@@ -392,6 +393,10 @@ class SqliteTx:
 
     def audit_rows(self, *, after: int = 0, limit: int = 100) -> list[Entry]:
         return audits.rows(self.connection, after=after, limit=limit)
+
+    def emit(self, event: str, wall_s: int, **fields: str | int) -> None:
+        if hooks.emit(self.connection, event, wall_s, fields):
+            self.note("webhooks")
 
     # rows
 

@@ -21,6 +21,7 @@ class WebSettings:
     url: str = ""  # "https://hub.example.org", as browsers see it; "" = only as localhost
     cert: str = ""  # PEM files; "" = plain HTTP, for localhost or a reverse proxy that speaks TLS
     key: str = ""
+    private_hooks: bool = False  # whether web hooks may go to private addresses
     proxies: tuple[str, ...] = ()  # addresses of reverse proxies whose X-Forwarded-For is believed
 
 

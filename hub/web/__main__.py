@@ -43,8 +43,9 @@ def main() -> None:
 
 def run(state: State, settings: websettings.WebSettings) -> int:
     host, port = split_host_port(settings.listen, "listen")
+    app = make_app(state, settings)
     config = uvicorn.Config(
-        make_app(state, settings),
+        app,
         host=host,
         port=port,
         ssl_certfile=settings.cert or None,
@@ -63,6 +64,14 @@ def run(state: State, settings: websettings.WebSettings) -> int:
         backlog=256,
     )
     server = uvicorn.Server(config)
+
+    def begin_again() -> None:
+        """End, if it is about us: the hub starts us anew."""
+        with contextlib.closing(SqliteStore(state.database)) as store, store.read() as tx:
+            if websettings.load(tx.connection) != settings:
+                server.handle_exit(signal.SIGTERM, None)
+
+    app.state.on_settings = begin_again
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_serve(server))
     return 0 if server.started else 1

@@ -12,7 +12,7 @@ from hub.io.live import Listener
 from hub.state import State
 from hub.store import websettings
 from hub.store.sqlite import SqliteStore
-from hub.web import errors, live, signin, views
+from hub.web import api, errors, live, signin, views
 from hub.web.backend import CONNECTIONS_MAX, Backend
 from hub.web.guard import Guard
 
@@ -27,7 +27,7 @@ def make_app(state: State, settings: websettings.WebSettings | None = None) -> F
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = CONNECTIONS_MAX
-        broadcaster = live.Broadcaster(Listener(state.live))
+        broadcaster = live.Broadcaster(Listener(state.live), lambda: app.state.on_settings())
         broadcaster.start()
         app.state.broadcaster = broadcaster
         try:
@@ -39,10 +39,12 @@ def make_app(state: State, settings: websettings.WebSettings | None = None) -> F
     app = FastAPI(title="edgehub", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.backend = backend
     app.state.tries = signin.Tries()
+    app.state.on_settings = lambda: None  # the process that runs this may want to know that its settings changed
     errors.install(app)
     app.add_middleware(Guard, settings=settings)
     app.include_router(signin.router)
     app.include_router(live.router)
+    app.include_router(api.router)
 
     views.install(app)
 

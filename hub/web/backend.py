@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator
 from edgeagent import crypto as providers
 from hub.core import audit
 from hub.core.ratelimit import TokenBuckets
+from hub.core.roles import Principal
 from hub.core.scribe import Scribe
 from hub.io import live, poke
+from hub.operations import Doing
 from hub.state import State
 from hub.store import websettings
 from hub.store.sqlite import SqliteStore, SqliteTx
@@ -53,6 +55,12 @@ class Backend:
                 yield tx, Scribe(self._crypto, os.urandom, tx.network()), int(time.time())
             poke.send(self.state.poke)
             live.announce(self.state.live, tx.changes)
+
+    @contextlib.contextmanager
+    def doing(self, who: Principal) -> Iterator[Doing]:
+        """A write transaction for what `hub.operations` does."""
+        with self.write() as (tx, scribe, wall_s):
+            yield Doing(tx, scribe, wall_s, who.actor)
 
     def note_refusal(self, actor: str, why: str, what: str, address: str) -> None:
         """Audit a request that was refused; of a flood only some, with the number of those before that were not."""

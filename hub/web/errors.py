@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from hub.core.model import HubError
+from hub.core.model import HubBusy, HubError
 from hub.web.pages import render
 
 PROBLEM = "application/problem+json"
@@ -100,7 +100,8 @@ def install(app: FastAPI) -> None:
         return problem(request, error.status, error.code, error.detail, error.headers)
 
     async def on_hub_error(request: Request, error: Exception) -> Response:
-        return problem(request, 400, "refused", str(error))
+        status, code = (503, "busy") if isinstance(error, HubBusy) else (400, "refused")
+        return problem(request, status, code, str(error))
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)

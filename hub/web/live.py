@@ -11,7 +11,7 @@ import contextlib
 import json
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -38,8 +38,9 @@ router = APIRouter(include_in_schema=False)
 class Broadcaster:
     """Hears announcements and hands them to every viewer. All in the event loop's thread."""
 
-    def __init__(self, listener: Listener) -> None:
+    def __init__(self, listener: Listener, on_settings: Callable[[], None]) -> None:
         self._listener = listener
+        self._on_settings = on_settings
         self._queues: dict[asyncio.Queue[dict[str, Any]], str] = {}
         self._heard: dict[str, dict[str, Any]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -71,6 +72,8 @@ class Broadcaster:
     def _read(self) -> None:
         for message in self._listener.take():
             self._heard[json.dumps(message)] = message
+            if message.get("kind") == "settings":
+                self._on_settings()
         if self._timer is None and self._heard:
             self._timer = asyncio.get_running_loop().call_later(GATHER_S, self._say)
 

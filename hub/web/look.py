@@ -6,6 +6,7 @@ import json
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 from urllib.parse import quote
 
@@ -15,7 +16,7 @@ from hub.core.audit import Entry
 from hub.core.model import DeviceState
 from hub.core.roles import Principal
 from hub.output import duration
-from hub.store.fleet import Row
+from hub.store.devices import DeviceRow
 from hub.web.assets import Assets
 from hub.web.pages import environment
 
@@ -86,22 +87,34 @@ def _relative(then_s: int) -> str:
     return f"{text} ago" if seconds > 0 else f"in {text}"
 
 
-def state_of(row: Row) -> tuple[str, str]:
+def state_of(row: DeviceRow) -> tuple[str, str]:
     """(kind of mark, word)."""
-    if row.state == DeviceState.ACTIVE.value:
+    if row.state is DeviceState.ACTIVE:
         return ("ok", "online") if row.online else ("off", "offline")
     return {
-        DeviceState.PENDING.value: ("warn", "waiting for approval"),
-        DeviceState.EXPIRED.value: ("bad", "expired"),
-        DeviceState.REMOVED.value: ("off", "removed"),
+        DeviceState.PENDING: ("warn", "waiting for approval"),
+        DeviceState.EXPIRED: ("bad", "expired"),
+        DeviceState.REMOVED: ("off", "removed"),
     }[row.state]
+
+
+def shown(row: DeviceRow) -> str:
+    return row.name or row.id
+
+
+def v4(row: DeviceRow) -> str:
+    return "" if row.v4 is None else str(IPv4Address(row.v4))
+
+
+def v6(row: DeviceRow) -> str:
+    return "" if row.v6 is None else str(IPv6Address(row.v6))
 
 
 def state_mark(kind: str, word: str) -> Markup:
     return Markup('<span class="state {}">{}</span>').format(kind, word)
 
 
-def is_cloned(row: Row) -> bool:
+def is_cloned(row: DeviceRow) -> bool:
     return bool(row.cloned_s) and row.cloned_s > time.time() - CLONED_SHOWN_S
 
 
@@ -149,6 +162,9 @@ def install(assets: Assets) -> None:
         "state_mark": state_mark,
         "is_cloned": is_cloned,
         "bar": bar,
+        "shown": shown,
+        "v4": v4,
+        "v6": v6,
         "link_of": link_of,
         "details_of": details_of,
     }

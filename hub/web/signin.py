@@ -67,7 +67,7 @@ def sign_in(
 def sign_out(request: Request, who: CurrentUser, backend: CurrentBackend) -> Response:
     if who.session:
         with backend.write() as (tx, _, wall_s):
-            close_session(tx, wall_s, who, who.session)
+            close_session(tx, wall_s, who, who.session, who.login)
     response = RedirectResponse("/login", 303)
     cookies.clear(request, response)
     return response

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from fastapi import Request, Response
 from fastapi.responses import RedirectResponse
@@ -67,35 +67,40 @@ def back(path: str, said: str = "", **query: str | int) -> Response:
     return RedirectResponse(f"{path}?{urlencode(query)}" if query else path, 303)
 
 
+def page_query(address: str, names: tuple[str, ...]) -> dict[str, str]:
+    """Those parameters of a page's address that a form sent along to come back to."""
+    try:
+        query = parse_qsl(urlsplit(address).query, max_num_fields=16)
+    except ValueError:
+        return {}
+    return {name: value for name, value in query if name in names}
+
+
 @dataclass(frozen=True)
 class Pager:
-    """Where in a list a page is. `number` counts from 1."""
+    """Where in a list a page is: `count` rows, of which the first is number `first` of `total`. `mark` is what the
+    next page's address has besides; with an empty value, this page is the last."""
 
-    number: int
-    total: int
     path: str
     query: dict[str, str]
-    size: int = PAGE_SIZE
-
-    @property
-    def first(self) -> int:
-        return min(self.total, (self.number - 1) * self.size + 1)
+    first: int
+    count: int
+    total: int
+    mark: dict[str, str]
 
     @property
     def last(self) -> int:
-        return min(self.total, self.number * self.size)
+        return self.first + self.count - 1
 
     @property
-    def before(self) -> str:
-        return self.to(self.number - 1) if self.number > 1 else ""
+    def begin(self) -> str:
+        """The first page, for the others."""
+        return self.to() if self.first > 1 else ""
 
     @property
     def next(self) -> str:
-        return self.to(self.number + 1) if self.last < self.total else ""
+        return self.to(**self.mark, first=str(self.last + 1)) if any(self.mark.values()) else ""
 
-    def to(self, number: int, **changes: str) -> str:
-        query = {**self.query, **changes}
-        if number > 1:
-            query["page"] = str(number)
-        query = {name: value for name, value in query.items() if value}
+    def to(self, **changes: str) -> str:
+        query = {name: value for name, value in {**self.query, **changes}.items() if value}
         return f"{self.path}?{urlencode(query)}" if query else self.path

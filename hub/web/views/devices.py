@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Annotated, Any
-from urllib.parse import parse_qsl, urlsplit
 
 from fastapi import APIRouter, Form, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from hub.core import actions, audit
-from hub.core.fleetfilter import AGES, FACTS, FLAGS, FilterError, Term, parse
-from hub.core.model import Device, HubError
+from hub import operations
+from hub.core import actions
+from hub.core.filters import FIELDS, TEXT_MAX, parse
+from hub.core.model import Device, DeviceState, HubError
 from hub.core.roles import Principal
-from hub.core.scribe import Scribe
+from hub.operations import Doing
 from hub.output import parse_duration
-from hub.store import audits, fleet
+from hub.store import audits, devices, fleet
 from hub.store.sqlite import SqliteTx
 from hub.web.auth import CurrentBackend, allowed
 from hub.web.backend import Backend
 from hub.web.errors import Problem
-from hub.web.views.common import PAGE_SIZE, Pager, back, is_part, page
+from hub.web.views.common import PAGE_SIZE, Pager, back, is_part, page, page_query
 
 router = APIRouter(include_in_schema=False)
 
 BULK_MAX = 200
 KNOWN_SHOWN = 100
 EVENTS_SHOWN = 12
-PAGES_MAX = 10_000
 
 Reader = Annotated[Principal, allowed("devices:read")]
 Writer = Annotated[Principal, allowed("devices:write")]
 Text = Annotated[str, Form(max_length=500)]
+
+SAID = {"approve": "approved", "remove": "removed", "tag": "tagged", "untag": "untagged"}
 
 
 @router.get("/devices")
@@ -42,44 +42,32 @@ def list_(
     request: Request,
     who: Reader,
     backend: CurrentBackend,
-    q: Annotated[str, Query(max_length=600)] = "",
-    sort: str = "name",
-    desc: str = "",
-    number: Annotated[int, Query(alias="page", ge=1, le=PAGES_MAX)] = 1,
+    q: Annotated[str, Query(max_length=TEXT_MAX + 1)] = "",
+    sort: Annotated[str, Query(max_length=20)] = "name",
+    after: Annotated[str, Query(max_length=1_000)] = "",
+    first: Annotated[int, Query(ge=1, le=1_000_000)] = 1,
 ) -> Response:
-    if sort not in fleet.SORTS:
-        sort = "name"
-    wrong, terms = "", tuple[Term, ...]()
-    try:
-        terms = parse(q)
-    except FilterError as error:
-        wrong = str(error)
-    found = fleet.Page([], 0)
+    """`after` is where the page before ended, `first` the number of this one's first row."""
+    wrong, found = "", devices.Page([], 0, "")
     with backend.read() as tx:
-        if not wrong:
-            found = fleet.search(
-                tx.connection,
-                terms,
-                now_s=int(time.time()),
-                sort=sort,
-                descending=bool(desc),
-                offset=(number - 1) * PAGE_SIZE,
-                limit=PAGE_SIZE,
+        try:
+            found = devices.find(
+                tx.connection, parse(q), int(time.time()), sort=sort, after=after, limit=PAGE_SIZE
             )
+        except HubError as error:
+            wrong = str(error)
         exists = bool(found.total) or bool(tx.device_counts())
-        tags = [] if is_part(request) else fleet.tag_counts(tx.connection, 12)
+        tags = [] if is_part(request) else fleet.tag_counts(tx.connection, 6)
+    query = {"q": q, "sort": sort if sort != "name" else ""}
     context = {
         "rows": found.rows,
-        "pager": Pager(number, found.total, "/devices", {"q": q, "sort": sort if sort != "name" else "", "desc": desc}),
+        "pager": Pager("/devices", query, first, len(found.rows), found.total, {"after": found.next}),
         "q": q,
         "sort": sort,
-        "desc": desc,
         "wrong": wrong,
         "exists": exists,
         "tags": tags,
-        "flags": FLAGS,
-        "facts": FACTS,
-        "ages": AGES,
+        "fields": FIELDS,
         "here": request.url.path + (f"?{request.url.query}" if request.url.query else ""),
     }
     return page(request, "devices_table.html" if is_part(request) else "devices.html", context)
@@ -91,40 +79,31 @@ async def bulk(request: Request, who: Writer, backend: CurrentBackend) -> Respon
     form = await request.form()
     ids = [str(value) for value in form.getlist("id")][:BULK_MAX]
     do, tag = str(form.get("do", "")), str(form.get("tag", "")).strip().lower()
+    if do not in SAID:
+        raise HubError(f"{do!r} is nothing that can be done to devices here")
     if not ids:
         raise HubError("no device is chosen. Tick some in the table first")
-    if do in ("tag", "untag") and not tag.startswith("tag:"):
-        tag = f"tag:{tag}"
-    count = await run_in_threadpool(_bulk, backend, who, ids, do, tag)
-    said = {"approve": "approved", "remove": "removed", "tag": "tagged", "untag": "untagged"}[do]
-    query = parse_qsl(urlsplit(str(form.get("back", ""))).query, max_num_fields=8)
-    kept = {name: value for name, value in query if name in ("q", "sort", "desc", "page")}
-    return back("/devices", said, **kept, n=count)
+    count = await run_in_threadpool(_bulk, backend, who, ids, do, f"tag:{tag.removeprefix('tag:')}")
+    kept = page_query(str(form.get("back", "")), ("q", "sort", "after", "first"))
+    return back("/devices", SAID[do], **kept, n=count)
 
 
 def _bulk(backend: Backend, who: Principal, ids: list[str], do: str, tag: str) -> int:
-    """In one transaction: all of it, or nothing."""
+    """All of it in one transaction, or nothing; how many were changed."""
     count = 0
-    with backend.write() as (tx, scribe, wall_s):
+    with backend.doing(who) as doing:
         for device_id in ids:
-            device = actions.find_device(tx, device_id)
+            device = actions.find_device(doing.tx, device_id)
             if do == "approve":
-                actions.approve_device(scribe, tx, device, wall_s)
+                operations.approve(doing, device)
             elif do == "remove":
-                actions.remove_device(scribe, tx, device, wall_s)
-            elif do == "tag":
-                if not actions.tag_device(scribe, tx, device, add=(tag,)):
-                    continue
-            elif do == "untag":
-                if not actions.tag_device(scribe, tx, device, take=(tag,)):
-                    continue
+                operations.remove(doing, device)
             else:
-                raise HubError(f"{do!r} is nothing that can be done to devices here")
+                tags = {*device.tags, tag} if do == "tag" else {*device.tags} - {tag}
+                if tags == set(device.tags):
+                    continue
+                operations.tag(doing, device, tuple(sorted(tags)))
             count += 1
-            detail: dict[str, str | int] = {"name": device.name or ""}
-            if "tag" in do:
-                detail["tag"] = tag
-            audit.record(tx, wall_s, who.actor, f"device.{do}", f"device:{device.id}", detail)
     return count
 
 
@@ -133,7 +112,7 @@ def show(request: Request, who: Reader, backend: CurrentBackend, device_id: str)
     with backend.read() as tx:
         device = _find(tx, device_id)
         known = tx.acquaintances(device.id, limit=KNOWN_SHOWN + 1)
-        rows = fleet.rows_of(tx.connection, [device.id, *known[:KNOWN_SHOWN]])
+        rows = devices.by_ids(tx.connection, [device.id, *known[:KNOWN_SHOWN]])
         keys = tx.node_keys(device.id)
         events = audits.newest(tx.connection, object_=f"device:{device.id}", limit=EVENTS_SHOWN)
         domain = tx.network().domain
@@ -141,39 +120,33 @@ def show(request: Request, who: Reader, backend: CurrentBackend, device_id: str)
         "device": device,
         "row": rows[device.id],
         "keys": [(b64encode(key.key).decode(), key.not_after, key.key == device.node_key) for key in keys],
-        "known": sorted((rows[other] for other in known[:KNOWN_SHOWN] if other in rows), key=lambda row: row.shown),
+        "known": sorted(
+            (rows[other] for other in known[:KNOWN_SHOWN] if other in rows), key=lambda row: row.name or row.id
+        ),
         "more_known": len(known) > KNOWN_SHOWN,
         "events": events if who.may("audit:read") else [],
         "domain": domain,
     }
-    return page(request, "device.html", context)
+    return page(request, "device_body.html" if is_part(request) else "device.html", context)
 
 
 @router.post("/devices/{device_id}/approve")
 def approve(who: Writer, backend: CurrentBackend, device_id: str) -> Response:
-    with _changing(backend, who, device_id, "approve") as (tx, scribe, wall_s, device):
-        actions.approve_device(scribe, tx, device, wall_s)
-    return back(f"/devices/{device_id}", "approved")
+    return _change(backend, who, device_id, operations.approve, "approved")
 
 
 @router.post("/devices/{device_id}/rename")
 def rename(who: Writer, backend: CurrentBackend, device_id: str, name: Text) -> Response:
-    with _changing(backend, who, device_id, "rename", to=name.strip().lower()) as (tx, scribe, _, device):
-        actions.rename_device(scribe, tx, device, name.strip().lower())
-    return back(f"/devices/{device_id}", "renamed")
+    wanted = name.strip().lower()
+    return _change(backend, who, device_id, lambda do, device: operations.rename(do, device, wanted), "renamed")
 
 
 @router.post("/devices/{device_id}/tags")
 def tags(who: Writer, backend: CurrentBackend, device_id: str, tags: Text = "") -> Response:
     """All the tags that it shall have, with blanks or commas between."""
-    wanted = tuple(
-        tag if tag.startswith("tag:") else f"tag:{tag}" for tag in tags.lower().replace(",", " ").split() if tag
-    )
-    with _changing(backend, who, device_id, "tag", tags=" ".join(wanted)) as (tx, scribe, _, device):
-        actions.tag_device(
-            scribe, tx, device, add=wanted, take=tuple(tag for tag in device.tags if tag not in wanted)
-        )
-    return back(f"/devices/{device_id}", "tagged")
+    words = tags.lower().replace(",", " ").split()
+    wanted = tuple(sorted({f"tag:{word.removeprefix('tag:')}" for word in words}))
+    return _change(backend, who, device_id, lambda do, device: operations.tag(do, device, wanted), "tagged")
 
 
 @router.post("/devices/{device_id}/expire")
@@ -183,32 +156,32 @@ def expire(who: Writer, backend: CurrentBackend, device_id: str, after: Text = "
         seconds = 0 if after in ("now", "never") else parse_duration(after)
     except ValueError as error:
         raise HubError(f"admission: {error}, or now, or never") from error
-    with _changing(backend, who, device_id, "expire", after=after) as (tx, scribe, wall_s, device):
-        actions.expire_device(scribe, tx, device, 0 if after == "never" else wall_s + seconds, wall_s)
-    return back(f"/devices/{device_id}", "expired" if after == "now" else "renewed")
+
+    def change(do: Doing, device: Device) -> None:
+        operations.expire(do, device, 0 if after == "never" else do.wall_s + seconds)
+
+    return _change(backend, who, device_id, change, "expired" if after == "now" else "renewed")
 
 
 @router.post("/devices/{device_id}/remove")
 def remove(who: Writer, backend: CurrentBackend, device_id: str) -> Response:
-    with _changing(backend, who, device_id, "remove") as (tx, scribe, wall_s, device):
-        actions.remove_device(scribe, tx, device, wall_s)
+    _change(backend, who, device_id, operations.remove, "removed")
     return back("/devices", "removed")
+
+
+def _change(
+    backend: Backend, who: Principal, device_id: str, change: Callable[[Doing, Device], None], said: str
+) -> Response:
+    with backend.doing(who) as do:
+        device = _find(do.tx, device_id)
+        if device.state is DeviceState.REMOVED:
+            raise HubError(f"device {device_id}: it was removed. It comes back by joining with a new token")
+        change(do, device)
+    return back(f"/devices/{device.id}", said)
 
 
 def _find(tx: SqliteTx, device_id: str) -> Device:
     try:
         return actions.find_device(tx, device_id)
     except HubError as error:
-        raise Problem(404, "no-such-device", f"There is no device {device_id}. It may have been removed.") from error
-
-
-@contextlib.contextmanager
-def _changing(
-    backend: Backend, who: Principal, device_id: str, verb: str, **detail: str | int
-) -> Iterator[tuple[SqliteTx, Scribe, int, Device]]:
-    """A write transaction about one device, with its audit row at the end."""
-    with backend.write() as (tx, scribe, wall_s):
-        device = _find(tx, device_id)
-        name = device.name or ""
-        yield tx, scribe, wall_s, device
-        audit.record(tx, wall_s, who.actor, f"device.{verb}", f"device:{device.id}", {"name": name, **detail})
+        raise Problem(404, "no-device", f"There is no device {device_id}. It may have been removed.") from error

@@ -12,12 +12,11 @@ from markupsafe import Markup
 
 from edgeagent import crypto as providers
 from edgeagent.proto.names import is_claim_id
-from hub.core import actions, audit
+from hub import operations
 from hub.core.model import HubError, Kind
 from hub.core.roles import Principal
 from hub.output import parse_duration
 from hub.store import fleet
-from hub.store.sqlite import SqliteTx
 from hub.web.auth import CurrentBackend, allowed
 from hub.web.errors import Problem
 from hub.web.views.common import PAGE_SIZE, Pager, back, is_part, page
@@ -57,18 +56,11 @@ def make(
         count = int(uses)
     seconds = _seconds(life)
     wanted = tuple(dict.fromkeys(tag if tag.startswith("tag:") else f"tag:{tag}" for tag in _words(tags)))
-    with backend.write() as (tx, scribe, wall_s):
-        token = actions.create_token(
-            scribe,
-            tx,
-            wall_s,
-            uses=count,
-            not_after=wall_s + seconds if seconds else 0,
-            tags=wanted,
-            needs_approval=bool(approval),
+    with backend.doing(who) as do:
+        not_after = do.wall_s + seconds if seconds else 0
+        token = operations.create_token(
+            do, uses=count, not_after=not_after, tags=wanted, needs_approval=bool(approval)
         )
-        detail: dict[str, str | int] = {"uses": count, "tags": " ".join(wanted), "expires": token.not_after}
-        audit.record(tx, wall_s, who.actor, "token.create", f"token:{token.claim}", detail)
     text = token.encode(providers.load())
     context = {"token": token, "text": text, "qr": qr_code(text), "approval": bool(approval), "rows": []}
     return page(request, "add_made.html", context)
@@ -80,12 +72,12 @@ def joined(
 ) -> Response:
     """Who has joined with it; the wizard's page asks when it hears of a change."""
     if not is_claim_id(claim):
-        raise Problem(404, "no-such-token", "There is no such token.")
+        raise Problem(404, "no-token", "There is no such token.")
     with backend.read() as tx:
         token = tx.token(claim)
-        rows = fleet.joined_with(tx.connection, claim, JOINED_SHOWN)
+        rows = fleet.latest(tx.connection, JOINED_SHOWN, claim)
     if token is None:
-        raise Problem(404, "no-such-token", "There is no such token.")
+        raise Problem(404, "no-token", "There is no such token.")
     return page(request, "add_joined.html", {"token": token, "rows": rows})
 
 
@@ -94,14 +86,16 @@ def list_(
     request: Request,
     who: Reader,
     backend: CurrentBackend,
-    number: Annotated[int, Query(alias="page", ge=1, le=1_000)] = 1,
+    first: Annotated[int, Query(ge=1, le=1_000_000)] = 1,
 ) -> Response:
     with backend.read() as tx:
-        tokens, total = fleet.tokens(tx.connection, offset=(number - 1) * PAGE_SIZE, limit=PAGE_SIZE)
+        tokens, total = fleet.tokens(tx.connection, offset=first - 1, limit=PAGE_SIZE)
     now_s = int(time.time())
+    more = "y" if first - 1 + len(tokens) < total else ""
     context = {
         "tokens": [(token, token.refusal(now_s)) for token in tokens],
-        "pager": Pager(number, total, "/tokens", {}),
+        "pager": Pager("/tokens", {}, first, len(tokens), total, {"more": more}),
+        "here": f"/tokens?first={first}",
         "relay": Kind.RELAY,
     }
     return page(request, "tokens_table.html" if is_part(request) else "tokens.html", context)
@@ -109,10 +103,10 @@ def list_(
 
 @router.post("/tokens/{claim}/revoke")
 def revoke(who: Writer, backend: CurrentBackend, claim: str) -> Response:
-    with backend.write() as (tx, _, wall_s):
-        _demand_token(tx, claim)
-        actions.revoke_token(tx, claim, wall_s)
-        audit.record(tx, wall_s, who.actor, "token.revoke", f"token:{claim}")
+    with backend.doing(who) as do:
+        if do.tx.token(claim) is None:
+            raise Problem(404, "no-token", f"There is no token {claim}.")
+        operations.revoke_token(do, claim)
     return back("/tokens", "revoked")
 
 
@@ -123,11 +117,6 @@ def qr_code(text: str) -> Markup:
         out, kind="svg", xmldecl=False, svgns=True, svgclass=None, lineclass=None, omitsize=True, border=2, light="#fff"
     )
     return Markup(out.getvalue().decode())
-
-
-def _demand_token(tx: SqliteTx, claim: str) -> None:
-    if tx.token(claim) is None:
-        raise Problem(404, "no-such-token", f"There is no token {claim}.")
 
 
 def _seconds(life: str) -> int:

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Request, Response
 
 from hub.core.roles import Principal
-from hub.store import audits, fleet
+from hub.store import audits, devices, fleet
 from hub.store.sqlite import SqliteTx
 from hub.web.auth import CurrentBackend, allowed
 from hub.web.views.common import is_part, page
@@ -18,6 +18,8 @@ from hub.web.views.common import is_part, page
 router = APIRouter(include_in_schema=False)
 
 EVENTS_SHOWN = 12
+VERSIONS_SHOWN = 8
+RECENT_SHOWN = 5
 ALERTS_MAX = 12
 
 
@@ -35,8 +37,8 @@ def show(request: Request, who: Annotated[Principal, allowed("devices:read")], b
     now_s = int(time.time())
     with backend.read() as tx:
         health = fleet.health(tx.connection, now_s)
-        versions = fleet.version_counts(tx.connection)
-        recent = fleet.search(tx.connection, (), now_s=now_s, sort="joined", descending=True, limit=5).rows
+        versions = list(devices.versions(tx.connection).items())[:VERSIONS_SHOWN]
+        recent = fleet.latest(tx.connection, RECENT_SHOWN)
         relays = tx.relays()
         alerts = find_alerts(tx, health, len([relay for relay in relays if not relay.online]))
         events = audits.newest(tx.connection, limit=EVENTS_SHOWN) if who.may("audit:read") else []
@@ -60,22 +62,22 @@ def find_alerts(tx: SqliteTx, health: fleet.Health, relays_away: int) -> list[Al
     found = []
     if health.cloned:
         text = f"{_devices(health.cloned)} seen twice: two boards run under one identity"
-        found.append(Alert("bad", "copy", text, "A copied card? Remove it, and join both anew", _to("is:cloned")))
+        found.append(Alert("bad", "copy", text, "A copied card? Remove it, and join both anew", _to("cloned:yes")))
     if health.pending:
         text = f"{_devices(health.pending)} waiting for approval"
-        found.append(Alert("warn", "hourglass", text, "Look at each, then let it in or refuse it", _to("is:pending")))
+        found.append(Alert("warn", "hourglass", text, "Look at each, then let it in or refuse it", _to("state:pending")))
     if relays_away:
         text = f"{relays_away} relay{'s' if relays_away > 1 else ''} offline"
         found.append(Alert("warn", "access-point", text, "Paths that need it fall back to others", "/relays"))
     if health.ending:
         text = f"Admission of {_devices(health.ending)} ends within a week"
-        found.append(Alert("warn", "clock", text, "Renew it, or let it end", _to("expires:<7d is:active")))
+        found.append(Alert("warn", "clock", text, "Renew it, or let it end", _to("expires:<7d state:active")))
     if health.silent:
         text = f"{_devices(health.silent)} silent for more than a day"
-        found.append(Alert("info", "wifi-off", text, "Power, uplink, or taken away?", _to("is:offline seen:>1d")))
+        found.append(Alert("info", "wifi-off", text, "Power, uplink, or taken away?", _to("online:no state:active seen:>1d")))
     if health.expired:
         text = f"{_devices(health.expired)} expired"
-        found.append(Alert("info", "ban", text, "They can join again with a token, or be removed", _to("is:expired")))
+        found.append(Alert("info", "ban", text, "They can join again with a token, or be removed", _to("state:expired")))
     return found
 
 

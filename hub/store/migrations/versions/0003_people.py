@@ -114,6 +114,8 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_delivery_due_s"), "delivery", ["due_s"])
     op.create_index(op.f("ix_delivery_webhook"), "delivery", ["webhook"])
+    columns = ["kind", "state", "name", "user", "tags", "version", "online", "v4", "created_s", "not_after", "id"]
+    op.create_index("ix_device_list", "device", columns)
 
 
 def downgrade() -> None:

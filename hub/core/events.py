@@ -1,0 +1,60 @@
+"""What the world outside can be told of by web hooks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+HOOKS_MAX = 32
+DELIVERIES_MAX = 10_000  # that wait; above it what happens is not told, and counted
+TRIES_MAX = 12
+FIRST_RETRY_S, LAST_RETRY_S = 10, 6 * 3_600  # doubling between: about a day in all
+
+EVENTS = {
+    "device.joined": "a device came in",
+    "device.waiting": "a device asks to come in, and waits for a person's approval",
+    "device.online": "a device is there",
+    "device.offline": "a device is gone",
+    "device.removed": "a device was removed",
+    "relay.joined": "a relay came in",
+    "relay.waiting": "a relay asks to come in, and waits for a person's approval",
+    "relay.online": "a relay is there",
+    "relay.offline": "a relay is gone",
+    "relay.removed": "a relay was removed",
+    "policy.changed": "another policy holds",
+    "test": "somebody pressed the button",
+}
+
+
+@dataclass(slots=True)
+class Webhook:
+    """`secret` signs (HMAC-SHA256); it is shown once, when the hook is made."""
+
+    id: str
+    url: str
+    secret: str
+    events: tuple[str, ...]
+    created_s: int
+    disabled_s: int = 0
+    last_s: int = 0
+    last_result: str = ""
+
+
+@dataclass(slots=True, frozen=True)
+class Delivery:
+    id: int
+    webhook: str
+    event: str
+    body: str
+    tries: int
+    due_s: int
+
+
+def body(event: str, wall_s: int, fields: Mapping[str, str | int]) -> str:
+    """What is posted; JSON."""
+    return json.dumps({"event": event, "time": wall_s, **fields}, separators=(",", ":"))
+
+
+def retry_after_s(tries: int) -> int:
+    return int(min(FIRST_RETRY_S * 2 ** (tries - 1), LAST_RETRY_S))

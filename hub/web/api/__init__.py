@@ -1,0 +1,12 @@
+"""`/api/v1`: everything that the dashboard does, as JSON."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from hub.web.api import devices, joining, people, system
+from hub.web.api.common import PROBLEMS
+
+router = APIRouter(prefix="/api/v1", responses=PROBLEMS)
+for part in (system, devices, joining, people):
+    router.include_router(part.router)
