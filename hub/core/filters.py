@@ -20,7 +20,21 @@ from hub.core.model import DeviceState, HubError
 TEXT_MAX = 512
 TERMS_MAX = 16
 VALUES_MAX = 16
-FIELDS = ("name", "tag", "user", "state", "online", "cloned", "version", "address", "seen", "joined", "expires", "fact", "id")
+FIELDS = (
+    "name",
+    "tag",
+    "user",
+    "state",
+    "online",
+    "cloned",
+    "version",
+    "address",
+    "seen",
+    "joined",
+    "expires",
+    "fact",
+    "id",
+)
 _TIMES = ("seen", "joined", "expires")
 _PARTS = ("name", "user", "version", "fact", "id")  # where `~` has a meaning
 

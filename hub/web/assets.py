@@ -81,7 +81,10 @@ class Assets:
         if asset is None:
             return PlainTextResponse("there is no such file", 404)
         # A page from before an upgrade asks for what was; it gets what is, but keeps it for no other page.
-        headers = {"cache-control": FOREVER if fingerprint == self.fingerprint else "no-store", "vary": "accept-encoding"}
+        headers = {
+            "cache-control": FOREVER if fingerprint == self.fingerprint else "no-store",
+            "vary": "accept-encoding",
+        }
         content = asset.content
         if asset.squeezed is not None and "gzip" in request.headers.get("accept-encoding", ""):
             content, headers["content-encoding"] = asset.squeezed, "gzip"

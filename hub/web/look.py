@@ -171,5 +171,3 @@ def install(assets: Assets) -> None:
     environment.globals.update(helpers)
     environment.filters["thousands"] = thousands
     environment.trim_blocks = environment.lstrip_blocks = True
-
-

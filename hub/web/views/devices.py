@@ -51,9 +51,7 @@ def list_(
     wrong, found = "", devices.Page([], 0, "")
     with backend.read() as tx:
         try:
-            found = devices.find(
-                tx.connection, parse(q), int(time.time()), sort=sort, after=after, limit=PAGE_SIZE
-            )
+            found = devices.find(tx.connection, parse(q), int(time.time()), sort=sort, after=after, limit=PAGE_SIZE)
         except HubError as error:
             wrong = str(error)
         exists = bool(found.total) or bool(tx.device_counts())

@@ -58,9 +58,7 @@ def make(
     wanted = tuple(dict.fromkeys(tag if tag.startswith("tag:") else f"tag:{tag}" for tag in _words(tags)))
     with backend.doing(who) as do:
         not_after = do.wall_s + seconds if seconds else 0
-        token = operations.create_token(
-            do, uses=count, not_after=not_after, tags=wanted, needs_approval=bool(approval)
-        )
+        token = operations.create_token(do, uses=count, not_after=not_after, tags=wanted, needs_approval=bool(approval))
     text = token.encode(providers.load())
     context = {"token": token, "text": text, "qr": qr_code(text), "approval": bool(approval), "rows": []}
     return page(request, "add_made.html", context)

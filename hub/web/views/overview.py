@@ -65,7 +65,9 @@ def find_alerts(tx: SqliteTx, health: fleet.Health, relays_away: int) -> list[Al
         found.append(Alert("bad", "copy", text, "A copied card? Remove it, and join both anew", _to("cloned:yes")))
     if health.pending:
         text = f"{_devices(health.pending)} waiting for approval"
-        found.append(Alert("warn", "hourglass", text, "Look at each, then let it in or refuse it", _to("state:pending")))
+        found.append(
+            Alert("warn", "hourglass", text, "Look at each, then let it in or refuse it", _to("state:pending"))
+        )
     if relays_away:
         text = f"{relays_away} relay{'s' if relays_away > 1 else ''} offline"
         found.append(Alert("warn", "access-point", text, "Paths that need it fall back to others", "/relays"))
@@ -74,10 +76,14 @@ def find_alerts(tx: SqliteTx, health: fleet.Health, relays_away: int) -> list[Al
         found.append(Alert("warn", "clock", text, "Renew it, or let it end", _to("expires:<7d state:active")))
     if health.silent:
         text = f"{_devices(health.silent)} silent for more than a day"
-        found.append(Alert("info", "wifi-off", text, "Power, uplink, or taken away?", _to("online:no state:active seen:>1d")))
+        found.append(
+            Alert("info", "wifi-off", text, "Power, uplink, or taken away?", _to("online:no state:active seen:>1d"))
+        )
     if health.expired:
         text = f"{_devices(health.expired)} expired"
-        found.append(Alert("info", "ban", text, "They can join again with a token, or be removed", _to("state:expired")))
+        found.append(
+            Alert("info", "ban", text, "They can join again with a token, or be removed", _to("state:expired"))
+        )
     return found
 
 

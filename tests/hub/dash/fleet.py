@@ -5,10 +5,10 @@ from __future__ import annotations
 from random import Random
 
 from hub.core.model import Device, DeviceState, Kind, NodeKey
-from hub.core.relays import region_tag
 from hub.core.people import Person
-from hub.people import add_person
+from hub.core.relays import region_tag
 from hub.core.roles import Access
+from hub.people import add_person
 from hub.store.sqlite import SqliteTx
 
 SITES = {
@@ -48,8 +48,17 @@ def add_fleet(tx: SqliteTx, wall_s: int, count: int = 48, seed: int = 5) -> list
             "tables": random.choice(("all below 1 %", "flows 212/4096", "peers 31/256, flows 88/4096")),
         }
         if number % 4 != 3:
-            facts["lat"], facts["lon"] = f"{latitude + random.uniform(-1, 1):.3f}", f"{longitude + random.uniform(-1, 1):.3f}"
-        state = DeviceState.PENDING if number in (9, 20, 33) else DeviceState.EXPIRED if number == 14 else DeviceState.ACTIVE
+            facts["lat"], facts["lon"] = (
+                f"{latitude + random.uniform(-1, 1):.3f}",
+                f"{longitude + random.uniform(-1, 1):.3f}",
+            )
+        state = (
+            DeviceState.PENDING
+            if number in (9, 20, 33)
+            else DeviceState.EXPIRED
+            if number == 14
+            else DeviceState.ACTIVE
+        )
         online = state is DeviceState.ACTIVE and number % 7 != 5
         user = "ada@example.org" if base == "edge" and number % 2 else ""
         device = make_device(
@@ -73,7 +82,9 @@ def add_fleet(tx: SqliteTx, wall_s: int, count: int = 48, seed: int = 5) -> list
             tx.save_node_key(NodeKey(device.node_key, device.id, wall_s + random.randrange(20, 150) * 86_400))
         ids.append(device.id)
     for number, region in enumerate(("fra", "sin")):
-        relay = make_device(random, name=f"{region}-1", number=10_000 + number, wall_s=wall_s, facts={"os": "Debian 12"})
+        relay = make_device(
+            random, name=f"{region}-1", number=10_000 + number, wall_s=wall_s, facts={"os": "Debian 12"}
+        )
         relay.kind, relay.tags, relay.online = Kind.RELAY, (region_tag(region),), number == 0
         relay.version = "0.1.1"
         relay.members = 31 if number == 0 else 0
@@ -98,7 +109,9 @@ def make_device(random: Random, *, name: str, number: int, wall_s: int, **change
         "created_s": wall_s - random.randrange(600, 200 * 86_400),
         "name": name,
         "v4": 0x64400000 + 256 + number if changes.get("state") is not DeviceState.PENDING else None,
-        "v6": bytes.fromhex("fd5c7a3be19200000000") + random.randbytes(6) if changes.get("state") is not DeviceState.PENDING else None,
+        "v6": bytes.fromhex("fd5c7a3be19200000000") + random.randbytes(6)
+        if changes.get("state") is not DeviceState.PENDING
+        else None,
         "last_seen_s": wall_s - (random.randrange(3, 50) if online else random.randrange(4_000, 20 * 86_400)),
     }
     return Device(**{**fields, **changes})  # type: ignore[arg-type]
