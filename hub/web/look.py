@@ -21,6 +21,11 @@ from hub.web.assets import Assets
 from hub.web.pages import environment
 
 CLONED_SHOWN_S = 7 * 86_400
+_BROWSERS = (("Edg/", "Edge"), ("OPR/", "Opera"), ("Firefox/", "Firefox"), ("Chrome/", "Chrome"), ("Safari/", "Safari"))
+_SYSTEMS = (
+    *(("Android", "Android"), ("iPhone", "iPhone"), ("iPad", "iPad"), ("Windows", "Windows")),
+    *(("Mac OS X", "macOS"), ("Linux", "Linux")),
+)
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,13 @@ def state_mark(kind: str, word: str) -> Markup:
     return Markup('<span class="state {}">{}</span>').format(kind, word)
 
 
+def browser_of(text: str) -> str:
+    """A user agent as people name it."""
+    name = next((name for mark, name in _BROWSERS if mark in text), "A browser")
+    system = next((system for mark, system in _SYSTEMS if mark in text), "")
+    return f"{name} on {system}" if system else name
+
+
 def is_cloned(row: DeviceRow) -> bool:
     return bool(row.cloned_s) and row.cloned_s > time.time() - CLONED_SHOWN_S
 
@@ -162,6 +174,7 @@ def install(assets: Assets) -> None:
         "state_mark": state_mark,
         "is_cloned": is_cloned,
         "bar": bar,
+        "browser_of": browser_of,
         "shown": shown,
         "v4": v4,
         "v6": v6,

@@ -6,9 +6,9 @@ from fastapi import FastAPI, Request, Response
 
 from hub.web import look
 from hub.web.assets import Assets
-from hub.web.views import devices, joining, overview
+from hub.web.views import devices, joining, overview, people, pictures, relays, system
 
-ROUTERS = (overview.router, devices.router, joining.router)
+ROUTERS = tuple(part.router for part in (overview, devices, pictures, joining, relays, people, system))
 
 
 def install(app: FastAPI) -> None:

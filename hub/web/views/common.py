@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from fastapi import Request, Response
 from fastapi.responses import RedirectResponse
+from pydantic import BaseModel, ValidationError
 
-from hub.core.model import DeviceState
+from hub.core.model import DeviceState, HubError
 from hub.web.auth import backend_of
 from hub.web.pages import render
 
@@ -29,11 +30,12 @@ SAID = {
     "user-added": "The user was added.",
     "user-changed": "The user was changed.",
     "api-revoked": "The API token was revoked.",
-    "password": "Your password was changed. Other browsers are signed out.",
     "session-ended": "The session was ended.",
     "passkey-removed": "The passkey was removed.",
     "policy-saved": "The policy is in force. Devices whose slice changed are told now.",
     "settings-saved": "The settings were saved.",
+    "hook-tested": "A test event is on its way; what came of it stands beside the web hook soon.",
+    "hook-removed": "The web hook was removed.",
     "asked": "The device was asked. Its answer appears below when it comes.",
 }
 
@@ -104,3 +106,15 @@ class Pager:
     def to(self, **changes: str) -> str:
         query = {name: value for name, value in {**self.query, **changes}.items() if value}
         return f"{self.path}?{urlencode(query)}" if query else self.path
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def valid(model: type[Model], **values: Any) -> Model:
+    """What the API's functions take, made of a form. Raises HubError, which never repeats what was typed."""
+    try:
+        return model(**values)
+    except ValidationError as error:
+        said = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:4])
+        raise HubError(said) from None
