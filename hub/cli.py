@@ -19,7 +19,7 @@ except ModuleNotFoundError as missing:
     raise SystemExit(f"edgehub: {missing.name} is not installed. Run: pip install 'edgemesh[hub]'") from None
 
 from edgeagent.crypto import CryptoUnavailable
-from hub import cli_audit, cli_devices, cli_relays, cli_tokens, cli_users, cli_web
+from hub import cli_audit, cli_devices, cli_oidc, cli_relays, cli_tokens, cli_users, cli_web
 from hub.core.model import DeviceState, HubError
 from hub.core.people import check_login
 from hub.opening import current_state, open_store, use_state
@@ -39,6 +39,7 @@ app.add_typer(cli_tokens.app, name="token")
 app.add_typer(cli_devices.app, name="devices")
 app.add_typer(cli_relays.app, name="relays")
 app.add_typer(cli_users.app, name="users")
+app.add_typer(cli_oidc.app, name="oidc")
 app.add_typer(cli_audit.app, name="audit")
 app.add_typer(cli_web.app, name="web")
 

@@ -189,7 +189,7 @@ def token(
 
 
 def choose_password(login: str, file: Path | None) -> tuple[str, bool]:
-    """(password, whether it was made and must be printed, once): from a file, asked for twice on a terminal, or made."""
+    """(password, whether it was made and must be printed once): from a file, asked for on a terminal, or made."""
     if file is not None:
         try:
             text = sys.stdin.readline() if str(file) == "-" else file.read_text(encoding="utf-8")

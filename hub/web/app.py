@@ -12,9 +12,10 @@ from hub.io.live import Listener
 from hub.state import State
 from hub.store import websettings
 from hub.store.sqlite import SqliteStore
-from hub.web import api, errors, live, signin, views
+from hub.web import api, errors, live, oidc, signin, views
 from hub.web.backend import CONNECTIONS_MAX, Backend
 from hub.web.guard import Guard
+from hub.web.sealed import Sealer
 
 
 def make_app(state: State, settings: websettings.WebSettings | None = None) -> FastAPI:
@@ -38,11 +39,14 @@ def make_app(state: State, settings: websettings.WebSettings | None = None) -> F
 
     app = FastAPI(title="edgehub", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.backend = backend
+    app.state.sealer = Sealer(backend.secret("cookies"))
+    app.state.provider = oidc.Provider()
     app.state.tries = signin.Tries()
     app.state.on_settings = lambda: None  # the process that runs this may want to know that its settings changed
     errors.install(app)
     app.add_middleware(Guard, settings=settings)
     app.include_router(signin.router)
+    app.include_router(oidc.router)
     app.include_router(live.router)
     app.include_router(api.router)
 

@@ -8,6 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from hashlib import blake2s
 
 from edgeagent import crypto as providers
 from hub.core import audit
@@ -74,6 +75,11 @@ class Backend:
             detail["before"] = unsaid
         with self.write() as (tx, _, wall_s):
             audit.record(tx, wall_s, actor, "refused", what, detail)
+
+    def secret(self, purpose: str) -> bytes:
+        """32 bytes that only this hub knows, the same in all its processes."""
+        with self.read() as tx:
+            return blake2s(purpose.encode(), key=tx.network().seed, person=b"hub web").digest()
 
     def close(self) -> None:
         with contextlib.suppress(queue.Empty):

@@ -98,6 +98,9 @@ class Tries:
         with self._lock:
             return self._addresses.allow(now, address) and self._accounts.allow(now, login)
 
+    def __len__(self) -> int:
+        return len(self._addresses) + len(self._accounts)
+
 
 def demand_try(request: Request, backend: Backend, address: str, login: str) -> None:
     """Raises Problem when there were too many tries."""

@@ -9,7 +9,7 @@
   const look = () => [
     { selector: "node", style: {
       label: "data(name)", "font-family": "Inter, sans-serif", "font-size": 9, color: colour("ink"), "text-valign": "bottom", "text-margin-y": 4,
-      "text-background-color": colour("surface"), "text-background-opacity": 0.75, "text-background-padding": 1, "min-zoomed-font-size": 7,
+      "text-outline-color": colour("surface"), "text-outline-width": 1.5, "min-zoomed-font-size": 7,
       width: "mapData(degree, 0, 12, 12, 30)", height: "mapData(degree, 0, 12, 12, 30)",
       "background-color": colour("off-soft"), "border-width": 2, "border-color": colour("off") } },
     { selector: "node[kind = 'ok']", style: { "background-color": colour("ok"), "border-color": colour("surface") } },

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from fastapi import FastAPI, Request, Response
 
+from hub.store import oidcsettings
 from hub.web import look
 from hub.web.assets import Assets
+from hub.web.auth import backend_of
+from hub.web.pages import environment
 from hub.web.views import devices, joining, overview, people, pictures, relays, system
 
 ROUTERS = tuple(part.router for part in (overview, devices, pictures, joining, relays, people, system))
 
 
+def oidc_label(request: Request) -> str:
+    """What the sign-in's second button says; empty without a provider."""
+    with backend_of(request).read() as tx:
+        settings = oidcsettings.load(tx.connection)
+    return settings.label if settings.issuer else ""
+
+
 def install(app: FastAPI) -> None:
     assets = Assets()
     look.install(assets)
+    environment.globals["oidc_label"] = oidc_label
     for router in ROUTERS:
         app.include_router(router)
 
