@@ -67,6 +67,9 @@ def _do(scribe: Scribe, tx: Tx, job: Job, wall_s: int) -> None:
     if job.kind is JobKind.MAPS:
         relays.step_maps(tx, job.subject)
         return
+    if job.kind is JobKind.POLICY:
+        scribe.policing.step(tx, job.subject)
+        return
     if job.kind is JobKind.CUT_OFF:
         if _told(tx, job.reader) is not None:
             relays.step_cut_off(tx, job.reader, job.subject, wall_s)

@@ -25,7 +25,7 @@ from hub.core import admission, relays
 from hub.core.credential import is_strong
 from hub.core.model import OUTBOX_MAX, Device, DeviceState, HubDrop, JobKind, Kind, Network
 from hub.core.ratelimit import TokenBuckets
-from hub.core.scribe import Scribe
+from hub.core.scribe import POLICY_TTL_S, Scribe
 from hub.core.store import Tx
 
 VERBS = ("birth", "state", "ask", "report", "relay")
@@ -214,6 +214,8 @@ class Coordinator:
             self.scribe.no(tx, reader, body["id"], "unknown", wall_s)
         elif DeviceState.EXPIRED in (subject.state, reader.state):
             self.scribe.no(tx, reader, body["id"], "forbidden", wall_s)
+        elif not self.scribe.policing.may_meet(tx, reader, subject):
+            self.scribe.no(tx, reader, body["id"], "forbidden", wall_s, ttl_s=POLICY_TTL_S)
         else:
             tx.introduce(reader.id, subject.id)
             self.scribe.rec(tx, reader, subject, wall_s, ask=body["id"])

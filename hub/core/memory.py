@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from hub.core.audit import Entry
-from hub.core.model import Device, DeviceState, Job, JobKind, Kind, Network, NodeKey, Op, Outgoing, Token
+from hub.core.model import Device, DeviceState, Job, JobKind, Kind, Network, NodeKey, Op, Outgoing, StoredPolicy, Token
 
 Row = TypeVar("Row", Token, Device)
 _MISSING: Any = object()
@@ -21,7 +21,19 @@ class MemoryStore:
         self._network = network
         self._tables: dict[str, dict[Any, Any]] = {
             name: {}
-            for name in ("counter", "token", "device", "node_key", "pair", "stamp", "job", "out", "relays", "audit")
+            for name in (
+                "counter",
+                "token",
+                "device",
+                "node_key",
+                "pair",
+                "stamp",
+                "job",
+                "out",
+                "relays",
+                "audit",
+                "policy",
+            )
         }
 
     @contextmanager
@@ -130,6 +142,23 @@ class MemoryTx:
 
     def save_relay_list(self, encoded: bytes) -> None:
         self._put("relays", "list", encoded)
+
+    def policy_version(self) -> int:
+        return max(self._tables["policy"], default=0)
+
+    def policy(self, version: int) -> StoredPolicy | None:
+        stored: StoredPolicy | None = self._tables["policy"].get(version)
+        return stored
+
+    def policies(self, limit: int = 100) -> list[StoredPolicy]:
+        return [self._tables["policy"][version] for version in sorted(self._tables["policy"], reverse=True)[:limit]]
+
+    def add_policy(self, new: StoredPolicy) -> None:
+        self._put("policy", new.version, new)
+
+    def drop_policies(self, up_to: int) -> None:
+        for version in [version for version in self._tables["policy"] if version <= up_to]:
+            self._put("policy", version, _MISSING)
 
     def passes_to_renew(self, wall_s: int, limit: int) -> list[Device]:
         return self._some("device", lambda d: d.state is DeviceState.ACTIVE and 0 < d.pass_renew_s <= wall_s, limit)

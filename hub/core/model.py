@@ -164,6 +164,8 @@ class Device:
     relay: bytes = b""  # what a relay said of itself, as maps have it (CBOR); empty: nothing yet
     members: int = 0  # that a relay said it has
     pass_renew_s: int = 0  # when the passes in its map are to be signed again; 0 = there are none
+    slice_digest: bytes = b""  # of the policy's slice in its map; empty = its map has none
+    groups_digest: bytes = b""  # of the policy's groups in its record; empty = it has none
 
 
 @dataclass(slots=True, frozen=True)
@@ -175,6 +177,16 @@ class NodeKey:
     not_after: int
 
 
+@dataclass(slots=True, frozen=True)
+class StoredPolicy:
+    """One version of the network's policy, as it was written."""
+
+    version: int  # from 1
+    text: str
+    author: str
+    created_s: int
+
+
 class JobKind(Enum):
     """Work that a change left behind, done in small steps after it."""
 
@@ -183,6 +195,7 @@ class JobKind(Enum):
     MAP = "map"  # publish subject's map
     REC = "rec"  # tell reader what subject's record is now
     MAPS = "maps"  # a MAP for each member behind subject, in the order of their ids
+    POLICY = "policy"  # a MAP and RECs for each member behind subject whom a new policy concerns
     CUT_OFF = "cut-off"  # a GONE for reader, a relay, about each that was cut off, behind subject
 
 
@@ -190,8 +203,8 @@ class JobKind(Enum):
 class Job:
     id: int
     kind: JobKind
-    reader: str  # "" for ROTATE, MAP and MAPS
-    subject: str  # of MAPS and CUT_OFF: the last id that was dealt with, "" at the beginning
+    reader: str  # "" for ROTATE, MAP, MAPS and POLICY
+    subject: str  # of MAPS, POLICY and CUT_OFF: the last id that was dealt with, "" at the beginning
 
 
 class Op(Enum):

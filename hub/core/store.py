@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from hub.core.audit import Entry
-from hub.core.model import Device, DeviceState, Job, JobKind, Network, NodeKey, Outgoing, Token
+from hub.core.model import Device, DeviceState, Job, JobKind, Network, NodeKey, Outgoing, StoredPolicy, Token
 
 
 class Tx(Protocol):
@@ -71,6 +71,19 @@ class Tx(Protocol):
 
     def save_relay_list(self, encoded: bytes) -> None: ...
 
+    def policy_version(self) -> int:
+        """Of the policy that holds; 0 for none."""
+
+    def policy(self, version: int) -> StoredPolicy | None: ...
+
+    def policies(self, limit: int = 100) -> list[StoredPolicy]:
+        """The newest first."""
+
+    def add_policy(self, new: StoredPolicy) -> None: ...
+
+    def drop_policies(self, up_to: int) -> None:
+        """Those up to this version."""
+
     def passes_to_renew(self, wall_s: int, limit: int) -> list[Device]:
         """Active ones whose passes are old."""
 
@@ -129,7 +142,7 @@ class Tx(Protocol):
         """The oldest first."""
 
     def has_round(self, kind: JobKind, reader: str) -> bool:
-        """Whether a MAPS or CUT_OFF job of this reader is under way: one that has a subject."""
+        """Whether a MAPS, POLICY or CUT_OFF job of this reader is under way: one that has a subject."""
 
     def drop_job(self, job_id: int) -> None: ...
 

@@ -119,6 +119,8 @@ device = Table(
     Column("relay", BLOB, nullable=False, server_default=text("x''")),  # CBOR
     Column("members", Integer, nullable=False, server_default=text("0")),
     Column("pass_renew_s", Integer, nullable=False, server_default=text("0")),
+    Column("slice_digest", BLOB, nullable=False, server_default=text("x''")),
+    Column("groups_digest", BLOB, nullable=False, server_default=text("x''")),
 )
 Index("ix_device_state", device.c.state, device.c.id)
 Index("ix_device_online", device.c.online, sqlite_where=DEVICE_ONLINE)
@@ -161,6 +163,16 @@ stamp = Table(
     Column("epoch", Integer, nullable=False),
     Column("seq", Integer, nullable=False),
     sqlite_with_rowid=False,
+)
+
+# The newest version holds; the others are its history.
+policy = Table(
+    "policy",
+    metadata,
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("text", Text, nullable=False),
+    Column("author", Text, nullable=False),
+    Column("created_s", Integer, nullable=False),
 )
 
 job = Table(

@@ -28,9 +28,10 @@ from hub.core.model import (
     Op,
     Outgoing,
     Role,
+    StoredPolicy,
     Token,
 )
-from hub.store import audits, database, hooks
+from hub.store import audits, database, hooks, policies
 from hub.store.meta import load_network, load_relay_list, save_relay_list
 from hub.store.schema import (
     ABOUT_ACCOUNTS,
@@ -242,6 +243,21 @@ class SqliteTx:
 
     def save_relay_list(self, encoded: bytes) -> None:
         save_relay_list(self.connection, encoded)
+
+    def policy_version(self) -> int:
+        return policies.newest_version(self.connection)
+
+    def policy(self, version: int) -> StoredPolicy | None:
+        return policies.load_policy(self.connection, version)
+
+    def policies(self, limit: int = 100) -> list[StoredPolicy]:
+        return policies.load_policies(self.connection, limit)
+
+    def add_policy(self, new: StoredPolicy) -> None:
+        policies.save_policy(self.connection, new)
+
+    def drop_policies(self, up_to: int) -> None:
+        policies.drop_policies(self.connection, up_to)
 
     def passes_to_renew(self, wall_s: int, limit: int) -> list[Device]:
         return self._devices(_DEVICE.where(PASS_TO_RENEW, device.c.pass_renew_s <= wall_s), limit)
