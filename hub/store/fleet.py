@@ -73,6 +73,21 @@ def tag_counts(connection: Connection, limit: int) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:limit]
 
 
+def identities(connection: Connection, limit: int) -> list[tuple[tuple[str, ...], str, int]]:
+    """(tags, user, how many) of what a policy looks at in admitted devices, the most frequent first. A user does not
+    count where there are tags."""
+    user = case((device.c.tags == "[]", device.c.user), else_="").label("owner")
+    number = func.count().label("number")
+    query = (
+        select(device.c.tags, user, number)
+        .where(_IS_DEVICE, _ACTIVE)
+        .group_by(device.c.tags, user)
+        .order_by(number.desc(), device.c.tags, user)
+        .limit(limit)
+    )
+    return [(tuple(json.loads(row.tags)), row.owner, row.number) for row in connection.execute(query)]
+
+
 def latest(connection: Connection, limit: int, claim: str = "") -> list[DeviceRow]:
     """Those that joined last, with one token or any."""
     query = select(device.c.id).where(_IS_DEVICE, _THERE)

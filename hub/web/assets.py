@@ -1,6 +1,7 @@
 """Style sheets, scripts, fonts and icons: read once, squeezed once, and served under a name that changes with them.
 
-`/static/FINGERPRINT/PATH` may be kept by a browser for ever. Nothing is looked up in a file system by what a request says.
+`/static/FINGERPRINT/PATH` may be kept by a browser for ever. Nothing is looked up in a file system by what a request
+says.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A fleet as somebody's real one: boards, sites, states, tags and versions of many kinds, written as joins write them."""
+"""A fleet as somebody's real one: boards, sites, states, tags and versions of many kinds, as joins would write them."""
 
 from __future__ import annotations
 
@@ -118,6 +118,33 @@ def make_device(random: Random, *, name: str, number: int, wall_s: int, **change
 
 
 PASSWORD = "correct horse battery staple"
+POLICY = """{
+  // Who may reach what. What no rule allows is denied.
+  "groups": {
+    "group:operators": ["ada@example.org", "ben@example.org"],
+  },
+  "tagOwners": {
+    "tag:camera": ["group:operators"],
+    "tag:server": ["group:operators"],
+    "tag:meter": ["group:operators"],
+    "tag:gateway": ["group:operators"],
+    "tag:site-graz": ["group:operators"],
+  },
+  "hosts": {
+    "archive": "10.20.0.9",
+  },
+  "acls": [
+    {"action": "accept", "src": ["group:operators"], "dst": ["*:*"]},
+    // Cameras send their pictures to servers, and reach nothing else.
+    {"action": "accept", "src": ["tag:camera"], "dst": ["tag:server:443", "archive:445"]},
+    {"action": "accept", "src": ["tag:meter"], "proto": "udp", "dst": ["tag:gateway:5683"]},
+    {"action": "accept", "src": ["tag:site-graz"], "dst": ["tag:site-graz:22,80"]},
+  ],
+  "tests": [
+    {"src": "tag:camera", "accept": ["tag:server:443"], "deny": ["tag:camera:22"]},
+  ],
+}
+"""
 
 
 def add_people(tx: SqliteTx, wall_s: int) -> list[Person]:

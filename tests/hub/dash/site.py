@@ -11,11 +11,12 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from hub.core.policing import set_policy
 from hub.setup import initialise
 from hub.state import State
 from hub.store import websettings
 from hub.store.sqlite import SqliteStore
-from tests.hub.dash.fleet import add_fleet, add_people
+from tests.hub.dash.fleet import POLICY, add_fleet, add_people
 from tests.hub.rig import DEADLINE_S, free_port
 
 ROOT = Path(__file__).parents[3]
@@ -36,7 +37,10 @@ class Site:
         with contextlib.closing(SqliteStore(self.state.database)) as store, store.write() as tx:
             wall_s = int(time.time())
             add_people(tx, wall_s)
-            return add_fleet(tx, wall_s, count) if count else []
+            if not count:
+                return []
+            set_policy(tx, wall_s, POLICY, "ada@example.org")
+            return add_fleet(tx, wall_s, count)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
