@@ -36,8 +36,7 @@ SAMPLE = Fields(
 
 
 def write(sample: dict[str, Any]) -> bytes:
-    """A sample as it is sent. What does not fit is left out: the quietest peers, then the emptiest tables, last what was
-    dropped least often."""
+    """A sample as it is sent. What does not fit is left out: the quietest peers first, then the emptiest tables."""
     sample = {**sample, "p": sample["p"][:PEERS_MAX], "tb": sample["tb"][:TABLES_MAX], "d": sample["d"][:DROPS_MAX]}
     while True:
         data = encode(sample)
