@@ -263,9 +263,7 @@ def _wait(store: SqliteStore, given: list[tuple[Device, Command]], *, quiet: boo
 
 
 def _print_output(shown: dict[str, Any]) -> None:
-    output = shown["output"]
-    if not isinstance(output, str):
-        output = json.dumps(output, indent=2)
+    output: str = shown["output"]
     if output:
         sys.stdout.write(_printable(output) + ("" if output.endswith("\n") else "\n"))
     if shown["output"] and not shown["output_complete"]:
@@ -283,9 +281,8 @@ def _sentence(name: str, made: Command) -> str:
 
 
 def _words(made: Command) -> str:
-    args = json.loads(made.args)
     if made.verb == "run":
-        return " ".join(["run", args["s"], *args["a"]])
+        return " ".join(["run", made.args["s"], *made.args["a"]])
     return made.verb
 
 

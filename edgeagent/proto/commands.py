@@ -21,7 +21,6 @@ from edgeagent.proto.codec import decode, encode
 from edgeagent.proto.control import (
     ACTOR_BYTES_MAX,
     ANSWER_DATA_BYTES_MAX,
-    ANSWER_PARTS_MAX,
     ANSWER_TEXT_BYTES_MAX,
     COMMAND,
     VERB,
@@ -193,9 +192,9 @@ def answer(entry: Entry, **more: Any) -> dict[str, Any]:
 
 
 def parts(data: bytes) -> list[bytes]:
-    """Output as messages carry it: at most ANSWER_PARTS_MAX, the rest is cut off."""
-    size = ANSWER_DATA_BYTES_MAX
-    return [data[at : at + size] for at in range(0, min(len(data), OUTPUT_BYTES_MAX, size * ANSWER_PARTS_MAX), size)]
+    """Output as messages carry it; what is beyond OUTPUT_BYTES_MAX is cut off. Fewer than ANSWER_PARTS_MAX."""
+    data, size = data[:OUTPUT_BYTES_MAX], ANSWER_DATA_BYTES_MAX
+    return [data[at : at + size] for at in range(0, len(data), size)]
 
 
 def clip(text: str) -> str:

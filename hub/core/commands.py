@@ -6,13 +6,10 @@ to know: `permitted` are the verbs that the actor may use.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from typing import Any
 
 from edgeagent.proto.commands import (
-    DONE,
     EXPIRED,
     FAILED,
     OPEN_MAX,
@@ -90,7 +87,7 @@ def create(
         seq=tx.next_seq(),
         device=device.id,
         verb=verb,
-        args=json.dumps(checked),
+        args=checked,
         actor=actor,
         created_s=wall_s,
         expires_s=wall_s + expires_in_s,
@@ -111,7 +108,7 @@ def say(scribe: Scribe, tx: Tx, device: Device, command: Command, wall_s: int) -
         "v": command.verb,
         "x": command.expires_s,
         "by": command.actor,
-        "a": json.loads(command.args),
+        "a": command.args,
     }
     scribe.command(tx, device, body, wall_s)
 
@@ -129,7 +126,7 @@ def watch(
     """Somebody looks at the device: the watch that is under way, or a new one when that ends soon. Call it again while
     they look, at least every WATCH_S_MAX − WATCH_AGAIN_S seconds; `unwatch` when they have gone."""
     for command in tx.open_commands(device.id):
-        if command.verb == "watch" and command.created_s + json.loads(command.args)["s"] - wall_s > WATCH_AGAIN_S:
+        if command.verb == "watch" and command.created_s + command.args["s"] - wall_s > WATCH_AGAIN_S:
             return command
     args = {"s": seconds, "ev": every_s}
     return create(scribe, tx, device, "watch", args, wall_s, actor=actor, expires_in_s=max(EXPIRES_MIN_S, seconds))
@@ -201,12 +198,12 @@ def output(tx: Tx, command: Command) -> tuple[bytes, bool]:
 
 
 def describe(tx: Tx, command: Command, *, with_output: bool = False) -> dict[str, Any]:
-    """As JSON could say it. `output` is text; where it is that of netcheck, what is in it."""
+    """As JSON could say it. `output` is text; that of netcheck is JSON."""
     found: dict[str, Any] = {
         "id": command.id,
         "device": command.device,
         "verb": command.verb,
-        "args": json.loads(command.args),
+        "args": command.args,
         "actor": command.actor,
         "created": command.created_s,
         "expires": command.expires_s,
@@ -220,9 +217,6 @@ def describe(tx: Tx, command: Command, *, with_output: bool = False) -> dict[str
         data, complete = output(tx, command)
         found["output"] = data.decode("utf-8", "replace")
         found["output_complete"] = complete
-        if command.verb == "netcheck" and complete and command.state is CommandState(DONE):
-            with suppress(ValueError):  # then it is shown as it is
-                found["output"] = json.loads(data)
     return found
 
 

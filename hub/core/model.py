@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 NODE_KEY_LIFE_S = 180 * 86_400
 NODE_KEY_GRACE_S = 3_600  # how long a device waits with a new key that the hub has spread
@@ -199,7 +200,7 @@ class Command:
     seq: int  # tells what came before what
     device: str
     verb: str
-    args: str  # JSON
+    args: dict[str, Any]  # as edgeagent/proto/commands.py has it of the verb
     actor: str  # who gave it
     created_s: int
     expires_s: int  # a device that hears of it later does not begin it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
 from typing import Any
 
@@ -95,11 +96,13 @@ def _some(connection: Connection, query: Select[Any]) -> list[Command]:
 
 def _values(item: Command) -> dict[str, Any]:
     values = {name: getattr(item, name) for name in _FIELDS}
+    values["args"] = json.dumps(item.args)
     values["state"] = item.state.value
     return values
 
 
 def _to_command(row: Row[Any]) -> Command:
     values: dict[str, Any] = dict(row._mapping)
+    values["args"] = json.loads(values["args"])
     values["state"] = CommandState(values["state"])
     return Command(**values)

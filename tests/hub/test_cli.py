@@ -44,6 +44,11 @@ COMMANDS = [
     ["relays", "list"],
     ["relays", "show"],
     ["relays", "remove"],
+    ["command"],
+    ["commands", "list"],
+    ["commands", "show"],
+    ["logs"],
+    ["watch"],
 ]
 
 
