@@ -110,10 +110,12 @@ class Commands:
             self._ask_time_at = None
         if self._child is not None and self._child.ended:
             self._child_ended(now, self._child)
-        while self._job is None and self._queue:
+        while True:
+            if self._output is not None:
+                self._write_output(now)
+            if self._job is not None or not self._queue:
+                break
             self._begin(now, self._queue.popleft())
-        if self._output is not None:
-            self._write_output(now)
 
     def poll_timeout(self) -> float | None:
         times = [
@@ -268,7 +270,10 @@ class Commands:
         floor = getattr(logging, entry.args.get("lv", "debug").upper())
         levels = [name for number, name in logging._levelToName.items() if number >= floor]
         lines = [line for line in self._context.ring.lines() if line.partition(" ")[2].partition(" ")[0] in levels]
-        self._job_over(now, DONE, output="\n".join(lines[-count:]).encode())
+        output = "\n".join(lines[-count:]).encode()
+        if len(output) > self._output_bytes_max:  # the newest of them, and whole lines
+            output = output[-self._output_bytes_max :].partition(b"\n")[2]
+        self._job_over(now, DONE, output=output)
 
     def _spawn(self, now: float, entry: Entry, words: list[str], environ: dict[str, str], limit_s: float) -> None:
         self._child = Child(
@@ -293,7 +298,7 @@ class Commands:
     def _job_over(self, now: float, state: str, code: str = "", text: str = "", *, output: bytes = b"") -> None:
         assert self._job is not None
         self._job.settle(self._context.wall.at(now), state, code, text)
-        self._output = parts(output[-self._output_bytes_max :])
+        self._output = parts(output)
         self._next_part = 0
         self._write_at = now
 

@@ -240,7 +240,7 @@ def test_one_that_left_its_group_does_not_hold_us_up(folder: Path, loop: Loop) -
 
 def test_one_that_closes_its_output_is_waited_for(folder: Path, loop: Loop) -> None:
     child = loop.end(loop.child(write(folder, "x", "#!/bin/sh\nexec >&- 2>&-\nsleep 0.3\nexit 4\n")))
-    assert (child.code, child.output) == (4, b"")
+    assert (child.code, bytes(child.output)) == (4, b"")
 
 
 def test_close_ends_it_at_once(folder: Path, loop: Loop) -> None:
@@ -256,4 +256,4 @@ def test_a_kernel_without_pidfd(folder: Path, loop: Loop, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(os, "pidfd_open", absent)
     child = loop.end(loop.child(write(folder, "x", "#!/bin/sh\necho out\nexit 5\n")))
-    assert (child.code, child.output) == (5, b"out\n")
+    assert (child.code, bytes(child.output)) == (5, b"out\n")
