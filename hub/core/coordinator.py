@@ -12,7 +12,6 @@ counted drop (`drops`); it never raises.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 from edgeagent.proto import topics
@@ -52,9 +51,6 @@ class Coordinator:
             "answer": TokenBuckets(16.0, 160),  # the output of one command is 37 of them, and a device sends 8 a second
             "sample": TokenBuckets(2.0, 8),
         }
-        # Called with the id of a device of which the hub knows something new, inside the transaction: whoever tells
-        # others waits for its end.
-        self.on_change: Callable[[str], None] = lambda device_id: None
 
     def handle_message(self, now: float, wall_s: int, tx: Tx, topic: str, payload: bytes) -> None:
         """One message as the broker delivered it."""
@@ -175,8 +171,6 @@ class Coordinator:
             tx.save_seen(device_id, wall_s)
         else:
             self._handle_report(wall_s, tx, device, signed.body["nk"])
-        if verb != "ask":
-            self.on_change(device_id)
 
     def _handle_birth(self, wall_s: int, tx: Tx, device: Device, signed: Signed) -> None:
         body = signed.body

@@ -191,7 +191,6 @@ def test_what_a_broker_held_back_does_not_run_on_a_device_without_a_clock(tmp_pa
     rig.script("mark", f"echo x >{tmp_path}/mark")
     rig.world.hub_answers = False
     rig.connect()
-    assert not rig.node.wall.known or rig.node.wall.at(rig.world.now) < WALL_S + 1e6
     command = rig.run("mark")  # signed now, and valid for ten minutes
     rig.world.now += 86_400.0  # so much later the device hears of it; its uptime does not say so
     rig.node.wall._anchor_s -= 86_400.0
@@ -405,7 +404,9 @@ def test_the_end_of_the_agent_ends_what_it_runs_and_says_so(rig: Rig) -> None:
 
 def test_reboot_is_answered_before_and_after(rig: Rig) -> None:
     command = rig.say("reboot-agent")
-    assert rig.states(command) == [("running", "")] and rig.commands.restart_wanted
+    assert rig.states(command) == [("running", "")]
+    wanted = rig.commands.restart_wanted
+    assert wanted
     rig.commands.farewell(rig.world.now)
     rig.world.crank()
     assert rig.states(command) == []

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from tests.netlab import Lab, rights, until
+from tests.netlab.homes import RelayHost
 from tests.netlab.mesh import Device, Mesh
 
 
 class Site:
     def __init__(self, lab: Lab) -> None:
-        net = lab.net("198.51.100.0/24", "2001:db8::/64")
+        net = self.net = lab.net("198.51.100.0/24", "2001:db8::/64")
         self.mesh = Mesh(lab, net)
         self.mesh.start_hub()
         token = self.mesh.token("--uses", "0", "--tag", "tag:cam")
@@ -70,10 +71,17 @@ def test_logs_come_and_the_device_says_who_asked(site: Site) -> None:
 
 
 def test_netcheck_is_what_the_device_itself_would_say(site: Site) -> None:
+    a, _ = site.devices
     found = site.command("a", "netcheck", "2", check=False)
-    # this network has no relays, and that is what the device's own command says too
     assert (found["state"], found["code"]) == ("failed", "exit-status")
-    assert "has no relays" in found["output"]
+    assert "this network has no relays" in found["output"]
+    relay = RelayHost(site.mesh.lab.host("fra-1", site.net), "fra")
+    relay.start(site.mesh.invite("fra"))
+    until(lambda: site.mesh.relays().get("fra-1") == "online", 20, "the relay is online")
+    until(lambda: [row["id"] for row in a.ask("status")["relays"]] == ["fra-1"], 20, "a knows the relay")
+    found = site.command("a", "netcheck", "3")
+    checked = json.loads(found["output"])
+    assert [row["id"] for row in checked["relays"]] == ["fra-1"] and checked["reachable"]
 
 
 def test_a_new_node_key_is_made_and_known_to_others(site: Site) -> None:
@@ -100,6 +108,23 @@ def test_the_agent_begins_anew_in_its_process_and_says_so_after(site: Site) -> N
     assert status["pid"] == pid and status["uptime_s"] <= uptime + 1
     assert not (a.host.directory / "edgeagent/crash").exists()
     until(lambda: b.host.ping(a.address), 10, "a answers b")
+
+
+def test_an_agent_in_the_foreground_stays_there(site: Site) -> None:
+    """As under a service manager: the same process, logging to where it did."""
+    c = site.mesh.device("c", site.net)
+    token = c.host.directory / "token"
+    token.write_text(site.mesh.token("--uses", "1"))
+    process = c.host.start("edgeagent", "run", "--hostname", "c", "--join-file", token)
+    until(lambda: c.host.run("edgeagent", "ip", check=False).returncode == 0, 20, "c is in")
+    pid = c.pid()
+    assert site.command("c", "reboot-agent")["state"] == "done"
+    assert process.running and c.pid() == pid
+    process.expect("ending, to begin anew")
+    process.expect("edge0 is up as c")
+    assert site.command("c", "reboot-agent")["state"] == "done"  # and it can do so again
+    process.expect("edge0 is up as c")
+    assert process.stop() == 0
 
 
 def test_a_script_runs_and_nothing_else_does(site: Site) -> None:
