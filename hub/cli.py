@@ -19,7 +19,7 @@ except ModuleNotFoundError as missing:
     raise SystemExit(f"edgehub: {missing.name} is not installed. Run: pip install 'edgemesh[hub]'") from None
 
 from edgeagent.crypto import CryptoUnavailable
-from hub import cli_audit, cli_devices, cli_oidc, cli_policy, cli_relays, cli_tokens, cli_users, cli_web
+from hub import cli_audit, cli_commands, cli_devices, cli_oidc, cli_policy, cli_relays, cli_tokens, cli_users, cli_web
 from hub.core.model import DeviceState, HubError
 from hub.core.people import check_login
 from hub.opening import current_state, open_store, use_state
@@ -43,6 +43,10 @@ app.add_typer(cli_oidc.app, name="oidc")
 app.add_typer(cli_audit.app, name="audit")
 app.add_typer(cli_web.app, name="web")
 app.add_typer(cli_policy.app, name="policy")
+app.command()(cli_commands.command)
+app.add_typer(cli_commands.app, name="commands")
+app.command()(cli_commands.logs)
+app.command()(cli_commands.watch)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -58,6 +58,11 @@ COMMANDS = [
     ["audit", "list"],
     ["audit", "export"],
     ["audit", "verify"],
+    ["command"],
+    ["commands", "list"],
+    ["commands", "show"],
+    ["logs"],
+    ["watch"],
 ]
 
 
