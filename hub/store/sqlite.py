@@ -366,9 +366,11 @@ class SqliteTx:
     # commands
 
     def add_command(self, new: Command) -> None:
+        self.note(f"commands:{new.device}")
         commands.add(self.connection, new)
 
     def save_command(self, changed: Command) -> None:
+        self.note(f"commands:{changed.device}")
         commands.save(self.connection, changed)
 
     def command(self, command_id: str) -> Command | None:
@@ -402,6 +404,7 @@ class SqliteTx:
         return commands.output_bytes(self.connection, command_id)
 
     def save_telemetry(self, device_id: str, wall_s: int, sample: bytes) -> None:
+        self.note(f"telemetry:{device_id}")
         commands.save_telemetry(self.connection, device_id, wall_s, sample)
 
     def telemetry(self, device_id: str) -> tuple[int, bytes] | None:

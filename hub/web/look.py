@@ -140,6 +140,15 @@ def bar(share: float, kind: str = "") -> Markup:
     ).format(kind, width)
 
 
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
 def thousands(number: int) -> str:
     return f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
@@ -182,5 +191,5 @@ def install(assets: Assets) -> None:
         "details_of": details_of,
     }
     environment.globals.update(helpers)
-    environment.filters["thousands"] = thousands
+    environment.filters.update({"thousands": thousands, "size": size, "span": duration})
     environment.trim_blocks = environment.lstrip_blocks = True

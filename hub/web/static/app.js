@@ -26,7 +26,7 @@
     const known = regions.get(region) || { at: 0, timer: 0 };
     regions.set(region, known);
     if (known.timer) return;
-    const wait = Math.max(SOON_MS, known.at + GAP_MS - Date.now());
+    const wait = Math.max(SOON_MS, known.at + Number(region.dataset.liveGap || GAP_MS) - Date.now());
     known.timer = setTimeout(() => {
       known.timer = 0;
       if (!region.isConnected) return;

@@ -9,9 +9,11 @@ from hub.web import look
 from hub.web.assets import Assets
 from hub.web.auth import backend_of
 from hub.web.pages import environment
-from hub.web.views import devices, joining, overview, people, pictures, policy, relays, system
+from hub.web.views import devices, joining, operating, overview, people, pictures, policy, relays, system
 
-ROUTERS = tuple(part.router for part in (overview, devices, pictures, joining, policy, relays, people, system))
+ROUTERS = tuple(
+    part.router for part in (overview, devices, operating, pictures, joining, policy, relays, people, system)
+)
 
 
 def oidc_label(request: Request) -> str:

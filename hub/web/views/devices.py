@@ -22,6 +22,7 @@ from hub.store.sqlite import SqliteTx
 from hub.web.auth import CurrentBackend, allowed
 from hub.web.backend import Backend
 from hub.web.errors import Problem
+from hub.web.views import operating
 from hub.web.views.common import PAGE_SIZE, Pager, back, is_part, page, page_query
 
 router = APIRouter(include_in_schema=False)
@@ -114,7 +115,9 @@ def show(request: Request, who: Reader, backend: CurrentBackend, device_id: str)
         keys = tx.node_keys(device.id)
         events = audits.newest(tx.connection, object_=f"device:{device.id}", limit=EVENTS_SHOWN)
         domain = tx.network().domain
+        panels = {} if is_part(request) else operating.panels(tx, device, who)
     context: dict[str, Any] = {
+        **panels,
         "device": device,
         "row": rows[device.id],
         "keys": [(b64encode(key.key).decode(), key.not_after, key.key == device.node_key) for key in keys],
