@@ -111,11 +111,12 @@ def watch(who: Runner, backend: CurrentBackend, device_id: str, on: Annotated[st
 def give(
     who: Runner, backend: CurrentBackend, device_id: str, verb: Text, script: Text = "", arguments: Text = ""
 ) -> Response:
-    args: dict[str, Any] = {
+    known: dict[str, dict[str, Any]] = {
         "netcheck": {"t": NETCHECK_S},
         "collect-logs": {"n": LOG_LINES},
         "run": {"s": script.strip(), "a": arguments.split(), "t": RUN_S},
-    }.get(verb, {})
+    }
+    args = known.get(verb, {})
     if verb == "run" and not script.strip():
         raise HubError("command run: the name of a script expected, as the device's owner has it in its directory")
     with backend.write() as (tx, scribe, wall_s):

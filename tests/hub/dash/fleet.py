@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from random import Random
 
-from hub.core.model import Device, DeviceState, Kind, NodeKey
+from edgeagent.proto import telemetry
+from edgeagent.proto.ledger import Cause
+from hub.core.model import Command, CommandState, Device, DeviceState, Kind, NodeKey
 from hub.core.people import Person
 from hub.core.relays import region_tag
 from hub.core.roles import Access
@@ -158,3 +160,76 @@ def add_people(tx: SqliteTx, wall_s: int) -> list[Person]:
         add_person(tx, wall_s, "cli:root", login=login, role=role, name=name, password=PASSWORD if at < 2 else "")
         for at, (login, role, name) in enumerate(people)
     ]
+
+
+def add_live(tx: SqliteTx, wall_s: int, device_id: str, peers: list[str]) -> None:
+    """What a device that is watched says, and what it was told to do of late."""
+    causes = {
+        "control": (48_200, 91_300),
+        "keepalive": (12_900, 12_400),
+        "probe": (33_000, 31_800),
+        "telemetry": (8_100, 0),
+    }
+    names = [cause.name.lower() for cause in Cause]
+    sample = {
+        "t": wall_s,
+        "up": 412_000,
+        "m": [14_300, 32_768, 0],
+        "tb": [
+            ["flows", 3_560, 4_096],
+            ["peers", 31, 256],
+            ["records", 60, 512],
+            ["staged", 2, 64],
+            ["lookups", 0, 32],
+        ],
+        "np": len(peers),
+        "p": [
+            [
+                *(peer, name, "direct" if at % 3 else "relay", "wlan0" if at % 3 else "fra-1"),
+                *(8_400 + 5_300 * at, 81_000 // (at + 1), 12_000 * (at + 1), 91_000_000, 12_000_000),
+            ]
+            for at, (peer, name) in enumerate((peer, _name(tx, peer)) for peer in peers)
+        ],
+        "l": [["wlan0", names.index(name), sent, received] for name, (sent, received) in causes.items()],
+        "u": [["wlan0", "up", True, False, "", -58], ["wwan0", "up", False, True, "31 % used", -97]],
+        "d": [["replayed", 4], ["no-peer", 2]],
+        "po": 1,
+    }
+    tx.save_telemetry(device_id, wall_s, telemetry.write(sample))
+    for at, (verb, state, text) in enumerate(
+        (
+            ("netcheck", CommandState.DONE, ""),
+            ("collect-logs", CommandState.DONE, ""),
+            ("run", CommandState.REFUSED, "there is no directory of scripts on this device"),
+            ("rekey", CommandState.RUNNING, ""),
+        )
+    ):
+        args = {"run": {"s": "clean-cache", "a": ["--older", "7d"], "t": 60}}.get(verb, {})
+        finished = 0 if state is CommandState.RUNNING else wall_s - 500 + 100 * at
+        tx.add_command(
+            Command(
+                id=f"{at + 1:016x}",
+                seq=tx.next_seq(),
+                device=device_id,
+                verb=verb,
+                args=args,
+                actor="user:ada@example.org",
+                created_s=wall_s - 520 + 100 * at,
+                expires_s=wall_s + 600,
+                due_s=0 if finished else wall_s + 600,
+                changed_s=finished or wall_s,
+                state=state,
+                finished_s=finished,
+                text=text,
+                parts=1 if state is CommandState.DONE else 0,
+            )
+        )
+    tx.save_output(
+        f"{2:016x}", 0, b"12:01:44 info hub: connected\n12:01:45 info peers: cam-graz-1 direct by wlan0, 8.4 ms\n"
+    )
+    tx.save_output(f"{1:016x}", 0, b'{"udp": true, "nat": "endpoint-independent", "mtu": 1472}')
+
+
+def _name(tx: SqliteTx, device_id: str) -> str:
+    found = tx.device(device_id)
+    return found.name or "" if found is not None else ""

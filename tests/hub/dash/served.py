@@ -16,13 +16,13 @@ from hub.setup import initialise
 from hub.state import State
 from hub.store import websettings
 from hub.store.sqlite import SqliteStore
-from tests.hub.dash.fleet import POLICY, add_fleet, add_people
+from tests.hub.dash.fleet import POLICY, add_fleet, add_live, add_people
 from tests.hub.rig import DEADLINE_S, free_port
 
 ROOT = Path(__file__).parents[3]
 
 
-class Site:
+class Served:
     """`url` answers while it runs."""
 
     def __init__(self, state: State) -> None:
@@ -40,7 +40,9 @@ class Site:
             if not count:
                 return []
             set_policy(tx, wall_s, POLICY, "ada@example.org")
-            return add_fleet(tx, wall_s, count)
+            ids = add_fleet(tx, wall_s, count)
+            add_live(tx, wall_s, ids[0], ids[1:8])
+            return ids
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -73,7 +75,7 @@ class Site:
             return False
 
 
-def make_site(directory: Path) -> Site:
+def make_site(directory: Path) -> Served:
     state = State(directory)
     initialise(state, domain="fleet.example", listen=f"127.0.0.1:{free_port()}", addresses=["127.0.0.1"])
-    return Site(state)
+    return Served(state)
