@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from hashlib import blake2s
 from pathlib import Path
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 FOLDER = Path(__file__).with_name("static")
 VENDOR = "vendor"
@@ -38,8 +39,8 @@ class Asset:
 class Assets:
     """All files below a folder that have one of TYPES."""
 
-    def __init__(self, folder: Path = FOLDER) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder = folder or FOLDER
         self._files = dict(_read(folder))
         digest = blake2s(digest_size=8)
         for path, asset in sorted(self._files.items()):
@@ -90,6 +91,32 @@ class Assets:
         if asset.squeezed is not None and "gzip" in request.headers.get("accept-encoding", ""):
             content, headers["content-encoding"] = asset.squeezed, "gzip"
         return Response(content, media_type=asset.kind, headers=headers)
+
+
+class NoPages:
+    """Middleware of a hub that has no assets: programs are answered, people are told what to do."""
+
+    def __init__(self, app: ASGIApp, why: str) -> None:
+        self._app = app
+        self._why = why
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].startswith(("/api/", "/healthz", "/metrics", "/live")):
+            await self._app(scope, receive, send)
+            return
+        page = HTMLResponse(_NO_PAGES.format(why=escape(self._why)), 503, {"cache-control": "no-store"})
+        await page(scope, receive, send)
+
+
+_NO_PAGES = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>edgehub has no dashboard</title>
+<h1>This hub was installed without its dashboard's files</h1>
+<p>Why: {why}.</p>
+<p>Devices, <code>edgehub</code> and the API work. For the pages: where it was installed from a checkout, install npm
+and run <code>python tools/vendor.py</code>; else install it anew, with npm at hand and
+<code>EDGEHUB_ASSETS=require</code>, or from a wheel that has them. Then restart <code>edgehub serve</code>.</p>
+</html>
+"""
 
 
 def _read(folder: Path) -> list[tuple[str, Asset]]:

@@ -6,7 +6,7 @@ from fastapi import FastAPI, Request, Response
 
 from hub.store import oidcsettings
 from hub.web import look
-from hub.web.assets import Assets
+from hub.web.assets import Assets, NoPages
 from hub.web.auth import backend_of
 from hub.web.pages import environment
 from hub.web.views import devices, joining, operating, overview, people, pictures, policy, relays, system
@@ -25,6 +25,9 @@ def oidc_label(request: Request) -> str:
 
 def install(app: FastAPI) -> None:
     assets = Assets()
+    if assets.missing:
+        app.add_middleware(NoPages, why=assets.missing)
+        return
     look.install(assets)
     environment.globals["oidc_label"] = oidc_label
     for router in ROUTERS:
