@@ -57,8 +57,11 @@ def fetch(
             connection.request(method, target, body, {"User-Agent": "edgehub", **(headers or {})})
             response = connection.getresponse()
             said = response.read(answer_max + 1)
+            cut_off = bool(response.length) and len(said) <= answer_max
     except (OSError, http.client.HTTPException) as error:
         raise FetchError(f"{host}: {_why(error)}") from None
+    if cut_off:
+        raise FetchError(f"{host}: it took too long, or ended in the middle")
     if len(said) > answer_max:
         raise FetchError(f"{host}: more than {answer_max} bytes came")
     return Answer(response.status, said)

@@ -44,6 +44,7 @@ class WebChild:
             [sys.executable, "-m", "hub.web", str(self._directory)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
+            env={**os.environ, "MALLOC_ARENA_MAX": "2"},  # its threads would each keep a heap
             start_new_session=True,  # Ctrl-C at the hub's terminal is for the hub
         )
         self._pidfd = os.pidfd_open(self._child.pid)

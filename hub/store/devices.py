@@ -38,6 +38,7 @@ SORTS: dict[str, ColumnElement[Any]] = {
     "expires": device.c.not_after,
     "online": device.c.online,
 }
+_TEXTS = ("name", "state", "version", "user")
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "<": operator.lt,
     "<=": operator.le,
@@ -102,7 +103,7 @@ def find(
     key = tuple_(column, device.c.id)
     down = sort.startswith("-")
     if after:
-        mark = tuple_(*_unpack(after))
+        mark = tuple_(*_unpack(after, sort.removeprefix("-") in _TEXTS))
         where.append(key < mark if down else key > mark)
     order = (column.desc(), device.c.id.desc()) if down else (column, device.c.id)
     query = select(device.c.id, column.label("sort_key")).where(*where).order_by(*order).limit(limit + 1)
@@ -257,11 +258,12 @@ def _pack(value: object, device_id: str) -> str:
     return urlsafe_b64encode(json.dumps([value, device_id]).encode()).decode().rstrip("=")
 
 
-def _unpack(mark: str) -> tuple[Any, str]:
+def _unpack(mark: str, textual: bool) -> tuple[Any, str]:
     try:
         value, device_id = json.loads(urlsafe_b64decode(mark + "=" * (-len(mark) % 4)))
-    except ValueError:
-        raise HubError("after: not what a page before gave. Begin at the first page") from None
-    if not isinstance(device_id, str) or not isinstance(value, (str, int)):
+    except (ValueError, TypeError):
+        value = device_id = None
+    fits = isinstance(value, str) if textual else isinstance(value, int) and abs(value) < 1 << 62
+    if not fits or not isinstance(device_id, str):
         raise HubError("after: not what a page before gave. Begin at the first page")
     return value, device_id

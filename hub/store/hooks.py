@@ -50,6 +50,10 @@ def waiting(connection: Connection) -> int:
     return number
 
 
+def any_due(connection: Connection, wall_s: int) -> bool:
+    return connection.execute(select(delivery.c.id).where(delivery.c.due_s <= wall_s).limit(1)).first() is not None
+
+
 def take_due(connection: Connection, wall_s: int, lease_s: int, limit: int) -> list[Delivery]:
     """Those whose time has come, which nobody else takes for `lease_s`."""
     due = select(delivery).where(delivery.c.due_s <= wall_s).order_by(delivery.c.due_s, delivery.c.id).limit(limit)

@@ -7,13 +7,15 @@ from collections.abc import AsyncIterator
 
 import anyio.to_thread
 from fastapi import FastAPI, Response
+from starlette.concurrency import run_in_threadpool
 
 from hub.io.live import Listener
 from hub.state import State
 from hub.store import websettings
 from hub.store.sqlite import SqliteStore
-from hub.web import api, errors, live, oidc, signin, views
+from hub.web import api, errors, live, metrics, oidc, passkeys, signin, views
 from hub.web.backend import CONNECTIONS_MAX, Backend
+from hub.web.deliveries import Courier
 from hub.web.guard import Guard
 from hub.web.sealed import Sealer
 
@@ -28,26 +30,34 @@ def make_app(state: State, settings: websettings.WebSettings | None = None) -> F
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = CONNECTIONS_MAX
-        broadcaster = live.Broadcaster(Listener(state.live), lambda: app.state.on_settings())
+        courier = Courier(backend)
+        courier.start()
+        broadcaster = live.Broadcaster(
+            Listener(state.live), {"settings": lambda: app.state.on_settings(), "webhooks": courier.hurry}
+        )
         broadcaster.start()
         app.state.broadcaster = broadcaster
         try:
             yield
         finally:
             broadcaster.stop()
+            await run_in_threadpool(courier.stop)
             backend.close()
 
     app = FastAPI(title="edgehub", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.backend = backend
     app.state.sealer = Sealer(backend.secret("cookies"))
     app.state.provider = oidc.Provider()
+    app.state.metrics = metrics.Metrics(backend)
     app.state.tries = signin.Tries()
     app.state.on_settings = lambda: None  # the process that runs this may want to know that its settings changed
     errors.install(app)
     app.add_middleware(Guard, settings=settings)
     app.include_router(signin.router)
     app.include_router(oidc.router)
+    app.include_router(passkeys.signin_router)
     app.include_router(live.router)
+    app.include_router(metrics.router)
     app.include_router(api.router)
 
     views.install(app)

@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from hub.core.model import HubBusy, HubError
-from hub.web.pages import render
+from hub.web.pages import render, sign_in_page
 
 PROBLEM = "application/problem+json"
 TITLES = {
@@ -57,7 +57,7 @@ class NotSignedIn(Problem):
 
 def is_api(request: Request) -> bool:
     """Whether a program reads the answer."""
-    return request.url.path.startswith(("/api/", "/metrics", "/live"))
+    return request.url.path.startswith(("/api/", "/metrics", "/live", "/login/passkey"))
 
 
 def client_address(request: Request) -> str:
@@ -96,7 +96,7 @@ def install(app: FastAPI) -> None:
         if isinstance(error, Forbidden):
             await note_refusal(request, error.actor, error.code)
             if error.code in ("session-ended", "session-expired") and not is_api(request):
-                return render(request, "login.html", {"said": error.detail, "next": "/"}, 403, clear_session=True)
+                return sign_in_page(request, error.detail, "/", 403, clear_session=True)
         return problem(request, error.status, error.code, error.detail, error.headers)
 
     async def on_hub_error(request: Request, error: Exception) -> Response:

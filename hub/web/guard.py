@@ -90,6 +90,7 @@ class Guard:
 
         async def send_(message: Message) -> None:
             if message["type"] == "http.response.start":
+                scope["app"].state.metrics.count(message["status"])
                 headers: list[tuple[bytes, bytes]] = message.setdefault("headers", [])
                 headers += [(name.encode(), value.encode()) for name, value in HEADERS.items()]
                 if self._https:

@@ -1,7 +1,8 @@
 """`/live`: server-sent events about what has changed, so that no page asks again and again.
 
-An event is `device` (data {"device": ID}), or the name of what changed: devices (many at once), tokens, users, …
-`telemetry:ID` and `commands:ID` are of one device. `all` says that some were missed. What it became is not in the event: the page asks for what it shows and may see.
+An event is `device` (data {"device": ID}), or the name of what changed: devices (many at once), tokens, users, …;
+`telemetry:ID` and `commands:ID` are of one device. `all` says that some were missed. What it became is not in the
+event: the page asks for what it shows and may see.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ router = APIRouter(include_in_schema=False)
 class Broadcaster:
     """Hears announcements and hands them to every viewer. All in the event loop's thread."""
 
-    def __init__(self, listener: Listener, on_settings: Callable[[], None]) -> None:
+    def __init__(self, listener: Listener, also: dict[str, Callable[[], None]]) -> None:
         self._listener = listener
-        self._on_settings = on_settings
+        self._also = also  # what else is to be done when a kind of thing has changed
         self._queues: dict[asyncio.Queue[dict[str, Any]], str] = {}
         self._heard: dict[str, dict[str, Any]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -72,8 +73,8 @@ class Broadcaster:
     def _read(self) -> None:
         for message in self._listener.take():
             self._heard[json.dumps(message)] = message
-            if message.get("kind") == "settings":
-                self._on_settings()
+            if (action := self._also.get(message.get("kind", ""))) is not None:
+                action()
         if self._timer is None and self._heard:
             self._timer = asyncio.get_running_loop().call_later(GATHER_S, self._say)
 

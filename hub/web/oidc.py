@@ -12,14 +12,11 @@ import logging
 import secrets
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
-from joserfc import jwt
-from joserfc.errors import JoseError
-from joserfc.jwk import KeySet
 
 from hub.core import audit
 from hub.core.model import HubError
@@ -40,6 +37,9 @@ KEPT_S = 3_600
 KEYS_AGAIN_S = 60  # an unknown key id makes us look at the keys anew, but not more often
 KEYS_MAX = 64
 CODE_MAX = 2_048
+
+if TYPE_CHECKING:
+    from joserfc.jwk import KeySet
 
 log = logging.getLogger("edgehub.web")
 router = APIRouter(include_in_schema=False)
@@ -80,6 +80,9 @@ class Provider:
                     raise Untrusted("oidc-keys", "the provider's keys cannot be read")
                 self._keys, self._keys_at = [key for key in keys if isinstance(key, dict)], now
             usable = [key for key in self._keys if key.get("use", "sig") == "sig" and key.get("kty") != "oct"]
+        from joserfc.errors import JoseError
+        from joserfc.jwk import KeySet
+
         try:
             return KeySet.import_key_set({"keys": usable})
         except (JoseError, ValueError, TypeError, KeyError) as error:
@@ -218,6 +221,9 @@ def _redeem(settings: Oidc, metadata: dict[str, Any], code: str, uri: str, verif
 
 def open_token(provider: Provider, now: float, settings: Oidc, token: str) -> dict[str, Any]:
     """The claims of an ID token that the provider has signed. Raises Untrusted."""
+    from joserfc import jwt  # takes memory that only single sign-on needs
+    from joserfc.errors import JoseError
+
     try:
         header = json.loads(base64.urlsafe_b64decode(token.partition(".")[0] + "=="))
         keys = provider.keys(now, settings.issuer, header.get("kid"))

@@ -9,6 +9,7 @@ from fastapi import Request, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import HTMLResponse
 
+from hub.store import oidcsettings
 from hub.web import cookies
 
 ROOT = Path(__file__).parent
@@ -35,3 +36,13 @@ def render(
     if clear_session:
         cookies.clear(request, response)
     return response
+
+
+def sign_in_page(
+    request: Request, said: str, target: str, status: int = 200, *, clear_session: bool = False
+) -> Response:
+    """`said`: what is wrong; `target`: where to go afterwards. `oidc_label` is "" where single sign-on is off."""
+    with request.app.state.backend.read() as tx:
+        oidc = oidcsettings.load(tx.connection)
+    known = {"said": said, "next": target, "oidc_label": oidc.label if oidc.issuer else ""}
+    return render(request, "login.html", known, status, clear_session=clear_session)

@@ -17,7 +17,7 @@ from hub.web import cookies
 from hub.web.auth import CurrentBackend, CurrentUser
 from hub.web.backend import Backend
 from hub.web.errors import Problem, client_address
-from hub.web.pages import render
+from hub.web.pages import sign_in_page as page
 
 router = APIRouter(include_in_schema=False)
 
@@ -37,7 +37,7 @@ def safe_next(target: str) -> str:
 
 @router.get("/login")
 def show(request: Request, next: str = "/") -> Response:
-    return render(request, "login.html", {"said": "", "next": safe_next(next)})
+    return page(request, "", safe_next(next))
 
 
 @router.post("/login")
@@ -59,7 +59,7 @@ def sign_in(
             who = f"user:{person.login}" if person is not None else "user:?"
             audit.record(tx, wall_s, f"address:{address}", "signin.failed", who, {"how": "password"})
         said = "This login and password do not fit together."
-        return render(request, "login.html", {"said": said, "next": safe_next(next)}, 403)
+        return page(request, said, safe_next(next), 403)
     return enter(request, backend, person, "password", safe_next(next))
 
 

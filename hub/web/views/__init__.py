@@ -4,23 +4,13 @@ from __future__ import annotations
 
 from fastapi import FastAPI, Request, Response
 
-from hub.store import oidcsettings
 from hub.web import look
 from hub.web.assets import Assets, NoPages
-from hub.web.auth import backend_of
-from hub.web.pages import environment
 from hub.web.views import devices, joining, operating, overview, people, pictures, policy, relays, system
 
 ROUTERS = tuple(
     part.router for part in (overview, devices, operating, pictures, joining, policy, relays, people, system)
 )
-
-
-def oidc_label(request: Request) -> str:
-    """What the sign-in's second button says; empty without a provider."""
-    with backend_of(request).read() as tx:
-        settings = oidcsettings.load(tx.connection)
-    return settings.label if settings.issuer else ""
 
 
 def install(app: FastAPI) -> None:
@@ -29,7 +19,6 @@ def install(app: FastAPI) -> None:
         app.add_middleware(NoPages, why=assets.missing)
         return
     look.install(assets)
-    environment.globals["oidc_label"] = oidc_label
     for router in ROUTERS:
         app.include_router(router)
 

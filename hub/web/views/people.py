@@ -13,6 +13,7 @@ from hub.core.people import PASSWORD_MAX, PASSWORD_MIN
 from hub.core.roles import OWN, PERMISSIONS, Access, Principal
 from hub.output import parse_duration
 from hub.store import people
+from hub.web import passkeys
 from hub.web.api import people as api
 from hub.web.auth import CurrentBackend, CurrentUser, allowed
 from hub.web.errors import client_address
@@ -134,11 +135,10 @@ def _token_context(backend: CurrentBackend, who: Principal) -> dict[str, object]
 def account(request: Request, who: CurrentUser, backend: CurrentBackend) -> Response:
     with backend.read() as tx:
         person = people.person_by_id(tx.connection, who.user)
-        passkeys = people.passkeys_of(tx.connection, who.user)
     context = {
         "person": person,
         "sessions": api.list_sessions(backend, who),
-        "passkeys": passkeys,
+        "passkeys": passkeys.list_passkeys(backend, who),
         "roles": ROLES,
         "password_min": PASSWORD_MIN,
     }
@@ -165,3 +165,9 @@ def change_password(
 def end_session(who: CurrentUser, backend: CurrentBackend, session_id: str) -> Response:
     api.end_session(backend, who, session_id)
     return back("/account", "session-ended")
+
+
+@router.post("/account/passkeys/{passkey_id}/remove")
+def remove_passkey(who: CurrentUser, backend: CurrentBackend, passkey_id: str) -> Response:
+    passkeys.remove_passkey(backend, who, passkey_id)
+    return back("/account", "passkey-removed")

@@ -11,6 +11,7 @@ from typing import Any
 
 from starlette.testclient import TestClient
 
+from edgeagent.proto import names
 from hub import people
 from hub.core.audit import Entry
 from hub.core.model import Device, DeviceState
@@ -21,6 +22,7 @@ from hub.state import State
 from hub.store.sqlite import SqliteStore, SqliteTx
 from hub.store.websettings import WebSettings
 from hub.web.app import make_app
+from tests.hub.kit import load_crypto
 
 HERE = "http://127.0.0.1:8480"
 PASSWORD = "correct horse battery staple"
@@ -52,11 +54,11 @@ class Site:
 
     def add_device(self, number: int, **fields: Any) -> Device:
         device = Device(
-            id=f"d-{number:026d}",
+            id=device_id(number),
             state=fields.pop("state", DeviceState.ACTIVE),
             claim="c-aaaaaaaaaaaaaaaa",
             device_key=number.to_bytes(32, "big"),
-            box_key=bytes(32),
+            box_key=load_crypto().x25519_base(bytes([number]) * 32),
             node_key=number.to_bytes(32, "little"),
             created_s=int(time.time()) - number,
             **{"name": f"box-{number}", "v4": 0x64400000 + number, **fields},
@@ -86,6 +88,10 @@ class Site:
         return TestClient(self.app, base_url=HERE, headers={"Authorization": f"Bearer {token}"})
 
 
+def device_id(number: int) -> str:
+    return names.device_id(load_crypto(), number.to_bytes(32, "big"))
+
+
 class Browser:
     """Has cookies, and says where a form stands."""
 
@@ -107,4 +113,6 @@ class Browser:
 
     def send(self, method: str, path: str, **json: Any) -> Any:
         """To the API, as scripts of our pages do."""
-        return self.client.request(method, path, json=json or None, headers={"X-CSRF-Token": self.csrf})
+        return self.client.request(
+            method, path, json=json if method in ("POST", "PATCH", "PUT") else None, headers={"X-CSRF-Token": self.csrf}
+        )

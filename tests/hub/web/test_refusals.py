@@ -71,7 +71,7 @@ def test_no_origin_at_all(owner: Browser) -> None:
 
 @pytest.mark.parametrize("sent", [{}, {"X-CSRF-Token": ""}, {"X-CSRF-Token": "x" * 32}, {"X-CSRF-Token": "é"}])
 def test_without_the_csrf_token(owner: Browser, sent: dict[str, str]) -> None:
-    headers = {name: value.encode() for name, value in sent.items()}
+    headers = {name.encode(): value.encode() for name, value in sent.items()}
     answer = owner.client.post("/api/v1/tokens", json={}, headers=headers)
     assert answer.status_code == 403 and answer.json()["code"] == "no-csrf-token"
     assert last_refusal(owner.site) == ("user:olga", "no-csrf-token")
