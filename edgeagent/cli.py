@@ -180,7 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument(
         "--hub",
         metavar="URL",
-        help="instead of a token: the hub's dashboard (https://hub.example.org); shows a link to approve this device by",
+        help="instead of a token: the hub's dashboard (https://hub.example.org); shows a link to approve the device by",
     )
     up.add_argument(
         "--hub-ca", metavar="FILE", help="certificate (PEM) that the dashboard's is signed with (the system's)"
