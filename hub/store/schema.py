@@ -275,6 +275,21 @@ audit = Table(
     Index(None, "actor", "id"),
 )
 
+# A device that asks to come in without a token.
+claim = Table(
+    "claim",
+    metadata,
+    Column("code", Text, primary_key=True),
+    Column("secret_hash", BLOB, nullable=False, unique=True),
+    Column("address", Text, nullable=False),
+    Column("host", Text, nullable=False),
+    Column("created_s", Integer, nullable=False, index=True),
+    Column("facts", Text, nullable=False),  # JSON
+    Column("state", Text, nullable=False),
+    Column("token", Text, nullable=False),  # only between approval and fetching
+    sqlite_with_rowid=False,
+)
+
 webhook = Table(
     "webhook",
     metadata,

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -69,7 +68,7 @@ def run(state: State, settings: websettings.WebSettings) -> int:
         """End, if it is about us: the hub starts us anew."""
         with contextlib.closing(SqliteStore(state.database)) as store, store.read() as tx:
             if websettings.load(tx.connection) != settings:
-                server.handle_exit(signal.SIGTERM, None)
+                server.should_exit = True
 
     app.state.on_settings = begin_again
     with contextlib.suppress(KeyboardInterrupt):
@@ -81,7 +80,7 @@ async def _serve(server: uvicorn.Server) -> None:
     def on_input() -> None:
         if not os.read(0, 64):
             asyncio.get_running_loop().remove_reader(0)
-            server.handle_exit(signal.SIGTERM, None)
+            server.should_exit = True
 
     with contextlib.suppress(PermissionError, OSError):  # /dev/null and files: nobody holds the other end
         asyncio.get_running_loop().add_reader(0, on_input)
