@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 from typing import Annotated
+from urllib.parse import quote
 
 import segno
 from fastapi import APIRouter, Form, Query, Request, Response
@@ -17,6 +18,7 @@ from hub.core.model import HubError, Kind
 from hub.core.roles import Principal
 from hub.output import parse_duration
 from hub.store import fleet
+from hub.web import claims, cookies
 from hub.web.auth import CurrentBackend, allowed
 from hub.web.errors import Problem
 from hub.web.views.common import PAGE_SIZE, Pager, back, is_part, page
@@ -28,6 +30,7 @@ JOINED_SHOWN = 50
 
 Reader = Annotated[Principal, allowed("tokens:read")]
 Writer = Annotated[Principal, allowed("tokens:write")]
+ClaimReader = Annotated[Principal, allowed("claims:read")]
 LIVES = {"1h": "1 hour", "24h": "1 day", "7d": "1 week", "30d": "30 days", "never": "never"}
 
 
@@ -35,7 +38,21 @@ LIVES = {"1h": "1 hour", "24h": "1 day", "7d": "1 week", "30d": "30 days", "neve
 def ask(request: Request, who: Writer, backend: CurrentBackend) -> Response:
     with backend.read() as tx:
         tags = fleet.tag_counts(tx.connection, 12)
-    return page(request, "add.html", {"lives": LIVES, "tags": tags})
+    waiting = claims.list_claims(backend, who) if who.may("claims:read") else []
+    hub_url = backend.settings.url or cookies.origin(request)
+    return page(request, "add.html", {"lives": LIVES, "tags": tags, "claims": waiting, "hub_url": hub_url})
+
+
+@router.get("/claims")
+def claim_list(request: Request, who: ClaimReader, backend: CurrentBackend) -> Response:
+    """Devices that ask to come in by a link."""
+    return page(request, "claims.html", {"claims": claims.list_claims(backend, who)})
+
+
+@router.get("/claim")
+def find_claim(who: ClaimReader, code: Annotated[str, Query(max_length=40)]) -> Response:
+    """From a code that somebody typed to its page."""
+    return back(f"/add/{quote(code.strip(), safe='')}")
 
 
 @router.post("/add")

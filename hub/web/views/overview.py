@@ -10,7 +10,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Request, Response
 
 from hub.core.roles import Principal
-from hub.store import audits, devices, fleet
+from hub.store import audits, claims, devices, fleet
 from hub.store.sqlite import SqliteTx
 from hub.web.auth import CurrentBackend, allowed
 from hub.web.views.common import is_part, page
@@ -41,7 +41,11 @@ def show(request: Request, who: Annotated[Principal, allowed("devices:read")], b
         recent = fleet.latest(tx.connection, RECENT_SHOWN)
         relays = tx.relays()
         alerts = find_alerts(tx, health, len([relay for relay in relays if not relay.online]))
+        asking = len(claims.waiting(tx.connection, now_s)) if who.may("claims:read") else 0
         events = audits.newest(tx.connection, limit=EVENTS_SHOWN) if who.may("audit:read") else []
+    if asking:
+        text = f"{_devices(asking)} asking to come in by a link"
+        alerts.insert(0, Alert("warn", "link", text, "Look at the code, then let it in or refuse it", "/add#h-link"))
     hub = backend.state.read_status()
     if not hub.get("connected"):
         said = "Restart `edgehub serve`, and see its log" if hub.get("running") else "Start it: edgehub serve"

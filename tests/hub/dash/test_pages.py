@@ -1,4 +1,4 @@
-"""Pages without a browser: who may, what is escaped, how lists page, what files weigh, what a hub without assets says."""
+"""Pages without a browser: who may, what is escaped, how lists page, what files weigh, a hub without assets."""
 
 from __future__ import annotations
 
@@ -143,6 +143,18 @@ def test_secrets_are_shown_once(site: Site, owner: Browser) -> None:
     assert found is not None and made.headers["cache-control"] == "no-store"  # type: ignore[attr-defined]
     again = "".join(owner.client.get(path).text for path in ("/tokens", "/audit", "/", "/devices"))
     assert found[0] not in again and "c-" in again
+
+
+def test_a_device_that_asks_by_a_link_is_seen(site: Site, owner: Browser) -> None:
+    asked = site.browser().client.post("/join/begin", json={"host": "gate", "facts": {"model": HOSTILE}})
+    code = asked.json()["code"]
+    assert "1 device asking to come in" in owner.client.get("/").text
+    assert code in owner.client.get("/add").text
+    assert code in owner.client.get("/claims", headers={"HX-Request": "true"}).text
+    there = owner.client.get("/claim", params={"code": code}).headers["location"]
+    page = owner.client.get(there).text
+    assert code in page and "gate" in page and "<script>alert" not in page
+    assert owner.client.get("/add/AAAA-AAAA").status_code == 404
 
 
 def test_the_first_load_is_light() -> None:
