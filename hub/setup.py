@@ -20,7 +20,7 @@ from edgeagent.proto.errors import RemoteProtocolError
 from edgeagent.proto.keys import generate_private_key
 from edgeagent.proto.names import is_domain, is_host_port, network_id, split_host_port
 from hub import people
-from hub.core import actions
+from hub.core import actions, audit
 from hub.core.model import HubError, Network, Op
 from hub.core.roles import Access
 from hub.io import pki
@@ -29,7 +29,7 @@ from hub.state import State
 from hub.store import database
 from hub.store.meta import Site, load_network, save_network, save_site
 from hub.store.migrate import create_file, migrate
-from hub.store.schema import outgoing
+from hub.store.schema import outgoing, session
 from hub.store.sqlite import SqliteStore
 
 HUB_USER = "hub"
@@ -149,6 +149,8 @@ def restore(state: State, source: Path, *, force: bool) -> int:
             save_network(tx.connection, replace(network, epoch=epoch))
             tx.connection.execute(delete(outgoing).where(outgoing.c.op == Op.PUBLISH.value))
             actions.start_again(tx, int(time.time()))
+            tx.connection.execute(delete(session))  # some may have been ended since
+            audit.record(tx, int(time.time()), actor(), "restore", "", {"epoch": epoch})
         _move_aside(state.database)
         os.replace(new, state.database)
     return epoch
