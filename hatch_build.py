@@ -1,9 +1,10 @@
 """Hatchling's build hook: the C library and the dashboard's assets go into the wheel, or beside their sources where the
 install is editable.
 
-The library is optional: without a compiler, or where it does not compile or fails its self-test, a note of why takes its place,
-and the agent runs its Python engine. EDGEAGENT_FAST=require makes that an error, EDGEAGENT_FAST=no builds nothing. So are the assets,
-which npm brings: without it, a note of why takes their place, which the dashboard shows. EDGEHUB_ASSETS likewise.
+The library is optional: without a compiler, or where it does not compile or fails its self-test, a note of why takes
+its place, and the agent runs its Python engine. EDGEAGENT_FAST=require makes that an error, EDGEAGENT_FAST=no builds
+nothing. So are the assets, which npm brings: without it, a note of why takes their place, which the dashboard shows.
+EDGEHUB_ASSETS likewise.
 """
 
 from __future__ import annotations

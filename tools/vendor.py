@@ -72,7 +72,9 @@ def bring(root: Path) -> None:
         raise VendorError("npm is not installed: it brings the dashboard's assets (Debian: apt-get install npm)")
     folder = root / FOLDER
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".vendor-", dir=folder.parent) as scratch:
+    beside = root / "build"  # on the same file system, so that all of it is there at once
+    beside.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="vendor-", dir=beside) as scratch:
         made = Path(scratch, "made")
         made.mkdir()
         for package in packages:

@@ -7,7 +7,6 @@ from typing import Annotated
 from fastapi import APIRouter, Form, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from hub import people as doing
 from hub.core.model import HubError
 from hub.core.people import PASSWORD_MAX, PASSWORD_MIN
 from hub.core.roles import OWN, PERMISSIONS, Access, Principal
@@ -16,8 +15,6 @@ from hub.store import people
 from hub.web import passkeys
 from hub.web.api import people as api
 from hub.web.auth import CurrentBackend, CurrentUser, allowed
-from hub.web.errors import client_address
-from hub.web.signin import demand_try
 from hub.web.views.common import PAGE_SIZE, Pager, back, is_part, page, valid
 
 router = APIRouter(include_in_schema=False)
@@ -147,17 +144,10 @@ def account(request: Request, who: CurrentUser, backend: CurrentBackend) -> Resp
 
 @router.post("/account/password")
 def change_password(
-    request: Request, who: CurrentUser, backend: CurrentBackend, new: Password, old: Password = ""
+    request: Request, who: CurrentUser, backend: CurrentBackend, old: Password, new: Password
 ) -> Response:
-    """The old one is asked for where there is one: a page that was left open is not enough."""
-    demand_try(request, backend, client_address(request), who.login)
-    with backend.read() as tx:
-        person = people.person_by_id(tx.connection, who.user)
-    assert person is not None
-    if person.password and not doing.password_fits(person, old):
-        raise HubError("the password until now is another. Type it as you do to sign in")
-    with backend.write() as (tx, _, wall_s):
-        doing.set_password(tx, wall_s, who.actor, person, new)
+    """The old one is asked for: a page that was left open is not enough."""
+    api.change_password(request, backend, who, valid(api.PasswordChange, old=old, new=new))
     return back("/login")
 
 

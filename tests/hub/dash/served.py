@@ -11,7 +11,11 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from edgeagent.proto import telemetry
+from edgeagent.proto.codec import decode
+from edgeagent.proto.telemetry import SAMPLE
 from hub.core.policing import set_policy
+from hub.io import live
 from hub.setup import initialise
 from hub.state import State
 from hub.store import websettings
@@ -43,6 +47,17 @@ class Served:
             ids = add_fleet(tx, wall_s, count)
             add_live(tx, wall_s, ids[0], ids[1:8])
             return ids
+
+    def say(self, device_id: str, *, up: int) -> None:
+        """A sample of a watched device, taken in as the hub does it."""
+        with contextlib.closing(SqliteStore(self.state.database)) as store:
+            with store.write() as tx:
+                known = tx.telemetry(device_id)
+                assert known is not None
+                sample = SAMPLE.check(decode(known[1]), "sample")
+                wall_s = int(time.time())
+                tx.save_telemetry(device_id, wall_s, telemetry.write({**sample, "up": up, "t": wall_s}))
+            live.announce(self.state.live, tx.changes)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:

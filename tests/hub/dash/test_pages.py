@@ -137,6 +137,32 @@ def test_a_policy_that_is_wrong_changes_nothing(site: Site, owner: Browser) -> N
     assert [entry.object for entry in site.audit("policy.set")] == ["policy:1"]
 
 
+def test_commands_go_out_with_a_row_each(site: Site, owner: Browser) -> None:
+    device = site.add_device(1)
+    path = f"/devices/{device.id}/commands"
+    for fields in ({"verb": "netcheck"}, {"verb": "run", "script": "clean-cache", "arguments": "--older 7d"}):
+        assert post(owner, path, **fields).status_code == 303  # type: ignore[attr-defined]
+    assert post(owner, path, verb="format-disk").status_code == 400  # type: ignore[attr-defined]
+    assert post(owner, path, verb="run", script="../evil").status_code == 400  # type: ignore[attr-defined]
+    with site.write() as tx:
+        given = {command.verb: command.args for command in tx.commands(device.id)}
+    assert given == {"netcheck": {"t": 6}, "run": {"s": "clean-cache", "a": ["--older", "7d"], "t": 60}}
+    assert [entry.verb for entry in site.audit("command.netcheck") + site.audit("command.run")] == [
+        "command.netcheck",
+        "command.run",
+    ]
+    page = owner.client.get(f"/devices/{device.id}").text
+    assert "run clean-cache --older 7d" in page and "queued" in page
+
+
+def test_ones_own_password_ends_all_sessions(site: Site, owner: Browser) -> None:
+    again = "another horse, another staple"
+    assert post(owner, "/account/password", old="wrong", new=again).status_code == 403  # type: ignore[attr-defined]
+    assert post(owner, "/account/password", old=PASSWORD, new=again).status_code == 303  # type: ignore[attr-defined]
+    assert owner.client.get("/").status_code == 403
+    assert site.browser().sign_in(password=again).status_code == 303
+
+
 def test_secrets_are_shown_once(site: Site, owner: Browser) -> None:
     made = post(owner, "/add", many="some", uses="3", life="1h", tags="camera")
     found = re.search(r"em1\.[A-Za-z0-9_-]+", made.text)  # type: ignore[attr-defined]

@@ -202,6 +202,29 @@ def test_colours_follow_the_system_and_the_switch(browser: Browser, fleet: Serve
         assert seen.page.evaluate(theme) == "light"
 
 
+def test_a_device_is_shown_live_while_somebody_looks(browser: Browser, fleet: Served) -> None:
+    with window(browser) as seen:
+        seen.sign_in(fleet.url)
+        seen.page.goto(f"{fleet.url}/devices")
+        open_device(seen.page)
+        seen.wait_live()
+        seen.page.get_by_role("button", name="Look live").click()
+        seen.page.get_by_role("button", name="Stop looking").wait_for()
+        device = seen.page.url.rpartition("/")[2]
+        for number in range(3):  # as the hub takes in what a device says
+            fleet.say(device, up=500_000 + number)
+            seen.page.locator("#now").get_by_text("live; running").wait_for()
+            seen.page.wait_for_timeout(1_100)  # samples of one second are one point
+        seen.page.wait_for_selector("[data-chart] canvas")
+        assert seen.page.locator("[data-watch-said]").inner_text() == "Live."
+        keep(seen.page, "device-live", "light")
+        seen.page.get_by_role("button", name="Stop looking").click()
+        seen.page.get_by_role("button", name="Look live").wait_for()
+        seen.page.goto(f"{fleet.url}/audit?verb=command.watch")
+        assert seen.page.locator("#rows tbody tr").count() == 1
+        assert seen.complaints == []
+
+
 def test_destructive_things_are_asked_about(browser: Browser, fleet: Served) -> None:
     with window(browser) as seen:
         seen.sign_in(fleet.url)
