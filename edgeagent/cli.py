@@ -227,6 +227,15 @@ def _parser() -> argparse.ArgumentParser:
     whois = verb("whois", _whois, "whose address or name it is")
     whois.add_argument("target", metavar="IP|NAME", help="address or host name of a device of this network")
     as_json(whois)
+    as_json(
+        verb(
+            "policy",
+            _policy,
+            "who may reach this device and whom it may reach, as the network's policy has it, and what was refused",
+            epilog="Enforced here, on what others send: a packet that no rule admits is dropped, unless it belongs to "
+            "a flow that one did or that this device began. Without a policy everything may pass.",
+        )
+    )
     as_json(verb("ledger", _ledger, "what was sent and received, by uplink and cause, and how much of budgets is used"))
     as_json(
         verb(
@@ -396,6 +405,17 @@ def _whois(options: argparse.Namespace) -> int:
         from edgeagent.status import show_whois
 
         print(show_whois(record))
+    return OK
+
+
+def _policy(options: argparse.Namespace) -> int:
+    told = _ask(options, {"do": "policy"})
+    if options.json:
+        print(json.dumps(told))
+    else:
+        from edgeagent.policywords import show_policy
+
+        print(show_policy(told))
     return OK
 
 

@@ -19,9 +19,9 @@ from hub.core.policing import check_policy, find_policy, set_policy
 from hub.core.policy.compile import Policy
 from hub.core.policy.document import Rule
 from hub.core.policy.evaluate import check as check_alone
+from hub.core.policy.evaluate import load
 from hub.core.policy.hujson import BYTES_MAX, to_text
 from hub.core.policy.problems import PolicyError, Problem, excerpt
-from hub.core.policy.reading import read
 from hub.opening import change, current_state, open_store
 from hub.output import FAILED, ago, print_error, print_json, print_pairs, print_table
 
@@ -114,7 +114,7 @@ def explain(
         else:
             stored = find_policy(tx)
             text = stored.text
-            policy = Policy(read(text), stored.version)
+            policy = load(text, stored.version)
         answer = policy_ends.explain(tx, policy, source, target, proto)
     if as_json:
         print_json(

@@ -18,8 +18,9 @@ from edgeagent.proto.control import (
     TAGS_MAX,
     check_body,
 )
+from edgeagent.proto.heads import ICMP, ICMPV6, SCTP, TCP, UDP
 from edgeagent.proto.ip import ip_to_bytes
-from edgeagent.proto.policy import ICMP, ICMPV6, NOBODY, SCTP, TCP, UDP, Identity, Slice
+from edgeagent.proto.policy import NOBODY, Identity, Slice
 from edgeagent.proto.refusals import ControlError
 
 ME4, ME6 = ip_to_bytes("100.64.0.1"), ip_to_bytes("fd00::1")

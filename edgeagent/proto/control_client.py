@@ -321,6 +321,8 @@ class ControlClient:
         # The map that is held guards itself: its stamp is kept with it, and not apart from it
         signed.check_dates(self._wall.at(now))
         self._wall.raise_to(now, signed.wall_s)
+        if device_map.policy != self.map.policy:
+            self.questions.forget_refusals()  # what was forbidden may be allowed now
         self.map = device_map
         self._admission.map_object = device_map.raw
         self._admission.hosts = device_map.hosts

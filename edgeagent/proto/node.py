@@ -109,6 +109,7 @@ class Node:
         self._dirty = False
         self.events: BoundedQueue[NodeEvent] = BoundedQueue(limits.events)
         self._sweep_at: float | None = None
+        self._policy_said: object = None  # what the device's policy was made from
         self.limits = limits
         self.identity = identity
         self.admission = admission
@@ -168,6 +169,7 @@ class Node:
         self._set_wall(now)
         self._renew_key(now)
         self.reach.use_map(now, self.map)
+        self._use_policy(now)
         self._settle(now)
 
     # Who we are
@@ -531,10 +533,13 @@ class Node:
             link = self.peering.remove(now, news.entry.record.device)
             if link is not None:
                 self._tell_gone(link, "removed" if news.gone else "gave way")
+            if news.gone:
+                self.device.forget_flows(news.entry.record.device)
             self._mark_dirty(urgent=news.gone)
         elif isinstance(news, MapCame):
             self.whereabouts.handle_map(now)
             self.reach.use_map(now, self.map)
+            self._use_policy(now)
             self.events.append(AdmissionChanged())
             self.events.append(MapChanged(self.map))
         elif isinstance(news, EpochBehind):
@@ -562,6 +567,20 @@ class Node:
                 self._tell_gone(link, "silent")
         elif isinstance(event, UnknownPeer) and not self.removed:
             self.resolver.stranger(now, event)
+
+    def _use_policy(self, now: float) -> None:
+        """What the map says of who may reach whom. A map that says the same as before judges nothing again."""
+        about = self.map
+        said = (about.policy, about.tags, about.addresses, about.v4, about.v6) if about.policy is not None else None
+        if said == self._policy_said:
+            return
+        self._policy_said = said
+        if about.policy is None:
+            self.device.set_policy(now, None)
+            return
+        from edgeagent.proto.policy import Slice  # only who has a policy pays for it
+
+        self.device.set_policy(now, Slice(about.policy, about.tags, about.addresses, (about.v4, about.v6)))
 
     def _cut_off(self, now: float) -> None:
         self.removed = True

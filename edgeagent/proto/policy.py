@@ -6,15 +6,17 @@ and of addresses. `Slice` is about the packet that begins a flow: what belongs t
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable
 from typing import Any
 
+from edgeagent.proto.heads import ICMP, ICMPV6, SCTP, TCP, UDP
+
 ANY_OF_THESE = 0  # as the protocol of a service: TCP, UDP and SCTP by port, and ICMP whatever the ports
-TCP, UDP, SCTP, ICMP, ICMPV6 = 6, 17, 132, 1, 58
 WITH_PORTS = (TCP, UDP, SCTP)
+_PORT_MAX = 65_535
 
 _Prefix = tuple[bytes, int]
-_Service = tuple[int, int, int]
 
 # What is no address of the internet: RFC 6890's special blocks that are not globally reachable, and multicast. The
 # blocks for documentation are left in: nobody has them, so nothing is lost.
@@ -79,18 +81,67 @@ class Prefixes:
 
 
 class _Selectors:
-    """Sources or targets of a rule."""
+    """Of all rules at one place, sources or targets: which of them match, without a look at the others."""
 
-    __slots__ = ("prefixes", "words")
+    __slots__ = ("_by_size", "_by_word")
 
-    def __init__(self, selectors: list[Any]) -> None:
-        self.words = frozenset(selector for selector in selectors if isinstance(selector, str))
-        ranges = [(selector[0], selector[1]) for selector in selectors if not isinstance(selector, str)]
-        self.prefixes = Prefixes(ranges) if ranges else None
+    def __init__(self, rules: list[list[Any]]) -> None:
+        self._by_word: dict[str, list[int]] = {}
+        # address size → shift → prefix → numbers of rules
+        self._by_size: dict[int, dict[int, dict[int, list[int]]]] = {4: {}, 16: {}}
+        for number, selectors in enumerate(rules):
+            for selector in selectors:
+                if isinstance(selector, str):
+                    self._by_word.setdefault(selector, []).append(number)
+                else:
+                    address, length = selector
+                    shift = 8 * len(address) - length
+                    table = self._by_size[len(address)].setdefault(shift, {})
+                    table.setdefault(int.from_bytes(address, "big") >> shift, []).append(number)
 
-    def match(self, names: frozenset[str], address: bytes) -> bool:
-        """`names` are all the words that are true of the peer and of `address`."""
-        return not self.words.isdisjoint(names) or (self.prefixes is not None and self.prefixes.hold(address))
+    def matching(self, names: frozenset[str], address: bytes) -> set[int]:
+        """Numbers of rules; `names` are all the words that are true of the peer and of `address`."""
+        found: set[int] = set()
+        for name in names:
+            found.update(self._by_word.get(name, ()))
+        value = int.from_bytes(address, "big")
+        for shift, table in self._by_size[len(address)].items():
+            found.update(table.get(value >> shift, ()))
+        return found
+
+
+class _Services:
+    """What a rule allows: for each protocol where ranges of ports begin and end, in order."""
+
+    __slots__ = ("_bounds",)
+
+    def __init__(self, services: list[list[int]]) -> None:
+        ranges: dict[int, list[tuple[int, int]]] = {}
+        for protocol, low, high in services:
+            for each in WITH_PORTS if protocol == ANY_OF_THESE else (protocol,):
+                if each not in WITH_PORTS:
+                    low, high = 0, _PORT_MAX
+                if low <= high:
+                    ranges.setdefault(each, []).append((low, high))
+            if protocol == ANY_OF_THESE:
+                for each in (ICMP, ICMPV6):
+                    ranges[each] = [(0, _PORT_MAX)]
+        self._bounds = {protocol: _bounds(its) for protocol, its in ranges.items()}
+
+    def hold(self, protocol: int, port: int) -> bool:
+        bounds = self._bounds.get(protocol)
+        return bounds is not None and bisect_right(bounds, port) & 1 == 1
+
+
+def _bounds(ranges: list[tuple[int, int]]) -> list[int]:
+    """First port of the first range, first one after it, first port of the second and so on; none touch."""
+    bounds: list[int] = []
+    for low, high in sorted(ranges):
+        if bounds and low <= bounds[-1]:
+            bounds[-1] = max(bounds[-1], high + 1)
+        else:
+            bounds += (low, high + 1)
+    return bounds
 
 
 class Slice:
@@ -99,7 +150,8 @@ class Slice:
     `me` is the device's own identity. Unknown selectors match nothing.
     """
 
-    __slots__ = ("_addresses", "_in", "_not_internet", "_out", "body", "me", "version")
+    __slots__ = ("_addresses", "_in", "_in_services", "_not_internet", "_out", "_out_services", "_sources", "body",
+                 "me", "version")  # fmt: skip
 
     def __init__(
         self, body: dict[str, Any], tags: Iterable[str], addresses: Iterable[bytes], networks: Iterable[_Prefix]
@@ -109,32 +161,29 @@ class Slice:
         self.me = Identity(tags, body["u"])
         self._addresses = frozenset(addresses)
         self._not_internet = Prefixes((*_NOT_INTERNET, *networks))
-        self._in = [
-            (_Selectors(sources), _Selectors(targets), _services(services)) for sources, targets, services in body["in"]
-        ]
-        self._out = [(_Selectors(targets), _services(services)) for targets, services in body["out"]]
+        self._sources = _Selectors([sources for sources, _, _ in body["in"]])
+        self._in = _Selectors([targets for _, targets, _ in body["in"]])
+        self._in_services = [_Services(services) for _, _, services in body["in"]]
+        self._out = _Selectors([targets for targets, _ in body["out"]])
+        self._out_services = [_Services(services) for _, services in body["out"]]
 
     def admits(
         self, identity: Identity, is_own_address: bool, source: bytes, target: bytes, protocol: int, port: int
     ) -> bool:
         """Whether a flow may come in: from the peer of `identity`, whose own address `source` is or not, to `target`
         (4 or 16 B). `port` is the destination's, 0 where the protocol has none."""
-        if target in self._addresses:
-            words = _ME
-        else:
-            words = self._words(_ANY, target)
         names = self._names(identity) if is_own_address else _ANY
-        return any(
-            _serves(services, protocol, port) and sources.match(names, source) and targets.match(words, target)
-            for sources, targets, services in self._in
-        )
+        rules = self._sources.matching(names, source)
+        if not rules:
+            return False
+        words = _ME if target in self._addresses else self._words(_ANY, target)
+        rules &= self._in.matching(words, target)
+        return any(self._in_services[rule].hold(protocol, port) for rule in rules)
 
     def may_reach(self, identity: Identity, is_own_address: bool, target: bytes, protocol: int, port: int) -> bool:
         """The same for a flow that goes out to `target`, an address of the peer of `identity` or one that it routes."""
         names = self._names(identity) if is_own_address else self._words(_ANY, target)
-        return any(
-            _serves(services, protocol, port) and targets.match(names, target) for targets, services in self._out
-        )
+        return any(self._out_services[rule].hold(protocol, port) for rule in self._out.matching(names, target))
 
     def is_internet(self, address: bytes) -> bool:
         """Whether "internet" matches: outside private, shared, link-local, multicast blocks and the network's own."""
@@ -152,17 +201,3 @@ _ANY = frozenset({"*"})
 _ME = frozenset({"*", "me"})
 _SELF = frozenset({"self"})
 _INTERNET = frozenset({"internet"})
-
-
-def _services(services: list[list[int]]) -> tuple[_Service, ...]:
-    return tuple((protocol, low, high) for protocol, low, high in services)
-
-
-def _serves(services: tuple[_Service, ...], protocol: int, port: int) -> bool:
-    for allowed, low, high in services:
-        if protocol in WITH_PORTS:
-            if allowed in (protocol, ANY_OF_THESE) and low <= port <= high:
-                return True
-        elif allowed == protocol or (allowed == ANY_OF_THESE and protocol in (ICMP, ICMPV6)):
-            return True
-    return False

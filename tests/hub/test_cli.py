@@ -66,6 +66,12 @@ COMMANDS = [
     ["commands", "show"],
     ["logs"],
     ["watch"],
+    ["policy", "get"],
+    ["policy", "set"],
+    ["policy", "check"],
+    ["policy", "explain"],
+    ["policy", "history"],
+    ["policy", "diff"],
 ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hub.core.policy import words
-from hub.core.policy.compile import Facts, Policy, may_tag
+from hub.core.policy.compile import Facts, Policy, may_tag, routes_internet
 from hub.core.policy.evaluate import End, check, matrix, services_text, verdict
 from hub.core.policy.hujson import BYTES_MAX, to_text
 from hub.core.policy.problems import PolicyError, Problem, excerpt
@@ -49,6 +49,12 @@ def test_golden_verdicts(path: Path) -> None:
         name, _, port = service.partition(" ")
         rule = verdict(policy, source, target, words.read_protocol(name)[0], int(port or 0))
         assert ("denied" if rule is None else rule.name) == expected, line
+
+
+def test_the_example_of_the_documentation_is_a_policy() -> None:
+    page = Path(__file__).parents[2] / "docs" / "policy.md"
+    document = check(page.read_text(encoding="utf-8").split("```\n")[3]).document
+    assert len(document.rules) == 4 and len(document.tests) == 2 and document.warnings == ()
 
 
 # mistakes and their places
@@ -226,6 +232,27 @@ def test_many_tags_and_groups_are_no_reason_to_refuse() -> None:
     body = policy.slice_for(Facts(tags=("tag:t7",)))
     assert body["in"] == [[["group:g7"], ["me"], [[0, 22, 22]]]] and body["out"] == []
     assert policy.slice_for(Facts(user="u9"))["out"] == [[["tag:t9"], [[0, 22, 22]]]]
+
+
+def test_addresses_of_the_mesh_concern_one_device_each_and_no_router() -> None:
+    hosts = ", ".join(f'"h{at}": "100.64.{at // 250}.{at % 250}"' for at in range(600))
+    rules = ",".join(f'{{"action": "accept", "src": ["u{at}@"], "dst": ["h{at}:{at}"]}}' for at in range(600))
+    policy = check(f'{{"hosts": {{{hosts}}}, "acls": [{rules}]}}')
+    device = Facts(addresses=(bytes((100, 64, 1, 7)),), routes=((bytes(4), 0),))
+    assert policy.slice_for(device)["in"] == [[["user:u257"], [[bytes((100, 64, 1, 7)), 32]], [[0, 257, 257]]]]
+
+
+@pytest.mark.parametrize(
+    ("route", "is_one"),
+    [
+        *(("0.0.0.0/0", True), ("8.8.8.0/24", True), ("192.168.0.0/15", True), ("192.168.0.0/16", False)),
+        *(("::/0", True), ("10.0.0.0/7", True), ("fe80::/9", True), ("fc00::/7", False), ("fd00::/8", False)),
+        ("2600::/64", True),
+    ],
+)
+def test_which_routes_lead_to_the_internet(route: str, is_one: bool) -> None:
+    network = ip_network(route)
+    assert routes_internet(Facts(routes=((network.network_address.packed, network.prefixlen),))) == is_one
 
 
 def test_long_lists_are_cut_into_rules_that_devices_take() -> None:

@@ -11,8 +11,8 @@ from hashlib import blake2s
 from typing import Any
 
 from edgeagent.proto.codec import encode
-from edgeagent.proto.control import TAGS_MAX
 from edgeagent.proto.policy import Slice
+from hub.core.ipam import V4_NETWORK, V4_PREFIX
 from hub.core.policy.document import (
     Document,
     Kind,
@@ -24,11 +24,10 @@ from hub.core.policy.document import (
     holds,
     overlap,
 )
-from hub.core.policy.merging import BYTES_MAX, Cost, Raw, merge_in, merge_out
-from hub.core.policy.merging import RULES_MAX as SLICE_RULES_MAX
-from hub.core.policy.problems import PolicyError, Problem
+from hub.core.policy.merging import Raw, merge_in, merge_out
 
 DIGEST_SIZE = 16
+MESH: Prefix = (V4_NETWORK.to_bytes(4, "big"), V4_PREFIX)  # where all networks have their IPv4 addresses
 _EXIT = "exit"
 is_internet: Callable[[bytes], bool] = Slice({"v": 0, "u": "", "in": [], "out": []}, (), (), ()).is_internet
 
@@ -61,7 +60,7 @@ class Flow:
     services: tuple[Service, ...]
 
 
-class _Side:
+class Side:
     """Which flows a word or a prefix is in, as bits of an integer: the flow's place is the bit."""
 
     def __init__(self, sides: Sequence[tuple[frozenset[str], tuple[Prefix, ...]]]) -> None:
@@ -79,6 +78,14 @@ class _Side:
             found |= self.by_word.get(word, 0)
         return found
 
+    def of_address(self, address: bytes) -> int:
+        """The same for one address."""
+        found = 0
+        for prefix, places in self.by_prefix.items():
+            if holds(prefix, address):
+                found |= places
+        return found
+
     def of_addresses(self, facts: Facts) -> int:
         found = 0
         for prefix, places in self.by_prefix.items():
@@ -88,20 +95,24 @@ class _Side:
 
 
 class Policy:
-    """One version of a network's policy. Raises PolicyError when a slice of it could be too large."""
+    """One version of a network's policy. Its slices are within their ceilings if `ceilings.check_ceilings` says so."""
 
     def __init__(self, document: Document, version: int = 0) -> None:
         self.document = document
         self.version = version
         self.flows = tuple(_flow(rule, part.targets, part.services) for rule in document.rules for part in rule.parts)
-        self.sources = _Side([(flow.source_words, flow.source_prefixes) for flow in self.flows])
-        self.targets = _Side([(flow.target_words, flow.target_prefixes) for flow in self.flows])
+        self.sources = Side([(flow.source_words, flow.source_prefixes) for flow in self.flows])
+        self.targets = Side([(flow.target_words, flow.target_prefixes) for flow in self.flows])
         groups: dict[str, list[str]] = {}
         for name, users in document.groups.items():
             for user in users:
                 groups.setdefault(user, []).append(name)
         self._groups = {user: tuple(sorted(names)) for user, names in groups.items()}
-        self._check_ceilings()
+
+    @property
+    def users(self) -> Iterable[str]:
+        """Those that are in groups."""
+        return self._groups
 
     def groups_of(self, user: str) -> tuple[str, ...]:
         """Sorted; at most as many as a record holds."""
@@ -185,78 +196,6 @@ class Policy:
             places ^= lowest
         return found
 
-    # ceilings
-
-    def _check_ceilings(self) -> None:
-        """What the dearest identity would get is what its words cost at most; the rule that goes beyond is named."""
-        count = len(self.flows)
-        who = self._too_dear(count)
-        if who is None:
-            return
-        low, high = 0, count  # flows[:low] are within, flows[:high] are not
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self._too_dear(middle) is None:
-                low = middle
-            else:
-                high = middle
-        rule = self.flows[high - 1].rule
-        named, cost = self._too_dear(high) or who
-        raise PolicyError(
-            [
-                Problem(
-                    rule.line,
-                    rule.column,
-                    f"{rule.name}: with this rule, {named} could be told {cost.rules} rules in {cost.size} bytes; at "
-                    f"most {SLICE_RULES_MAX} rules and {BYTES_MAX} bytes are possible. Use tags or groups for the like",
-                )
-            ]
-        )
-
-    def _too_dear(self, count: int) -> tuple[str, Cost] | None:
-        """Who would get too much if there were only the first `count` flows; every device may route everything."""
-        by_word = {
-            word: self.cost((word,), count, base=False) for word in {*self.targets.by_word, *self.sources.by_word}
-        }
-        for name, base_words, identities in (
-            ("a device with tags", ("tagged",), [tuple(sorted(self.document.tag_owners))]),
-            ("a device of {}", ("member", "self"), self._identities_of_users()),
-        ):
-            base = self.cost(base_words, count)
-            for own_words in identities:
-                own = sorted((by_word[word] for word in own_words if word in by_word), key=lambda cost: -cost.size)
-                few = sorted((by_word[word] for word in own_words if word in by_word), key=lambda cost: -cost.rules)
-                most = TAGS_MAX if name == "a device with tags" else len(own)
-                bound = Cost(
-                    base.rules + sum(cost.rules for cost in few[:most]),
-                    base.size + sum(cost.size for cost in own[:most]),
-                )
-                if bound.is_too_much and len(own) <= most:
-                    bound = self.cost(
-                        (*base_words, *own_words), count
-                    )  # the sum counts twice what words have in common
-                if bound.is_too_much:
-                    return name.format(own_words[0].removeprefix("user:") if own_words else "any user"), bound
-        return None
-
-    def cost(self, words: Iterable[str], count: int | None = None, *, base: bool = True) -> Cost:
-        """What the slice of a device with these words costs at most, with the first `count` flows of the policy.
-
-        With `base` it is a device that may have any address and route everything.
-        """
-        words = tuple(words)
-        incoming, outgoing = self.targets.of_words(words), self.sources.of_words(words)
-        if base:
-            incoming |= _all(self.targets.by_prefix.values()) | self.targets.of_words(("*", "internet"))
-            outgoing |= _all(self.sources.by_prefix.values()) | self.sources.of_words(("*",))
-        within = (1 << (len(self.flows) if count is None else count)) - 1
-        return _cost_of(self.flows_at(incoming & within), self.flows_at(outgoing & within))
-
-    def _identities_of_users(self) -> list[tuple[str, ...]]:
-        named = {word for word in {*self.targets.by_word, *self.sources.by_word} if word.startswith("user:")}
-        users = sorted({*self._groups, *(word.removeprefix("user:") for word in named)})
-        return [(), *((f"user:{user}", *self.groups_of(user)) for user in users)]
-
 
 def digest(slice_: dict[str, Any] | None) -> bytes:
     """16 B, the same for slices that say the same, whichever version they are of; empty for no policy."""
@@ -284,15 +223,22 @@ def may_tag(policy: Policy | None, user: str, roles: Iterable[str], tag: str) ->
 
 
 def concerns(prefix: Prefix, facts: Facts) -> bool:
-    """Whether an address of the device, or one that it may route, is in the prefix."""
-    return any(holds(prefix, address) for address in facts.addresses) or any(
-        overlap(prefix, route) for route in facts.routes
-    )
+    """Whether an address of the device, or one that it may route, is in the prefix. Nobody routes the mesh's own."""
+    if any(holds(prefix, address) for address in facts.addresses):
+        return True
+    return not covers(MESH, prefix) and any(overlap(prefix, route) for route in facts.routes)
 
 
 def routes_internet(facts: Facts) -> bool:
     """Whether any address of the internet may be behind the device."""
-    return any(route[1] < 8 or is_internet(route[0]) for route in facts.routes)
+    return any(
+        length < 3 or is_internet(address) or is_internet(_last(address, length)) for address, length in facts.routes
+    )  # no block that is not of the internet ends where another begins, but for the widest
+
+
+def _last(address: bytes, length: int) -> bytes:
+    value = int.from_bytes(address, "big") | (1 << (8 * len(address) - length)) - 1
+    return value.to_bytes(len(address), "big")
 
 
 def _flow(rule: Rule, targets: tuple[Selector, ...], services: tuple[Service, ...]) -> Flow:
@@ -367,25 +313,3 @@ def _is_device(selector: Selector, tags: frozenset[str], user: str, groups: froz
         or (selector.kind is Kind.USER and selector.name == user)
         or (selector.kind is Kind.GROUP and selector.name in groups)
     )
-
-
-def _cost_of(incoming: list[Flow], outgoing: list[Flow]) -> Cost:
-    cost = Cost.of_in(raw for flow in incoming for raw in _dearest_in(flow))
-    more = Cost.of_out((frozenset((*flow.target_words, *flow.target_prefixes)), flow.services) for flow in outgoing)
-    return Cost(cost.rules + more.rules, cost.size + more.size, max(cost.rules, more.rules))
-
-
-def _dearest_in(flow: Flow) -> list[Raw]:
-    """What `_raw_in` says of a flow to a device that all its targets concern."""
-    ends: frozenset[str | Prefix] = frozenset(("me", *flow.target_prefixes, *(flow.target_words & {"*", "internet"})))
-    found: list[Raw] = [(frozenset((*flow.source_words, *flow.source_prefixes)), ends, flow.services)]
-    if "self" in flow.target_words:
-        found.append((frozenset({"self"}), frozenset({"me"}), flow.services))
-    return found
-
-
-def _all(places: Iterable[int]) -> int:
-    found = 0
-    for some in places:
-        found |= some
-    return found

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from hub.core.policy.compile import Facts, Flow, Policy, is_internet
+from hub.core.policy.ceilings import check_ceilings
+from hub.core.policy.compile import Facts, Policy, is_internet
 from hub.core.policy.document import (
     ANY_OF_THESE,
     ICMP,
@@ -18,11 +20,12 @@ from hub.core.policy.document import (
     Selector,
     Service,
     Test,
-    holds,
 )
 from hub.core.policy.merging import join_services
 from hub.core.policy.problems import SHOWN_MAX, PolicyError, Problem
 from hub.core.policy.reading import read
+
+VERDICTS_MAX = 50_000  # of all tests of one policy, users of groups and stretches of ports counted
 
 # Addresses that stand for any of the internet: nobody's (RFC 5737, RFC 3849).
 _SOMEWHERE = (bytes((192, 0, 2, 1)), bytes.fromhex("20010db8") + bytes(11) + b"\x01")
@@ -41,25 +44,48 @@ class End:
         return self.facts.person if self.facts else ""
 
 
+def load(text: str, version: int = 0) -> Policy:
+    """The policy that `text` is, its tests not run. Raises PolicyError."""
+    policy = Policy(read(text), version)
+    check_ceilings(policy)
+    return policy
+
+
 def check(text: str, version: int = 0, find: Callable[[bytes], Facts | None] = lambda _: None) -> Policy:
     """The policy that `text` is. Raises PolicyError: what is wrong with it, or which of its own tests fail.
 
     `find` tells whose own address an address is, for tests that name one.
     """
-    policy = Policy(read(text), version)
-    failures = [problem for test in policy.document.tests for problem in failures_of(policy, test, find)]
+    policy = load(text, version)
+    failures = _Trial(policy, find).failures()
     if failures:
-        raise PolicyError(failures[:SHOWN_MAX])
+        raise PolicyError(failures)
     return policy
 
 
 def verdict(policy: Policy, source: End, target: End, protocol: int, port: int) -> Rule | None:
     """The first rule that allows it. `protocol` is an IP protocol (or 0: by any of TCP, UDP and SCTP), `port` the
     destination's, 0 where there is none."""
-    for flow in policy.flows:
-        if serves(flow.services, protocol, port) and _allows(policy, flow, source, target):
+    for flow in policy.flows_at(flows_between(policy, source, target)):
+        if serves(flow.services, protocol, port):
             return flow.rule
     return None
+
+
+def flows_between(policy: Policy, source: End, target: End) -> int:
+    """The flows, as bits, that begin at one and end at the other, by whatever service."""
+    names = set(_names(policy, target))
+    if target.person and target.person == source.person:
+        names.add("self")
+    if target.facts is None and target.address is not None and is_internet(target.address):
+        names.add("internet")
+    sources = policy.sources.of_words(_names(policy, source))
+    targets = policy.targets.of_words(names)
+    if source.address is not None:
+        sources |= policy.sources.of_address(source.address)
+    if target.address is not None:
+        targets |= policy.targets.of_address(target.address)
+    return sources & targets
 
 
 def rules_between(
@@ -67,13 +93,13 @@ def rules_between(
 ) -> list[tuple[Rule, tuple[Service, ...]]]:
     """All rules that let one reach the other by any of `protocols` (() = by anything), and the services of each."""
     found: dict[Rule, set[Service]] = {}
-    for flow in policy.flows:
+    for flow in policy.flows_at(flows_between(policy, source, target)):
         services = {
             service
             for service in flow.services
             if not protocols or any(serves((service,), protocol, service[1]) for protocol in protocols)
         }
-        if services and _allows(policy, flow, source, target):
+        if services:
             found.setdefault(flow.rule, set()).update(services)
     return [(rule, _joined(services)) for rule, services in found.items()]
 
@@ -97,12 +123,9 @@ def describe(policy: Policy, end: End) -> str:
 def reach(policy: Policy, source: Facts, target: Facts) -> tuple[Service, ...]:
     """All services by which one device may reach the other itself, by any of their addresses."""
     found: set[Service] = set()
-    both = policy.as_source(source) & policy.as_target(target)
-    if both:
-        for one, other in _pairs(source, target):
-            for flow in policy.flows_at(both):
-                if _allows(policy, flow, one, other):
-                    found.update(flow.services)
+    for one, other in _pairs(source, target):
+        for flow in policy.flows_at(flows_between(policy, one, other)):
+            found.update(flow.services)
     return _joined(found)
 
 
@@ -136,62 +159,86 @@ def serves(services: Iterable[Service], protocol: int, port: int) -> bool:
     return False
 
 
-def failures_of(policy: Policy, test: Test, find: Callable[[bytes], Facts | None]) -> list[Problem]:
-    """What of a policy's own test does not hold: one problem for each line of it."""
-    sources = _ends(policy, test.source, None, find)
-    if not sources:
-        return [Problem(test.line, test.column, f"test: {test.source} has no users, so there is nothing to test")]
-    problems = []
-    for claim in test.claims:
-        why = _failure(policy, test, claim, sources, find)
-        if why is not None:
-            problems.append(Problem(claim.line, claim.column, why))
-    return problems
+class _Trial:
+    """A policy's own tests, run."""
 
+    def __init__(self, policy: Policy, find: Callable[[bytes], Facts | None]) -> None:
+        self._policy = policy
+        self._find = find
+        self._left = VERDICTS_MAX
+        self._edges = sorted(
+            {edge for flow in policy.flows for _, low, high in flow.services for edge in (low, high + 1)}
+        )
 
-def _failure(
-    policy: Policy, test: Test, claim: Claim, sources: list[End], find: Callable[[bytes], Facts | None]
-) -> str | None:
-    for source in sources:
-        targets = _ends(policy, claim.target, source, find)
-        if not targets:
-            return f"test: {claim.target} has nobody in it that {test.source} could reach"
-        for target in targets:
-            for port in _ports(policy, claim):
-                rules = [verdict(policy, source, target, protocol, port) for protocol in test.protocols]
-                rule = next((rule for rule in rules if rule is not None), None)
-                if (rule is not None) == claim.allowed:
-                    continue
-                whose = f"{test.source}" if test.source.kind is not Kind.GROUP else f"{source.person} of {test.source}"
-                at = "" if claim.ports == ((port, port),) else f", port {port}"
-                if rule is None:
-                    return f"test failed: {claim.text} from {whose} is denied{at}, no rule accepts it"
-                return f"test failed: {claim.text} from {whose} is accepted{at}, by {rule.name} in line {rule.line}"
-    return None
+    def failures(self) -> list[Problem]:
+        """What does not hold: one problem for each line of a test."""
+        problems: list[Problem] = []
+        for test in self._policy.document.tests:
+            sources = self._ends(test.source, None)
+            if not sources:
+                problems.append(
+                    Problem(test.line, test.column, f"test: {test.source} has no users, so there is nothing to test")
+                )
+            for claim in test.claims if sources else ():
+                why = self._failure(test, claim, sources)
+                if why is not None:
+                    problems.append(Problem(claim.line, claim.column, why))
+                if self._left < 0 or len(problems) >= SHOWN_MAX:
+                    return problems
+        return problems
 
+    def _failure(self, test: Test, claim: Claim, sources: list[End]) -> str | None:
+        ports = self._ports(claim)
+        for source in sources:
+            targets = self._ends(claim.target, source)
+            if not targets:
+                return f"test: {claim.target} has nobody in it that {test.source} could reach"
+            for target in targets:
+                self._left -= len(ports)
+                if self._left < 0:
+                    return f"test: more than {VERDICTS_MAX} verdicts in all tests. Test fewer users or ports"
+                why = self._judge(test, claim, ports, source, target)
+                if why is not None:
+                    return why
+        return None
 
-def _ends(policy: Policy, selector: Selector, source: End | None, find: Callable[[bytes], Facts | None]) -> list[End]:
-    """The ends that a test means. All of them must do."""
-    if selector.kind is Kind.TAG:
-        return [End(Facts(tags=(selector.name,)))]
-    if selector.kind is Kind.USER:
-        return [End(Facts(user=selector.name))]
-    if selector.kind is Kind.GROUP:
-        return [End(Facts(user=user)) for user in policy.document.groups[selector.name]]
-    if selector.kind is Kind.INTERNET:
-        return [End(None, address) for address in _SOMEWHERE]
-    if selector.prefix is not None:
-        return [End(find(selector.prefix[0]), selector.prefix[0])]
-    return [End(Facts(user=source.person))] if source is not None and source.person else []  # autogroup:self
+    def _judge(self, test: Test, claim: Claim, ports: list[int], source: End, target: End) -> str | None:
+        flows = self._policy.flows_at(flows_between(self._policy, source, target))
+        for port in ports:
+            rule = next(
+                (flow.rule for flow in flows for protocol in test.protocols if serves(flow.services, protocol, port)),
+                None,
+            )
+            if (rule is not None) == claim.allowed:
+                continue
+            whose = f"{test.source}" if test.source.kind is not Kind.GROUP else f"{source.person} of {test.source}"
+            at = "" if claim.ports == ((port, port),) else f", port {port}"
+            if rule is None:
+                return f"test failed: {claim.text} from {whose} is denied{at}, no rule accepts it"
+            return f"test failed: {claim.text} from {whose} is accepted{at}, by {rule.name} in line {rule.line}"
+        return None
 
+    def _ends(self, selector: Selector, source: End | None) -> list[End]:
+        """The ends that a test means. All of them must do."""
+        if selector.kind is Kind.TAG:
+            return [End(Facts(tags=(selector.name,)))]
+        if selector.kind is Kind.USER:
+            return [End(Facts(user=selector.name))]
+        if selector.kind is Kind.GROUP:
+            return [End(Facts(user=user)) for user in self._policy.document.groups[selector.name]]
+        if selector.kind is Kind.INTERNET:
+            return [End(None, address) for address in _SOMEWHERE]
+        if selector.prefix is not None:
+            return [End(self._find(selector.prefix[0]), selector.prefix[0])]
+        return [End(Facts(user=source.person))] if source is not None and source.person else []  # autogroup:self
 
-def _ports(policy: Policy, claim: Claim) -> list[int]:
-    """One port of each stretch of the claim's on which the verdict cannot change."""
-    edges = {edge for flow in policy.flows for _, low, high in flow.services for edge in (low, high + 1)}
-    found: set[int] = set()
-    for low, high in claim.ports:
-        found.update((low, *(edge for edge in edges if low < edge <= high)))
-    return sorted(found)
+    def _ports(self, claim: Claim) -> list[int]:
+        """One port of each stretch of the claim's on which the verdict cannot change."""
+        found: set[int] = set()
+        for low, high in claim.ports:
+            inner = self._edges[bisect_right(self._edges, low) : bisect_right(self._edges, high)]
+            found.update((low, *inner))
+        return sorted(found)
 
 
 def _pairs(source: Facts, target: Facts) -> list[tuple[End, End]]:
@@ -205,28 +252,9 @@ def _pairs(source: Facts, target: Facts) -> list[tuple[End, End]]:
     return pairs or [(End(source), End(target))]
 
 
-def _allows(policy: Policy, flow: Flow, source: End, target: End) -> bool:
-    names = _names(policy, target)
-    if target.person and target.person == source.person:
-        names |= {"self"}
-    if target.facts is None and target.address is not None and is_internet(target.address):
-        names |= {"internet"}
-    return _matches(flow.source_words, flow.source_prefixes, _names(policy, source), source.address) and _matches(
-        flow.target_words, flow.target_prefixes, names, target.address
-    )
-
-
 def _joined(services: Iterable[Service]) -> tuple[Service, ...]:
     return tuple((protocol, low, high) for protocol, low, high in join_services(services))
 
 
 def _names(policy: Policy, end: End) -> frozenset[str]:
     return frozenset({"*"}) if end.facts is None else policy.names_of(end.facts.tags, end.facts.user)
-
-
-def _matches(
-    words: frozenset[str], prefixes: tuple[tuple[bytes, int], ...], names: frozenset[str], address: bytes | None
-) -> bool:
-    if not words.isdisjoint(names):
-        return True
-    return address is not None and any(holds(prefix, address) for prefix in prefixes)

@@ -62,19 +62,21 @@ def join_services(services: Iterable[Service]) -> list[list[int]]:
 
 @dataclass(slots=True, frozen=True)
 class Cost:
-    """What rules cost at most: `rules` of both directions, or of the dearer one where that is known; `size` in bytes.
+    """What rules cost at most: how many in the direction that has more of them, and bytes in both.
 
-    It only grows with the rules, which what merging leaves does not: so a ceiling that is checked for the dearest
-    identity holds for all.
+    It only grows with what is to be said, which what merging leaves does not: so a ceiling that is looked at for the
+    dearest identity holds for all. The cost of two things together is at most the sum of their costs.
     """
 
     rules: int
     size: int
-    dearer: int | None = None
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.rules + other.rules, self.size + other.size)
 
     @property
     def is_too_much(self) -> bool:
-        return (self.rules if self.dearer is None else self.dearer) > RULES_MAX or self.size > BYTES_MAX
+        return self.rules > RULES_MAX or self.size > BYTES_MAX
 
     @classmethod
     def of_in(cls, raw: Iterable[Raw]) -> Cost:
