@@ -24,6 +24,8 @@ TOKEN_CHARS_MAX = 8_192
 _EPILOG = """\
 examples:
   edgeagent up --join-file token.txt    join a network and stay in it
+  edgeagent up --hub https://hub.example.org
+                                        join by a link that somebody approves in the dashboard
   edgeagent up                          start again after a stop
   edgeagent status                      what this device is doing
   edgeagent ping gw-2                   is it there, how far, by which path
@@ -155,6 +157,18 @@ def _parser() -> argparse.ArgumentParser:
         "server: answer at 100.100.100.100, change nothing; off (auto)",
     )
     group.add_argument(
+        "--allow-commands",
+        metavar="VERBS",
+        default=argparse.SUPPRESS,
+        help="what the hub may tell this device to do: all, none, or a list (all)",
+    )
+    group.add_argument(
+        "--scripts",
+        metavar="DIR",
+        default=argparse.SUPPRESS,
+        help="programs that the hub may run here (/etc/edgeagent/scripts)",
+    )
+    group.add_argument(
         "--log-level", metavar="LEVEL", default=argparse.SUPPRESS, help="debug, info, warning, error (info)"
     )
     for action in group._group_actions:
@@ -182,6 +196,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     up.add_argument("--join", metavar="TOKEN", help="join token (em1.…)")
     join_options(up)
+    up.add_argument(
+        "--hub",
+        metavar="URL",
+        help="instead of a token: the hub's dashboard (https://hub.example.org); shows a link to approve the device by",
+    )
+    up.add_argument(
+        "--hub-ca", metavar="FILE", help="certificate (PEM) that the dashboard's is signed with (the system's)"
+    )
     up.add_argument(
         "--timeout", metavar="S", type=float, default=UP_TIMEOUT_S, help=f"seconds to wait ({UP_TIMEOUT_S:.0f})"
     )
@@ -232,6 +254,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     dns.add_argument("what", metavar="status|restore", choices=("status", "restore"), help="what to do")
     as_json(dns)
+    as_json(
+        verb(
+            "commands",
+            _commands,
+            "what the hub told this device to do of late, who asked for it there, and what became of it",
+            epilog="What the hub may tell is the setting allow-commands; programs that it may run are those in the "
+            "directory scripts. docs/commands.md has more.",
+        )
+    )
     check = verb(
         "netcheck",
         _netcheck,
@@ -291,6 +322,8 @@ def _up(options: argparse.Namespace) -> int:
 
     settings = _settings(options)
     token = _token(options, options.join)
+    if options.hub is not None:
+        token = _ask_for_token(options, token)
     if not 0 < options.timeout <= 86_400:
         raise CommandError(USAGE, f"--timeout: {options.timeout}: want seconds, more than 0 and at most a day.")
     request = {"do": "up", "token": token, "hostname": options.hostname and settings.hostname}
@@ -314,6 +347,23 @@ def _up(options: argparse.Namespace) -> int:
     else:
         print(f"{result['name']} {' '.join(result['addresses'])}")
     return OK
+
+
+def _ask_for_token(options: argparse.Namespace, token: str | None) -> str:
+    """A token by a person's approval in the dashboard."""
+    from edgeagent.approval import ApprovalError, ask
+    from edgeagent.context import facts
+
+    if token is not None:
+        raise CommandError(USAGE, "--hub: a token is given already. Give one of them.")
+
+    def show(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    try:
+        return ask(options.hub, options.hub_ca, options.hostname or os.uname().nodename, facts(), show)
+    except ApprovalError as error:
+        raise CommandError(REFUSED if error.refused else FAILED, f"--hub {options.hub}: {error}") from None
 
 
 def _show_progress(progress: dict[str, Any]) -> None:
@@ -394,6 +444,17 @@ def _ledger(options: argparse.Namespace) -> int:
         from edgeagent.status import show_ledger
 
         print(show_ledger(ledger))
+    return OK
+
+
+def _commands(options: argparse.Namespace) -> int:
+    commands = _ask(options, {"do": "commands"})
+    if options.json:
+        print(json.dumps(commands))
+    else:
+        from edgeagent.status import show_commands
+
+        print(show_commands(commands))
     return OK
 
 

@@ -159,6 +159,12 @@ def _relays(_now: float, agent: Agent, client: Client, _request: dict[str, Any])
         client.answer([row | {"k": row["k"].hex(), "pin": row["pin"].hex()} for row in rows])
 
 
+def _commands(now: float, agent: Agent, client: Client, _request: dict[str, Any]) -> None:
+    """What the hub told this device to do of late, the newest first."""
+    if member := _member(agent, client):
+        client.answer(member.commands(now).describe())
+
+
 def _down(_now: float, agent: Agent, client: Client, _request: dict[str, Any]) -> None:
     agent.stop(client)
 
@@ -178,6 +184,7 @@ _VERBS: dict[str, Callable[[float, Agent, Client, dict[str, Any]], None]] = {
     "ledger": _ledger,
     "relays": _relays,
     "dns": _dns,
+    "commands": _commands,
     "down": _down,
     "version": _version,
 }

@@ -118,6 +118,17 @@ def show_peers(peers: list[dict[str, Any]]) -> str:
     return table(rows)
 
 
+def show_commands(commands: list[dict[str, Any]]) -> str:
+    """`edgeagent commands`: one line for each, the newest first."""
+    if not commands:
+        return "the hub has told this device to do nothing, as far as it remembers"
+    rows = [("WHEN", "COMMAND", "BY", "STATE", "WHY")]
+    for each in commands:
+        when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(each["at"]))
+        rows.append((when, each["verb"], each["by"], each["state"], each["text"] or each["code"] or "-"))
+    return table(rows)
+
+
 def show_whois(record: dict[str, Any]) -> str:
     """`edgeagent whois`: what the hub signed of a device."""
     lines = [

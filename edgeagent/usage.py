@@ -60,6 +60,7 @@ def member_tables(member: Membership) -> dict[str, dict[str, Any]]:
         "relay_streams": {"used": len(member.relays.streams.sockets()), "ceiling": STREAMS_MAX},
         **(member.naming.tables() if member.naming is not None else {}),
         "lookups": {"used": len(member.lookups), "ceiling": member.node.limits.asks},
+        **member.command_tables(),
     }
 
 

@@ -21,6 +21,7 @@ except ModuleNotFoundError as missing:
 from edgeagent.crypto import CryptoUnavailable
 from hub import (
     cli_audit,
+    cli_commands,
     cli_database,
     cli_devices,
     cli_dns,
@@ -56,6 +57,10 @@ app.add_typer(cli_audit.app, name="audit")
 app.add_typer(cli_web.app, name="web")
 app.add_typer(cli_policy.app, name="policy")
 app.add_typer(cli_dns.app, name="dns")
+app.command()(cli_commands.command)
+app.add_typer(cli_commands.app, name="commands")
+app.command()(cli_commands.logs)
+app.command()(cli_commands.watch)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -11,15 +11,16 @@ from typing import BinaryIO
 
 from sqlalchemy import delete
 
-from hub.core import actions
+from hub.core import actions, audit
 from hub.core.model import HubError, Op
 from hub.database import demand_none, open_database
+from hub.opening import actor
 from hub.state import State
 from hub.store import transfer
 from hub.store.meta import load_network, save_network
 from hub.store.migrate import create_file, migrate, migrate_server
 from hub.store.postgres import PostgresStore
-from hub.store.schema import outgoing
+from hub.store.schema import outgoing, session
 from hub.store.sqlite import SqliteStore, SqliteTx
 
 
@@ -81,17 +82,20 @@ def take_over(state: State, source: BinaryIO, url: str = "") -> tuple[int, int]:
     """A new hub here of what another has exported, which must not run again: (rows, its epoch). Raises HubError."""
     with new_database(state, url) as tx:
         rows = transfer.load(tx.connection, source)
-        return rows, begin_again(tx, 0)
+        return rows, begin_again(tx, 0, "import")
 
 
-def begin_again(tx: SqliteTx, epoch_before: int) -> int:
+def begin_again(tx: SqliteTx, epoch_before: int, how: str) -> int:
     """Of a hub that is somewhere else, or somewhen else, than it was: devices take its word over all before it.
 
-    Returns the new epoch. Wall time counts, too: the same state brought back twice must not give the same epoch twice.
+    `how` is the audit row's verb. Returns the new epoch. Wall time counts, too: the same state brought back twice must
+    not give the same epoch twice.
     """
     network = load_network(tx.connection)
     epoch = max(network.epoch + 1, epoch_before + 1, int(time.time()))
     save_network(tx.connection, replace(network, epoch=epoch))
     tx.connection.execute(delete(outgoing).where(outgoing.c.op == Op.PUBLISH.value))
     actions.start_again(tx, int(time.time()))
+    tx.connection.execute(delete(session))  # some may have been ended since
+    audit.record(tx, int(time.time()), actor(), how, "", {"epoch": epoch})
     return epoch

@@ -143,7 +143,7 @@ def restore(state: State, source: Path, *, force: bool) -> int:
         new.chmod(0o600)
         migrate(new)
         with contextlib.closing(SqliteStore(new)) as store, store.write() as tx:
-            epoch = begin_again(tx, _epoch_of(state.database))
+            epoch = begin_again(tx, _epoch_of(state.database), "restore")
         _move_aside(state.database)
         os.replace(new, state.database)
     return epoch

@@ -36,6 +36,7 @@ class StateFile(Enum):
     BINDINGS = ("bindings", 8_192)  # how long the NATs that were met remember a silent UDP binding
     RESOLVER = ("resolver", 65_536)  # what this host's resolver was told of us, to be taken back
     AEAD = ("aead", 8_192)  # how fast each AEAD is on this device
+    COMMANDS = ("commands", 32_768)  # of the hub, so that none is done twice
 
     def __init__(self, filename: str, bytes_max: int) -> None:
         self.filename = filename

@@ -59,6 +59,10 @@ GROUP_BYTES_MAX = 69
 USER_BYTES_MAX = 128
 SELECTOR_BYTES_MAX = 160  # "user:" and a login, and room for what newer hubs say
 CA_BYTES_MAX = 8_192
+ACTOR_BYTES_MAX = 128
+ANSWER_DATA_BYTES_MAX = 7_168  # of one message, which may have 8 KiB
+ANSWER_PARTS_MAX = 64
+ANSWER_TEXT_BYTES_MAX = 256
 
 KEY = Raw(32)
 BOOT = Raw(16)
@@ -90,6 +94,9 @@ POLICY = Fields(
     },
     grows=True,
 )
+COMMAND = Raw(8)
+VERB = Text(23, "verb (one DNS label, lower case)", is_host_name)
+ANSWER_STATE = Word("accepted", "running", "done", "failed", "refused", "expired")
 # What a relay says of itself to the hub, and the hub of it to devices: its region, X25519 key, TLS host:ports, UDP port
 # (0: none), second STUN port (0: none), SHA-256 of its certificate (DER).
 RELAY_FIELDS: dict[str, Schema] = {
@@ -143,6 +150,18 @@ BODIES: dict[str, Schema] = {
     "report": Fields({"nk": KEY}),
     # relay → hub: what it is, and how many members it has
     "relay": Fields({**RELAY_FIELDS, "m": Uint(0, 1_000_000)}, grows=True),
+    # device → hub: what became of a command; a part of its output has a number, and the end says how many there are
+    "answer": Fields(
+        {"id": COMMAND, "st": ANSWER_STATE, "at": Uint()},
+        {
+            "c": Text(40, "code (one DNS label, lower case)", is_host_name),
+            "tx": Text(ANSWER_TEXT_BYTES_MAX),
+            "no": Uint(0, ANSWER_PARTS_MAX - 1),
+            "d": Blob(ANSWER_DATA_BYTES_MAX),
+            "n": Uint(0, ANSWER_PARTS_MAX),
+        },
+        grows=True,
+    ),
     # hub → device
     "admit": Choice(
         {
@@ -192,6 +211,8 @@ BODIES: dict[str, Schema] = {
         }
     ),
     "time": Fields({}, {"e": Uint(0, EPOCH_MAX)}, grows=True),
+    # what is in `a` is the verb's (commands.py): an unknown one is answered, not dropped
+    "cmd": Fields({"id": COMMAND, "v": VERB, "x": Uint(), "by": Text(ACTOR_BYTES_MAX), "a": Anything()}, grows=True),
     "hub": Fields({"up": Flag(), "bx": KEY}, grows=True),
     # signed by the hub, read by any device
     "record": Fields(

@@ -16,7 +16,16 @@ from edgeagent.proto import node_status, snapshot
 from edgeagent.proto.boundedqueue import BoundedQueue
 from edgeagent.proto.constants import MTU_DEFAULT, NAME_SERVER
 from edgeagent.proto.control_client import Answer, ControlClient
-from edgeagent.proto.control_news import Answered, EpochBehind, FeedCame, MapCame, News, RecordCame, RecordLost
+from edgeagent.proto.control_news import (
+    Answered,
+    CommandCame,
+    EpochBehind,
+    FeedCame,
+    MapCame,
+    News,
+    RecordCame,
+    RecordLost,
+)
 from edgeagent.proto.crypto import Crypto
 from edgeagent.proto.device import Device
 from edgeagent.proto.devicemap import DeviceMap
@@ -31,6 +40,7 @@ from edgeagent.proto.linkpaths import LinkPaths
 from edgeagent.proto.node_events import (
     AdmissionChanged,
     CacheDirty,
+    Commanded,
     IdentityChanged,
     MapChanged,
     NodeEvent,
@@ -214,6 +224,18 @@ class Node:
         """A birth now, for the sake of the facts in it, where there is a connection."""
         if self.client.connected:
             self.client.write_birth(now)
+        self._settle(now)
+
+    def answer(self, now: float, body: dict[str, Any]) -> int:
+        """Tell the hub of a command (`answer` in control.py). Returns the bytes of it; 0: there is no connection."""
+        if not self.client.connected:
+            return 0
+        return self._outbox.write(now, "answer", body)
+
+    def renew_key(self, now: float) -> None:
+        """Another node key now, whatever the age of the one in use. NodeKeyRenewed tells when it is there."""
+        self.renewal.hurry()
+        self._renew_key(now)
         self._settle(now)
 
     def last_will(self, now: float) -> Publish:
@@ -523,6 +545,8 @@ class Node:
             self.events.append(MapChanged(self.map))
         elif isinstance(news, EpochBehind):
             self.events.append(ReconnectWanted())
+        elif isinstance(news, CommandCame):
+            self.events.append(Commanded(news.body))
         else:
             self._cut_off(now)
 

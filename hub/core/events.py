@@ -9,7 +9,7 @@ from dataclasses import dataclass
 HOOKS_MAX = 32
 DELIVERIES_MAX = 10_000  # that wait; above it what happens is not told, and counted
 TRIES_MAX = 12
-FIRST_RETRY_S, LAST_RETRY_S = 10, 6 * 3_600  # doubling between: about a day in all
+FIRST_RETRY_S, LAST_RETRY_S = 10, 6 * 3_600  # doubling between: about six hours in all
 
 EVENTS = {
     "device.joined": "a device came in",

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from hub.core.audit import Entry
-from hub.core.model import Device, DeviceState, Job, JobKind, Kind, Network, NodeKey, Op, Outgoing, StoredPolicy, Token
+from hub.core.model import (
+    Command,
+    Device,
+    DeviceState,
+    Job,
+    JobKind,
+    Kind,
+    Network,
+    NodeKey,
+    Op,
+    Outgoing,
+    StoredPolicy,
+    Token,
+)
 
-Row = TypeVar("Row", Token, Device)
+Row = TypeVar("Row", Token, Device, Command)
 _MISSING: Any = object()
 
 
@@ -19,23 +33,7 @@ class MemoryStore:
 
     def __init__(self, network: Network) -> None:
         self._network = network
-        self._tables: dict[str, dict[Any, Any]] = {
-            name: {}
-            for name in (
-                "counter",
-                "token",
-                "device",
-                "node_key",
-                "pair",
-                "stamp",
-                "job",
-                "out",
-                "relays",
-                "audit",
-                "policy",
-            )
-            for name in ("counter", "token", "device", "node_key", "pair", "stamp", "job", "out", "relays", "names")
-        }
+        self._tables: dict[str, dict[Any, Any]] = defaultdict(dict)
 
     @contextmanager
     def write(self) -> Iterator[MemoryTx]:
@@ -262,6 +260,59 @@ class MemoryTx:
 
     def job_count(self) -> int:
         return len(self._tables["job"])
+
+    # commands
+
+    def add_command(self, command: Command) -> None:
+        self._put("command", command.id, replace(command))
+
+    def save_command(self, command: Command) -> None:
+        self._put("command", command.id, replace(command))
+
+    def command(self, command_id: str) -> Command | None:
+        return _copy(self._tables["command"].get(command_id))
+
+    def commands(self, device_id: str, *, limit: int = 100) -> list[Command]:
+        return self._commands(lambda c: c.device == device_id)[::-1][:limit]
+
+    def open_commands(self, device_id: str) -> list[Command]:
+        return self._commands(lambda c: c.device == device_id and c.state.is_open)
+
+    def commands_due(self, wall_s: int, limit: int) -> list[Command]:
+        return self._commands(lambda c: 0 < c.due_s <= wall_s)[:limit]
+
+    def commands_finished(self, before_s: int, limit: int) -> list[str]:
+        return [command.id for command in self._commands(lambda c: 0 < c.finished_s < before_s)][:limit]
+
+    def commands_beyond(self, device_id: str, count: int, *, verb: str = "") -> list[str]:
+        over = self._commands(lambda c: c.device == device_id and not c.state.is_open and verb in ("", c.verb))
+        return [command.id for command in over[: max(0, len(over) - count)]]
+
+    def drop_commands(self, ids: list[str]) -> None:
+        for command_id in ids:
+            self._put("command", command_id, _MISSING)
+            for key in [key for key in self._tables["output"] if key[0] == command_id]:
+                self._put("output", key, _MISSING)
+
+    def save_output(self, command_id: str, number: int, data: bytes) -> None:
+        self._put("output", (command_id, number), data)
+
+    def output(self, command_id: str) -> list[tuple[int, bytes]]:
+        return sorted((number, data) for (owner, number), data in self._tables["output"].items() if owner == command_id)
+
+    def output_bytes(self, command_id: str) -> int:
+        return sum(len(data) for _, data in self.output(command_id))
+
+    def save_telemetry(self, device_id: str, wall_s: int, sample: bytes) -> None:
+        self._put("telemetry", device_id, (wall_s, sample))
+
+    def telemetry(self, device_id: str) -> tuple[int, bytes] | None:
+        found: tuple[int, bytes] | None = self._tables["telemetry"].get(device_id)
+        return found
+
+    def _commands(self, wanted: Callable[[Command], bool]) -> list[Command]:
+        found = [replace(command) for command in self._tables["command"].values() if wanted(command)]
+        return sorted(found, key=lambda command: command.seq)
 
     def put_out(self, item: Outgoing) -> None:
         if item.key is not None:

@@ -43,17 +43,17 @@ class Policing:
     def slice_of(self, tx: Tx, device: Device) -> dict[str, Any] | None:
         """A map's `po`; None for none. Relays have no traffic of their own to judge."""
         policy = self.current(tx)
-        return None if policy is None or device.kind is Kind.RELAY else policy.slice_for(facts_of(device))
+        return None if policy is None or device.kind is Kind.RELAY else policy.slice_for(facts_of(tx, device))
 
     def groups_of(self, tx: Tx, device: Device) -> list[str]:
         """A record's `gr`."""
         policy = self.current(tx)
-        return [] if policy is None else list(policy.groups_of(facts_of(device).person))
+        return [] if policy is None else list(policy.groups_of(facts_of(tx, device).person))
 
     def may_meet(self, tx: Tx, a: Device, b: Device) -> bool:
         """Whether either may reach the other by anything."""
         policy = self.current(tx)
-        return policy is None or policy.may_meet(facts_of(a), facts_of(b))
+        return policy is None or policy.may_meet(facts_of(tx, a), facts_of(tx, b))
 
     def step(self, tx: Tx, after: str) -> None:
         """One step of a round through all members."""
@@ -75,8 +75,8 @@ class Policing:
             tx.add_jobs_for_acquaintances(JobKind.REC, member.id)
 
 
-def facts_of(device: Device) -> Facts:
-    """What a policy looks at in a device of the store."""
+def facts_of(tx: Tx, device: Device) -> Facts:
+    """What a policy looks at in a device of the store `tx`."""
     addresses = []
     if device.v4 is not None:
         addresses.append(device.v4.to_bytes(4, "big"))
@@ -120,4 +120,4 @@ def find_policy(tx: Tx, version: int = 0) -> StoredPolicy:
 
 def _find(tx: Tx, address: bytes) -> Facts | None:
     found = tx.device_by_v4(int.from_bytes(address, "big")) if len(address) == 4 else tx.device_by_v6(address)
-    return None if found is None else facts_of(found)
+    return None if found is None else facts_of(tx, found)

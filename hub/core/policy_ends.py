@@ -92,14 +92,14 @@ def find_ends(tx: Tx, text: str) -> list[End]:
         address = found[0][0]
         is_v4 = len(address) == 4
         owner = tx.device_by_v4(int.from_bytes(address, "big")) if is_v4 else tx.device_by_v6(address)
-        return [End(None if owner is None else facts_of(owner), address)]
+        return [End(None if owner is None else facts_of(tx, owner), address)]
     device: Device | None = tx.device(text) or tx.device_by_name(text.lower())
     if device is None or device.kind is Kind.RELAY:
         raise HubError(
             f"{text}: no device of this name or id, and neither an address, tag:NAME nor USER@. "
             "`edgehub devices list` shows the devices"
         )
-    facts = facts_of(device)
+    facts = facts_of(tx, device)
     return [End(facts, address) for address in facts.addresses] or [End(facts)]
 
 

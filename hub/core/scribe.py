@@ -169,6 +169,10 @@ class Scribe:
         body = {} if highest_epoch is None else {"e": highest_epoch}
         self._down(tx, device, "time", body, wall_s, key=topics.down(self.network.id, device.id, "time"))
 
+    def command(self, tx: Tx, device: Device, body: dict[str, Any], wall_s: int) -> None:
+        """`cmd`, and in the place of an earlier one of its id that is still here."""
+        self._down(tx, device, "cmd", body, wall_s, key=f"cmd/{device.id}/{body['id'].hex()}")
+
     def admit(self, tx: Tx, claim: str, device_id: str, box_key: bytes, body: dict[str, Any], wall_s: int) -> None:
         """The answer to a join."""
         topic = topics.admit(self.network.id, claim, device_id)

@@ -275,6 +275,21 @@ audit = Table(
     Index(None, "actor", "id"),
 )
 
+# A device that asks to come in without a token.
+claim = Table(
+    "claim",
+    metadata,
+    Column("code", Text, primary_key=True),
+    Column("secret_hash", BLOB, nullable=False, unique=True),
+    Column("address", Text, nullable=False),
+    Column("host", Text, nullable=False),
+    Column("created_s", Integer, nullable=False, index=True),
+    Column("facts", Text, nullable=False),  # JSON
+    Column("state", Text, nullable=False),
+    Column("token", Text, nullable=False),  # only between approval and fetching
+    sqlite_with_rowid=False,
+)
+
 webhook = Table(
     "webhook",
     metadata,
@@ -300,4 +315,47 @@ delivery = Table(
     Column("tries", Integer, nullable=False),
     Column("due_s", Integer, nullable=False, index=True),
     sqlite_autoincrement=True,
+)
+
+# What devices were told to do. `seq` gives the order.
+command = Table(
+    "command",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("seq", Integer, nullable=False),
+    Column("device", Text, ForeignKey("device.id"), nullable=False),
+    Column("verb", Text, nullable=False),
+    Column("args", Text, nullable=False),  # JSON
+    Column("actor", Text, nullable=False),
+    Column("created_s", Integer, nullable=False),
+    Column("expires_s", Integer, nullable=False),
+    Column("due_s", Integer, nullable=False),  # 0: it is over
+    Column("changed_s", Integer, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("finished_s", Integer, nullable=False),
+    Column("code", Text, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("parts", Integer, nullable=False),
+    sqlite_with_rowid=False,
+)
+Index("ix_command_device", command.c.device, command.c.seq)
+Index("ix_command_due", command.c.due_s)
+Index("ix_command_finished", command.c.finished_s)
+
+command_output = Table(
+    "command_output",
+    metadata,
+    Column("command", Text, ForeignKey("command.id"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("data", BLOB, nullable=False),
+)
+
+# The last that a watched device said of itself.
+telemetry = Table(
+    "telemetry",
+    metadata,
+    Column("device", Text, ForeignKey("device.id"), primary_key=True),
+    Column("wall_s", Integer, nullable=False),
+    Column("sample", BLOB, nullable=False),
+    sqlite_with_rowid=False,
 )

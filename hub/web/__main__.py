@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import socket
 import sys
 from pathlib import Path
@@ -72,7 +71,7 @@ def run(state: State, settings: websettings.WebSettings, sockets: list[socket.so
         """End, if it is about us: the hub starts us anew."""
         with contextlib.closing(open_database(state)) as store, store.read() as tx:
             if websettings.load(tx.connection) != settings:
-                server.handle_exit(signal.SIGTERM, None)
+                server.should_exit = True
 
     app.state.on_settings = begin_again
     with contextlib.suppress(KeyboardInterrupt):
@@ -84,7 +83,7 @@ async def _serve(server: uvicorn.Server, sockets: list[socket.socket] | None) ->
     def on_input() -> None:
         if not os.read(0, 64):
             asyncio.get_running_loop().remove_reader(0)
-            server.handle_exit(signal.SIGTERM, None)
+            server.should_exit = True
 
     with contextlib.suppress(PermissionError, OSError):  # /dev/null and files: nobody holds the other end
         asyncio.get_running_loop().add_reader(0, on_input)

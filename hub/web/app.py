@@ -6,21 +6,19 @@ import contextlib
 from collections.abc import AsyncIterator
 
 import anyio.to_thread
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Response
 from starlette.concurrency import run_in_threadpool
-from starlette.staticfiles import StaticFiles
 
 from hub.database import open_database
 from hub.io.live import Listener
 from hub.state import State
 from hub.store import websettings
-from hub.web import api, errors, live, metrics, oidc, passkeys, signin
-from hub.web.auth import CurrentUser
+from hub.web import api, claims, errors, live, metrics, oidc, passkeys, signin, views
 from hub.web.backend import CONNECTIONS_MAX, Backend
 from hub.web.deliveries import Courier
 from hub.web.guard import Guard
-from hub.web.pages import STATIC, render
 from hub.web.sealed import Sealer
+from hub.web.throttle import LockedBuckets
 
 
 def make_app(state: State, settings: websettings.WebSettings | None = None) -> FastAPI:
@@ -51,21 +49,23 @@ def make_app(state: State, settings: websettings.WebSettings | None = None) -> F
     app.state.backend = backend
     app.state.sealer = Sealer(backend.secret("cookies"))
     app.state.provider = oidc.Provider()
+    app.state.claim_begins = LockedBuckets(claims.BEGIN_PER_S, claims.BEGIN_BURST)
+    app.state.claim_polls = LockedBuckets(claims.POLL_PER_S, claims.POLL_BURST)
     app.state.metrics = metrics.Metrics(backend)
     app.state.tries = signin.Tries()
     app.state.on_settings = lambda: None  # the process that runs this may want to know that its settings changed
     errors.install(app)
     app.add_middleware(Guard, settings=settings)
     app.include_router(signin.router)
+    app.include_router(claims.device_router)
+    app.include_router(claims.page_router)
     app.include_router(oidc.router)
     app.include_router(passkeys.signin_router)
     app.include_router(live.router)
     app.include_router(metrics.router)
     app.include_router(api.router)
 
-    @app.get("/", include_in_schema=False)
-    def home(request: Request, who: CurrentUser) -> Response:
-        return render(request, "home.html", {})
+    views.install(app)
 
     @app.get("/healthz", include_in_schema=False)
     def health() -> Response:
@@ -74,5 +74,4 @@ def make_app(state: State, settings: websettings.WebSettings | None = None) -> F
             tx.last_audit()
         return Response("ok\n", media_type="text/plain")
 
-    app.mount("/static", StaticFiles(directory=STATIC), name="static")
     return app

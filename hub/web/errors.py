@@ -57,7 +57,7 @@ class NotSignedIn(Problem):
 
 def is_api(request: Request) -> bool:
     """Whether a program reads the answer."""
-    return request.url.path.startswith(("/api/", "/metrics", "/live", "/login/passkey"))
+    return request.url.path.startswith(("/api/", "/metrics", "/live", "/login/passkey", "/join/"))
 
 
 def client_address(request: Request) -> str:

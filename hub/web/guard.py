@@ -21,6 +21,8 @@ BODY_MAX = 1 << 20
 BODY_S = 20.0  # from the headers to the end of the body
 SAFE = ("GET", "HEAD", "OPTIONS")
 
+_OF_DEVICES = ("/join/begin", "/join/poll")  # no cookie counts there
+
 HEADERS = {
     # No inline script and style, nothing from elsewhere: what a device says of itself can never run.
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -28,7 +30,7 @@ HEADERS = {
     "base-uri 'none'",
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
+    "referrer-policy": "same-origin",  # with no-referrer, browsers send `Origin: null` with forms of our own
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), microphone=(), geolocation=(), payment=(), usb=()",
@@ -78,7 +80,7 @@ class Guard:
     def _refusal(self, request: Request) -> str:
         if request.headers.get("host", "").lower() not in self._hosts or len(request.headers.getlist("host")) != 1:
             return "host"
-        if request.method in SAFE or request.headers.get("authorization"):
+        if request.method in SAFE or request.headers.get("authorization") or request.url.path in _OF_DEVICES:
             return ""
         origin = request.headers.get("origin")
         if origin is None:  # old browsers, and programs: a browser that sends neither does not send the cookie along

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Annotated
 
 from fastapi import APIRouter, Form, Request, Response
@@ -10,7 +9,6 @@ from fastapi.responses import RedirectResponse
 
 from hub.core import audit
 from hub.core.people import PASSWORD_MAX, Person, digest
-from hub.core.ratelimit import TokenBuckets
 from hub.people import close_session, open_session, password_fits
 from hub.store import people
 from hub.web import cookies
@@ -18,13 +16,13 @@ from hub.web.auth import CurrentBackend, CurrentUser
 from hub.web.backend import Backend
 from hub.web.errors import Problem, client_address
 from hub.web.pages import sign_in_page as page
+from hub.web.throttle import LockedBuckets
 
 router = APIRouter(include_in_schema=False)
 
 # A try costs 19 MiB for 30 ms, and a password of twelve characters stands for years against these.
 ADDRESS_PER_S, ACCOUNT_PER_S = 1 / 10, 1 / 30
 TRIES_BURST = 20
-KEYS_MAX = 4_096
 
 
 def safe_next(target: str) -> str:
@@ -90,13 +88,12 @@ class Tries:
     """How often passwords may be tried, by address and by account; `app.state.tries`."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._addresses = TokenBuckets(ADDRESS_PER_S, TRIES_BURST, KEYS_MAX)
-        self._accounts = TokenBuckets(ACCOUNT_PER_S, TRIES_BURST, KEYS_MAX)
+        self._addresses = LockedBuckets(ADDRESS_PER_S, TRIES_BURST)
+        self._accounts = LockedBuckets(ACCOUNT_PER_S, TRIES_BURST)
 
     def take(self, now: float, address: str, login: str) -> bool:
-        with self._lock:
-            return self._addresses.allow(now, address) and self._accounts.allow(now, login)
+        """`login` "": no account is named."""
+        return self._addresses.allow(now, address) and (not login or self._accounts.allow(now, login))
 
     def __len__(self) -> int:
         return len(self._addresses) + len(self._accounts)

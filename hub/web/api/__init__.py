@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from hub.web import passkeys
+from hub.web import claims, passkeys
 from hub.web.api import devices, joining, people, system
 from hub.web.api.common import PROBLEMS
 
 router = APIRouter(prefix="/api/v1", responses=PROBLEMS)
-for part in (system, devices, joining, people, passkeys):
+for part in (system, devices, joining, people, passkeys, claims):
     router.include_router(part.router)

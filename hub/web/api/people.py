@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from hub import people as doing
@@ -15,7 +15,8 @@ from hub.store import people
 from hub.store.sqlite import SqliteTx
 from hub.web.api.common import After, Limit
 from hub.web.auth import CurrentBackend, CurrentUser, allowed, demand
-from hub.web.errors import Forbidden, Problem
+from hub.web.errors import Forbidden, Problem, client_address
+from hub.web.signin import demand_try
 
 router = APIRouter()
 
@@ -59,6 +60,11 @@ class UserChange(BaseModel, extra="forbid"):
     role: str | None = None
     disabled: bool | None = None
     password: Password | None = None
+
+
+class PasswordChange(BaseModel, extra="forbid"):
+    old: Password
+    new: Password
 
 
 class SessionOut(BaseModel):
@@ -167,6 +173,20 @@ def change_user(
         if body.password is not None:
             doing.set_password(tx, wall_s, who.actor, target, body.password)
     return to_out(target)
+
+
+@router.post("/me/password", status_code=204, tags=["me"])
+def change_password(request: Request, backend: CurrentBackend, who: CurrentUser, body: PasswordChange) -> None:
+    """One's own, in a browser; every session ends, this one too."""
+    if not who.session:
+        raise Forbidden("browser-only", "Passwords are changed in a browser.", who.actor)
+    demand_try(request, backend, client_address(request), who.login)
+    with backend.read() as tx:
+        person = people.person_by_id(tx.connection, who.user)
+    if person is None or not doing.password_fits(person, body.old):
+        raise Forbidden("password", "The old password is another.", who.actor)
+    with backend.write() as (tx, _, wall_s):
+        doing.set_password(tx, wall_s, who.actor, person, body.new)
 
 
 @router.get("/me/sessions", tags=["me"])

@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import time
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
 from edgeagent.proto.token import Token as JoinToken
+from hub import setup
+from hub.core.audit import START, first_break
 from hub.core.model import DeviceState, Kind
 from hub.core.roles import PERMISSIONS, Access
+from hub.state import State
+from hub.store import schema
 from hub.store.sqlite import SqliteStore
 from tests.hub.kit import load_crypto
-from tests.hub.web.kit import Browser, Site, device_id
+from tests.hub.web.kit import PASSWORD, Browser, Site, device_id
 
 
 @pytest.fixture
@@ -148,6 +153,29 @@ def test_api_tokens_are_shown_once(owner: Browser) -> None:
     assert owner.site.program(made["token"]).get("/api/v1/devices").status_code == 403
 
 
+def test_ones_own_password(owner: Browser) -> None:
+    new = "a new one that is longer"
+    owner.site.secrets.append(new)
+    assert owner.send("POST", "/api/v1/me/password", old="wrong", new=new).status_code == 403
+    assert owner.send("POST", "/api/v1/me/password", old=PASSWORD, new="short").status_code == 400
+    program = owner.site.program(owner.site.token("olga", "users:write"))
+    assert program.post("/api/v1/me/password", json={"old": PASSWORD, "new": new}).status_code == 403
+    assert owner.send("POST", "/api/v1/me/password", old=PASSWORD, new=new).status_code == 204
+    assert owner.client.get("/api/v1/me").status_code == 403
+    assert owner.sign_in(password=PASSWORD).status_code == 403
+    assert owner.sign_in(password=new).status_code == 303
+
+
+def test_a_restored_hub_has_no_sessions(owner: Browser, tmp_path: Path) -> None:
+    setup.backup(owner.site.state, tmp_path / "backup.db")
+    other = State(tmp_path / "other")
+    setup.restore(other, tmp_path / "backup.db", force=False)
+    with closing(SqliteStore(other.database)) as store, store.read() as tx:
+        rows = tx.audit_rows()
+        assert tx.connection.execute(schema.session.select()).all() == []
+    assert rows[-1].verb == "restore" and first_break(START, 1, rows)[0] is None
+
+
 def test_sessions_can_be_ended_from_elsewhere(owner: Browser) -> None:
     elsewhere = owner.site.browser()
     elsewhere.sign_in()
@@ -235,6 +263,7 @@ def test_every_way_in_asks_for_the_right(site: Site) -> None:
         "/api/v1/api-tokens": {"name": "x", "scopes": ["routes:read"]},
         "/api/v1/webhooks": {"url": "https://x.test/", "events": ["test"]},
         "/api/v1/me/passkeys": {"credential": {}},
+        "/api/v1/me/password": {"old": "x", "new": "y"},
     }
     for path, methods in paths.items():
         if path == "/api/v1/me":

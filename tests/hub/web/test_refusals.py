@@ -14,7 +14,7 @@ from hub.core.people import SESSION_IDLE_S, SESSION_LIFE_S
 from hub.core.roles import OWN, PERMISSIONS, Access, Principal
 from hub.store.schema import session
 from hub.store.websettings import WebSettings
-from hub.web import signin
+from hub.web import signin, throttle
 from hub.web.guard import BODY_MAX
 from tests.hub.web.kit import PASSWORD, Browser, Site
 
@@ -310,9 +310,9 @@ def test_tries_are_counted(site: Site) -> None:
 
 def test_the_tables_of_tries_do_not_grow(site: Site) -> None:
     tries = site.app.state.tries
-    for number in range(signin.KEYS_MAX + 100):
+    for number in range(throttle.KEYS_MAX + 100):
         tries.take(0.0, f"address {number}", f"login {number}")
-    assert len(tries) <= 2 * signin.KEYS_MAX
+    assert len(tries) <= 2 * throttle.KEYS_MAX
 
 
 @pytest.mark.parametrize(
@@ -370,7 +370,7 @@ def test_headers_are_strict_everywhere(owner: Browser) -> None:
         headers = owner.client.get(path).headers
         policy = headers["content-security-policy"]
         assert "unsafe" not in policy and "default-src 'none'" in policy and "frame-ancestors 'none'" in policy
-        assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "no-referrer"
+        assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "same-origin"
         assert path.startswith("/static/") or headers["cache-control"] == "no-store"
 
 

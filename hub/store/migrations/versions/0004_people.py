@@ -116,6 +116,21 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_delivery_due_s"), "delivery", ["due_s"])
     op.create_index(op.f("ix_delivery_webhook"), "delivery", ["webhook"])
+    op.create_table(
+        "claim",
+        sa.Column("code", sa.Text(), nullable=False),
+        sa.Column("secret_hash", sa.BLOB(), nullable=False),
+        sa.Column("address", sa.Text(), nullable=False),
+        sa.Column("host", sa.Text(), nullable=False),
+        sa.Column("created_s", sa.Integer(), nullable=False),
+        sa.Column("facts", sa.Text(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("token", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("code", name=op.f("pk_claim")),
+        sa.UniqueConstraint("secret_hash", name=op.f("uq_claim_secret_hash")),
+        sqlite_with_rowid=False,
+    )
+    op.create_index(op.f("ix_claim_created_s"), "claim", ["created_s"])
     columns = ["kind", "state", "name", "user", "tags", "version", "online", "v4", "created_s", "not_after", "id"]
     op.create_index("ix_device_list", "device", columns)
 
