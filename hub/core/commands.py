@@ -14,6 +14,7 @@ from edgeagent.proto.commands import (
     FAILED,
     OPEN_MAX,
     OUTPUT_BYTES_MAX,
+    RUNNING,
     UNWATCH,
     VERBS,
     WATCH_S_MAX,
@@ -153,6 +154,8 @@ def handle_answer(tx: Tx, device: Device, body: Mapping[str, Any], wall_s: int) 
         drop = _take_data(tx, command, body, wall_s)
         if drop is not None:
             return drop
+        if command.verb == "watch" and (command.state.value, body["st"]) == (RUNNING, RUNNING):
+            return None  # nothing is new but the sample
     if "n" in body:
         command.parts = body["n"]
     state = CommandState(body["st"])
