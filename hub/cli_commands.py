@@ -17,9 +17,10 @@ from edgeagent.proto.commands import RUN_S_MAX, VERBS
 from edgeagent.proto.names import is_tag
 from hub.core import actions, commands
 from hub.core.model import Command, CommandState, Device, DeviceState, HubError, Kind
+from hub.database import Database
 from hub.opening import change, current_state, open_store
 from hub.output import FAILED, OK, ago, parse_duration, print_error, print_json, print_table
-from hub.store.sqlite import SqliteStore, SqliteTx
+from hub.store.sqlite import SqliteTx
 
 app = typer.Typer(help="What devices were told to do.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -241,7 +242,7 @@ def _now(tx: SqliteTx, given: list[tuple[Device, Command]]) -> list[tuple[Device
     return [(device, tx.command(made.id) or made) for device, made in given]
 
 
-def _wait(store: SqliteStore, given: list[tuple[Device, Command]], *, quiet: bool) -> None:
+def _wait(store: Database, given: list[tuple[Device, Command]], *, quiet: bool) -> None:
     """Until all are over. One whose time is up is written off here, so that nobody waits for the hub to do it."""
     said: dict[str, str] = {}
     while True:
@@ -318,7 +319,7 @@ def watch(
 
 
 def _follow(
-    store: SqliteStore, device: Device, every: int, until: float | None, last: dict[str, Any] | None, *, as_json: bool
+    store: Database, device: Device, every: int, until: float | None, last: dict[str, Any] | None, *, as_json: bool
 ) -> None:
     with closing(_Screen(as_json=as_json)) as screen:
         while until is None or time.monotonic() < until:
