@@ -21,12 +21,15 @@ UdpAddress = tuple[bytes, int]  # address of 4 or 16 B, port
 
 
 class Record:
-    """A verified record. `node_keys` are (key, not_after or 0), the one in use first; `routes` (address, length)."""
+    """A verified record. `node_keys` are (key, not_after or 0), the one in use first; `routes` (address, length), but for
+    default routes, which make it `is_exit`; `clients` are addresses of plain WireGuard clients behind it."""
 
     __slots__ = (
         "addresses",
+        "clients",
         "device",
         "device_key",
+        "is_exit",
         "name",
         "node_keys",
         "not_after",
@@ -51,7 +54,9 @@ class Record:
         self.node_keys: list[tuple[bytes, int]] = [(key, not_after) for key, not_after in body["nk"]]
         self.tags: list[str] = body["tags"]
         self.user: str = body["user"]
-        self.routes: list[tuple[bytes, int]] = [(address, length) for address, length in body["routes"]]
+        self.routes: list[tuple[bytes, int]] = [(address, length) for address, length in body["routes"] if length]
+        self.is_exit = any(not length for _, length in body["routes"])
+        self.clients: list[bytes] = body.get("cl", [])
 
     def has_node_key(self, key: bytes) -> bool:
         return any(key == known for known, _ in self.node_keys)
@@ -62,9 +67,13 @@ class Record:
 
     def prefixes(self) -> Iterator[tuple[bytes, int]]:
         """Everything that is reached through this device: (address, length)."""
-        for address in self.addresses:
-            yield address, 8 * len(address)
+        yield from self.own_prefixes()
         yield from self.routes
+
+    def own_prefixes(self) -> Iterator[tuple[bytes, int]]:
+        """Addresses that nobody else is to be reached at."""
+        for address in (*self.addresses, *self.clients):
+            yield address, 8 * len(address)
 
     def cover_length(self, address: bytes) -> int:
         """The length of the longest prefix that holds `address`; -1 when it is neither this device's nor behind it."""
@@ -80,7 +89,7 @@ class Record:
     def queries(self) -> list[Query]:
         """All questions about this device itself."""
         return [
-            *(("a", address) for address in self.addresses),
+            *(("a", address) for address in (*self.addresses, *self.clients)),
             ("h", self.name),
             *(("k", key) for key, _ in self.node_keys),
         ]
@@ -268,7 +277,7 @@ class RecordTable:
         return best
 
     def _index(self, record: Record) -> None:
-        for address in record.addresses:
+        for address in (*record.addresses, *record.clients):
             self._claim(self._by_address, address, record)
         self._claim(self._by_name, record.name, record)
         for key, _ in record.node_keys:
@@ -281,7 +290,7 @@ class RecordTable:
             index[key] = record.device
 
     def _unindex(self, record: Record) -> None:
-        for address in record.addresses:
+        for address in (*record.addresses, *record.clients):
             self._release(self._by_address, address, record)
         self._release(self._by_name, record.name, record)
         for key, _ in record.node_keys:

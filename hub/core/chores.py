@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hub.core import relays
+from hub.core import clients, relays, routes
 from hub.core.model import CLAIM_GRACE_S, Device, DeviceState, Job, JobKind, Kind, Op, Outgoing
 from hub.core.scribe import Scribe
 from hub.core.store import Tx
@@ -23,6 +23,8 @@ def look_at_dates(scribe: Scribe, tx: Tx, wall_s: int, limit: int = 64) -> bool:
     """Admissions, tokens, keys, records, passes and relays whose time has come; a few of each. True: may be more."""
     done = _look_at_devices(scribe, tx, wall_s, limit)
     relays.refresh(tx, wall_s)
+    routes.refresh(tx)
+    clients.keep_keys(scribe, tx, wall_s)
     for token in tx.tokens_to_finish(wall_s, limit):
         token.finished_s = token.not_after
         tx.save_token(token)

@@ -21,7 +21,7 @@ from edgeagent.proto.envelope import read_join, read_up
 from edgeagent.proto.keys import Entropy
 from edgeagent.proto.refusals import ControlDrop, ControlError
 from edgeagent.proto.signed import Signed
-from hub.core import admission, relays
+from hub.core import admission, relays, routes
 from hub.core.credential import is_strong
 from hub.core.model import OUTBOX_MAX, Device, DeviceState, HubDrop, JobKind, Kind, Network
 from hub.core.ratelimit import TokenBuckets
@@ -36,7 +36,11 @@ _ZERO = bytes(32)
 class Coordinator:
     """Answers all that devices and relays write; keeps counters and rate limits, the store all else."""
 
-    def __init__(self, crypto: Crypto, entropy: Entropy, network: Network) -> None:
+    def __init__(
+        self, crypto: Crypto, entropy: Entropy, network: Network, *, approves: routes.Approves = routes.nothing
+    ) -> None:
+        """`approves` says of a prefix and a device whether the policy approves it without a person."""
+        self._approves = approves
         self.scribe = Scribe(crypto, entropy, network)
         self.drops: Counter[HubDrop | ControlDrop] = Counter()
         self._crypto = crypto
@@ -181,6 +185,10 @@ class Coordinator:
             else:
                 admission.use_node_key(tx, device, body["nk"])
                 self.scribe.push(tx, device)
+        if device.kind is Kind.DEVICE:
+            refused = routes.take_word(self.scribe, tx, device, body, self._approves)
+            if refused:
+                self.drops[HubDrop.ROUTE_REFUSED] += refused
         tx.save_device(device)
         self.scribe.time(tx, device, wall_s)
         if not has_newest_map:
@@ -206,14 +214,22 @@ class Coordinator:
                 self.drops[HubDrop.RATE_LIMITED] += 1
             return
         subject = self._find(tx, body)
+        via: list[Device] = []
+        if subject is None and "a" in body:
+            via = routes.routers_of(tx, reader, body["a"])
+            subject = via[0] if via else None
         if subject is None or subject.id == reader.id or not _can_be_met(subject):
             self.scribe.no(tx, reader, body["id"], "unknown", wall_s)
         elif DeviceState.EXPIRED in (subject.state, reader.state):
             self.scribe.no(tx, reader, body["id"], "forbidden", wall_s)
         else:
             tx.introduce(reader.id, subject.id)
-            self.scribe.rec(tx, reader, subject, wall_s, ask=body["id"])
+            self.scribe.rec(tx, reader, subject, wall_s, ask=body["id"], via=[router.id for router in via])
             self.scribe.rec(tx, subject, reader, wall_s)  # one question is the rendezvous
+            for router in via[1:]:
+                tx.introduce(reader.id, router.id)
+                self.scribe.rec(tx, reader, router, wall_s)
+                self.scribe.rec(tx, router, reader, wall_s)
 
     def _find(self, tx: Tx, body: dict[str, Any]) -> Device | None:
         if "h" in body:
@@ -222,8 +238,11 @@ class Coordinator:
             return tx.device_by_node_key(body["k"])
         address: bytes = body["a"]
         if len(address) == 4:
-            return tx.device_by_v4(int.from_bytes(address, "big"))
-        return tx.device_by_v6(address)
+            number = int.from_bytes(address, "big")
+            found, client = tx.device_by_v4(number), tx.client_by_v4(number)
+        else:
+            found, client = tx.device_by_v6(address), tx.client_by_v6(address)
+        return tx.device(client.gateway) if client is not None else found
 
     def _handle_have(self, wall_s: int, tx: Tx, reader: Device, have: list[list[Any]]) -> None:
         """What the reader holds in its cache: tell it what has changed, and what went."""

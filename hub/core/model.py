@@ -48,6 +48,7 @@ class HubDrop(Enum):
     NOT_A_DEVICE = "not-a-device"  # a relay asked or reported what only devices do
     WRONG_REGION = "wrong-region"  # a relay said another region than the one it was invited for
     RELAY_KEY_TAKEN = "relay-key-taken"  # a relay said a relay key that is another relay's: remove that one first
+    ROUTE_REFUSED = "route-refused"  # a device offered a prefix that nobody may route: the network's own, loopback, …
     RELAY_RESTLESS = "relay-restless"  # a relay changed what it says of itself again so soon that maps follow later
 
 
@@ -160,6 +161,34 @@ class Device:
     relay: bytes = b""  # what a relay said of itself, as maps have it (CBOR); empty: nothing yet
     members: int = 0  # that a relay said it has
     pass_renew_s: int = 0  # when the passes in its map are to be signed again; 0 = there are none
+
+
+@dataclass(slots=True, frozen=True)
+class Route:
+    """A prefix that a device offers to route, or offered and had approved."""
+
+    device: str
+    address: bytes  # 4 or 16 B, no bits behind the prefix
+    length: int
+    advertised: bool
+    approved: bool
+    snat: bool  # whether the device says that it puts its own address in place of the source
+
+    @property
+    def prefix(self) -> tuple[bytes, int]:
+        return self.address, self.length
+
+
+@dataclass(slots=True, frozen=True)
+class Client:
+    """A plain WireGuard client, reached through a gateway device."""
+
+    key: bytes  # WireGuard public key
+    name: str
+    gateway: str  # device id
+    v4: int
+    v6: bytes
+    created_s: int
 
 
 @dataclass(slots=True, frozen=True)
