@@ -44,6 +44,16 @@ class Answered:
         self.entry = entry
 
 
+class RoutersTold:
+    """Who routes an address that was asked for: device ids, the preferred first."""
+
+    __slots__ = ("address", "via")
+
+    def __init__(self, address: bytes, via: list[str]) -> None:
+        self.address = address
+        self.via = via
+
+
 class MapCame:
     """The map in use is another."""
 
@@ -62,4 +72,4 @@ class CutOff:
     __slots__ = ()
 
 
-News = RecordCame | RecordLost | FeedCame | Answered | MapCame | EpochBehind | CutOff
+News = RecordCame | RecordLost | FeedCame | Answered | RoutersTold | MapCame | EpochBehind | CutOff

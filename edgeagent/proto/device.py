@@ -26,6 +26,7 @@ from edgeagent.proto.keys import Entropy, clamp
 from edgeagent.proto.limits import Limits
 from edgeagent.proto.messages import TRANSPORT, TRANSPORT_HEADER, TRANSPORT_SIZE_MIN
 from edgeagent.proto.peer import Peer, Shared
+from edgeagent.proto.prefixes import holds
 from edgeagent.proto.responder import Responder
 from edgeagent.proto.session import Keypair
 from edgeagent.proto.tai64n import Tai64nClock
@@ -310,7 +311,8 @@ class Device:
         self._deliver(peer, packet, outer_ecn)
 
     def _deliver(self, peer: Peer, packet: bytes, outer_ecn: int) -> bool:
-        """Of a packet that was opened: trim → allowed IPs → ECN → deliver. False where it is dropped."""
+        """Of a packet that was opened: trim → allowed IPs → ECN → deliver. False where it is dropped, or comes through
+        another router than the one that answers go to: no engine is to take such a flow for its own."""
         shared = self._shared
         version = packet[0] >> 4
         size = len(packet)
@@ -329,7 +331,8 @@ class Device:
             return False
         if length != size:
             packet = packet[:length]
-        if self.allowed_ips.lookup(source) is not peer:
+        is_owner = self.allowed_ips.lookup(source) is peer
+        if not is_owner and not any(holds(prefix, source) for prefix in peer.sources):
             shared.drops[DropReason.INNER_SOURCE] += 1
             return False
         if outer_ecn:
@@ -339,7 +342,7 @@ class Device:
                 return False
             packet = marked
         shared.packets.append(packet)
-        return True
+        return is_owner
 
     def _clamp_mss(self, now: float, since: int) -> None:
         """In what came out of the tunnel, from the packet at `since` on: that our host sends nothing larger back."""

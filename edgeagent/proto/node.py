@@ -16,12 +16,22 @@ from edgeagent.proto import node_status, snapshot
 from edgeagent.proto.boundedqueue import BoundedQueue
 from edgeagent.proto.constants import MTU_DEFAULT
 from edgeagent.proto.control_client import Answer, ControlClient
-from edgeagent.proto.control_news import Answered, EpochBehind, FeedCame, MapCame, News, RecordCame, RecordLost
+from edgeagent.proto.control_news import (
+    Answered,
+    EpochBehind,
+    FeedCame,
+    MapCame,
+    News,
+    RecordCame,
+    RecordLost,
+    RoutersTold,
+)
 from edgeagent.proto.crypto import Crypto
 from edgeagent.proto.device import Device
 from edgeagent.proto.devicemap import DeviceMap
 from edgeagent.proto.endpoint import Endpoint, Transmit
 from edgeagent.proto.epochs import Epochs
+from edgeagent.proto.errors import LimitReached
 from edgeagent.proto.events import EndpointRoamed, Event, HandshakeCompleted, HandshakeFailed, UnknownPeer
 from edgeagent.proto.identity import Admission, Identity
 from edgeagent.proto.keyrenewal import KeyRenewal, Step
@@ -44,6 +54,7 @@ from edgeagent.proto.node_events import (
 from edgeagent.proto.outbox import Outbox
 from edgeagent.proto.pathfinder import Pathfinder
 from edgeagent.proto.peering import Link, Peering
+from edgeagent.proto.prefixes import Prefix
 from edgeagent.proto.publishing import Publish
 from edgeagent.proto.reach import Reach
 from edgeagent.proto.records import Entry, Query, Record, UdpAddress
@@ -51,6 +62,7 @@ from edgeagent.proto.refusals import ControlDrop, ControlError
 from edgeagent.proto.relay_endpoint import RelayEndpoint
 from edgeagent.proto.relay_sessions import StreamWish
 from edgeagent.proto.resolver import Resolver
+from edgeagent.proto.routers import Routers
 from edgeagent.proto.tai64n import Tai64nClock
 from edgeagent.proto.walltime import WallFloor
 from edgeagent.proto.whereabouts import Whereabouts
@@ -104,6 +116,7 @@ class Node:
         self.admission = admission
         self.wall = wall
         self.removed = False
+        self._clients: set[bytes] = set()  # WireGuard keys of plain clients that are peers
         fields, bad_cache = self._read_cache(saved)
         self._epochs = Epochs(fields["e"] if fields is not None else 0)
         self._outbox = Outbox(
@@ -138,6 +151,7 @@ class Node:
             now, crypto=crypto, entropy=entropy, device_map=self.map, node_key=identity.node_key, mtu=mtu
         )
         self.peering = Peering(self.device, self.client, self.finder, limits.peers)
+        self.routers = self.peering.routers = Routers(self.client, self.peering, self.device, self.finder)
         self.reach = Reach(now, crypto=crypto, entropy=entropy, jitter=jitter, private=identity.node_private)
         self.relays, self.outside = self.reach.relays, self.reach.outside
         self._paths = LinkPaths(self.device, self.client, self.peering, self.finder, self.relays, self.outside)
@@ -153,11 +167,14 @@ class Node:
             introduced=self._paths.introduced,
         )
         self.reach.join(self.finder, self._paths, self.whereabouts)
-        self.resolver = Resolver(client=self.client, peering=self.peering, device=self.device, limits=limits)
+        self.resolver = Resolver(
+            client=self.client, peering=self.peering, routers=self.routers, device=self.device, limits=limits
+        )
         self.renewal = KeyRenewal(identity, jitter)
         self._set_wall(now)
         self._renew_key(now)
         self.reach.use_map(now, self.map)
+        self._meet_clients(now)
         self._settle(now)
 
     # Who we are
@@ -242,6 +259,17 @@ class Node:
         self.client.farewell(now)
         self.reach.close(now)
 
+    def advertise(self, now: float, routes: list[Prefix], *, snat: bool) -> None:
+        """Offer to route prefixes for others; those of an exit node are among them. Told with a birth."""
+        if (routes, snat) != self.client.advertised:
+            self.client.advertised = (routes, snat)
+            self.tell_facts(now)
+
+    def use_routes(self, now: float, *, accept: bool, exit_name: str) -> None:
+        """Whether to use prefixes behind others, and which exit node ("" for none)."""
+        self.routers.settle_for(accept, exit_name)
+        self._settle(now)
+
     # Inputs: the tunnel
 
     def handle_datagrams(self, now: float, batch: list[tuple[bytes, Endpoint, int]]) -> None:
@@ -252,11 +280,8 @@ class Node:
     def handle_packets(self, now: float, packets: list[bytes]) -> None:
         """IP packets from the TUN."""
         self.reach.used(now)
-        for unsent in self.device.handle_packets(now, packets):
-            if self.removed:
-                self.device.refuse(unsent)
-            else:
-                self.resolver.unsent(now, unsent)
+        self._send(now, packets)
+        self.routers.used(now)
         self._settle(now)
 
     def handle_opened(self, now: float, batch: list[tuple[Peer, bytes, int]]) -> None:
@@ -268,6 +293,7 @@ class Node:
         """What an engine moved by itself."""
         if any(traffic.last_data_sent_at is not None for traffic in reports):
             self.reach.used(now)
+            self.routers.used(now)
         self.device.handle_traffic(now, reports)
         self._paths.carried(now, reports)
         self._settle(now)
@@ -359,6 +385,8 @@ class Node:
         self.finder.handle_timeout(now)
         self.reach.handle_timeout(now)
         self._paths.handle_timeout(now)
+        self.routers.handle_timeout(now)
+        self._send(now, self.routers.drain_packets())
         if self._sweep_at is not None and self._sweep_at <= now:
             self._sweep_at = None
             self._paths.sweep(now)
@@ -377,6 +405,7 @@ class Node:
             self.finder.poll_timeout(),
             self.reach.poll_timeout(),
             self._paths.poll_timeout(),
+            self.routers.poll_timeout(),
             self._sweep_at,
         ]
         return min((at for at in times if at is not None), default=None)
@@ -485,6 +514,13 @@ class Node:
             self._paths.received(now, batch)
             self.peering.complete_moves(now)
 
+    def _send(self, now: float, packets: list[bytes]) -> None:
+        for unsent in self.device.handle_packets(now, packets):
+            if self.removed:
+                self.device.refuse(unsent)
+            else:
+                self.resolver.unsent(now, unsent)
+
     def _signal(self, device: str, frame: bytes) -> None:
         entry = self.client.records.get(device)
         if self.client.connected and entry is not None and entry.inbox is not None:
@@ -492,6 +528,7 @@ class Node:
 
     def _take_news(self, now: float, news: News) -> None:
         if isinstance(news, RecordCame):
+            self.routers.record_came(now, news.entry)
             self.peering.record_came(now, news.entry)
             if news.introduced:
                 self._paths.introduced(now, news.entry)
@@ -507,10 +544,15 @@ class Node:
         elif isinstance(news, RecordLost):
             self._paths.forget(news.entry.record.device)
             link = self.peering.remove(now, news.entry.record.device)
+            self.routers.record_lost(now, news.entry.record.device)
             if link is not None:
                 self._tell_gone(link, "removed" if news.gone else "gave way")
             self._mark_dirty(urgent=news.gone)
+        elif isinstance(news, RoutersTold):
+            self.routers.told(now, news.address, news.via)
         elif isinstance(news, MapCame):
+            self.routers.map_came()
+            self._meet_clients(now)
             self.whereabouts.handle_map(now)
             self.reach.use_map(now, self.map)
             self.events.append(AdmissionChanged())
@@ -538,6 +580,24 @@ class Node:
                 self._tell_gone(link, "silent")
         elif isinstance(event, UnknownPeer) and not self.removed:
             self.resolver.stranger(now, event)
+
+    def _meet_clients(self, now: float) -> None:
+        """Plain WireGuard clients are peers for as long as the map names them."""
+        wanted = {key: (v4, v6) for key, v4, v6 in self.map.clients}
+        for key in [key for key in self._clients if key not in wanted]:
+            self._clients.remove(key)
+            self.device.remove_peer(now, key)
+        for key, addresses in wanted.items():
+            if key in self._clients or key in self.device.peers or key == self.device.public_key:
+                continue
+            try:
+                peer = self.device.add_peer(now, key)
+                for address in addresses:
+                    self.device.allowed_ips.insert(address, 8 * len(address), peer)
+            except LimitReached:
+                self.client.count(ControlDrop.TABLE_FULL)
+                return
+            self._clients.add(key)
 
     def _cut_off(self, now: float) -> None:
         self.removed = True

@@ -125,6 +125,7 @@ class Peer:
         "rx_bytes",
         "scheduled_at",
         "slot",
+        "sources",
         "staged",
         "timers",
         "tx_bytes",
@@ -148,6 +149,7 @@ class Peer:
         self.rx_bytes = 0
         self.tx_bytes = 0
         self.slot: int | None = None  # in an engine's table
+        self.sources: list[tuple[bytes, int]] = []  # prefixes of others' that packets may come from through it, too
         self.scheduled_at: float | None = None  # the device's own note of when it will look at the timers
         self._cookies = CookieGenerator(shared.crypto, public_key)
         self._handshake: noise.Handshake | None = None

@@ -21,8 +21,8 @@ UdpAddress = tuple[bytes, int]  # address of 4 or 16 B, port
 
 
 class Record:
-    """A verified record. `node_keys` are (key, not_after or 0), the one in use first; `routes` (address, length), but for
-    default routes, which make it `is_exit`; `clients` are addresses of plain WireGuard clients behind it."""
+    """A verified record. `node_keys` are (key, not_after or 0), the one in use first; `routes` (address, length), no
+    default routes: those make it `is_exit`; `clients` are addresses of plain WireGuard clients behind it."""
 
     __slots__ = (
         "addresses",
