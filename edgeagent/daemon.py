@@ -148,6 +148,10 @@ class Agent:
         self.api.open()
         now = self.now = monotonic()
         context = self.context
+        if os.path.exists(context.keystore.path(StateFile.ROUTING)):
+            from edgeagent import routing  # the agent before this one was killed
+
+            routing.restore(context)
         if context.admission is not None:
             context.keystore.remove(StateFile.TOKEN)  # there after a power cut: it is answered, and still a secret
             self.membership = Membership(now, context, self.link, context.admission)

@@ -34,6 +34,8 @@ class StateFile(Enum):
     TOKEN = ("token", 16_384)  # the join token, until it has been answered
     LEDGER = ("ledger", 32_768)  # bytes by uplink, cause, day and month
     BINDINGS = ("bindings", 8_192)  # how long the NATs that were met remember a silent UDP binding
+    ROUTES = ("routes", 8_192)  # what the device offers to route and what it uses
+    ROUTING = ("routing", 16_384)  # what was changed in the kernel to route, and what it was before
     AEAD = ("aead", 8_192)  # how fast each AEAD is on this device
 
     def __init__(self, filename: str, bytes_max: int) -> None:

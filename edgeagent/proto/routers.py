@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 GROUPS_MAX = 256
 USED_S = 60.0  # after a packet: so long a prefix is in use, and its routers are watched
 LOOK_S = 1.0
-SUSPECT_S = 1.5  # without an answer: all paths to it are probed,
-DEAD_S = 3.5  # and without one to those it is given up
+SUSPECT_S = 1.2  # without an answer: all paths to it are probed,
+DEAD_S = 3.0  # and without one to those it is given up
 DEAD_BARE_S = 13.0  # of one without a disco key: WireGuard itself answers one-way traffic after 10 s
 AGAIN_S = 30.0  # before a router that was given up is taken as a substitute, and between two questions for others
 PROOF_S = 5.0  # between two probes of the preferred one while another serves
