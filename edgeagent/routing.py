@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeagent.io import pinnedtls
 from edgeagent.io.keystore import StateFile
+from edgeagent.io.marks import MARK
 from edgeagent.io.netlink import EventsLost, LinkChanged, Netlink, RouteChanged
 from edgeagent.policyroutes import TABLE, PolicyRoutes, remove_leftovers
 from edgeagent.proto import prefixes
@@ -207,12 +208,16 @@ class Routing:
         unless told to."""
         names = self._names()
         indexes = {self._tunnel.tun.index}
-        for address, length in [prefix for prefix in routed if len(prefix[0]) == 4]:
-            inside = address if length == 32 else address[:3] + bytes([address[3] | 1])
-            try:
-                indexes.add(self._netlink.route_to(inside).index)
-            except OSError as error:
-                log.warning("routes: %s: no way there: %s", prefixes.to_text((address, length)), error.strerror)
+        own = [address for address in self._netlink.addresses() if len(address.address) == 4]
+        for prefix in [each for each in routed if len(each[0]) == 4]:
+            here = {each.index for each in own if prefixes.holds(prefix, each.address)}
+            ends = (prefix[0][:3] + bytes([prefix[0][3] | 1]), prefixes.last(prefix))
+            for inside in ends if prefix[1] < 32 else ends[1:]:
+                try:
+                    here.add(self._netlink.route_to(inside, mark=MARK).index)
+                except OSError as error:
+                    log.debug("routes: %s: no way there: %s", prefixes.to_text(prefix), error.strerror)
+            indexes |= here
         if exits:
             indexes |= {route.index for route in self._netlink.default_routes() if len(route.destination) == 4}
         wanted = {f"net/ipv4/conf/{names[index]}/forwarding": "1" for index in sorted(indexes) if index in names}

@@ -59,6 +59,12 @@ def holds(prefix: Prefix, address: bytes) -> bool:
     return int.from_bytes(address, "big") >> behind == int.from_bytes(network, "big") >> behind
 
 
+def last(prefix: Prefix) -> bytes:
+    """The last address in it."""
+    behind = 8 * len(prefix[0]) - prefix[1]
+    return (int.from_bytes(prefix[0], "big") | ((1 << behind) - 1)).to_bytes(len(prefix[0]), "big")
+
+
 def covers(outer: Prefix, inner: Prefix) -> bool:
     """Whether all of `inner` is in `outer`."""
     return outer[1] <= inner[1] and holds(outer, inner[0])
