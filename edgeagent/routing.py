@@ -298,7 +298,7 @@ def describe(
     used = []
     for prefix in [] if node is None or not wish.accept else node.map.routes or []:
         assert node is not None
-        group = node.routers.groups.get(prefix)
+        group = None if node.routers is None else node.routers.groups.get(prefix)
         entry = None if group is None or group.active is None else node.client.records.get(group.active)
         used.append(
             {

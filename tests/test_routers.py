@@ -9,7 +9,7 @@ import pytest
 from edgeagent.proto import topics
 from edgeagent.proto.errors import DropReason
 from edgeagent.proto.refusals import ControlDrop
-from edgeagent.proto.routers import AGAIN_S, PROOF_S, PROOFS
+from edgeagent.proto.routers import AGAIN_S, PROOF_S, PROOFS, Group, Routers
 from tests.control_kit import NETWORK
 from tests.node_kit import Board, World, icmp_errors, ipv4, send
 
@@ -82,8 +82,18 @@ class Site(World):
         raise AssertionError(f"no answer within {within_s} s")
 
     @property
+    def routers_of_a(self) -> Routers:
+        routers = self.a.node.routers
+        assert routers is not None
+        return routers
+
+    @property
+    def group(self) -> Group:
+        return self.routers_of_a.groups[SITE]
+
+    @property
     def active(self) -> str:
-        group = self.a.node.routers.groups[SITE]
+        group = self.group
         return self.boards[group.active].name if group.active else "none"
 
 
@@ -113,7 +123,7 @@ def test_it_fails_over_without_hub_and_broker(site: Site) -> None:
     assert site.active == "r2"
     site.talk(60)
     assert site.active == "r2"
-    assert site.a.node.routers.groups[SITE].switches == 1
+    assert site.group.switches == 1
 
 
 def test_one_way_traffic_keeps_a_router_that_lives(site: Site) -> None:
@@ -123,7 +133,7 @@ def test_one_way_traffic_keeps_a_router_that_lives(site: Site) -> None:
         send(site, site.a, HOST)
         site.run(0.5)
     assert site.active == "r1"
-    assert site.a.node.routers.groups[SITE].switches == 0
+    assert site.group.switches == 0
 
 
 def test_back_it_goes_when_the_preferred_one_is_proven(site: Site) -> None:
@@ -161,7 +171,7 @@ def test_with_all_dead_it_does_not_spin_and_asks_for_others(site: Site) -> None:
     for _ in range(120):
         send(site, site.a, HOST)
         site.run(0.5)
-    group = site.a.node.routers.groups[SITE]
+    group = site.group
     assert group.switches <= 60 / AGAIN_S + 2
     assert site.asked_routes >= 2
     new = site.add(7, "r7")
@@ -205,7 +215,7 @@ def test_a_prefix_that_the_map_does_not_name_is_not_used(site: Site) -> None:
     send(site, site.a, HOST)
     site.run(1)
     assert len(icmp_errors(site.a)) == count + 1
-    assert site.a.node.routers.groups == {}
+    assert site.routers_of_a.groups == {}
     assert site.asked_routes == 1  # nobody is asked for what the map does not name
 
 

@@ -22,11 +22,11 @@ from edgeagent.proto.endpoint import Endpoint, Transmit
 from edgeagent.proto.errors import DropReason, LimitReached, LocalProtocolError
 from edgeagent.proto.established import Established, Traffic
 from edgeagent.proto.events import Event
+from edgeagent.proto.ip import holds
 from edgeagent.proto.keys import Entropy, clamp
 from edgeagent.proto.limits import Limits
 from edgeagent.proto.messages import TRANSPORT, TRANSPORT_HEADER, TRANSPORT_SIZE_MIN
 from edgeagent.proto.peer import Peer, Shared
-from edgeagent.proto.prefixes import holds
 from edgeagent.proto.responder import Responder
 from edgeagent.proto.session import Keypair
 from edgeagent.proto.tai64n import Tai64nClock

@@ -54,7 +54,6 @@ from edgeagent.proto.node_events import (
 from edgeagent.proto.outbox import Outbox
 from edgeagent.proto.pathfinder import Pathfinder
 from edgeagent.proto.peering import Link, Peering
-from edgeagent.proto.prefixes import Prefix
 from edgeagent.proto.publishing import Publish
 from edgeagent.proto.reach import Reach
 from edgeagent.proto.records import Entry, Query, Record, UdpAddress
@@ -62,7 +61,6 @@ from edgeagent.proto.refusals import ControlDrop, ControlError
 from edgeagent.proto.relay_endpoint import RelayEndpoint
 from edgeagent.proto.relay_sessions import StreamWish
 from edgeagent.proto.resolver import Resolver
-from edgeagent.proto.routers import Routers
 from edgeagent.proto.tai64n import Tai64nClock
 from edgeagent.proto.walltime import WallFloor
 from edgeagent.proto.whereabouts import Whereabouts
@@ -70,6 +68,8 @@ from edgeagent.proto.whereabouts import Whereabouts
 if TYPE_CHECKING:
     from edgeagent.proto.established import Traffic
     from edgeagent.proto.peer import Peer
+    from edgeagent.proto.prefixes import Prefix
+    from edgeagent.proto.routers import Routers
     from edgeagent.proto.uplinks import Uplinks
 
 SWEEP_S = 30.0
@@ -151,7 +151,6 @@ class Node:
             now, crypto=crypto, entropy=entropy, device_map=self.map, node_key=identity.node_key, mtu=mtu
         )
         self.peering = Peering(self.device, self.client, self.finder, limits.peers)
-        self.routers = self.peering.routers = Routers(self.client, self.peering, self.device, self.finder)
         self.reach = Reach(now, crypto=crypto, entropy=entropy, jitter=jitter, private=identity.node_private)
         self.relays, self.outside = self.reach.relays, self.reach.outside
         self._paths = LinkPaths(self.device, self.client, self.peering, self.finder, self.relays, self.outside)
@@ -167,17 +166,22 @@ class Node:
             introduced=self._paths.introduced,
         )
         self.reach.join(self.finder, self._paths, self.whereabouts)
-        self.resolver = Resolver(
-            client=self.client, peering=self.peering, routers=self.routers, device=self.device, limits=limits
-        )
+        self.resolver = Resolver(client=self.client, peering=self.peering, device=self.device, limits=limits)
         self.renewal = KeyRenewal(identity, jitter)
         self._set_wall(now)
         self._renew_key(now)
         self.reach.use_map(now, self.map)
         self._meet_clients(now)
+        if self.map.routes or any(entry.record.routes for entry in self.client.records):
+            self._need_routers()
         self._settle(now)
 
     # Who we are
+
+    @property
+    def routers(self) -> Routers | None:
+        """None as long as nobody is known to route for others."""
+        return self.peering.routers
 
     @property
     def map(self) -> DeviceMap:
@@ -267,7 +271,8 @@ class Node:
 
     def use_routes(self, now: float, *, accept: bool, exit_name: str) -> None:
         """Whether to use prefixes behind others, and which exit node ("" for none)."""
-        self.routers.settle_for(accept, exit_name)
+        if self.routers is not None or exit_name or not accept or self.map.routes:
+            self._need_routers().settle_for(accept, exit_name)
         self._settle(now)
 
     # Inputs: the tunnel
@@ -281,7 +286,8 @@ class Node:
         """IP packets from the TUN."""
         self.reach.used(now)
         self._send(now, packets)
-        self.routers.used(now)
+        if self.routers is not None:
+            self.routers.used(now)
         self._settle(now)
 
     def handle_opened(self, now: float, batch: list[tuple[Peer, bytes, int]]) -> None:
@@ -293,7 +299,8 @@ class Node:
         """What an engine moved by itself."""
         if any(traffic.last_data_sent_at is not None for traffic in reports):
             self.reach.used(now)
-            self.routers.used(now)
+            if self.routers is not None:
+                self.routers.used(now)
         self.device.handle_traffic(now, reports)
         self._paths.carried(now, reports)
         self._settle(now)
@@ -385,8 +392,9 @@ class Node:
         self.finder.handle_timeout(now)
         self.reach.handle_timeout(now)
         self._paths.handle_timeout(now)
-        self.routers.handle_timeout(now)
-        self._send(now, self.routers.drain_packets())
+        if self.routers is not None:
+            self.routers.handle_timeout(now)
+            self._send(now, self.routers.drain_packets())
         if self._sweep_at is not None and self._sweep_at <= now:
             self._sweep_at = None
             self._paths.sweep(now)
@@ -405,7 +413,7 @@ class Node:
             self.finder.poll_timeout(),
             self.reach.poll_timeout(),
             self._paths.poll_timeout(),
-            self.routers.poll_timeout(),
+            None if self.routers is None else self.routers.poll_timeout(),
             self._sweep_at,
         ]
         return min((at for at in times if at is not None), default=None)
@@ -528,7 +536,8 @@ class Node:
 
     def _take_news(self, now: float, news: News) -> None:
         if isinstance(news, RecordCame):
-            self.routers.record_came(now, news.entry)
+            if self.routers is not None or news.entry.record.routes:
+                self._need_routers().record_came(now, news.entry)
             self.peering.record_came(now, news.entry)
             if news.introduced:
                 self._paths.introduced(now, news.entry)
@@ -544,14 +553,16 @@ class Node:
         elif isinstance(news, RecordLost):
             self._paths.forget(news.entry.record.device)
             link = self.peering.remove(now, news.entry.record.device)
-            self.routers.record_lost(now, news.entry.record.device)
+            if self.routers is not None:
+                self.routers.record_lost(now, news.entry.record.device)
             if link is not None:
                 self._tell_gone(link, "removed" if news.gone else "gave way")
             self._mark_dirty(urgent=news.gone)
         elif isinstance(news, RoutersTold):
-            self.routers.told(now, news.address, news.via)
+            self._need_routers().told(now, news.address, news.via)
         elif isinstance(news, MapCame):
-            self.routers.map_came()
+            if self.routers is not None or self.map.routes:
+                self._need_routers().map_came()
             self._meet_clients(now)
             self.whereabouts.handle_map(now)
             self.reach.use_map(now, self.map)
@@ -580,6 +591,13 @@ class Node:
                 self._tell_gone(link, "silent")
         elif isinstance(event, UnknownPeer) and not self.removed:
             self.resolver.stranger(now, event)
+
+    def _need_routers(self) -> Routers:
+        if self.peering.routers is None:
+            from edgeagent.proto.routers import Routers  # most networks have none: 0.1 MiB
+
+            self.peering.routers = Routers(self.client, self.peering, self.device, self.finder)
+        return self.peering.routers
 
     def _meet_clients(self, now: float) -> None:
         """Plain WireGuard clients are peers for as long as the map names them."""

@@ -63,7 +63,7 @@ class Peering:
         self._finder = finder
         self._peers_max = peers_max
         self.links: dict[str, Link] = {}
-        self.routers: Routers  # of its owner, before the first link
+        self.routers: Routers | None = None  # as soon as somebody routes for others
         self._evicted: list[Link] = []
         self.gave_way = 0  # links let go of because others needed the room
         self._moving: dict[str, Link] = {}  # those with a key that is coming
@@ -160,9 +160,10 @@ class Peering:
             holder = self._client.records.holder(address) if length == 8 * len(address) else None
             if holder in (None, entry.record.device):
                 wanted[address, length] = None
-        carried = self.routers.prefixes_of(entry)
-        wanted.update(dict.fromkeys(carried))
-        peer.sources = [prefix for prefix in self.routers.sources_of(entry) if prefix not in carried]
+        if self.routers is not None:
+            carried = self.routers.prefixes_of(entry)
+            wanted.update(dict.fromkeys(carried))
+            peer.sources = [prefix for prefix in self.routers.sources_of(entry) if prefix not in carried]
         allowed = self._device.allowed_ips
         for address, length in list(allowed.of_peer(peer)):
             if (address, length) not in wanted:

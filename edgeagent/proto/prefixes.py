@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgeagent.proto.ip import holds as holds
 from edgeagent.proto.ip import ip_to_bytes, ip_to_text
 
 ROUTES_MAX = 64  # of one device, as records have it
@@ -49,14 +50,6 @@ def mask(address: bytes, length: int) -> bytes:
     """The network of `address`."""
     behind = 8 * len(address) - length
     return (int.from_bytes(address, "big") >> behind << behind).to_bytes(len(address), "big")
-
-
-def holds(prefix: Prefix, address: bytes) -> bool:
-    network, length = prefix
-    if len(network) != len(address):
-        return False
-    behind = 8 * len(address) - length
-    return int.from_bytes(address, "big") >> behind == int.from_bytes(network, "big") >> behind
 
 
 def last(prefix: Prefix) -> bytes:

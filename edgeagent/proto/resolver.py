@@ -13,7 +13,6 @@ from edgeagent.proto.paths import is_unicast
 from edgeagent.proto.peering import Peering
 from edgeagent.proto.records import Entry, Query
 from edgeagent.proto.refusals import ControlDrop
-from edgeagent.proto.routers import Routers
 from edgeagent.proto.unresolved import Strangers, Unresolved
 
 UNRESOLVED_S = 10.0  # how long packets wait for the hub and for the peer's feed
@@ -26,12 +25,9 @@ class Resolver:
     What has no way is refused: counted, and told to our own host by an ICMP error among `drain_packets`.
     """
 
-    def __init__(
-        self, *, client: ControlClient, peering: Peering, routers: Routers, device: Device, limits: Limits
-    ) -> None:
+    def __init__(self, *, client: ControlClient, peering: Peering, device: Device, limits: Limits) -> None:
         self._client = client
         self._peering = peering
-        self._routers = routers
         self._device = device
         self._strangers_max = limits.unknown_initiations
         self._packets: list[bytes] = []
@@ -50,7 +46,11 @@ class Resolver:
         if not is_unicast(destination):
             self._device.refuse(unsent)
             return
-        found = self._routers.lookup(now, destination)
+        routers = self._peering.routers
+        if routers is None:
+            found = self._client.lookup(now, ("a", destination))
+        else:
+            found = routers.lookup(now, destination)
         if found is Answer.NO:
             self._refuse([packet], ControlDrop.UNREACHABLE)
             return
@@ -63,12 +63,17 @@ class Resolver:
 
     def ready(self, now: float, entry: Entry) -> None:
         """A record or a feed came: send what waited for its device, if that has an endpoint now."""
-        waiting = [at for at in self.unresolved.destinations() if self._routers.carries(entry, at)]
+        waiting = [at for at in self.unresolved.destinations() if self._goes_to(entry, at)]
         if not waiting or self._peering.connect(now, entry).peer.endpoint is None:
             return
         for destination in waiting:
             for unsent in self._device.handle_packets(now, self.unresolved.take(destination)):
                 self._device.refuse(unsent)
+
+    def _goes_to(self, entry: Entry, destination: bytes) -> bool:
+        """Of several devices that route a destination, one gets what is for it."""
+        routers = self._peering.routers
+        return entry.record.cover_length(destination) >= 0 if routers is None else routers.carries(entry, destination)
 
     # Initiations
 
