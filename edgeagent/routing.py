@@ -23,6 +23,8 @@ from edgeagent.proto.routewish import RouteWish
 from edgeagent.proto.schema import Fields, List, Row, Text
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from edgeagent.context import Context
     from edgeagent.io.forwarding import Sysctls
     from edgeagent.io.netlink import Change
@@ -70,8 +72,8 @@ class Routing:
         self.problems.clear()
         wish, node = self.wish, self._node
         node.use_routes(now, accept=wish.accept, exit_name=wish.exit_node)
-        self._use(wish)
-        self._be_router(wish, anew=anew)
+        self._try("used", lambda: self._use(wish))
+        self._try("router", lambda: self._be_router(wish, anew=anew))
         offered = [] if "router" in self.problems else wish.offered
         node.advertise(now, offered, snat=wish.snat)
         for part, why in self.problems.items():
@@ -143,10 +145,7 @@ class Routing:
                 self._sysctls.restore([_rp("all")])
         if used or is_out or self._routes.routes:
             self._note()
-            self._try(
-                "used",
-                lambda: self._routes.put(used, device_map.addresses, exit_node=is_out, allow_lan=wish.allow_lan),
-            )
+            self._routes.put(used, device_map.addresses, exit_node=is_out, allow_lan=wish.allow_lan)
 
     def _loosen(self) -> None:
         """Answers to the agent come in by an interface that packets of others would not leave by: with strict filters
@@ -282,12 +281,13 @@ class Routing:
     def _names(self) -> dict[int, str]:
         return {link.index: link.name for link in self._netlink.links()}
 
-    def _try(self, part: str, change: Any) -> None:
+    def _try(self, part: str, change: Callable[[], None]) -> None:
         try:
             change()
         except OSError as error:
             if error.errno != errno.ENETDOWN:
-                self.problems[part] = f"routes of others cannot be used: {error.strerror}"
+                what = "routes of others cannot be used" if part == "used" else "this device cannot route for others"
+                self.problems[part] = f"{what}: {error.strerror or error}"
 
 
 def describe(

@@ -27,6 +27,7 @@ USED_S = 60.0  # after a packet: so long a prefix is in use, and its routers are
 LOOK_S = 1.0
 SUSPECT_S = 1.2  # without an answer: all paths to it are probed,
 DEAD_S = 3.0  # and without one to those it is given up
+LATENCY_MAX_S = 1.0  # that is added to this
 DEAD_BARE_S = 13.0  # of one without a disco key: WireGuard itself answers one-way traffic after 10 s
 AGAIN_S = 30.0  # before a router that was given up is taken as a substitute, and between two questions for others
 PROOF_S = 5.0  # between two probes of the preferred one while another serves
@@ -255,16 +256,21 @@ class Routers:
         return max(0.0, now - max(since, self._finder.heard_at(device)))
 
     def _dead_s(self, device: str) -> float:
-        return DEAD_S if device in self._finder.peers else DEAD_BARE_S
+        """A long way takes its time."""
+        path = self._finder.current(device)
+        if path is None and device not in self._finder.peers:
+            return DEAD_BARE_S
+        latency_s = 0.0 if path is None or path.latency_ms is None else path.latency_ms / 1e3
+        return DEAD_S + min(LATENCY_MAX_S, 2.0 * latency_s)
 
     def _fail(self, now: float, prefix: Prefix, group: Group) -> None:
         """Go over to the next router that was not given up lately; where there is none, ask the hub for others."""
         assert group.active is not None
-        if group.active not in group.failed or now - group.failed[group.active] >= AGAIN_S:
-            group.failed[group.active] = now
+        group.failed = {device: at for device, at in group.failed.items() if now - at < AGAIN_S}
+        group.failed.setdefault(group.active, now)
         for entry in self._candidates(prefix):
             device = entry.record.device
-            if device != group.active and now - group.failed.get(device, now - AGAIN_S) >= AGAIN_S:
+            if device != group.active and device not in group.failed:
                 self._switch(now, prefix, group, entry)
                 return
         if group.asked_at is None or now - group.asked_at >= AGAIN_S:

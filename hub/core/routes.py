@@ -92,6 +92,18 @@ def auto_approve(tx: Tx, prefix: Prefix, device: Device, approves: Approves) -> 
     return approves(prefix, device) and _has_room(tx, prefix)
 
 
+def approve_waiting(scribe: Scribe, tx: Tx, approves: Approves) -> int:
+    """The policy is another: what is offered, and it approves now, waits no more. How many that are."""
+    found = [row for row in table(tx) if row.advertised and not row.approved]
+    count = 0
+    for row in found:
+        prefix = prefixes.parse(row.prefix)
+        if auto_approve(tx, prefix, row.device, approves):
+            approve(scribe, tx, row.device, [prefix])
+            count += 1
+    return count
+
+
 def why_refused(network: Network, prefix: Prefix) -> str | None:
     """Why no device of the network may route this; None where one may."""
     if prefix in EXIT:

@@ -144,7 +144,11 @@ def test_the_policy_may_approve_by_itself(hub: Hub) -> None:
     offer(hub, router, SITE, WIDE, *EXIT)
     assert len(asked) == count  # an operator's word is not taken back by a birth
     unapprove(hub, router, SITE)
-    offer(hub, router, SITE)
+    offer(hub, router, SITE, WIDE)
+    assert states(hub)["192.168.7.0/24", "n1"] == "waits for approval"
+    with hub.store.write() as tx:  # another policy
+        assert routes.approve_waiting(hub.scribe, tx, lambda prefix, device: prefix == WIDE) == 1
+    assert states(hub)["192.168.0.0/16", "n1"] == "in use"
     assert states(hub)["192.168.7.0/24", "n1"] == "waits for approval"
 
 
