@@ -170,7 +170,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--advertise-routes",
             metavar="LIST",
-            help="offer to route these prefixes for others, as in 192.168.7.0/24,fd00:7::/64; empty: none",
+            help="offer to route these prefixes for others, as in 192.168.7.0/24,fd00:7::/64; empty: none. "
+            "10.77.1.0/24=192.168.7.0/24: under another prefix, where several sites have the same",
         )
         sub.add_argument(
             "--accept-routes",

@@ -29,7 +29,8 @@ def show_routes(found: dict[str, Any], *, only_exit: bool = False) -> str:
     lines = []
     if not only_exit:
         for row in found["advertised"]:
-            lines.append(f"offers   {row['prefix']:<24} {'approved' if row['approved'] else 'waits for approval'}")
+            state = "approved" if row["approved"] else "waits for approval"
+            lines.append(f"offers   {row['prefix']:<24} {state}" + (f", {row['real']} here" if row["real"] else ""))
         if found["exit_node_offered"]:
             state = "approved" if found["exit_node_approved"] else "waits for approval"
             lines.append(f"offers   {'exit node':<24} {state}")

@@ -182,9 +182,11 @@ class Routing:
             clients=clients,
             exits=exits,
             snat=wish.snat,
+            real=wish.real,
         )
         v6 = exits or bool(clients) or any(len(prefix[0]) == 16 for prefix in routed)
-        wanted = self._wanted_sysctls(routed, exits=exits, v6=v6)
+        inside = [wish.real.get(prefix, prefix) for prefix in routed]
+        wanted = self._wanted_sysctls(inside, exits=exits, v6=v6)
         sysctls = self._remember()
         sysctls.restore([name for name in sysctls.before if name not in wanted and name != _rp("all")])
         self._set(wanted)
@@ -309,7 +311,14 @@ def describe(
             }
         )
     return {
-        "advertised": [{"prefix": prefixes.to_text(each), "approved": each in approved} for each in wish.advertise],
+        "advertised": [
+            {
+                "prefix": prefixes.to_text(each),
+                "real": prefixes.to_text(wish.real[each]) if each in wish.real else None,
+                "approved": each in approved,
+            }
+            for each in wish.advertise
+        ],
         "exit_node_offered": wish.offers_exit,
         "exit_node_approved": wish.offers_exit and any(prefix in approved for prefix in EXIT),
         "snat": wish.snat,

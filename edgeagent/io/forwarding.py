@@ -75,7 +75,7 @@ class Sysctls:
 class Ruleset:
     """What the table of one interface is to do."""
 
-    __slots__ = ("clients", "exits", "interface", "networks", "prefixes", "snat")
+    __slots__ = ("clients", "exits", "interface", "networks", "prefixes", "real", "snat")
 
     def __init__(
         self,
@@ -86,10 +86,12 @@ class Ruleset:
         clients: list[bytes],
         exits: bool,
         snat: bool,
+        real: dict[Prefix, Prefix] | None = None,
     ) -> None:
         self.interface = interface
         self.networks = networks  # the mesh's own
         self.prefixes = prefixes
+        self.real = real or {}  # of `prefixes` those that are others at the site
         self.clients = clients  # addresses of plain WireGuard clients
         self.exits = exits
         self.snat = snat
@@ -101,12 +103,16 @@ class Ruleset:
     def _table(self, size: int) -> str:
         tun, ip = f'"{self.interface}"', "ip" if size == 4 else "ip6"
         network = to_text(self.networks[0 if size == 4 else 1])
-        routed = [to_text(prefix) for prefix in self.prefixes if len(prefix[0]) == size]
+        mine = [prefix for prefix in self.prefixes if len(prefix[0]) == size]
+        routed = [to_text(self.real.get(prefix, prefix)) for prefix in mine]  # as packets have it behind `prerouting`
+        mapped = {to_text(prefix): to_text(self.real[prefix]) for prefix in mine if prefix in self.real}
         clients = [ip_to_text(address) for address in self.clients if len(address) == size]
         forward = [
             f"oifname {tun} tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu",
             "ct state established,related accept",
             "ct status dnat accept",
+            # The site's hosts are to be had by one address each
+            *(f"iifname {tun} {ip} daddr {inside} drop" for inside in mapped.values()),
         ]
         if clients:
             among = f"{{ {', '.join(clients)} }}"
@@ -125,12 +131,26 @@ class Ruleset:
             *(f"    {rule}" for rule in forward),
             "  }",
         ]
+        if mapped:
+            pairs = ", ".join(f"{shown} : {inside}" for shown, inside in mapped.items())
+            lines += [
+                "  chain prerouting {",
+                "    type nat hook prerouting priority -100; policy accept;",
+                f"    iifname {tun} dnat {ip} prefix to {ip} daddr map {{ {pairs} }}",
+                "  }",
+            ]
+        sources = []
+        if mapped:
+            pairs = ", ".join(f"{inside} : {shown}" for shown, inside in mapped.items())
+            sources.append(f"oifname {tun} snat {ip} prefix to {ip} saddr map {{ {pairs} }}")
         if self.snat and (routed or self.exits):
             to = "" if self.exits else f" {ip} daddr {{ {', '.join(routed)} }}"
+            sources.append(f"{ip} saddr {network}{to} oifname != {tun} masquerade")
+        if sources:
             lines += [
                 "  chain postrouting {",
                 "    type nat hook postrouting priority 100; policy accept;",
-                f"    {ip} saddr {network}{to} oifname != {tun} masquerade",
+                *(f"    {rule}" for rule in sources),
                 "  }",
             ]
         return "\n".join([*lines, "}", ""])

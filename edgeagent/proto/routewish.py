@@ -9,8 +9,10 @@ from edgeagent.proto.codec import decode, encode
 from edgeagent.proto.control import ADVERTISED
 from edgeagent.proto.names import is_host_name
 from edgeagent.proto.prefixes import EXIT, ROUTES_MAX, Prefix
-from edgeagent.proto.schema import Fields, Flag, Text, Uint
+from edgeagent.proto.schema import Fields, Flag, List, Row, Text, Uint
+from edgeagent.proto.schema import Prefix as PrefixSchema
 
+PREFIX = PrefixSchema(4, 16)
 _FILE = Fields(
     {
         "v": Uint(1, 1),
@@ -20,18 +22,22 @@ _FILE = Fields(
         "ac": Flag(),
         "en": Text(63),
         "al": Flag(),
+        "mp": List(Row(PREFIX, PREFIX), ROUTES_MAX),
     }
 )
 
 
 class RouteWish:
     """`accept` is True where nothing was said: an operator approves each prefix, and what a device reaches by itself
-    always comes first, so a fleet need not be told device by device."""
+    always comes first, so a fleet need not be told device by device. `real` has the prefixes that the network knows
+    under others, because several sites have the same: offered → as it is at the site, both of one length.
+    """
 
-    __slots__ = ("accept", "advertise", "allow_lan", "exit_node", "offers_exit", "snat")
+    __slots__ = ("accept", "advertise", "allow_lan", "exit_node", "offers_exit", "real", "snat")
 
     def __init__(self) -> None:
         self.advertise: list[Prefix] = []
+        self.real: dict[Prefix, Prefix] = {}
         self.offers_exit = False
         self.snat = True
         self.accept = True
@@ -50,7 +56,7 @@ class RouteWish:
             setattr(changed, name, getattr(self, name))
         for name, value in asked.items():
             if name == "advertise":
-                changed.advertise = read_routes(value)
+                changed.advertise, changed.real = read_routes(value)
             elif name == "exit_node":
                 if not isinstance(value, str) or (value and not is_host_name(value)):
                     raise ValueError("exit node: want the host name of a device of this network")
@@ -74,6 +80,7 @@ class RouteWish:
                 "ac": self.accept,
                 "en": self.exit_node,
                 "al": self.allow_lan,
+                "mp": [[list(offered), list(real)] for offered, real in self.real.items()],
             }
         )
 
@@ -85,17 +92,29 @@ class RouteWish:
         wish.advertise = [(address, length) for address, length in fields["ro"]]
         wish.snat, wish.offers_exit, wish.accept = fields["sn"], fields["ex"], fields["ac"]
         wish.exit_node, wish.allow_lan = fields["en"], fields["al"]
+        wish.real = {(offered[0], offered[1]): (real[0], real[1]) for offered, real in fields["mp"]}
         return wish
 
 
-def read_routes(value: Any) -> list[Prefix]:
-    """A list of texts. Raises ValueError that names the prefix and what is wrong with it."""
+def read_routes(value: Any) -> tuple[list[Prefix], dict[Prefix, Prefix]]:
+    """Of a list of texts, "192.168.7.0/24" or "10.77.1.0/24=192.168.7.0/24": what is offered, and what of it is another
+    prefix at the site. Raises ValueError that names the prefix and what is wrong with it."""
     if not isinstance(value, list) or len(value) > ROUTES_MAX:
         raise ValueError(f"routes: want at most {ROUTES_MAX} prefixes")
-    found = []
+    found: list[Prefix] = []
+    real: dict[Prefix, Prefix] = {}
     for text in value:
-        prefix = prefixes.parse(text if isinstance(text, str) else "")
-        if why := prefixes.why_not(prefix):
-            raise ValueError(f"{text}: {why}. Nobody can be a router to it")
+        shown, equals, inside = text.partition("=") if isinstance(text, str) else ("", "", "")
+        for each in (shown, inside) if equals else (shown,):
+            if why := prefixes.why_not(prefixes.parse(each)):
+                raise ValueError(f"{each}: {why}. Nobody can be a router to it")
+        prefix = prefixes.parse(shown)
+        if equals:
+            mapped = prefixes.parse(inside)
+            if len(mapped[0]) != len(prefix[0]) or mapped[1] != prefix[1]:
+                raise ValueError(f"{text}: want two prefixes of one IP version and one length")
+            if any(prefixes.overlap(mapped, other) for at, other in real.items() if at != prefix):
+                raise ValueError(f"{text}: {inside} is offered under two prefixes")
+            real[prefix] = mapped
         found.append(prefix)
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(found)), real

@@ -39,6 +39,9 @@ def test_a_wish_is_kept_as_it_was() -> None:
     again.change({"offers_exit": False, "exit_node": "gw-1", "allow_lan": True})
     last = RouteWish.decode(again.encode())
     assert (last.exit_node, last.allow_lan, last.offered) == ("gw-1", True, [SITE, SITE_6])
+    wish.change({"advertise": ["10.77.1.0/24=192.168.7.0/24", "10.0.0.0/8"]})
+    mapped = RouteWish.decode(wish.encode())
+    assert mapped.real == {prefixes.parse("10.77.1.0/24"): SITE} and len(mapped.advertise) == 2
     with pytest.raises(ControlError):
         RouteWish.decode(wish.encode()[:-1])
 
@@ -52,6 +55,9 @@ def test_a_wish_is_kept_as_it_was() -> None:
         ({"advertise": ["10.0.0.0/8"] * 65}, "at most 64 prefixes"),
         ({"advertise": "10.0.0.0/8"}, "at most 64 prefixes"),
         ({"advertise": [7]}, "want a prefix"),
+        ({"advertise": ["10.7.0.0/16=192.168.7.0/24"]}, "of one IP version and one length"),
+        ({"advertise": ["10.7.7.0/24=127.0.0.0/24"]}, "loopback"),
+        ({"advertise": ["10.1.1.0/24=10.9.9.0/24", "10.2.2.0/24=10.9.9.0/24"]}, "offered under two prefixes"),
         ({"snat": 1}, "not true or false"),
         ({"x": True}, "no such setting"),
         ({"exit_node": "a.b"}, "want the host name"),
@@ -120,6 +126,16 @@ def test_a_router_lets_through_what_it_routes_and_no_more() -> None:
     assert 'ip6 saddr fd12:3456:789a::/48 ip6 daddr { fd00:7::/64 } oifname != "edge0" masquerade' in text
     assert "masquerade" not in ruleset(snat=False)
     assert text.startswith("table ip edgeagent_edge0\ndelete table ip edgeagent_edge0\n")
+
+
+def test_a_site_under_another_prefix() -> None:
+    shown = prefixes.parse("10.77.1.0/24")
+    text = ruleset(prefixes=[shown], real={shown: SITE})
+    assert "dnat ip prefix to ip daddr map { 10.77.1.0/24 : 192.168.7.0/24 }" in text
+    assert "snat ip prefix to ip saddr map { 192.168.7.0/24 : 10.77.1.0/24 }" in text
+    assert "ip saddr 100.64.0.0/10 ip daddr { 192.168.7.0/24 }" in text
+    refused = 'iifname "edge0" ip daddr 192.168.7.0/24 drop'
+    assert text.index("ct status dnat accept") < text.index(refused) < text.index("192.168.7.0/24 } accept")
 
 
 def test_an_exit_node_leads_to_no_neighbour_that_is_not_routed() -> None:

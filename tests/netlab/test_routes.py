@@ -187,6 +187,32 @@ def test_what_a_killed_router_left_is_put_back(site: Site) -> None:
     assert site.routes()[SITE, "r"] == "approved, not offered"
 
 
+def test_two_sites_with_one_prefix(site: Site) -> None:
+    a = site.join("a")
+    other = site.lab.net(SITE, "fd00:8::/64")
+    twin = site.lab.host("twin", other)
+    assert twin.address == site.host.address
+    listen(twin, twin.address)
+    seen = {}
+    for name, inside, shown in (("r1", site.inside, "10.77.1.0/24"), ("r2", other, "10.77.2.0/24")):
+        router = site.mesh.device(name, site.net)
+        port = router.host.attach(inside)
+        router.options = ["--advertise-routes", f"{shown}={SITE}"]
+        router.up(site.token)
+        site.approve(name)
+        uses(a, shown)
+        address = shown.replace("0/24", site.host.address.rpartition(".")[2])
+        until(lambda address=address: seen_as(a.host, address), 10, f"an answer from {address}")  # type: ignore[misc]
+        assert seen_as(a.host, address) == port.v4
+        seen[name] = router
+    assert a.host.ping(site.host.address) is None  # there is no telling which
+    # From the site on, its hosts are known as what the network calls them
+    seen["r1"].host.run("edgeagent", "routes", "set", "--snat", "off")
+    site.host.run("ip", "route", "add", "100.64.0.0/10", "via", seen["r1"].host.ports[1].v4)
+    listen(a.host, a.address)
+    until(lambda: seen_as(site.host, a.address) == "10.77.1.1", 10, "the mapped source")
+
+
 def test_a_device_does_not_lose_its_own_network(site: Site) -> None:
     """It is in the site itself, and may use the site's prefix."""
     neighbour = site.mesh.device("neighbour", site.net)
