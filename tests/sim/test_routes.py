@@ -57,7 +57,7 @@ class Routed(Homes):
         else:
             self._arrived(receiver, packet)
 
-    def talk(self, seconds: float) -> None:
+    def ask(self, seconds: float) -> None:
         for _ in range(int(seconds / 0.2)):
             assert self.a.inner_addresses is not None
             self.a.from_tun([udp_packet(self.a.inner_addresses[0], HOST, b"question")])
@@ -73,14 +73,14 @@ class Routed(Homes):
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_another_router_takes_over_when_one_dies(kind: nat.Kind, seed: int) -> None:
     mesh = Routed(seed, kind)
-    mesh.talk(20.0)
+    mesh.ask(20.0)
     first = next(device for device in mesh.routers if device.name == mesh.came[-1][1])
     assert is_direct(mesh.a, first) is (kind is nat.PORT)
     mesh.hub.kill()
     mesh.broker.stop()
     died = mesh.world.now
     first.cut_power()
-    mesh.talk(30.0)
+    mesh.ask(30.0)
     assert mesh.gap(died) <= WITHIN_S
     assert mesh.came[-1][1] != first.name
     assert {name for at, name in mesh.came if at > died + WITHIN_S} == {mesh.came[-1][1]}
@@ -88,9 +88,9 @@ def test_another_router_takes_over_when_one_dies(kind: nat.Kind, seed: int) -> N
 
 def test_a_bad_network_is_no_reason_to_go_over() -> None:
     mesh = Routed(1, nat.PORT)
-    mesh.talk(20.0)
+    mesh.ask(20.0)
     first = mesh.came[-1][1]
     mesh.internet.conditions.loss = 0.25
-    mesh.talk(600.0)
+    mesh.ask(600.0)
     away = sum(name != first for _, name in mesh.came)
     assert away <= 0.05 * len(mesh.came)
