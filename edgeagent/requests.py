@@ -274,6 +274,7 @@ def _tell(agent: Agent, member: Membership, client: Client, target: str, record:
             "tags": record.tags,
             "user": record.user,
             "routes": [f"{ip_to_text(address)}/{length}" for address, length in record.routes],
+            "exit_node": record.is_exit,
             "not_after": record.not_after,
             "path": row["endpoint"],
             "handshake_age_s": row.get("handshake_age_s"),

@@ -269,6 +269,20 @@ def test_an_exit_node_gets_what_is_nowhere_else(site: Site) -> None:
     assert len(icmp_errors(a)) == count + 2
 
 
+def test_what_is_offered_is_told_with_a_birth(site: Site) -> None:
+    board, count = site.routers[0], len(site.routers[0].births)
+    board.node.advertise(site.now, [SITE], snat=False)
+    site.run(1)
+    board.node.advertise(site.now, [SITE], snat=False)  # nothing new
+    site.run(1)
+    assert len(board.births) == count + 1
+    assert (board.births[-1].body["ro"], board.births[-1].body["sn"]) == ([list(SITE)], False)
+    site.disconnect(board)
+    board.node.advertise(site.now, [], snat=True)
+    site.connect(board)
+    assert "ro" not in board.births[-1].body
+
+
 def test_a_plain_client_is_a_peer_while_the_map_names_it(site: Site) -> None:
     key, v4, v6 = bytes([7]) * 32, bytes((100, 64, 3, 3)), site.a.v6[:15] + b"\x77"
     site.say_map(site.a, cl=[[key, v4, v6]])

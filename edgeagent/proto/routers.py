@@ -71,6 +71,10 @@ class Routers:
         self.accept = True
         self.exit_name = ""
 
+    def size(self) -> tuple[int, int]:
+        """Prefixes that were used, and how many there may be."""
+        return len(self.groups), GROUPS_MAX
+
     # What is routed where
 
     def lookup(self, now: float, address: bytes) -> Entry | Answer:
