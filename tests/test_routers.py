@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from edgeagent.proto import topics
+from edgeagent.proto import prefixes, topics
+from edgeagent.proto.allowedips import AllowedIPs
 from edgeagent.proto.errors import DropReason
+from edgeagent.proto.prefixes import Prefix
 from edgeagent.proto.refusals import ControlDrop
 from edgeagent.proto.routers import AGAIN_S, PROOF_S, PROOFS, Group, Routers
 from tests.control_kit import NETWORK
@@ -267,6 +271,46 @@ def test_an_exit_node_gets_what_is_nowhere_else(site: Site) -> None:
     a.node.use_routes(site.now, accept=True, exit_name="")
     send(site, a, internet)
     assert len(icmp_errors(a)) == count + 2
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(("insert", "remove", "leave", "holes")),
+            st.integers(0, 2),
+            st.lists(st.tuples(st.integers(0, 255), st.sampled_from((0, 1, 4, 8, 12, 32))), min_size=1, max_size=3),
+        ),
+        max_size=20,
+    ),
+    st.lists(st.integers(0, (1 << 32) - 1), min_size=1, max_size=5),
+)
+def test_holes_are_nobodys_whatever_is_around_them(
+    steps: list[tuple[str, int, list[tuple[int, int]]]], asked: list[int]
+) -> None:
+    table: AllowedIPs[str] = AllowedIPs(1000)
+    model: dict[Prefix, str] = {}
+    holes: set[Prefix] = set()
+    for step, peer, made in steps:
+        chosen = [(prefixes.mask(bytes((first, 7, 7, 7)), length), length) for first, length in made]
+        if step == "holes":
+            holes = set(chosen)
+            table.set_holes(chosen)
+        elif step == "leave":
+            table.remove_peer(f"p{peer}")
+            model = {prefix: owner for prefix, owner in model.items() if owner != f"p{peer}"}
+        elif step == "insert":
+            table.insert(*chosen[0], f"p{peer}")
+            model[chosen[0]] = f"p{peer}"
+        else:
+            assert table.remove(*chosen[0], f"p{peer}") is (model.get(chosen[0]) == f"p{peer}")
+            if model.get(chosen[0]) == f"p{peer}":
+                del model[chosen[0]]
+        assert len(table) == len(model)
+        for number in asked:
+            address = number.to_bytes(4, "big")
+            held = [prefix for prefix in {*model, *holes} if prefixes.holds(prefix, address)]
+            longest = max(held, key=lambda prefix: prefix[1], default=None)
+            assert table.lookup(address) == (None if longest is None else model.get(longest))
 
 
 def test_what_is_offered_is_told_with_a_birth(site: Site) -> None:

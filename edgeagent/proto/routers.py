@@ -196,7 +196,8 @@ class Routers:
                 self._fail(now, prefix, group)
             elif silent_s > 0.0:
                 self._look_at = min(self._look_at, now + max(0.05, dead_s - silent_s))
-            self._stand_by(now, prefix, group)
+            if now - group.proved_at >= PROOF_S:
+                self._stand_by(now, prefix, group)
         for device, silent_s in silent.items():
             if silent_s >= SUSPECT_S:
                 self._finder.prove(now, device)
@@ -307,6 +308,7 @@ class Routers:
 
     def _stand_by(self, now: float, prefix: Prefix, group: Group) -> None:
         """Read the feeds of the others, while there is room; and find out whether the preferred one is back."""
+        before, group.proved_at = group.proved_at, now
         found = self._candidates(prefix)
         for entry in found:
             if entry.record.device not in self._peering.links and self._peering.has_room:
@@ -315,12 +317,9 @@ class Routers:
             if group.proofs_needed > PROOFS and now - group.since >= STEADY_S:
                 group.proofs_needed = PROOFS
             return
-        if now - group.proved_at < PROOF_S:
-            return
         preferred = found[0].record.device
-        answered = self._finder.heard_at(preferred) >= max(group.proved_at, group.since)
+        answered = self._finder.heard_at(preferred) >= max(before, group.since)
         group.proofs = group.proofs + 1 if answered else 0
-        group.proved_at = now
         if group.proofs >= group.proofs_needed:
             group.proofs_needed = min(2 * group.proofs_needed, PROOFS_MAX)
             group.failed.pop(preferred, None)

@@ -302,7 +302,8 @@ def test_an_exit_node(site: Site) -> None:
     until(lambda: a.host.sh(KERNEL) == before, 5, "all is as it was")
 
 
-def test_a_plain_client_behind_a_gateway(site: Site) -> None:
+@pytest.mark.parametrize("program", ["wireguard-go", "edge-wireguard"])
+def test_a_plain_client_behind_a_gateway(site: Site, program: str) -> None:
     a = site.join("a")
     gateway = site.router("gw")
     before = gateway.host.sh(KERNEL)
@@ -312,7 +313,7 @@ def test_a_plain_client_behind_a_gateway(site: Site) -> None:
     added = json.loads(made.stdout)
     config = dict(line.split(" = ", 1) for line in added["config"].splitlines() if " = " in line)
     until(lambda: gateway.host.sh(KERNEL) != before, 10, "the gateway knows of it")
-    phone.start("wireguard-go", "-f", "wg0", env={"WG_I_PREFER_BUGGY_USERSPACE_TO_POLISHED_KMOD": "1"})
+    phone.start(program, "-f", "wg0", env={"WG_I_PREFER_BUGGY_USERSPACE_TO_POLISHED_KMOD": "1"})
     until(lambda: phone.run("ip", "link", "show", "wg0", check=False).returncode == 0, 5, "wg0")
     (phone.directory / "key").write_text(config["PrivateKey"])
     phone.run(
