@@ -187,6 +187,20 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--join-file", metavar="FILE", help="file with the join token; - is standard input")
         sub.add_argument("--hostname", metavar="NAME", help="host name to ask for (this system's)")
 
+    def route_options(sub: Any) -> None:
+        sub.add_argument(
+            "--advertise-routes",
+            metavar="LIST",
+            help="offer to route these prefixes for others, as in 192.168.7.0/24,fd00:7::/64; empty: none. "
+            "10.77.1.0/24=192.168.7.0/24: under another prefix, where several sites have the same",
+        )
+        sub.add_argument(
+            "--accept-routes",
+            metavar="yes|no",
+            choices=("yes", "no"),
+            help="use what others route, once approved (yes)",
+        )
+
     up = verb(
         "up",
         _up,
@@ -206,6 +220,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     up.add_argument(
         "--timeout", metavar="S", type=float, default=UP_TIMEOUT_S, help=f"seconds to wait ({UP_TIMEOUT_S:.0f})"
+    )
+    offer = up.add_argument_group("routes", "what is said here is kept; what is not stays as it was (edgeagent routes)")
+    route_options(offer)
+    offer.add_argument(
+        "--no-snat",
+        dest="snat",
+        action="store_const",
+        const="off",
+        help="leave sources as they are; the prefixes need a route back",
+    )
+    offer.add_argument(
+        "--advertise-exit-node",
+        dest="offers_exit",
+        action="store_const",
+        const="on",
+        help="offer to be an exit node: the way to the internet for others",
+    )
+    offer.add_argument("--exit-node", metavar="NAME", help="send everything through this device; off: no longer")
+    offer.add_argument(
+        "--exit-node-allow-lan", action="store_true", help="but not what is for this device's own networks"
     )
     as_json(up)
 
@@ -243,6 +277,41 @@ def _parser() -> argparse.ArgumentParser:
             "a flow that one did or that this device began. Without a policy everything may pass.",
         )
     )
+    routes = verb(
+        "routes",
+        _routes,
+        "what this device routes for others, and what it uses of theirs; `set` changes it",
+        epilog="An operator approves what is offered: edgehub routes approve NAME. Kept until it is changed.\n\n"
+        "examples:\n  edgeagent routes list\n  edgeagent routes set --advertise-routes 192.168.7.0/24,fd00:7::/64\n"
+        "  edgeagent routes set --snat off\n  edgeagent routes set --advertise-routes ''",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    routes.add_argument("action", choices=("list", "set"), nargs="?", default="list", help="show (default), or change")
+    route_options(routes)
+    routes.add_argument(
+        "--snat", metavar="on|off", choices=("on", "off"), help="put this device's address in place of the source (on)"
+    )
+    routes.add_argument(
+        "--advertise-exit-node",
+        dest="offers_exit",
+        metavar="on|off",
+        choices=("on", "off"),
+        help="offer to be an exit node (off)",
+    )
+    as_json(routes)
+    leave = verb(
+        "exit-node",
+        _exit_node,
+        "send everything to the internet through another device, or no longer",
+        epilog="While it is on, nothing leaves past the exit node, also when that is down.\n\n"
+        "examples:\n  edgeagent exit-node set gw-1\n  edgeagent exit-node set gw-1 --allow-lan\n"
+        "  edgeagent exit-node off",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    leave.add_argument("action", choices=("set", "off", "show"), nargs="?", default="show", help="show (default)")
+    leave.add_argument("name", metavar="NAME", nargs="?", help="host name of the exit node")
+    leave.add_argument("--allow-lan", action="store_true", help="this device's own networks stay reachable")
+    as_json(leave)
     as_json(verb("ledger", _ledger, "what was sent and received, by uplink and cause, and how much of budgets is used"))
     dns = verb(
         "dns",
@@ -327,6 +396,9 @@ def _up(options: argparse.Namespace) -> int:
     if not 0 < options.timeout <= 86_400:
         raise CommandError(USAGE, f"--timeout: {options.timeout}: want seconds, more than 0 and at most a day.")
     request = {"do": "up", "token": token, "hostname": options.hostname and settings.hostname}
+    from edgeagent.cli_routes import asked_of
+
+    request["routes"] = asked_of(options)
     client = _connect(settings, options.timeout)
     started = client is None
     if client is None:
@@ -433,6 +505,32 @@ def _policy(options: argparse.Namespace) -> int:
         from edgeagent.policywords import show_policy
 
         print(show_policy(told))
+    return OK
+
+
+def _routes(options: argparse.Namespace) -> int:
+    from edgeagent.cli_routes import asked_of, show_routes
+
+    request: dict[str, Any] = {"do": "routes"}
+    if options.action == "set":
+        request["set"] = asked_of(options)
+        if not request["set"]:
+            raise CommandError(USAGE, "routes set: say what to change: edgeagent routes --help.")
+    found = _ask(options, request)
+    print(json.dumps(found) if options.json else show_routes(found))
+    return OK
+
+
+def _exit_node(options: argparse.Namespace) -> int:
+    from edgeagent.cli_routes import show_routes
+
+    if (options.action == "set") is not bool(options.name):
+        raise CommandError(USAGE, "exit-node: set NAME, or off. NAME is the host name of a device of this network.")
+    request: dict[str, Any] = {"do": "routes"}
+    if options.action != "show":
+        request["set"] = {"exit_node": (options.name or "").lower(), "allow_lan": options.allow_lan}
+    found = _ask(options, request)
+    print(json.dumps(found) if options.json else show_routes(found, only_exit=True))
     return OK
 
 

@@ -157,6 +157,10 @@ class Agent:
             from edgeagent.hostresolver import restore
 
             restore(context.keystore)
+        if os.path.exists(context.keystore.path(StateFile.ROUTING)):
+            from edgeagent import routing  # the agent before this one was killed
+
+            routing.restore(context)
         if context.admission is not None:
             context.keystore.remove(StateFile.TOKEN)  # there after a power cut: it is answered, and still a secret
             self.membership = Membership(now, context, self.link, context.admission)

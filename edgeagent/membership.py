@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 from edgeagent.context import jitter
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from edgeagent.proto.identity import Admission
     from edgeagent.proto.node_events import NodeEvent
     from edgeagent.proto.records import Query
+    from edgeagent.proto.routewish import RouteWish
+    from edgeagent.routing import Routing
 
     OnResolved = Callable[[Record | None], None]
 
@@ -94,6 +97,8 @@ class Membership:
         self.relays.streams.steer = link.steer = self.tunnel.steer
         self.tunnel.streams_kept = self.relays.streams.as_routed
         self.tunnel.engine.count_with(context.accounts.meter)
+        self.routing: Routing | None = None  # None as long as this device neither offers routes nor may use any
+        self._follow_routes(now)
         context.accounts.watch(self.relays.streams, Cause.RELAY, self.relays.carried_of)
         context.accounts.set_hub_budget(now, self.node.map)
         self._look_for_bindings(now)
@@ -148,6 +153,7 @@ class Membership:
             self._bindings.poll_timeout() if self._bindings is not None else None,
             self.naming.poll_timeout() if self.naming is not None else None,
             self._commands.poll_timeout() if self._commands is not None else None,
+            self.routing.poll_timeout() if self.routing is not None else None,
             self.node.next_connect_at if self._link.is_idle else None,
         ]
         return min((at for at in times if at is not None), default=None)
@@ -162,6 +168,10 @@ class Membership:
             self._context.accounts.interfaces_changed()
             self._link.keep_if_local(addresses)
             self._follow_price(now)
+            if self.routing is not None:
+                self.routing.looked(now)
+        if self.routing is not None:
+            self.routing.on_timeout(now)
         self.relays.on_timeout(now)
         if self._bindings is not None:
             self._bindings.on_timeout(now)
@@ -207,6 +217,25 @@ class Membership:
         else:
             on_resolved(found if isinstance(found, Record) else None)
 
+    def set_routes(self, now: float, wish: RouteWish) -> None:
+        """What the device offers to route, and what it uses, from now on; it is kept already."""
+        self._follow_routes(now, wish)
+
+    def _follow_routes(self, now: float, wish: RouteWish | None = None) -> None:
+        device_map, keystore = self.node.map, self._context.keystore
+        if self.routing is None:
+            is_kept = wish is not None or os.path.exists(keystore.path(StateFile.ROUTES))
+            if not (is_kept or device_map.routes or device_map.approved or device_map.clients):
+                return
+            from edgeagent.routing import Routing  # most devices never need it
+
+            self.routing = Routing(now, self._context, self.node, self.tunnel)
+            self.tunnel.on_change = self.routing.changed
+        if wish is None:
+            self.routing.apply(now)
+        else:
+            self.routing.set_wish(now, wish)
+
     def farewell(self, now: float) -> None:
         """Publish that the device goes, and keep what it knows."""
         if self._commands is not None:
@@ -234,6 +263,8 @@ class Membership:
         for job in ("bindings", "bindings-save", "figures"):
             self._context.accounts.undefer(job)
         self._link.steer = None
+        if self.routing is not None:
+            self.routing.close()
         self.relays.close()
         self._context.accounts.unwatch(self.relays.streams)
         self.tunnel.close()
@@ -334,6 +365,7 @@ class Membership:
         self.tunnel.apply(now, event.map)
         if self.naming is not None:
             self.naming.apply(now, event.map)
+        self._follow_routes(now)
         self._context.accounts.set_hub_budget(now, event.map)
 
     def _resolved(self, now: float, event: Resolved) -> None:

@@ -6,6 +6,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any
 
+from edgeagent.io.keystore import StateFile
 from edgeagent.proto.ip import ip_to_text
 from edgeagent.proto.names import is_host_name
 from edgeagent.proto.token import Token, TokenError
@@ -38,6 +39,8 @@ def _up(now: float, agent: Agent, client: Client, request: dict[str, Any]) -> No
     text, host = request.get("token"), request.get("hostname")
     if host is not None and not is_host_name(host):
         client.refuse("usage", "hostname: one DNS label expected, lower case.")
+        return
+    if "routes" in request and not _set_routes(now, agent, client, request["routes"]):
         return
     if text is None:
         agent.await_up(now, client)
@@ -152,6 +155,61 @@ def _dns(_now: float, agent: Agent, client: Client, _request: dict[str, Any]) ->
             client.answer(member.naming.describe())
 
 
+def _routes(now: float, agent: Agent, client: Client, request: dict[str, Any]) -> None:
+    """What is offered, used and wrong; `set` changes what it names. An exit node has to be known as one."""
+    asked = request.get("set")
+    if asked is None:
+        client.answer(_describe_routes(agent))
+        return
+    member, name = agent.membership, asked.get("exit_node") if isinstance(asked, dict) else None
+
+    def set_it(record: Record | None = None) -> None:
+        if record is not None and not record.is_exit:
+            client.refuse("failed", f"{name}: it is no exit node, or the hub's operator has not approved it.")
+        elif _set_routes(agent.now, agent, client, asked):
+            client.answer(_describe_routes(agent))
+
+    def known(record: Record | None) -> None:
+        if record is None:
+            client.refuse("unknown", f"{name}: nobody in this network that this device may know of.")
+        else:
+            set_it(record)
+
+    if member is not None and is_host_name(name):
+        member.lookup(now, ("h", str(name)), known)
+    else:
+        set_it()
+
+
+def _set_routes(now: float, agent: Agent, client: Client, asked: Any) -> bool:
+    """False when it is refused, which the client is told."""
+    from edgeagent.routing import load_wish
+
+    wish = load_wish(agent.context)
+    try:
+        if not isinstance(asked, dict):
+            raise ValueError("routes: want settings by their names")
+        wish.change(asked)
+    except ValueError as error:
+        client.refuse("usage", f"{error}.")
+        return False
+    if not agent.context.save(StateFile.ROUTES, wish.encode()):
+        client.refuse("failed", "the routes could not be kept: the disk refuses; see edgeagent status --log.")
+        return False
+    if agent.membership is not None:
+        agent.membership.set_routes(now, wish)
+    return True
+
+
+def _describe_routes(agent: Agent) -> dict[str, Any]:
+    from edgeagent.routing import describe, load_wish
+
+    member = agent.membership
+    if member is not None and member.routing is not None:
+        return member.routing.describe()
+    return describe(load_wish(agent.context))
+
+
 def _relays(_now: float, agent: Agent, client: Client, _request: dict[str, Any]) -> None:
     """The relays of the hub's map, as RelayInfo.encode() has them, bytes in hexadecimal."""
     if member := _member(agent, client):
@@ -185,6 +243,7 @@ _VERBS: dict[str, Callable[[float, Agent, Client, dict[str, Any]], None]] = {
     "relays": _relays,
     "dns": _dns,
     "commands": _commands,
+    "routes": _routes,
     "down": _down,
     "version": _version,
 }
@@ -241,6 +300,7 @@ def _tell(agent: Agent, member: Membership, client: Client, target: str, record:
             "tags": record.tags,
             "user": record.user,
             "routes": [f"{ip_to_text(address)}/{length}" for address, length in record.routes],
+            "exit_node": record.is_exit,
             "not_after": record.not_after,
             "path": row["endpoint"],
             "handshake_age_s": row.get("handshake_age_s"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+from contextlib import suppress
 from selectors import EVENT_READ
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from edgeagent.engine import choice
 from edgeagent.engine.start import start
 from edgeagent.io import rtnetlink as rt
 from edgeagent.io import uapi_socket
+from edgeagent.io.marks import MARK, mark
 from edgeagent.io.netlink import AddressChanged, LinkChanged, Netlink, NetlinkMonitor, RouteChanged
 from edgeagent.io.tun import Tun
 from edgeagent.io.uapi_socket import UapiSocket
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
     from edgeagent.aeadjob import AeadJob
     from edgeagent.context import Context
+    from edgeagent.io.netlink import Change
     from edgeagent.io.portmap import PortMapShell
     from edgeagent.proto.devicemap import DeviceMap
     from edgeagent.proto.node import Node
@@ -65,6 +68,9 @@ class Tunnel:
         except OSError as error:
             raise TunnelError(_why_no_tun(settings.interface, error)) from None
         self.udp = Udp()
+        with suppress(OSError):  # EPERM: then nothing is ever routed by marks
+            self.udp.set_mark(MARK)
+        self.on_change: Callable[[float, Change], None] | None = None  # hears of each change in the kernel
         self._aead_job: AeadJob | None = None  # None where it is known, or not to be
         limits = context.limits
         try:
@@ -164,9 +170,15 @@ class Tunnel:
         return None if self._ports is None else self._ports.status()
 
     def steer(self, sock: socket.socket, address: tuple[Any, ...]) -> None:
-        """A connection that is about to leave this host goes by the active uplink, if there are several."""
+        """A connection that is about to leave this host goes past the tunnel, and by the active uplink, if there are
+        several."""
+        mark(sock)
         if self._watch is not None:
             self._watch.steer(sock, address, self._netlink)
+
+    def look(self) -> None:
+        """Something has changed around us that nobody else tells of."""
+        self._look_at = 0.0
 
     def is_elsewhere(self, sock: socket.socket, index: int) -> bool:
         """Whether a connection goes by another uplink than that one."""
@@ -292,6 +304,8 @@ class Tunnel:
     def _changed(self, now: float, _fd: int) -> None:
         for change in self._monitor.drain():
             self._own.changed(now, change)
+            if self.on_change is not None:
+                self.on_change(now, change)
             if isinstance(change, AddressChanged):
                 ours = change.address.index == self.tun.index
             elif isinstance(change, LinkChanged):

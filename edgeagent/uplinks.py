@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from edgeagent.io import rtnetlink as rt
+from edgeagent.io.marks import MARK
 from edgeagent.proto.uplink import UplinkFacts, UplinkSetting, settings_of
 from edgeagent.proto.uplinks import Uplinks
 
@@ -62,7 +63,7 @@ class UplinkWatch:
             return
         with suppress(OSError, ValueError):  # no route at all is a reason to go by the active one
             destination = socket.inet_pton(sock.family, str(address[0]).partition("%")[0])
-            route = netlink.route_to(destination)
+            route = netlink.route_to(destination, mark=MARK)
             for each in self._facts:
                 if each.index == route.index and each.gateways.get(len(destination)) == route.gateway:
                     break

@@ -21,6 +21,7 @@ except ModuleNotFoundError as missing:
 from edgeagent.crypto import CryptoUnavailable
 from hub import (
     cli_audit,
+    cli_clients,
     cli_commands,
     cli_database,
     cli_devices,
@@ -28,6 +29,7 @@ from hub import (
     cli_oidc,
     cli_policy,
     cli_relays,
+    cli_routes,
     cli_tokens,
     cli_users,
     cli_web,
@@ -61,6 +63,8 @@ app.command()(cli_commands.command)
 app.add_typer(cli_commands.app, name="commands")
 app.command()(cli_commands.logs)
 app.command()(cli_commands.watch)
+app.add_typer(cli_routes.app, name="routes")
+app.add_typer(cli_clients.app, name="client")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

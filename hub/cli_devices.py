@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from hub import operations
-from hub.core import actions
+from hub.core import actions, routes
 from hub.core.model import Device, DeviceState, HubError, Kind
 from hub.core.people import check_login
 from hub.opening import doing, open_store, wait_for_broker
@@ -90,6 +90,7 @@ def show(device: Name, as_json: Json = False) -> None:
         found = actions.find_device(tx, device)
         keys = tx.node_keys(found.id)
         known = tx.acquaintances(found.id, limit=1_000)
+        routed = routes.of_device(tx, found)
     if as_json:
         node_keys = [{"key": _base64(key.key), "not_after": key.not_after} for key in keys]
         print_json({**_as_json(found), "node_keys": node_keys, "known_by": known})
@@ -106,6 +107,7 @@ def show(device: Name, as_json: Json = False) -> None:
         ("version", found.version or "-"),
         *(("node key", f"{_base64(key.key)} until {ago(key.not_after)}") for key in keys),
         ("known by", f"{len(known)}{' or more' if len(known) == 1_000 else ''} devices"),
+        *(("route", f"{each.prefix}, {each.state}") for each in routed),
         *((f"{name}", value) for name, value in sorted(found.facts.items())),
     ]
     if found.cloned_s:

@@ -35,6 +35,8 @@ class StateFile(Enum):
     LEDGER = ("ledger", 32_768)  # bytes by uplink, cause, day and month
     BINDINGS = ("bindings", 8_192)  # how long the NATs that were met remember a silent UDP binding
     RESOLVER = ("resolver", 65_536)  # what this host's resolver was told of us, to be taken back
+    ROUTES = ("routes", 8_192)  # what the device offers to route and what it uses
+    ROUTING = ("routing", 16_384)  # what was changed in the kernel to route, and what it was before
     AEAD = ("aead", 8_192)  # how fast each AEAD is on this device
     COMMANDS = ("commands", 32_768)  # of the hub, so that none is done twice
 

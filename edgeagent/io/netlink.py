@@ -94,6 +94,13 @@ class Netlink:
         """Raises ESRCH where it is not."""
         self._exchange(rt.RTM_DELROUTE, rt.NLM_F_ACK, rt.route_change(route, delete=True))
 
+    def change_rule(self, body: bytes, *, delete: bool) -> None:
+        """A rule of policy routing, as rules.py writes it. Raises EEXIST, ENOENT, and EOPNOTSUPP without support."""
+        if delete:
+            self._exchange(rt.RTM_DELRULE, rt.NLM_F_ACK, body)
+        else:
+            self._exchange(rt.RTM_NEWRULE, rt.NLM_F_ACK | rt.NLM_F_CREATE | rt.NLM_F_EXCL, body)
+
     def route_to(self, destination: bytes, source: bytes = b"", mark: int = 0) -> rt.Route:
         """The way a packet would take. Raises ENETUNREACH and the like, EINVAL when `source` is not ours."""
         for kind, body in self._exchange(rt.RTM_GETROUTE, 0, rt.route_query(destination, source, mark)):

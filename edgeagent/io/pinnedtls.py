@@ -7,7 +7,10 @@ import socket
 import ssl
 import sys
 import threading
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _NO_CHECK_TIME = 0x20_0000  # X509_V_FLAG_NO_CHECK_TIME; the ssl module has no name for it
 
@@ -69,6 +72,7 @@ def literal_family(host: str) -> socket.AddressFamily | None:
     return None
 
 
+look_up: Callable[..., list[Any]] | None = None  # in place of getaddrinfo, while that would go astray
 RESOLVERS_MAX = 6  # threads that ask name servers; one that was given up may still do so for half a minute
 
 
@@ -105,7 +109,7 @@ class Resolver:
     def _run(self, host: str, port: int) -> None:
         try:
             # Bytes: for text the idna codec and its tables would be loaded, 0.4 MiB
-            found = socket.getaddrinfo(host.encode("ascii"), port, type=socket.SOCK_STREAM)
+            found = (look_up or socket.getaddrinfo)(host.encode("ascii"), port, type=socket.SOCK_STREAM)
             self.addresses = [(family, address) for family, _, _, _, address in found]
             self.error = "" if found else f"{host}: no address"
         except (OSError, UnicodeError) as error:

@@ -12,6 +12,7 @@ import selectors
 import socket
 import ssl
 from collections import deque
+from contextlib import suppress
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -469,6 +470,8 @@ def _is_as_routed(sock: socket.socket | None) -> bool:
             device = sock.getsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, _INTERFACE_BYTES)
             if device.strip(b"\0"):
                 asking.setsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, device)
+            with suppress(OSError):  # what is marked is routed apart, and only who may mark has done so
+                asking.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, sock.getsockopt(socket.SOL_SOCKET, socket.SO_MARK))
             asking.connect(sock.getpeername())
             return bool(asking.getsockname()[0] == sock.getsockname()[0])
     except OSError:  # no way at all, or the address is gone

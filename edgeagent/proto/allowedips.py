@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Hashable, Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from edgeagent.proto.errors import LimitReached, LocalProtocolError
 
 P = TypeVar("P", bound=Hashable)
 _CACHE_MAX = 4096
+_HOLE: Any = object()  # in place of a peer: nobody
 
 
 class AllowedIPs(Generic[P]):
@@ -26,6 +27,7 @@ class AllowedIPs(Generic[P]):
         self._lengths: dict[int, list[int]] = {4: [], 16: []}  # negated cidrs, so that the longest comes first
         self._owned: dict[P, dict[tuple[int, int, int], None]] = {}  # peer → (address size, cidr, prefix), in order
         self._cache: dict[bytes, P | None] = {}
+        self._holes: set[tuple[int, int, int]] = set()  # (address size, cidr, prefix)
         self.moves = 0  # how often addresses went from a peer that stays to another, or to none
 
     def __len__(self) -> int:
@@ -34,15 +36,13 @@ class AllowedIPs(Generic[P]):
     def insert(self, address: bytes, cidr: int, peer: P) -> None:
         """Give `address`/`cidr` to `peer`; host bits are ignored. Raises LimitReached at the ceiling."""
         size, prefix = self._prefix(address, cidr)
-        table = self._tables[size].get(cidr)
-        if table is None:
-            table = self._tables[size][cidr] = {}
-            insort(self._lengths[size], -cidr)
+        table = self._table(size, cidr)
         before = table.get(prefix)
         covering = before if before is not None else self._covering(size, prefix, cidr)
+        covering = None if covering is _HOLE else covering
         if covering is not None and covering is not peer:
             self.moves += 1
-        if before is None:
+        if before is _HOLE or before is None:
             if self._count >= self._prefixes_max:
                 raise LimitReached(f"limits.allowed_ips: {self._prefixes_max} prefixes are in use")
             self._count += 1
@@ -51,6 +51,20 @@ class AllowedIPs(Generic[P]):
         table[prefix] = peer
         self._owned.setdefault(peer, {})[size, cidr, prefix] = None
         self._cache.clear()
+
+    def set_holes(self, prefixes: list[tuple[bytes, int]]) -> None:
+        """What is in these and in no longer prefix of a peer is nobody's, whoever has a shorter one."""
+        wanted = {(size, cidr, prefix) for address, cidr in prefixes for size, prefix in [self._prefix(address, cidr)]}
+        if wanted == self._holes:
+            return
+        for size, cidr, prefix in self._holes - wanted:
+            if self._tables[size].get(cidr, {}).get(prefix) is _HOLE:
+                self._forget(size, cidr, prefix)
+        for size, cidr, prefix in wanted - self._holes:
+            self._table(size, cidr).setdefault(prefix, _HOLE)
+        self._holes = wanted
+        self._cache.clear()
+        self.moves += 1
 
     def remove(self, address: bytes, cidr: int, peer: P) -> bool:
         """Take `address`/`cidr` from `peer`; False when it is not the owner."""
@@ -86,6 +100,8 @@ class AllowedIPs(Generic[P]):
             found = tables[-negated].get(value >> (size * 8 + negated))
             if found is not None:
                 break
+        if found is _HOLE:
+            found = None
         if len(self._cache) >= _CACHE_MAX:
             self._cache.clear()
         self._cache[address] = found
@@ -99,14 +115,27 @@ class AllowedIPs(Generic[P]):
                 return found
         return None
 
+    def _table(self, size: int, cidr: int) -> dict[int, P]:
+        table = self._tables[size].get(cidr)
+        if table is None:
+            table = self._tables[size][cidr] = {}
+            insort(self._lengths[size], -cidr)
+        return table
+
     def _discard(self, size: int, cidr: int, prefix: int) -> None:
+        if (size, cidr, prefix) in self._holes:
+            self._tables[size][cidr][prefix] = _HOLE
+        else:
+            self._forget(size, cidr, prefix)
+        self._count -= 1
+        self._cache.clear()
+
+    def _forget(self, size: int, cidr: int, prefix: int) -> None:
         table = self._tables[size][cidr]
         del table[prefix]
         if not table:
             del self._tables[size][cidr]
             self._lengths[size].remove(-cidr)
-        self._count -= 1
-        self._cache.clear()
 
     @staticmethod
     def _prefix(address: bytes, cidr: int) -> tuple[int, int]:

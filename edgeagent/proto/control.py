@@ -45,6 +45,9 @@ NODE_KEYS_MAX = 4  # one in use, one coming; more only while a renewal was cut o
 ROUTES_MAX = 64
 TAGS_MAX = 32
 HOSTS_MAX = 8
+MAP_ROUTES_MAX = 256  # prefixes behind others that one map names
+ROUTERS_MAX = 4  # of one prefix that a device is told of
+CLIENTS_MAX = 32  # plain WireGuard clients of one gateway
 RELAYS_MAX = 16  # that one map names
 RELAY_HOSTS_MAX = 4  # names or addresses of one relay
 PASS_BYTES_MAX = 1_024
@@ -76,6 +79,7 @@ TAGS = List(Text(67, "tag:name", is_tag), TAGS_MAX)
 DOMAIN = Text(DOMAIN_BYTES_MAX, "domain name", is_domain)
 NODE_KEYS = List(Row(KEY, Uint()), NODE_KEYS_MAX, 1)
 FACTS = Table(Text(128), 16)
+ADVERTISED = List(Prefix(4, 16), ROUTES_MAX)
 RELAY_LABEL = Text(63, "relay id or region (one DNS label, lower case)", is_host_name)
 RELAYS = List(RELAY_LABEL, 8)
 RELAY_HOSTS = List(Text(DOMAIN_BYTES_MAX + 6, "host:port", is_host_port), RELAY_HOSTS_MAX, 1)
@@ -137,7 +141,12 @@ BODIES: dict[str, Schema] = {
             "facts": FACTS,
         }
     ),
-    "birth": Fields({"boot": BOOT, "ver": Text(64), "map": Row(STAMP, STAMP), "nk": KEY, "facts": FACTS}, grows=True),
+    "birth": Fields(
+        {"boot": BOOT, "ver": Text(64), "map": Row(STAMP, STAMP), "nk": KEY, "facts": FACTS},
+        # the prefixes that it offers to route, those of an exit node among them, and whether it translates sources
+        {"ro": ADVERTISED, "sn": Flag()},
+        grows=True,
+    ),
     "state": Fields({"up": Flag()}),
     "ask": Choice(
         {
@@ -200,12 +209,21 @@ BODIES: dict[str, Schema] = {
             # what others may reach here, and what this device may reach; without it everything
             "po": POLICY,
             "dn": NAMES,  # what the network's name server says beside hosts
+            # prefixes behind others that it may use, those of its own that are approved, and its WireGuard clients
+            "ro": List(Prefix(4, 16), MAP_ROUTES_MAX),
+            "ra": ADVERTISED,
+            "cl": List(Row(KEY, Raw(4), Raw(16)), CLIENTS_MAX),
         },
         grows=True,
     ),
     "rec": Choice(
         {
-            "rec": Fields({"rec": Blob(RECORD_BYTES_MAX), "fk": KEY, "fg": Uint()}, {"id": Uint()}, grows=True),
+            "rec": Fields(
+                {"rec": Blob(RECORD_BYTES_MAX), "fk": KEY, "fg": Uint()},
+                # of an address behind routers: the ids of all of them, in the order in which the hub would take them
+                {"id": Uint(), "via": List(DEVICE, ROUTERS_MAX, 1)},
+                grows=True,
+            ),
             "no": Fields({"no": Word("unknown", "forbidden"), "ttl": Uint(0, 86_400), "id": Uint()}, grows=True),
             "gone": Fields({"gone": Blob(1_024)}, grows=True),
         }
@@ -225,7 +243,12 @@ BODIES: dict[str, Schema] = {
             "user": USER,
             "routes": List(Prefix(4, 16), ROUTES_MAX),
         },
-        {"gr": List(Text(GROUP_BYTES_MAX, "group:name", is_group), GROUPS_MAX)},  # of the policy's, that the user is in
+        {
+            "gr": List(
+                Text(GROUP_BYTES_MAX, "group:name", is_group), GROUPS_MAX
+            ),  # of the policy's, that the user is in
+            "cl": List(Raw(4, 16), 2 * CLIENTS_MAX),  # addresses of plain WireGuard clients that are reached through it
+        },
         grows=True,
     ),
     "gone": Fields({}, grows=True),

@@ -27,6 +27,7 @@ from edgeagent.proto.control_news import (
     News,
     RecordCame,
     RecordLost,
+    RoutersTold,
 )
 from edgeagent.proto.crypto import Crypto
 from edgeagent.proto.devicemap import DeviceMap
@@ -86,6 +87,7 @@ class ControlClient:
         self._boot = boot
         self._version = version
         self.facts = facts  # with the next birth
+        self.advertised: tuple[list[tuple[bytes, int]], bool] = ([], True)  # routes, whether sources are translated
         self._network = admission.network
         self._backoff = Backoff(jitter, 1.0, 300.0)
         self._connected_at: float | None = None
@@ -176,13 +178,16 @@ class ControlClient:
 
     def write_birth(self, now: float) -> None:
         """Tell the hub who is here, with which map and which node key."""
-        body = {
+        body: dict[str, object] = {
             "boot": self._boot,
             "ver": self._version,
             "map": list(self.map.stamp),
             "nk": self._identity.node_key,
             "facts": self.facts,
         }
+        routes, snat = self.advertised
+        if routes:
+            body |= {"ro": [list(prefix) for prefix in routes], "sn": snat}
         self._outbox.write(now, "birth", body)
 
     def farewell(self, now: float) -> None:
@@ -195,8 +200,10 @@ class ControlClient:
     def lookup(self, now: float, query: Query) -> Entry | Answer:
         """What is known now; PENDING ends in Answered."""
         entry = self.records.find(query, self._wall.at(now))
-        if entry is not None:
-            return entry
+        return entry if entry is not None else self.ask(now, query)
+
+    def ask(self, now: float, query: Query) -> Answer:
+        """Have the hub asked, whatever is known: NO where it said so a short while ago."""
         if self.questions.is_refused(now, query):
             return Answer.NO
         if not self.questions.ask(now, query, reachable=self.reachable):
@@ -366,6 +373,8 @@ class ControlClient:
                 raise ControlError(ControlDrop.BAD_FIELD, "rec.rec: not what was asked for")
             self._check(record, body["fg"])
             self._newer(now, signed)
+            if asked is not None and asked[0] == "a" and isinstance(asked[1], bytes) and "via" in body:
+                self._news.append(RoutersTold(asked[1], body["via"]))
             self._take_record(record, body["fk"], body["fg"], asked="id" in body)
 
     def keep(self, record: Record, feed_key: bytes, feed_generation: int) -> tuple[Entry, list[Entry]]:

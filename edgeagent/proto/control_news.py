@@ -49,6 +49,16 @@ class Answered:
         self.entry = entry
 
 
+class RoutersTold:
+    """Who routes an address that was asked for: device ids, the preferred first."""
+
+    __slots__ = ("address", "via")
+
+    def __init__(self, address: bytes, via: list[str]) -> None:
+        self.address = address
+        self.via = via
+
+
 class MapCame:
     """The map in use is another."""
 
@@ -76,4 +86,4 @@ class CutOff:
     __slots__ = ()
 
 
-News = RecordCame | RecordLost | FeedCame | Answered | MapCame | EpochBehind | CommandCame | CutOff
+News = RecordCame | RecordLost | FeedCame | Answered | RoutersTold | MapCame | EpochBehind | CommandCame | CutOff

@@ -23,6 +23,7 @@ from edgeagent.proto.endpoint import Endpoint, Transmit
 from edgeagent.proto.errors import DropReason, LimitReached, LocalProtocolError
 from edgeagent.proto.established import Established, Traffic
 from edgeagent.proto.events import Event
+from edgeagent.proto.ip import holds
 from edgeagent.proto.keys import Entropy, clamp
 from edgeagent.proto.limits import Limits
 from edgeagent.proto.messages import TRANSPORT, TRANSPORT_HEADER, TRANSPORT_SIZE_MIN
@@ -358,7 +359,8 @@ class Device:
         self._deliver(now, peer, packet, outer_ecn)
 
     def _deliver(self, now: float, peer: Peer, packet: bytes, outer_ecn: int) -> bool:
-        """Of a packet that was opened: trim → allowed IPs → policy → ECN → deliver. False where it is dropped."""
+        """Of a packet that was opened: trim → allowed IPs → policy → ECN → deliver. False where it is dropped, or comes
+        through another router than the one that answers go to: no engine is to take such a flow for its own."""
         shared = self._shared
         version = packet[0] >> 4
         size = len(packet)
@@ -377,7 +379,8 @@ class Device:
             return False
         if length != size:
             packet = packet[:length]
-        if self.allowed_ips.lookup(source) is not peer:
+        is_owner = self.allowed_ips.lookup(source) is peer
+        if not is_owner and not any(holds(prefix, source) for prefix in peer.sources):
             shared.drops[DropReason.INNER_SOURCE] += 1
             return False
         if version == 4 and packet[16:20] == shared.kept:
@@ -395,7 +398,7 @@ class Device:
                 return False
             packet = marked
         shared.packets.append(packet)
-        return True
+        return is_owner
 
     def _prohibit(self, now: float, firewall: Firewall, packet: bytes) -> None:
         """Tell its sender that the policy forbids it (ICMP type 3 code 13, ICMPv6 type 1 code 1)."""

@@ -20,10 +20,14 @@ class DeviceMap:
     `node_keys` are (key, not_after), the one in use first; `not_after` ends the admission. Wall seconds, 0 for never.
     `names` is what the name server says beside hosts (dnssettings.py). `relays` are those that the device may use,
     `passes` lets it in there: a signed object for each of its node keys.
+    `routes` are the prefixes behind others that it may use, `approved` those that others may reach through it, and
+    `clients` the plain WireGuard clients that it is the gateway of: (key, IPv4, IPv6).
     """
 
     __slots__ = (
         "addresses",
+        "approved",
+        "clients",
         "device",
         "domain",
         "feed_generation",
@@ -38,6 +42,7 @@ class DeviceMap:
         "policy",
         "raw",
         "relays",
+        "routes",
         "settings",
         "stamp",
         "tags",
@@ -69,6 +74,12 @@ class DeviceMap:
         self.passes: list[bytes] = body.get("ps", [])
         self.policy: dict[str, Any] | None = body.get("po")  # policy.py reads it
         self.names: dict[str, Any] = body.get("dn", {})
+        routes = body.get("ro")  # None: a hub that does not say, so that records alone do
+        self.routes: list[tuple[bytes, int]] | None = (
+            None if routes is None else [(each[0], each[1]) for each in routes]
+        )
+        self.approved: list[tuple[bytes, int]] = [(address, length) for address, length in body.get("ra", [])]
+        self.clients: list[tuple[bytes, bytes, bytes]] = [(key, v4, v6) for key, v4, v6 in body.get("cl", [])]
         if self.device != signed.subject:
             raise ControlError(ControlDrop.WRONG_SUBJECT, f"map.id: {signed.subject} expected, got {self.device}")
 

@@ -37,6 +37,15 @@ def ip_to_bytes(text: str) -> bytes:
     return packed
 
 
+def holds(prefix: tuple[bytes, int], address: bytes) -> bool:
+    """Whether an address is in a prefix, which has no bits behind its length."""
+    network, length = prefix
+    if len(network) != len(address):
+        return False
+    behind = 8 * len(address) - length
+    return int.from_bytes(address, "big") >> behind == int.from_bytes(network, "big") >> behind
+
+
 def _to_ipv4(text: str) -> bytes | None:
     parts = text.split(".")
     if len(parts) != 4 or not all(_BYTE.fullmatch(part) for part in parts):

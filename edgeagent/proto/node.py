@@ -25,12 +25,14 @@ from edgeagent.proto.control_news import (
     News,
     RecordCame,
     RecordLost,
+    RoutersTold,
 )
 from edgeagent.proto.crypto import Crypto
 from edgeagent.proto.device import Device
 from edgeagent.proto.devicemap import DeviceMap
 from edgeagent.proto.endpoint import Endpoint, Transmit
 from edgeagent.proto.epochs import Epochs
+from edgeagent.proto.errors import LimitReached
 from edgeagent.proto.events import EndpointRoamed, Event, HandshakeCompleted, HandshakeFailed, UnknownPeer
 from edgeagent.proto.identity import Admission, Identity
 from edgeagent.proto.keyrenewal import KeyRenewal, Step
@@ -68,6 +70,8 @@ from edgeagent.proto.whereabouts import Whereabouts
 if TYPE_CHECKING:
     from edgeagent.proto.established import Traffic
     from edgeagent.proto.peer import Peer
+    from edgeagent.proto.prefixes import Prefix
+    from edgeagent.proto.routers import Routers
     from edgeagent.proto.uplinks import Uplinks
 
 SWEEP_S = 30.0
@@ -115,6 +119,7 @@ class Node:
         self.admission = admission
         self.wall = wall
         self.removed = False
+        self._clients: set[bytes] = set()  # WireGuard keys of plain clients that are peers
         fields, bad_cache = self._read_cache(saved)
         self._epochs = Epochs(fields["e"] if fields is not None else 0)
         self._outbox = Outbox(
@@ -171,9 +176,17 @@ class Node:
         self._renew_key(now)
         self.reach.use_map(now, self.map)
         self._use_policy(now)
+        self._meet_clients(now)
+        if self.map.routes or any(entry.record.routes for entry in self.client.records):
+            self._need_routers()
         self._settle(now)
 
     # Who we are
+
+    @property
+    def routers(self) -> Routers | None:
+        """None as long as nobody is known to route for others."""
+        return self.peering.routers
 
     @property
     def map(self) -> DeviceMap:
@@ -267,6 +280,18 @@ class Node:
         self.client.farewell(now)
         self.reach.close(now)
 
+    def advertise(self, now: float, routes: list[Prefix], *, snat: bool) -> None:
+        """Offer to route prefixes for others; those of an exit node are among them. Told with a birth."""
+        if (routes, snat) != self.client.advertised:
+            self.client.advertised = (routes, snat)
+            self.tell_facts(now)
+
+    def use_routes(self, now: float, *, accept: bool, exit_name: str) -> None:
+        """Whether to use prefixes behind others, and which exit node ("" for none)."""
+        if self.routers is not None or exit_name or not accept or self.map.routes:
+            self._need_routers().settle_for(accept, exit_name)
+        self._settle(now)
+
     # Inputs: the tunnel
 
     def handle_datagrams(self, now: float, batch: list[tuple[bytes, Endpoint, int]]) -> None:
@@ -277,11 +302,9 @@ class Node:
     def handle_packets(self, now: float, packets: list[bytes]) -> None:
         """IP packets from the TUN."""
         self.reach.used(now)
-        for unsent in self.device.handle_packets(now, packets):
-            if self.removed:
-                self.device.refuse(unsent)
-            else:
-                self.resolver.unsent(now, unsent)
+        self._send(now, packets)
+        if self.routers is not None:
+            self.routers.used(now)
         self._settle(now)
 
     def handle_opened(self, now: float, batch: list[tuple[Peer, bytes, int]]) -> None:
@@ -293,6 +316,8 @@ class Node:
         """What an engine moved by itself."""
         if any(traffic.last_data_sent_at is not None for traffic in reports):
             self.reach.used(now)
+            if self.routers is not None:
+                self.routers.used(now)
         self.device.handle_traffic(now, reports)
         self._paths.carried(now, reports)
         self._settle(now)
@@ -384,6 +409,9 @@ class Node:
         self.finder.handle_timeout(now)
         self.reach.handle_timeout(now)
         self._paths.handle_timeout(now)
+        if self.routers is not None:
+            self.routers.handle_timeout(now)
+            self._send(now, self.routers.drain_packets())
         if self._sweep_at is not None and self._sweep_at <= now:
             self._sweep_at = None
             self._paths.sweep(now)
@@ -402,6 +430,7 @@ class Node:
             self.finder.poll_timeout(),
             self.reach.poll_timeout(),
             self._paths.poll_timeout(),
+            None if self.routers is None else self.routers.poll_timeout(),
             self._sweep_at,
         ]
         return min((at for at in times if at is not None), default=None)
@@ -510,6 +539,13 @@ class Node:
             self._paths.received(now, batch)
             self.peering.complete_moves(now)
 
+    def _send(self, now: float, packets: list[bytes]) -> None:
+        for unsent in self.device.handle_packets(now, packets):
+            if self.removed:
+                self.device.refuse(unsent)
+            else:
+                self.resolver.unsent(now, unsent)
+
     def _signal(self, device: str, frame: bytes) -> None:
         entry = self.client.records.get(device)
         if self.client.connected and entry is not None and entry.inbox is not None:
@@ -517,6 +553,8 @@ class Node:
 
     def _take_news(self, now: float, news: News) -> None:
         if isinstance(news, RecordCame):
+            if self.routers is not None or news.entry.record.routes:
+                self._need_routers().record_came(now, news.entry)
             self.peering.record_came(now, news.entry)
             if news.introduced:
                 self._paths.introduced(now, news.entry)
@@ -532,12 +570,19 @@ class Node:
         elif isinstance(news, RecordLost):
             self._paths.forget(news.entry.record.device)
             link = self.peering.remove(now, news.entry.record.device)
+            if self.routers is not None:
+                self.routers.record_lost(now, news.entry.record.device)
             if link is not None:
                 self._tell_gone(link, "removed" if news.gone else "gave way")
             if news.gone:
                 self.device.forget_flows(news.entry.record.device)
             self._mark_dirty(urgent=news.gone)
+        elif isinstance(news, RoutersTold):
+            self._need_routers().told(now, news.address, news.via)
         elif isinstance(news, MapCame):
+            if self.routers is not None or self.map.routes:
+                self._need_routers().map_came()
+            self._meet_clients(now)
             self.whereabouts.handle_map(now)
             self.reach.use_map(now, self.map)
             self._use_policy(now)
@@ -582,6 +627,31 @@ class Node:
         from edgeagent.proto.policy import Slice  # only who has a policy pays for it
 
         self.device.set_policy(now, Slice(about.policy, about.tags, about.addresses, (about.v4, about.v6)))
+
+    def _need_routers(self) -> Routers:
+        if self.peering.routers is None:
+            from edgeagent.proto.routers import Routers  # most networks have none: 0.1 MiB
+
+            self.peering.routers = Routers(self.client, self.peering, self.device, self.finder)
+        return self.peering.routers
+
+    def _meet_clients(self, now: float) -> None:
+        """Plain WireGuard clients are peers for as long as the map names them."""
+        wanted = {key: (v4, v6) for key, v4, v6 in self.map.clients}
+        for key in [key for key in self._clients if key not in wanted]:
+            self._clients.remove(key)
+            self.device.remove_peer(now, key)
+        for key, addresses in wanted.items():
+            if key in self._clients or key in self.device.peers or key == self.device.public_key:
+                continue
+            try:
+                peer = self.device.add_peer(now, key)
+                for address in addresses:
+                    self.device.allowed_ips.insert(address, 8 * len(address), peer)
+            except LimitReached:
+                self.client.count(ControlDrop.TABLE_FULL)
+                return
+            self._clients.add(key)
 
     def _cut_off(self, now: float) -> None:
         self.removed = True

@@ -185,6 +185,7 @@ def tables(node: Node) -> dict[str, dict[str, int]]:
             len(node.resolver.strangers), limits.unknown_initiations, node.resolver.strangers.gave_way
         ),
         "relay_sessions": _table(len(node.relays.sessions.all), SESSIONS_MAX),
+        **({} if node.routers is None else {"route_groups": _table(*node.routers.size())}),
     }
 
 

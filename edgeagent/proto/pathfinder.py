@@ -157,6 +157,19 @@ class Pathfinder:
             paths.introduce(now)
             self._settle(now, paths)
 
+    def prove(self, now: float, device: str) -> None:
+        """Probe all ways to a device, if its disco key is known."""
+        paths = self.peers.get(device)
+        if paths is not None:
+            paths.prove(now)
+            self._settle(now, paths)
+
+    def heard_at(self, device: str) -> float:
+        """When it was last heard, by whatever way; before all time where it was not."""
+        paths = self.peers.get(device)
+        heard = [] if paths is None else [path.heard_at for path in paths.prober if path.heard_at is not None]
+        return max(heard, default=float("-inf"))
+
     def forget(self, device: str) -> None:
         paths = self.peers.pop(device, None)
         if paths is not None:

@@ -42,6 +42,7 @@ STANDBY_S = 15.0  # the same by the uplinks that stand by, with small probes: be
 RECHECKS = 4  # of those, every which one is a look at all
 ROAM_TRUST_S = 3.0  # how long WireGuard's word counts for a path that is not proven
 COPIES_MAX = 2
+PROVED_MAX = 4  # dead paths that get a ping when somebody has to know whether the peer is there
 SMALL_BYTES = MTU_MIN - 57  # a frame so short passes everywhere
 
 _LIVE = (State.PROVEN, State.ANSWERED, State.DOUBTFUL)
@@ -150,6 +151,21 @@ class PeerPaths:
         self.introduced_at = now
         if not self.is_direct and self.next_seek_at is None:
             self.next_seek_at = now
+
+    def prove(self, now: float) -> None:
+        """Somebody has to know whether it is there: probe every way that may work, also its relay's."""
+        self.introduce(now)
+        dead = []
+        for path in self.prober:
+            if path.next_probe_at is not None:
+                continue
+            if path.is_relay or path.state in _LIVE:
+                self.prober.begin(now, path)
+            elif path.state is State.DEAD and self._shared.ways.is_open(path.endpoint):
+                dead.append(path)
+        dead.sort(key=lambda path: path.latency_ms is None)  # those that once worked are the likeliest to do so again
+        for path in dead[:PROVED_MAX]:
+            self.prober.ping(now, path.endpoint, PING_BYTES)
 
     # Frames of the peer, opened
 

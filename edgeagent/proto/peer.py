@@ -129,6 +129,7 @@ class Peer:
         "rx_bytes",
         "scheduled_at",
         "slot",
+        "sources",
         "staged",
         "timers",
         "tx_bytes",
@@ -153,6 +154,7 @@ class Peer:
         self.tx_bytes = 0
         self.slot: int | None = None  # in an engine's table
         self.record: Record | None = None  # who it is, as the hub has signed it; it is what a policy goes by
+        self.sources: list[tuple[bytes, int]] = []  # prefixes of others' that packets may come from through it, too
         self.scheduled_at: float | None = None  # the device's own note of when it will look at the timers
         self._cookies = CookieGenerator(shared.crypto, public_key)
         self._handshake: noise.Handshake | None = None

@@ -7,6 +7,7 @@ changes its node key: the allowed IPs move to the new one as soon as it can carr
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from edgeagent.proto.constants import REJECT_AFTER_TIME_S
 from edgeagent.proto.control_client import ControlClient
@@ -19,6 +20,9 @@ from edgeagent.proto.peer import Peer
 from edgeagent.proto.records import Entry, UdpAddress
 from edgeagent.proto.refusals import ControlDrop
 from edgeagent.proto.relay_endpoint import RelayEndpoint
+
+if TYPE_CHECKING:
+    from edgeagent.proto.routers import Routers
 
 IDLE_S = 15 * 60.0  # without a packet either way
 SEARCH_S = 30.0  # a link used less long ago is worth a search for a path when its feed comes
@@ -59,6 +63,7 @@ class Peering:
         self._finder = finder
         self._peers_max = peers_max
         self.links: dict[str, Link] = {}
+        self.routers: Routers | None = None  # as soon as somebody routes for others
         self._evicted: list[Link] = []
         self.gave_way = 0  # links let go of because others needed the room
         self._moving: dict[str, Link] = {}  # those with a key that is coming
@@ -151,10 +156,14 @@ class Peering:
     def _give_addresses(self, peer: Peer, entry: Entry) -> None:
         """Make the peer's allowed IPs what its record says; an address that a later record gave away is left there."""
         wanted: dict[tuple[bytes, int], None] = {}
-        for address, length in entry.record.prefixes():
+        for address, length in entry.record.own_prefixes():
             holder = self._client.records.holder(address) if length == 8 * len(address) else None
             if holder in (None, entry.record.device):
                 wanted[address, length] = None
+        if self.routers is not None:
+            carried = self.routers.prefixes_of(entry)
+            wanted.update(dict.fromkeys(carried))
+            peer.sources = [prefix for prefix in self.routers.sources_of(entry) if prefix not in carried]
         allowed = self._device.allowed_ips
         for address, length in list(allowed.of_peer(peer)):
             if (address, length) not in wanted:
@@ -164,6 +173,18 @@ class Peering:
                 allowed.insert(address, length, peer)
         except LimitReached:
             self._client.count(ControlDrop.TABLE_FULL)  # what came first, its own addresses, is in
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another link makes nobody give way."""
+        return len(self._device.peers) < self._peers_max
+
+    def give_addresses(self, *devices: str) -> None:
+        """Routes go by other links than before; to be looked at are those of `devices`, in this order, or all."""
+        for device in devices or list(self.links):
+            link, entry = self.links.get(device), self._client.records.get(device)
+            if link is not None and entry is not None:
+                self._give_addresses(link.peer, entry)
 
     # What comes to be known
 
@@ -223,6 +244,7 @@ class Peering:
             new.set_endpoint(old.endpoint)
         for address, length in list(self._device.allowed_ips.of_peer(old)):
             self._device.allowed_ips.insert(address, length, new)
+        new.sources = old.sources
         for packet in old.staged:
             new.stage(packet)
         self._remove_peer(now, link.device, old)

@@ -21,13 +21,16 @@ UdpAddress = tuple[bytes, int]  # address of 4 or 16 B, port
 
 
 class Record:
-    """A verified record. `node_keys` are (key, not_after or 0), the one in use first; `routes` (address, length)."""
+    """A verified record. `node_keys` are (key, not_after or 0), the one in use first; `routes` (address, length), no
+    default routes: those make it `is_exit`; `clients` are addresses of plain WireGuard clients behind it."""
 
     __slots__ = (
         "addresses",
+        "clients",
         "device",
         "device_key",
         "groups",
+        "is_exit",
         "name",
         "node_keys",
         "not_after",
@@ -53,7 +56,9 @@ class Record:
         self.tags: list[str] = body["tags"]
         self.user: str = body["user"]
         self.groups: list[str] = body.get("gr", [])  # of the policy's, that the user is in
-        self.routes: list[tuple[bytes, int]] = [(address, length) for address, length in body["routes"]]
+        self.routes: list[tuple[bytes, int]] = [(address, length) for address, length in body["routes"] if length]
+        self.is_exit = any(not length for _, length in body["routes"])
+        self.clients: list[bytes] = body.get("cl", [])
 
     def has_node_key(self, key: bytes) -> bool:
         return any(key == known for known, _ in self.node_keys)
@@ -64,9 +69,13 @@ class Record:
 
     def prefixes(self) -> Iterator[tuple[bytes, int]]:
         """Everything that is reached through this device: (address, length)."""
-        for address in self.addresses:
-            yield address, 8 * len(address)
+        yield from self.own_prefixes()
         yield from self.routes
+
+    def own_prefixes(self) -> Iterator[tuple[bytes, int]]:
+        """Addresses that nobody else is to be reached at."""
+        for address in (*self.addresses, *self.clients):
+            yield address, 8 * len(address)
 
     def cover_length(self, address: bytes) -> int:
         """The length of the longest prefix that holds `address`; -1 when it is neither this device's nor behind it."""
@@ -82,7 +91,7 @@ class Record:
     def queries(self) -> list[Query]:
         """All questions about this device itself."""
         return [
-            *(("a", address) for address in self.addresses),
+            *(("a", address) for address in (*self.addresses, *self.clients)),
             ("h", self.name),
             *(("k", key) for key, _ in self.node_keys),
         ]
@@ -270,7 +279,7 @@ class RecordTable:
         return best
 
     def _index(self, record: Record) -> None:
-        for address in record.addresses:
+        for address in (*record.addresses, *record.clients):
             self._claim(self._by_address, address, record)
         self._claim(self._by_name, record.name, record)
         for key, _ in record.node_keys:
@@ -283,7 +292,7 @@ class RecordTable:
             index[key] = record.device
 
     def _unindex(self, record: Record) -> None:
-        for address in record.addresses:
+        for address in (*record.addresses, *record.clients):
             self._release(self._by_address, address, record)
         self._release(self._by_name, record.name, record)
         for key, _ in record.node_keys:

@@ -46,7 +46,11 @@ class Resolver:
         if not is_unicast(destination):
             self._device.refuse(unsent)
             return
-        found = self._client.lookup(now, ("a", destination))
+        routers = self._peering.routers
+        if routers is None:
+            found = self._client.lookup(now, ("a", destination))
+        else:
+            found = routers.lookup(now, destination)
         if found is Answer.NO:
             self._refuse([packet], ControlDrop.UNREACHABLE)
             return
@@ -59,12 +63,17 @@ class Resolver:
 
     def ready(self, now: float, entry: Entry) -> None:
         """A record or a feed came: send what waited for its device, if that has an endpoint now."""
-        waiting = [at for at in self.unresolved.destinations() if entry.record.cover_length(at) >= 0]
+        waiting = [at for at in self.unresolved.destinations() if self._goes_to(entry, at)]
         if not waiting or self._peering.connect(now, entry).peer.endpoint is None:
             return
         for destination in waiting:
             for unsent in self._device.handle_packets(now, self.unresolved.take(destination)):
                 self._device.refuse(unsent)
+
+    def _goes_to(self, entry: Entry, destination: bytes) -> bool:
+        """Of several devices that route a destination, one gets what is for it."""
+        routers = self._peering.routers
+        return entry.record.cover_length(destination) >= 0 if routers is None else routers.carries(entry, destination)
 
     # Initiations
 

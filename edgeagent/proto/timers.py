@@ -106,6 +106,11 @@ class Timers:
         self.authenticated_sent(now)
 
     @property
+    def unanswered_since(self) -> float | None:
+        """When data was first sent since anything authentic came in; up to REKEY_TIMEOUT_JITTER_S later."""
+        return self._unanswered_since
+
+    @property
     def is_asking(self) -> bool:
         """Whether an answer to an initiation is awaited."""
         return self._initiated_at is not None

@@ -9,7 +9,7 @@ from ipaddress import ip_address
 from edgeagent.proto.names import is_host_name, is_tag, make_claim_id
 from edgeagent.proto.token import SECRET_SIZE, claim_password
 from edgeagent.proto.token import Token as JoinToken
-from hub.core import admission, naming, relays
+from hub.core import admission, clients, naming, relays, routes
 from hub.core.credential import make_credential
 from hub.core.hostnames import RESERVED
 from hub.core.model import TOKENS_MAX, Device, DeviceState, HubError, JobKind, Kind, Op, Outgoing, Role, Token
@@ -202,6 +202,9 @@ def remove_device(scribe: Scribe, tx: Tx, device: Device, wall_s: int) -> None:
     relays.tell_cut_off(tx, device)
     if device.kind is Kind.RELAY:
         relays.refresh(tx, wall_s)
+    else:
+        clients.forget(tx, device)
+        routes.forget(tx, device)
 
 
 def start_again(tx: Tx, wall_s: int) -> None:

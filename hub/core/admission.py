@@ -209,9 +209,9 @@ def _refresh(scribe: Scribe, tx: Tx, join: Join, device: Device, wall_s: int) ->
 
 def _give_addresses(scribe: Scribe, tx: Tx, device: Device) -> None:
     if device.v4 is None:
-        device.v4 = ipam.choose_v4(device.id, lambda address: tx.device_by_v4(address) is not None)
+        device.v4 = ipam.choose_v4(device.id, lambda address: ipam.is_taken_v4(tx, address))
     if device.v6 is None:
-        device.v6 = ipam.choose_v6(scribe.network.id, device.id, lambda address: tx.device_by_v6(address) is not None)
+        device.v6 = ipam.choose_v6(scribe.network.id, device.id, lambda address: ipam.is_taken_v6(tx, address))
 
 
 def _give_feed_key(scribe: Scribe, device: Device) -> None:

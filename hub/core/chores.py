@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from hub.core import commands, relays
+from functools import partial
+
+from hub.core import clients, commands, relays, routes
 from hub.core.model import CLAIM_GRACE_S, Device, DeviceState, Job, JobKind, Kind, Op, Outgoing
 from hub.core.scribe import Scribe
 from hub.core.store import Tx
@@ -23,6 +25,8 @@ def look_at_dates(scribe: Scribe, tx: Tx, wall_s: int, limit: int = 64) -> bool:
     """What has a time that has come: admissions, tokens, keys, records, passes, relays, commands. True: may be more."""
     done = _look_at_devices(scribe, tx, wall_s, limit)
     relays.refresh(tx, wall_s)
+    routes.refresh(tx)
+    clients.keep_keys(scribe, tx, wall_s)
     for token in tx.tokens_to_finish(wall_s, limit):
         token.finished_s = token.not_after
         tx.save_token(token)
@@ -69,7 +73,8 @@ def _do(scribe: Scribe, tx: Tx, job: Job, wall_s: int) -> None:
         relays.step_maps(tx, job.subject)
         return
     if job.kind is JobKind.POLICY:
-        scribe.policing.step(tx, job.subject)
+        if scribe.policing.step(tx, job.subject):
+            routes.approve_waiting(scribe, tx, partial(scribe.policing.approves_route, tx))
         return
     if job.kind is JobKind.CUT_OFF:
         if _told(tx, job.reader) is not None:

@@ -12,6 +12,7 @@ counted drop (`drops`); it never raises.
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from typing import Any
 
 from edgeagent.proto import topics
@@ -21,7 +22,7 @@ from edgeagent.proto.envelope import read_join, read_up
 from edgeagent.proto.keys import Entropy
 from edgeagent.proto.refusals import ControlDrop, ControlError
 from edgeagent.proto.signed import Signed
-from hub.core import admission, commands, relays
+from hub.core import admission, commands, relays, routes
 from hub.core.credential import is_strong
 from hub.core.model import OUTBOX_MAX, Device, DeviceState, HubDrop, JobKind, Kind, Network
 from hub.core.ratelimit import TokenBuckets
@@ -190,6 +191,11 @@ class Coordinator:
             else:
                 admission.use_node_key(tx, device, body["nk"])
                 self.scribe.push(tx, device)
+        if device.kind is Kind.DEVICE:
+            approves = partial(self.scribe.policing.approves_route, tx)
+            refused = routes.take_word(self.scribe, tx, device, body, approves)
+            if refused:
+                self.drops[HubDrop.ROUTE_REFUSED] += refused
         tx.save_device(device)
         self.scribe.time(tx, device, wall_s)
         if not has_newest_map:
@@ -216,6 +222,10 @@ class Coordinator:
                 self.drops[HubDrop.RATE_LIMITED] += 1
             return
         subject = self._find(tx, body)
+        via: list[Device] = []
+        if subject is None and "a" in body:
+            via = routes.routers_of(tx, reader, body["a"])
+            subject = via[0] if via else None
         if subject is None or subject.id == reader.id or not _can_be_met(subject):
             self.scribe.no(tx, reader, body["id"], "unknown", wall_s)
         elif DeviceState.EXPIRED in (subject.state, reader.state):
@@ -224,8 +234,12 @@ class Coordinator:
             self.scribe.no(tx, reader, body["id"], "forbidden", wall_s, ttl_s=POLICY_TTL_S)
         else:
             tx.introduce(reader.id, subject.id)
-            self.scribe.rec(tx, reader, subject, wall_s, ask=body["id"])
+            self.scribe.rec(tx, reader, subject, wall_s, ask=body["id"], via=[router.id for router in via])
             self.scribe.rec(tx, subject, reader, wall_s)  # one question is the rendezvous
+            for router in via[1:]:
+                tx.introduce(reader.id, router.id)
+                self.scribe.rec(tx, reader, router, wall_s)
+                self.scribe.rec(tx, router, reader, wall_s)
 
     def _find(self, tx: Tx, body: dict[str, Any]) -> Device | None:
         if "h" in body:
@@ -234,8 +248,11 @@ class Coordinator:
             return tx.device_by_node_key(body["k"])
         address: bytes = body["a"]
         if len(address) == 4:
-            return tx.device_by_v4(int.from_bytes(address, "big"))
-        return tx.device_by_v6(address)
+            number = int.from_bytes(address, "big")
+            found, client = tx.device_by_v4(number), tx.client_by_v4(number)
+        else:
+            found, client = tx.device_by_v6(address), tx.client_by_v6(address)
+        return tx.device(client.gateway) if client is not None else found
 
     def _handle_have(self, wall_s: int, tx: Tx, reader: Device, have: list[list[Any]]) -> None:
         """What the reader holds in its cache: tell it what has changed, and what went."""

@@ -9,6 +9,7 @@ from base64 import b32decode
 from collections.abc import Callable
 
 from hub.core.model import HubError
+from hub.core.store import Tx
 
 V4_NETWORK = 0x64400000  # 100.64.0.0
 V4_PREFIX = 10
@@ -54,6 +55,14 @@ def choose_v6(network_id: str, device_id: str, taken: Callable[[bytes], bool]) -
         if interface and not taken(address):
             return address
     raise HubError("no free IPv6 address near this device's own: remove devices that are gone")
+
+
+def is_taken_v4(tx: Tx, address: int) -> bool:
+    return tx.device_by_v4(address) is not None or tx.client_by_v4(address) is not None
+
+
+def is_taken_v6(tx: Tx, address: bytes) -> bool:
+    return tx.device_by_v6(address) is not None or tx.client_by_v6(address) is not None
 
 
 def _raw(name: str) -> bytes:

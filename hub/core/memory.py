@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from edgeagent.proto import prefixes
 from hub.core.audit import Entry
 from hub.core.model import (
+    Client,
     Command,
     Device,
     DeviceState,
@@ -20,6 +22,7 @@ from hub.core.model import (
     NodeKey,
     Op,
     Outgoing,
+    Route,
     StoredPolicy,
     Token,
 )
@@ -209,6 +212,60 @@ class MemoryTx:
     def node_keys_expired(self, wall_s: int, limit: int) -> list[NodeKey]:
         keys: list[NodeKey] = [key for key in self._tables["node_key"].values() if key.not_after <= wall_s]
         return [key for key in keys if self._tables["device"][key.device].node_key != key.key][:limit]
+
+    # routes and plain clients
+
+    def routes(self, device_id: str) -> list[Route]:
+        return self._routes(lambda route: route.device == device_id)
+
+    def all_routes(self, *, after: tuple[str, bytes, int], limit: int = 100) -> list[Route]:
+        return self._routes(lambda route: (route.device, *route.prefix) > after)[:limit]
+
+    def save_route(self, route: Route) -> None:
+        self._put("route", (route.device, *route.prefix), route)
+
+    def drop_route(self, device_id: str, address: bytes, length: int) -> None:
+        self._put("route", (device_id, address, length), _MISSING)
+
+    def routes_holding(self, address: bytes) -> list[Route]:
+        return self._routes(lambda r: r.advertised and r.approved and prefixes.holds(r.prefix, address))
+
+    def prefixes_in_use(self, limit: int) -> list[tuple[bytes, int]]:
+        def counts(route: Route) -> bool:
+            state = self._tables["device"][route.device].state
+            return route.advertised and route.approved and route.length > 0 and state is DeviceState.ACTIVE
+
+        return sorted({route.prefix for route in self._routes(counts)})[:limit]
+
+    def route_list(self) -> bytes:
+        encoded: bytes = self._tables["route_list"].get("list", b"")
+        return encoded
+
+    def save_route_list(self, encoded: bytes) -> None:
+        self._put("route_list", "list", encoded)
+
+    def add_client(self, client: Client) -> None:
+        self._put("client", client.key, client)
+
+    def drop_client(self, key: bytes) -> None:
+        self._put("client", key, _MISSING)
+
+    def clients(self, gateway: str | None = None) -> list[Client]:
+        found: list[Client] = [each for each in self._tables["client"].values() if gateway in (None, each.gateway)]
+        return sorted(found, key=lambda client: client.name)
+
+    def client_count(self) -> int:
+        return len(self._tables["client"])
+
+    def client_by_v4(self, address: int) -> Client | None:
+        return next((client for client in self.clients() if client.v4 == address), None)
+
+    def client_by_v6(self, address: bytes) -> Client | None:
+        return next((client for client in self.clients() if client.v6 == address), None)
+
+    def _routes(self, wanted: Callable[[Route], bool]) -> list[Route]:
+        rows: dict[Any, Route] = self._tables["route"]
+        return [rows[key] for key in sorted(rows) if wanted(rows[key])]
 
     # who knows whom
 

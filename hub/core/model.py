@@ -57,6 +57,7 @@ class HubDrop(Enum):
     COMMAND_OVER = "command-over"  # an answer about a command whose end the device has told before
     ANSWER_TOO_LONG = "answer-too-long"  # more output than a command may have
     BAD_SAMPLE = "bad-sample"  # what a watched device says of itself is not of its form
+    ROUTE_REFUSED = "route-refused"  # a device offered a prefix that nobody may route: the network's own, loopback, …
     RELAY_RESTLESS = "relay-restless"  # a relay changed what it says of itself again so soon that maps follow later
 
 
@@ -171,6 +172,34 @@ class Device:
     pass_renew_s: int = 0  # when the passes in its map are to be signed again; 0 = there are none
     slice_digest: bytes = b""  # of the policy's slice in its map; empty = its map has none
     groups_digest: bytes = b""  # of the policy's groups in its record; empty = it has none
+
+
+@dataclass(slots=True, frozen=True)
+class Route:
+    """A prefix that a device offers to route, or offered and had approved."""
+
+    device: str
+    address: bytes  # 4 or 16 B, no bits behind the prefix
+    length: int
+    advertised: bool
+    approved: bool
+    snat: bool  # whether the device says that it puts its own address in place of the source
+
+    @property
+    def prefix(self) -> tuple[bytes, int]:
+        return self.address, self.length
+
+
+@dataclass(slots=True, frozen=True)
+class Client:
+    """A plain WireGuard client, reached through a gateway device."""
+
+    key: bytes  # WireGuard public key
+    name: str
+    gateway: str  # device id
+    v4: int
+    v6: bytes
+    created_s: int
 
 
 @dataclass(slots=True, frozen=True)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgeagent.proto.prefixes import Prefix
 from hub.core.model import Device, DeviceState, HubError, JobKind, Kind, StoredPolicy
+from hub.core.on_routes import in_use
 from hub.core.policy.compile import Facts, Policy, digest
 from hub.core.policy.document import Document
 from hub.core.policy.evaluate import check, load
@@ -55,16 +57,25 @@ class Policing:
         policy = self.current(tx)
         return policy is None or policy.may_meet(facts_of(tx, a), facts_of(tx, b))
 
-    def step(self, tx: Tx, after: str) -> None:
-        """One step of a round through all members."""
+    def approves_route(self, tx: Tx, prefix: Prefix, device: Device) -> bool:
+        """Whether a device's word that it routes `prefix` needs nobody's approval (autoApprovers)."""
+        policy = self.current(tx)
+        if policy is None:
+            return False
+        person = facts_of(tx, device).person
+        return policy.auto_approves(prefix, device.tags, person, policy.groups_of(person))
+
+    def step(self, tx: Tx, after: str) -> bool:
+        """One step of a round through all members. True: it was the last one."""
         if round_waits(tx, JobKind.POLICY, "", after):
-            return
+            return False
         members = tx.devices(after=after, limit=ROUND_STEP, state=DeviceState.ACTIVE)
         for member in members:
             if member.kind is Kind.DEVICE:
                 self._refresh(tx, member)
         if len(members) == ROUND_STEP:
             tx.add_job(JobKind.POLICY, "", members[-1].id)
+        return len(members) < ROUND_STEP
 
     def _refresh(self, tx: Tx, member: Device) -> None:
         if digest(self.slice_of(tx, member)) != member.slice_digest:
@@ -82,7 +93,8 @@ def facts_of(tx: Tx, device: Device) -> Facts:
         addresses.append(device.v4.to_bytes(4, "big"))
     if device.v6 is not None:
         addresses.append(device.v6)
-    return Facts(tags=device.tags, user=device.user, addresses=tuple(addresses), id=device.id)
+    routes = tuple(sorted(in_use(tx.routes(device.id))))
+    return Facts(tags=device.tags, user=device.user, addresses=tuple(addresses), routes=routes, id=device.id)
 
 
 def groups_digest(groups: list[str]) -> bytes:

@@ -12,7 +12,7 @@ from edgeagent.proto.keys import Entropy
 from edgeagent.proto.relay_pass import write_pass
 from edgeagent.proto.seal import seal_box
 from edgeagent.proto.signed import sign_object
-from hub.core import ipam
+from hub.core import ipam, on_routes
 from hub.core.model import (
     NODE_KEY_GRACE_S,
     NODE_KEY_LIFE_S,
@@ -83,8 +83,8 @@ class Scribe:
                 "nk": self._node_keys(tx, device),
                 "tags": list(device.tags),
                 "user": device.user,
-                "routes": [],
                 **({"gr": groups} if groups else {}),
+                **on_routes.for_record(tx, device),
             },
         )
         device.record_renew_s = wall_s + RECORD_RENEW_S
@@ -125,6 +125,7 @@ class Scribe:
                 **relays,
                 **({} if policy is None else {"po": policy}),
                 **({} if device.kind is Kind.RELAY else self._names_for(tx)),
+                **on_routes.for_map(tx, device),
             },
         )
         tx.save_device(device)
@@ -133,8 +134,11 @@ class Scribe:
         tx.put_out(Outgoing(Op.PUBLISH, topic, sealed, retain=True, key=topic))
         return signed
 
-    def rec(self, tx: Tx, reader: Device, subject: Device, wall_s: int, ask: int | None = None) -> None:
-        """Tell `reader` the record and the feed key of `subject`; `ask` is the id of the question, if one was asked."""
+    def rec(
+        self, tx: Tx, reader: Device, subject: Device, wall_s: int, ask: int | None = None, via: list[str] | None = None
+    ) -> None:
+        """Tell `reader` the record and the feed key of `subject`; `ask` is the id of the question, if one was asked,
+        and `via` are the ids of all routers to an address that was asked for."""
         body: dict[str, Any] = {
             "rec": self.record(tx, subject, wall_s),
             "fk": subject.feed_key,
@@ -142,6 +146,8 @@ class Scribe:
         }
         if ask is not None:
             body["id"] = ask
+        if via:
+            body["via"] = via
         self._down(tx, reader, "rec", body, wall_s, key=None if ask is not None else f"rec/{reader.id}/{subject.id}")
 
     def no(self, tx: Tx, reader: Device, ask: int, why: str, wall_s: int, *, ttl_s: int = 0) -> None:

@@ -10,7 +10,20 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from hub.core.audit import Entry
-from hub.core.model import Command, Device, DeviceState, Job, JobKind, Network, NodeKey, Outgoing, StoredPolicy, Token
+from hub.core.model import (
+    Client,
+    Command,
+    Device,
+    DeviceState,
+    Job,
+    JobKind,
+    Network,
+    NodeKey,
+    Outgoing,
+    Route,
+    StoredPolicy,
+    Token,
+)
 
 
 class Tx(Protocol):
@@ -120,6 +133,40 @@ class Tx(Protocol):
 
     def node_keys_expired(self, wall_s: int, limit: int) -> list[NodeKey]:
         """Those past their end that are not the one in use."""
+
+    def routes(self, device_id: str) -> list[Route]:
+        """Of one device, by address and length."""
+
+    def all_routes(self, *, after: tuple[str, bytes, int], limit: int = 100) -> list[Route]:
+        """By device, address and length, those after (device, address, length)."""
+
+    def save_route(self, route: Route) -> None: ...
+
+    def drop_route(self, device_id: str, address: bytes, length: int) -> None: ...
+
+    def routes_holding(self, address: bytes) -> list[Route]:
+        """Those advertised and approved that an address (4 or 16 B) is in, of any device."""
+
+    def prefixes_in_use(self, limit: int) -> list[tuple[bytes, int]]:
+        """What active devices route, advertised and approved, each once, in order; without default routes."""
+
+    def route_list(self) -> bytes:
+        """What the newest maps say of prefixes; empty for nothing."""
+
+    def save_route_list(self, encoded: bytes) -> None: ...
+
+    def add_client(self, client: Client) -> None: ...
+
+    def drop_client(self, key: bytes) -> None: ...
+
+    def clients(self, gateway: str | None = None) -> list[Client]:
+        """By name; of one gateway, or all, which its ceiling keeps few."""
+
+    def client_count(self) -> int: ...
+
+    def client_by_v4(self, address: int) -> Client | None: ...
+
+    def client_by_v6(self, address: bytes) -> Client | None: ...
 
     def introduce(self, a: str, b: str) -> None:
         """From now on the two know each other."""

@@ -92,6 +92,16 @@ def _load(connection: Connection, name: str) -> bytes:
     return found or b""
 
 
+def save_route_list(connection: Connection, encoded: bytes) -> None:
+    _save(connection, {"routes": encoded})
+
+
+def load_route_list(connection: Connection) -> bytes:
+    """Empty when there never was one."""
+    found: bytes | None = connection.execute(select(meta.c.value).where(meta.c.name == "routes")).scalar()
+    return found or b""
+
+
 def _save(connection: Connection, values: dict[str, bytes]) -> None:
     statement = insert(meta)
     statement = statement.on_conflict_do_update(index_elements=["name"], set_={"value": statement.excluded.value})

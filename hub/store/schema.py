@@ -145,6 +145,33 @@ node_key = Table(
     sqlite_with_rowid=False,
 )
 
+# Prefixes that devices offer to route, or offered and had approved.
+route = Table(
+    "route",
+    metadata,
+    Column("device", Text, ForeignKey("device.id"), primary_key=True),
+    Column("address", BLOB, primary_key=True),
+    Column("length", Integer, primary_key=True),
+    Column("advertised", Boolean, nullable=False),
+    Column("approved", Boolean, nullable=False),
+    Column("snat", Boolean, nullable=False),
+    sqlite_with_rowid=False,
+)
+Index("ix_route_address", route.c.address, route.c.length)
+
+# Plain WireGuard clients behind gateways.
+client = Table(
+    "client",
+    metadata,
+    Column("key", BLOB, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("gateway", Text, ForeignKey("device.id"), nullable=False, index=True),
+    Column("v4", Integer, nullable=False, unique=True),
+    Column("v6", BLOB, nullable=False, unique=True),
+    Column("created_s", Integer, nullable=False),
+    sqlite_with_rowid=False,
+)
+
 # Who knows whom, both ways round.
 pair = Table(
     "pair",

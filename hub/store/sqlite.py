@@ -16,6 +16,7 @@ from sqlalchemy.exc import OperationalError
 
 from hub.core.audit import Entry
 from hub.core.model import (
+    Client,
     Command,
     Device,
     DeviceState,
@@ -29,11 +30,21 @@ from hub.core.model import (
     Op,
     Outgoing,
     Role,
+    Route,
     StoredPolicy,
     Token,
 )
 from hub.store import audits, commands, database, hooks, policies
-from hub.store.meta import load_names, load_network, load_relay_list, save_names, save_relay_list
+from hub.store import routes as route_rows
+from hub.store.meta import (
+    load_names,
+    load_network,
+    load_relay_list,
+    load_route_list,
+    save_names,
+    save_relay_list,
+    save_route_list,
+)
 from hub.store.schema import (
     ABOUT_ACCOUNTS,
     CUT_OFF,
@@ -318,6 +329,50 @@ class SqliteTx:
             .limit(limit)
         )
         return [NodeKey(*row) for row in self.connection.execute(query)]
+
+    # routes and plain clients
+
+    def routes(self, device_id: str) -> list[Route]:
+        return route_rows.routes(self.connection, device_id)
+
+    def all_routes(self, *, after: tuple[str, bytes, int], limit: int = 100) -> list[Route]:
+        return route_rows.all_routes(self.connection, after, limit)
+
+    def save_route(self, route: Route) -> None:
+        route_rows.save_route(self.connection, route)
+
+    def drop_route(self, device_id: str, address: bytes, length: int) -> None:
+        route_rows.drop_route(self.connection, device_id, address, length)
+
+    def routes_holding(self, address: bytes) -> list[Route]:
+        return route_rows.routes_holding(self.connection, address)
+
+    def prefixes_in_use(self, limit: int) -> list[tuple[bytes, int]]:
+        return route_rows.prefixes_in_use(self.connection, limit)
+
+    def route_list(self) -> bytes:
+        return load_route_list(self.connection)
+
+    def save_route_list(self, encoded: bytes) -> None:
+        save_route_list(self.connection, encoded)
+
+    def add_client(self, client: Client) -> None:
+        route_rows.add_client(self.connection, client)
+
+    def drop_client(self, key: bytes) -> None:
+        route_rows.drop_client(self.connection, key)
+
+    def clients(self, gateway: str | None = None) -> list[Client]:
+        return route_rows.clients(self.connection, gateway)
+
+    def client_count(self) -> int:
+        return route_rows.client_count(self.connection)
+
+    def client_by_v4(self, address: int) -> Client | None:
+        return route_rows.client_by(self.connection, address, None)
+
+    def client_by_v6(self, address: bytes) -> Client | None:
+        return route_rows.client_by(self.connection, None, address)
 
     # who knows whom
 

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+from base64 import b64decode
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 
 from edgeagent.proto.token import Token as JoinToken
-from hub import cli
+from hub import cli, cli_clients
 from hub.core.model import HubDrop
 from hub.state import State
 from hub.store.sqlite import SqliteStore
@@ -82,6 +83,12 @@ COMMANDS = [
     ["dns", "resolvers"],
     ["dns", "record", "add"],
     ["dns", "record", "remove"],
+    ["routes", "list"],
+    ["routes", "approve"],
+    ["routes", "unapprove"],
+    ["client", "add"],
+    ["client", "list"],
+    ["client", "remove"],
 ]
 
 
@@ -269,6 +276,62 @@ def test_what_devices_say_is_no_markup_and_no_control_sequence(ready: Shell, joi
         found.facts = {"[red]model": "[bold]x[/bold]"}
         tx.save_device(found)
     assert re.search(r"^\[red]model +\[bold]x\[/bold]$", ready("devices", "show", "cam"), re.MULTILINE)
+
+
+# routes and plain clients
+
+
+def test_the_life_of_a_route(ready: Shell, join: Callable[..., Dev]) -> None:
+    router = join(1, "gw")
+    hub = router.hub
+    assert isinstance(hub, Hub)
+    assert "edgeagent up --advertise-routes" in (ready("routes", "list") or ready.err)
+    hub.hear(router.birth(ro=[[bytes((192, 168, 7, 0)), 24], [bytes(4), 0], [bytes(16), 0]], sn=False))
+    hub.sent()
+    assert re.search(r"^192\.168\.7\.0/24 +gw +waits for approval +no +yes$", ready("routes", "list"), re.MULTILINE)
+    assert "0.0.0.0/0 (exit)" in ready("routes", "list")
+    assert "does not offer 10.0.0.0/8" in ready.fails("routes", "approve", "gw", "10.0.0.0/8")
+    assert "want a prefix" in ready.fails("routes", "approve", "gw", "all")
+    ready("routes", "approve", "gw", "192.168.7.0/24")
+    assert "192.168.7.0/24 approved" in ready.err
+    ready("routes", "approve", "gw", "exit")
+    assert "0.0.0.0/0, ::/0 approved" in ready.err
+    ready("routes", "approve", "gw")
+    assert "nothing that was not approved before" in ready.err
+    rows = ready.json("routes", "list", "--device", "gw")
+    assert {row["state"] for row in rows} == {"in use"} and {row["snat"] for row in rows} == {False}
+    assert ready.json("routes", "list", "--waiting") == []
+    ready("routes", "unapprove", "gw")
+    assert len(ready.json("routes", "list", "--waiting")) == 3
+    assert "is not approved" in ready.fails("routes", "unapprove", "gw", "192.168.7.0/24")
+
+
+def test_the_life_of_a_plain_client(ready: Shell, join: Callable[..., Dev]) -> None:
+    join(1, "gw")
+    assert "client add" in (ready("client", "list") or ready.err)
+    text = ready("client", "add", "phone", "--gateway", "gw", "--endpoint", "vpn.example:51820")
+    private = re.search(r"^PrivateKey = (\S{44})$", text, re.MULTILINE)
+    assert private and text.startswith("[Interface]\n") and "Endpoint = vpn.example:51820" in text
+    kept = ready.state.database.read_bytes()
+    assert private[1].encode() not in kept and b64decode(private[1]) not in kept
+    (listed,) = ready.json("client", "list")
+    assert (listed["name"], listed["gateway"]) == ("phone", "gw") and listed["addresses"][0] in text
+    assert listed["public_key"] in ready("client", "list")
+    assert "has it" in ready.fails("client", "add", "phone", "--gateway", "gw", "--endpoint", "vpn.example:51820")
+    assert "HOST:PORT" in ready.fails("client", "add", "other", "--gateway", "gw", "--endpoint", "vpn.example")
+    assert "wg pubkey" in ready.fails(
+        "client", "add", "x", "--gateway", "gw", "--endpoint", "v.example:1", "--public-key", "k"
+    )
+    assert [row["name"] for row in ready.json("client", "list")] == ["phone"]
+    ready("client", "remove", "phone")
+    assert ready.json("client", "list") == []
+    assert "client list" in ready.fails("client", "remove", "phone")
+
+
+def test_a_configuration_is_a_qr_code_too(capsys: pytest.CaptureFixture[str]) -> None:
+    cli_clients._print_qr("[Interface]\n" * 30)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 20 and len({len(line) for line in lines if line.strip()}) <= 3
 
 
 # relays

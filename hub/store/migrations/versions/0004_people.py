@@ -119,10 +119,10 @@ def upgrade() -> None:
     op.create_table(
         "claim",
         sa.Column("code", sa.Text(), nullable=False),
-        sa.Column("secret_hash", sa.BLOB(), nullable=False),
+        sa.Column("secret_hash", BLOB, nullable=False),
         sa.Column("address", sa.Text(), nullable=False),
         sa.Column("host", sa.Text(), nullable=False),
-        sa.Column("created_s", sa.Integer(), nullable=False),
+        sa.Column("created_s", Integer, nullable=False),
         sa.Column("facts", sa.Text(), nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("token", sa.Text(), nullable=False),

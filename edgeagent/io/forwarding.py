@@ -1,0 +1,221 @@
+"""What makes a device a router for others: sysctls, set and put back, and an nftables table of its own.
+
+The table takes from the tunnel only what is for the prefixes that are routed, puts our address in place of the source
+where that is wanted, and keeps TCP segments within the tunnel. One table an IP version: nft's `inet` has no NAT before
+Linux 5.2.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from edgeagent.proto.ip import ip_to_text
+from edgeagent.proto.prefixes import Prefix, to_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+NFT_TIMEOUT_S = 10.0
+_SAID_BYTES = 4_096
+_SEARCH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
+# An exit node leads to the internet, and to no neighbour: those are prefixes, to be approved as such
+_PRIVATE = {
+    4: ("10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16"),
+    16: ("fc00::/7", "fe80::/10"),
+}
+
+
+class NftError(Exception):
+    """Why the table cannot be made; a sentence without its full stop."""
+
+
+class Sysctls:
+    """`set` values by their path under /proc/sys; `before` has what they were when we came, also for a later life."""
+
+    def __init__(self, before: dict[str, str], root: str = "/proc/sys") -> None:
+        self.before = before
+        self._root = root
+
+    def get(self, name: str) -> str | None:
+        try:
+            with open(f"{self._root}/{name}") as file:
+                return file.read(64).strip()
+        except OSError:
+            return None
+
+    def note(self, name: str, value: str) -> bool:
+        """Remember what it is before it is set. False where there is nothing to do."""
+        found = self.get(name)
+        if found is None or found == value:
+            return False
+        self.before.setdefault(name, found)
+        return True
+
+    def set(self, name: str, value: str) -> None:
+        """Raises OSError."""
+        with open(f"{self._root}/{name}", "w") as file:
+            file.write(value)
+
+    def restore(self, names: Iterable[str] | None = None) -> None:
+        """The last first: what one change brought about for others is undone before it."""
+        for name in list(self.before if names is None else names)[::-1]:
+            value = self.before.pop(name)
+            try:
+                self.set(name, value)
+            except OSError:
+                continue  # the interface is gone, and its setting with it
+
+
+class Ruleset:
+    """What the table of one interface is to do."""
+
+    __slots__ = ("clients", "exits", "interface", "networks", "prefixes", "real", "snat")
+
+    def __init__(
+        self,
+        interface: str,
+        *,
+        networks: tuple[Prefix, Prefix],
+        prefixes: list[Prefix],
+        clients: list[bytes],
+        exits: bool,
+        snat: bool,
+        real: dict[Prefix, Prefix] | None = None,
+    ) -> None:
+        self.interface = interface
+        self.networks = networks  # the mesh's own
+        self.prefixes = prefixes
+        self.real = real or {}  # of `prefixes` those that are others at the site
+        self.clients = clients  # addresses of plain WireGuard clients
+        self.exits = exits
+        self.snat = snat
+
+    def text(self) -> str:
+        """For `nft -f -`: takes the place of the table that is there."""
+        return removal(self.interface) + "".join(self._table(size) for size in (4, 16))
+
+    def _table(self, size: int) -> str:
+        tun, ip = f'"{self.interface}"', "ip" if size == 4 else "ip6"
+        network = to_text(self.networks[0 if size == 4 else 1])
+        mine = [prefix for prefix in self.prefixes if len(prefix[0]) == size]
+        routed = [to_text(self.real.get(prefix, prefix)) for prefix in mine]  # as packets have it behind `prerouting`
+        mapped = {to_text(prefix): to_text(self.real[prefix]) for prefix in mine if prefix in self.real}
+        clients = [ip_to_text(address) for address in self.clients if len(address) == size]
+        forward = [
+            f"oifname {tun} tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu",
+            "ct state established,related accept",
+            "ct status dnat accept",
+            # The site's hosts are to be had by one address each
+            *(f"iifname {tun} {ip} daddr {inside} drop" for inside in mapped.values()),
+        ]
+        if clients:
+            among = f"{{ {', '.join(clients)} }}"
+            forward += [f"iifname {tun} oifname {tun} {ip} {end} {among} accept" for end in ("saddr", "daddr")]
+        forward.append(f"iifname {tun} oifname {tun} drop")
+        if routed:
+            forward.append(f"iifname {tun} {ip} daddr {{ {', '.join(routed)} }} accept")
+        if self.exits:
+            forward.append(f"iifname {tun} {ip} daddr {{ {', '.join(_PRIVATE[size])} }} drop")
+        else:
+            forward.append(f"iifname {tun} drop")
+        lines = [
+            f"table {ip} {table_name(self.interface)} {{",
+            "  chain forward {",
+            "    type filter hook forward priority 0; policy accept;",
+            *(f"    {rule}" for rule in forward),
+            "  }",
+        ]
+        if mapped:
+            pairs = ", ".join(f"{shown} : {inside}" for shown, inside in mapped.items())
+            lines += [
+                "  chain prerouting {",
+                "    type nat hook prerouting priority -100; policy accept;",
+                f"    iifname {tun} dnat {ip} prefix to {ip} daddr map {{ {pairs} }}",
+                "  }",
+            ]
+        sources = []
+        if mapped:
+            pairs = ", ".join(f"{inside} : {shown}" for shown, inside in mapped.items())
+            sources.append(f"oifname {tun} snat {ip} prefix to {ip} saddr map {{ {pairs} }}")
+        if self.snat and (routed or self.exits):
+            to = "" if self.exits else f" {ip} daddr {{ {', '.join(routed)} }}"
+            sources.append(f"{ip} saddr {network}{to} oifname != {tun} masquerade")
+        if sources:
+            lines += [
+                "  chain postrouting {",
+                "    type nat hook postrouting priority 100; policy accept;",
+                *(f"    {rule}" for rule in sources),
+                "  }",
+            ]
+        return "\n".join([*lines, "}", ""])
+
+
+def table_name(interface: str) -> str:
+    return "edgeagent_" + re.sub(r"[^A-Za-z0-9]", lambda match: f"_{ord(match[0]):x}_", interface)
+
+
+def removal(interface: str) -> str:
+    """For `nft -f -`: the tables of an interface are gone, whether they were there or not."""
+    name = table_name(interface)
+    return "".join(f"table {ip} {name}\ndelete table {ip} {name}\n" for ip in ("ip", "ip6"))
+
+
+def find_nft() -> str | None:
+    """Its path. (shutil would look for it too, and load three compressors.)"""
+    found = (os.path.join(directory, "nft") for directory in _SEARCH.split(os.pathsep) if directory)
+    return next((path for path in found if os.access(path, os.X_OK)), None)
+
+
+def nft(script: str, *, find: Callable[[], str | None] = find_nft) -> None:
+    """Run a script as a whole or not at all. Raises NftError. It takes some 20 ms, and the agent waits meanwhile."""
+    program = find()
+    if program is None:
+        raise NftError("nft is not installed. Install the package nftables")
+    script_end, script_in = os.pipe()
+    said, said_in = os.pipe()
+    try:
+        actions = [
+            (os.POSIX_SPAWN_DUP2, script_end, 0),
+            (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_RDWR, 0),
+            (os.POSIX_SPAWN_DUP2, said_in, 2),
+        ]
+        process = os.posix_spawn(program, [program, "-f", "-"], {"LC_ALL": "C"}, file_actions=actions)
+    except OSError as error:
+        for fd in (script_in, said):
+            os.close(fd)
+        raise NftError(f"{program}: {error.strerror}") from None
+    finally:
+        os.close(script_end)
+        os.close(said_in)
+    try:
+        with os.fdopen(script_in, "wb") as pipe:
+            pipe.write(script.encode())  # a pipe holds 64 KiB; 64 prefixes take 4
+        text, ended = _read(said, monotonic() + NFT_TIMEOUT_S)
+    except BrokenPipeError:
+        text, ended = "it did not read its input", True
+    finally:
+        os.close(said)
+    if not ended:
+        os.kill(process, signal.SIGKILL)
+    _, status = os.waitpid(process, 0)
+    if not ended or status:
+        line = next((line for line in text.splitlines() if "rror" in line), text.strip()[:200])
+        raise NftError(f"nft: {line or f'no answer in {NFT_TIMEOUT_S:.0f} s'}")
+
+
+def _read(fd: int, deadline: float) -> tuple[str, bool]:
+    """What is said there, and whether that came to an end."""
+    data, poll = b"", select.poll()
+    poll.register(fd, select.POLLIN)
+    while (left_s := deadline - monotonic()) > 0:
+        if poll.poll(1_000 * left_s):
+            more = os.read(fd, _SAID_BYTES)
+            if not more:
+                return data.decode("utf-8", "replace"), True
+            data = (data + more)[:_SAID_BYTES]
+    return data.decode("utf-8", "replace"), False
