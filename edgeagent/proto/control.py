@@ -49,6 +49,11 @@ EPOCH_MAX = 1 << 48  # what the hub may raise a device to, so that there is alwa
 RECORD_BYTES_MAX = 4_096
 MAP_BYTES_MAX = 16_384
 CA_BYTES_MAX = 8_192
+LOCK_KEYS_MAX = 8  # of one network; any of them may sign
+LOCK_SIGNATURES_MAX = 4  # of lock keys for one device, in its record
+LOCK_REVOKED_MAX = 32  # devices whose signatures one statement voids
+STATEMENT_BYTES_MAX = 2_048
+STATEMENTS_MAX = 4  # that lead to the one in force, in one map
 
 KEY = Raw(32)
 BOOT = Raw(16)
@@ -75,6 +80,14 @@ RELAY_FIELDS: dict[str, Schema] = {
     "u": PORT_OR_NONE,
     "s": PORT_OR_NONE,
     "pin": KEY,
+}
+
+# The network lock (edgeagent/proto/lock.py): [lock key, not_after or 0, sequence, signature of the device key] …, and
+# [node key, not_after, signature by the device key] …
+NODE_SIGNATURES = List(Row(KEY, Uint(), Raw(64)), NODE_KEYS_MAX)
+LOCK_FIELDS: dict[str, Schema] = {
+    "c": List(Row(KEY, Uint(), Uint(), Raw(64)), LOCK_SIGNATURES_MAX),
+    "k": NODE_SIGNATURES,
 }
 
 # The head of every signed object. `b` is checked against the body of its kind.
@@ -116,7 +129,7 @@ BODIES: dict[str, Schema] = {
             "have": Fields({"id": Uint(), "have": List(Row(DEVICE, STAMP, STAMP, Uint()), HAVE_MAX)}),
         }
     ),
-    "report": Fields({"nk": KEY}),
+    "report": Fields({"nk": KEY}, {"ls": NODE_SIGNATURES}),
     # relay → hub: what it is, and how many members it has
     "relay": Fields({**RELAY_FIELDS, "m": Uint(0, 1_000_000)}, grows=True),
     # hub → device
@@ -154,6 +167,8 @@ BODIES: dict[str, Schema] = {
             # relays that this device may use, and a pass for each of its node keys
             "rl": List(Fields({"id": RELAY_LABEL, **RELAY_FIELDS}, grows=True), RELAYS_MAX),
             "ps": List(Blob(PASS_BYTES_MAX), NODE_KEYS_MAX),
+            # the statements of the lock, the one in force last, and what the device's own record has in `lk`
+            "lk": Fields({"s": List(Blob(STATEMENT_BYTES_MAX), STATEMENTS_MAX, 1), **LOCK_FIELDS}, grows=True),
         },
         grows=True,
     ),
@@ -177,9 +192,20 @@ BODIES: dict[str, Schema] = {
             "user": Text(128),
             "routes": List(Prefix(4, 16), ROUTES_MAX),
         },
+        {"lk": Fields(LOCK_FIELDS, grows=True)},
         grows=True,
     ),
     "gone": Fields({}, grows=True),
+    # signed by a lock key, passed on by the hub
+    "lock": Fields(
+        {
+            "by": KEY,
+            "on": Flag(),
+            "k": List(KEY, LOCK_KEYS_MAX, 1),
+            "rv": List(Row(DEVICE, Uint()), LOCK_REVOKED_MAX),
+        },
+        grows=True,
+    ),
     # signed by the hub, read by relays
     "pass": Fields({"nk": KEY, "rl": RELAYS, "rg": RELAYS, "rc": Uint(0, 7)}, grows=True),
     # device → devices

@@ -50,6 +50,12 @@ class MapCame:
     __slots__ = ()
 
 
+class LockChanged:
+    """Another statement of the network's lock is held: to be kept before it has effects."""
+
+    __slots__ = ()
+
+
 class EpochBehind:
     """The hub has seen later epochs of ours: the connection must be made anew."""
 
@@ -62,4 +68,4 @@ class CutOff:
     __slots__ = ()
 
 
-News = RecordCame | RecordLost | FeedCame | Answered | MapCame | EpochBehind | CutOff
+News = RecordCame | RecordLost | FeedCame | Answered | MapCame | LockChanged | EpochBehind | CutOff

@@ -16,7 +16,16 @@ from edgeagent.proto import node_status, snapshot
 from edgeagent.proto.boundedqueue import BoundedQueue
 from edgeagent.proto.constants import MTU_DEFAULT
 from edgeagent.proto.control_client import Answer, ControlClient
-from edgeagent.proto.control_news import Answered, EpochBehind, FeedCame, MapCame, News, RecordCame, RecordLost
+from edgeagent.proto.control_news import (
+    Answered,
+    EpochBehind,
+    FeedCame,
+    LockChanged,
+    MapCame,
+    News,
+    RecordCame,
+    RecordLost,
+)
 from edgeagent.proto.crypto import Crypto
 from edgeagent.proto.device import Device
 from edgeagent.proto.devicemap import DeviceMap
@@ -32,6 +41,7 @@ from edgeagent.proto.node_events import (
     AdmissionChanged,
     CacheDirty,
     IdentityChanged,
+    LockPinned,
     MapChanged,
     NodeEvent,
     NodeKeyRenewed,
@@ -57,6 +67,7 @@ from edgeagent.proto.whereabouts import Whereabouts
 
 if TYPE_CHECKING:
     from edgeagent.proto.established import Traffic
+    from edgeagent.proto.lock import Lock
     from edgeagent.proto.peer import Peer
     from edgeagent.proto.uplinks import Uplinks
 
@@ -71,8 +82,8 @@ class Node:
 
     To connect: `begin_session(now)`, drain events, then MQTT CONNECT as `client_id` / `username` / `password` with
     `last_will(now)` and a persistent session; then `handle_connected`. `wall` is shared with nobody; `saved` is an
-    earlier `snapshot()`; `boot` is the boot id (16 B); `facts` at most 16 texts about the device. Raises ControlError
-    when the admission's map is not this device's.
+    earlier `snapshot()`; `lock` what was kept at LockPinned; `boot` is the boot id (16 B); `facts` at most
+    16 texts about the device. Raises ControlError when the admission's map is not this device's.
     """
 
     def __init__(
@@ -92,6 +103,7 @@ class Node:
         facts: dict[str, str],
         saved: bytes | None,
         mtu: int = MTU_DEFAULT,
+        lock: Lock | None = None,
     ) -> None:
         self._crypto = crypto
         self._entropy = entropy
@@ -126,6 +138,7 @@ class Node:
             boot=boot,
             version=version,
             facts=facts,
+            lock=lock,
         )
         if fields is not None:
             snapshot.restore(now, fields, admission.network, self.client, wall)
@@ -515,6 +528,9 @@ class Node:
             self.reach.use_map(now, self.map)
             self.events.append(AdmissionChanged())
             self.events.append(MapChanged(self.map))
+        elif isinstance(news, LockChanged):
+            self.events.append(LockPinned())
+            self._mark_dirty(urgent=False)
         elif isinstance(news, EpochBehind):
             self.events.append(ReconnectWanted())
         else:
@@ -558,11 +574,33 @@ class Node:
                 self.events.append(IdentityChanged())
             elif step is Step.REPORT_NEXT or step is Step.REPORT_CURRENT:
                 key = self.identity.next_key if step is Step.REPORT_NEXT else None
-                self._outbox.write(now, "report", {"nk": key or self.identity.node_key})
+                self._outbox.write(now, "report", {"nk": key or self.identity.node_key, **self._key_signatures(now)})
             elif step is Step.SWITCH:
                 self._switch_key(now)
             if step is None:
                 break
+
+    def _key_signatures(self, now: float) -> dict[str, Any]:
+        """For a report: what others want of our node keys where the network has a lock. It needs a date to be on it."""
+        if self.map.lock is None or not self.wall.known:
+            return {}
+        from edgeagent.proto import lock
+
+        network, identity = self.admission.network, self.identity
+        end = int(self.wall.at(now)) + lock.NODE_SIGNATURE_LIFE_S
+        return {
+            "ls": [
+                [
+                    key,
+                    end,
+                    self._crypto.ed25519_sign(
+                        identity.device_seed, lock.node_input(network, identity.device_id, key, end)
+                    ),
+                ]
+                for key in (identity.node_key, identity.next_key)
+                if key is not None
+            ]
+        }
 
     def _switch_key(self, now: float) -> None:
         self.identity.switch()

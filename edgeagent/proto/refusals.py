@@ -32,6 +32,10 @@ class ControlDrop(Enum):
     STRANGER_FULL = "stranger-full"  # initiations of unknown keys gave way to newer ones
     STRANGER_REFUSED = "stranger-refused"  # initiations of a key that the hub does not know, or forbids
     PUBLISH_FULL = "publish-full"  # messages that nobody drained gave way to newer ones
+    LOCK_UNSIGNED = "lock-unsigned"  # a record that no lock key, or a node key that its device has not signed
+    LOCK_VOID = "lock-void"  # a record signed by a lock key that was removed, too long ago, or before it was revoked
+    LOCK_FORGED = "lock-forged"  # a record with a signature of the lock that is wrong
+    LOCK_STATEMENT = "lock-statement"  # what the hub's map says of the lock does not follow from what is held
     BAD_CACHE = "bad-cache"  # the saved cache is damaged, or another device's
 
 

@@ -21,7 +21,7 @@ from edgeagent.proto.envelope import read_join, read_up
 from edgeagent.proto.keys import Entropy
 from edgeagent.proto.refusals import ControlDrop, ControlError
 from edgeagent.proto.signed import Signed
-from hub.core import admission, relays
+from hub.core import admission, lock, relays
 from hub.core.credential import is_strong
 from hub.core.model import OUTBOX_MAX, Device, DeviceState, HubDrop, JobKind, Kind, Network
 from hub.core.ratelimit import TokenBuckets
@@ -165,7 +165,7 @@ class Coordinator:
         elif verb == "relay":
             self._handle_relay(wall_s, tx, device, signed.body)
         else:
-            self._handle_report(wall_s, tx, device, signed.body["nk"])
+            self._handle_report(wall_s, tx, device, signed.body)
 
     def _handle_birth(self, wall_s: int, tx: Tx, device: Device, signed: Signed) -> None:
         body = signed.body
@@ -251,7 +251,8 @@ class Coordinator:
         elif not relays.take_word(tx, relay, body, wall_s):
             self.drops[HubDrop.RELAY_RESTLESS] += 1
 
-    def _handle_report(self, wall_s: int, tx: Tx, device: Device, key: bytes) -> None:
+    def _handle_report(self, wall_s: int, tx: Tx, device: Device, body: dict[str, Any]) -> None:
+        key: bytes = body["nk"]
         if self._is_weak(key):
             self.drops[HubDrop.WEAK_KEY] += 1
             return
@@ -261,6 +262,10 @@ class Coordinator:
             return
         if known is None:
             admission.add_node_key(tx, device, key, wall_s)
+        right, signed_anew = lock.take_node_signatures(self._crypto, tx, device, body.get("ls", []))
+        if not right:
+            self.drops[HubDrop.BAD_NODE_SIGNATURE] += 1
+        if known is None or signed_anew:
             self.scribe.push(tx, device)
         else:
             tx.save_device(device)

@@ -13,6 +13,7 @@ from edgeagent.proto.relay_pass import write_pass
 from edgeagent.proto.seal import seal_box
 from edgeagent.proto.signed import sign_object
 from hub.core import ipam
+from hub.core.lock import LockView
 from hub.core.model import (
     NODE_KEY_GRACE_S,
     NODE_KEY_LIFE_S,
@@ -39,7 +40,7 @@ _EMPTY = b""
 
 
 class Scribe:
-    """Stateless but for the network's keys, and the list of relays as it was decoded last.
+    """Stateless but for the network's keys, and what was decoded last of relays and of the lock.
 
     Each method writes rows of the transaction it is given, and no more.
     """
@@ -49,6 +50,7 @@ class Scribe:
         self.entropy = entropy
         self.network = network
         self._relays: tuple[bytes, list[dict[str, Any]]] = (b"", [])
+        self.lock = LockView(crypto, network.id)
 
     def record(self, tx: Tx, device: Device, wall_s: int) -> bytes:
         """The device's signed record; signed anew, and the device saved, when there is none that holds."""
@@ -58,6 +60,7 @@ class Scribe:
         if device.not_after:
             end = min(end, device.not_after)
         device.record_epoch, device.record_seq = self.network.epoch, tx.next_seq()
+        node_keys = self._node_keys(tx, device)
         device.record = sign_object(
             self.crypto,
             self.network.seed,
@@ -73,10 +76,11 @@ class Scribe:
                 "name": device.name,
                 "addrs": addresses(device),
                 "dk": device.device_key,
-                "nk": self._node_keys(tx, device),
+                "nk": node_keys,
                 "tags": list(device.tags),
                 "user": device.user,
                 "routes": [],
+                **self.lock.of_record(tx, device, node_keys),
             },
         )
         device.record_renew_s = wall_s + RECORD_RENEW_S
@@ -87,6 +91,7 @@ class Scribe:
         """A new signed map, published retained; the device is saved. Returns the signed object."""
         network = self.network
         relays = self._relays_for(tx, device, wall_s)
+        node_keys = self._node_keys(tx, device)
         device.map_epoch, device.map_seq = network.epoch, tx.next_seq()
         signed = sign_object(
             self.crypto,
@@ -109,10 +114,11 @@ class Scribe:
                 "fg": device.feed_generation,
                 "bx": network.box_key,
                 "h": list(network.hosts),
-                "nk": self._node_keys(tx, device),
+                "nk": node_keys,
                 "na": device.not_after,
                 "set": {"node_key_life_s": NODE_KEY_LIFE_S, "node_key_grace_s": NODE_KEY_GRACE_S},
                 **relays,
+                **self.lock.of_map(tx, device, node_keys),
             },
         )
         tx.save_device(device)

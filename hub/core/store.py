@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from hub.core.model import Device, DeviceState, Job, JobKind, Network, NodeKey, Outgoing, Token
+from hub.core.model import Device, DeviceState, Job, JobKind, LockSignature, Network, NodeKey, Outgoing, Token
 
 
 class Tx(Protocol):
@@ -101,6 +101,26 @@ class Tx(Protocol):
 
     def node_keys_expired(self, wall_s: int, limit: int) -> list[NodeKey]:
         """Those past their end that are not the one in use."""
+
+    def lock_statements(self) -> list[bytes]:
+        """Of the network lock, the first first."""
+
+    def add_lock_statement(self, sequence: int, raw: bytes) -> None: ...
+
+    def lock_signatures(self, devices: list[str]) -> list[LockSignature]:
+        """Of at most 500 devices, in the order of devices and keys."""
+
+    def save_lock_signature(self, signature: LockSignature) -> None: ...
+
+    def drop_lock_signature(self, device_id: str, by: bytes) -> None: ...
+
+    def node_signatures(self, device_id: str) -> dict[bytes, tuple[int, bytes]]:
+        """Node key → (not_after, the device's own signature); it goes with the node key."""
+
+    def signed_node_keys(self, devices: list[str], wall_s: int) -> set[bytes]:
+        """Of at most 500 devices: node keys whose signature has not ended."""
+
+    def save_node_signature(self, key: bytes, device_id: str, not_after: int, signature: bytes) -> None: ...
 
     def introduce(self, a: str, b: str) -> None:
         """From now on the two know each other."""

@@ -21,6 +21,7 @@ from hub.core.model import (
     Job,
     JobKind,
     Kind,
+    LockSignature,
     Network,
     NodeKey,
     Op,
@@ -28,7 +29,7 @@ from hub.core.model import (
     Role,
     Token,
 )
-from hub.store import database
+from hub.store import database, lock
 from hub.store.meta import load_network, load_relay_list, save_relay_list
 from hub.store.schema import (
     ABOUT_ACCOUNTS,
@@ -272,6 +273,7 @@ class SqliteTx:
         self.connection.execute(_SAVE_NODE_KEY, {"key": key.key, "device": key.device, "not_after": key.not_after})
 
     def drop_node_key(self, key: bytes) -> None:
+        lock.drop_node_signature(self.connection, key)
         self.connection.execute(delete(node_key).where(node_key.c.key == key))
 
     def node_keys_expired(self, wall_s: int, limit: int) -> list[NodeKey]:
@@ -282,6 +284,32 @@ class SqliteTx:
             .limit(limit)
         )
         return [NodeKey(*row) for row in self.connection.execute(query)]
+
+    # the network lock
+
+    def lock_statements(self) -> list[bytes]:
+        return lock.statements(self.connection)
+
+    def add_lock_statement(self, sequence: int, raw: bytes) -> None:
+        lock.add_statement(self.connection, sequence, raw)
+
+    def lock_signatures(self, devices: list[str]) -> list[LockSignature]:
+        return lock.signatures(self.connection, devices)
+
+    def save_lock_signature(self, signature: LockSignature) -> None:
+        lock.save_signature(self.connection, signature)
+
+    def drop_lock_signature(self, device_id: str, by: bytes) -> None:
+        lock.drop_signature(self.connection, device_id, by)
+
+    def node_signatures(self, device_id: str) -> dict[bytes, tuple[int, bytes]]:
+        return lock.node_signatures(self.connection, device_id)
+
+    def signed_node_keys(self, devices: list[str], wall_s: int) -> set[bytes]:
+        return lock.signed_node_keys(self.connection, devices, wall_s)
+
+    def save_node_signature(self, key: bytes, device_id: str, not_after: int, signature: bytes) -> None:
+        lock.save_node_signature(self.connection, key, device_id, not_after, signature)
 
     # who knows whom
 
