@@ -29,6 +29,8 @@ def show_status(status: dict[str, Any]) -> str:
             ("relays", _relays(me, status["relays"])),
             ("tags", " ".join(me["tags"]) or "none"),
         ]
+        if lock := status.get("lock"):
+            lines.append(("lock", _lock(lock, status)))
         if opened := (status["port_mapping"] or {}).get("mappings"):
             ports = (f"{each['address']}:{each['port']} by {each['protocol']} on {each['uplink']}" for each in opened)
             lines.append(("opened ports", "; ".join(ports)))
@@ -228,6 +230,19 @@ def _relays(me: dict[str, Any], relays: list[dict[str, Any]]) -> str:
     if not any(relay["home"] for relay in relays) and me["home_relay"]:
         parts.append(f"{me['home_relay']} (home, asleep until somebody calls)")
     return "; ".join(parts) or "none"
+
+
+def _lock(lock: dict[str, Any], status: dict[str, Any]) -> str:
+    """Whether others let this device in, whom it has refused itself, and whether the hub hides news of the lock."""
+    parts = [f"{'on' if lock['on'] else 'off'}, statement {lock['statement']}"]
+    if not lock["signed"]:
+        parts.append(f"this device is NOT signed (edgehub lock sign {status['self']['device']})")
+    refused = sum(status["drops"].get(name, 0) for name in ("lock-unsigned", "lock-void", "lock-forged"))
+    if refused:
+        parts.append(f"refused {refused} records")
+    if lock["withheld"]:
+        parts.append("WARNING: what the hub says of the lock does not follow from what this device holds")
+    return "; ".join(parts)
 
 
 def _uplink(uplink: dict[str, Any]) -> str:

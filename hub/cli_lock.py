@@ -346,8 +346,8 @@ def _change(key_file: Path | None, request: str, done: str, *, force: bool = Fal
     signer = _signer(key_file, request)
     with change() as (tx, scribe, wall_s):
         draft = lock.next_draft(scribe.lock, tx, **what)
-        if not force:
-            _refuse_to_silence(scribe.lock, tx, draft.on, draft.keys, wall_s)
+        if draft.on and not force:
+            lock.refuse_to_silence(lock.standings(scribe.lock, tx, wall_s), keys=draft.keys)
         said = _say(tx, scribe, wall_s, draft, signer, request)
     if said:
         print_error(done)
@@ -372,15 +372,10 @@ def _say(
 
 
 def _put_in_force(tx: SqliteTx, scribe: Scribe, wall_s: int, raw: bytes, *, anew: bool, force: bool) -> None:
+    before = lock.standings(scribe.lock, tx, wall_s)  # whoever the statement itself revokes is meant to be cut off
     statement = lock.take_statement(scribe.lock, scribe.crypto, tx, raw, anew=anew)
-    if not force:
-        _refuse_to_silence(scribe.lock, tx, statement.on, tuple(statement.keys), wall_s)
-
-
-def _refuse_to_silence(view: lock.LockView, tx: SqliteTx, is_on: bool, keys: tuple[bytes, ...], wall_s: int) -> None:
-    """Before, or inside the transaction that it undoes."""
-    if is_on:
-        lock.refuse_to_silence(lock.standings(view, tx, wall_s), keys=keys)
+    if statement.on and not force:
+        lock.refuse_to_silence(before, keys=tuple(statement.keys))
 
 
 def _take(tx: SqliteTx, scribe: Scribe, signature: LockSignature) -> None:

@@ -138,7 +138,8 @@ def test_every_missing_field_is_refused_by_name(kind: str, body: dict[str, Any])
             assert error.reason is ControlDrop.BAD_FIELD
             assert f"{kind}.{key}: missing" == str(error) or str(error).startswith(f"{kind}: map with exactly one of")
         else:
-            assert (kind, key) in [("time", "e"), ("rec", "id"), ("map", "rl"), ("map", "ps")]
+            optional = [("time", "e"), ("rec", "id"), ("map", "rl"), ("map", "ps")]
+            assert (kind, key) in [*optional, ("map", "lk"), ("record", "lk"), ("report", "ls")]
 
 
 @pytest.mark.parametrize(("kind", "body"), EVERY_BODY)

@@ -183,6 +183,21 @@ class Lock:
             raise ControlError(reason, "record.lk.c: no signature that counts")
         return 0 if 0 in ends else max(ends)
 
+    def describe(self, device: str, device_key: bytes, signatures: list[list[Any]], wall_s: float) -> dict[str, Any]:
+        """For people, as JSON could say it; `signatures` are this device's own, as its map has them."""
+        try:
+            self.device_end(device, device_key, signatures, wall_s)
+            signed = True
+        except ControlError:
+            signed = False
+        return {
+            "on": self.on,
+            "statement": self.sequence,
+            "keys": [key.hex() for key in self.keys],
+            "signed": signed,
+            "withheld": self.withheld,
+        }
+
     def digest(self) -> bytes:
         """Names the statement that is held, for what was verified under it (32 B)."""
         return self._crypto.blake2s(b"em1 lock held" + (self.statement or b"".join(self.keys)))

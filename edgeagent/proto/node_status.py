@@ -13,6 +13,7 @@ from edgeagent.proto.relay_sessions import SESSIONS_MAX
 
 if TYPE_CHECKING:
     from edgeagent.proto.boundedqueue import BoundedQueue
+    from edgeagent.proto.lock import Lock
     from edgeagent.proto.node import Node
     from edgeagent.proto.peering import Link
 
@@ -46,6 +47,7 @@ def status(now: float, node: Node) -> dict[str, Any]:
             "wall_s": int(node.wall.at(now)),
             "wall_known": node.wall.known,
         },
+        "lock": None if client.lock is None else _lock(now, node, client.lock),
         "tables": tables(node),
         "uplinks": [] if node.reach.uplinks is None else node.reach.uplinks.rows(now),
         "drops": {
@@ -67,6 +69,11 @@ def status(now: float, node: Node) -> dict[str, Any]:
             for session in node.relays.sessions.all
         ],
     }
+
+
+def _lock(now: float, node: Node, lock: Lock) -> dict[str, Any]:
+    own = node.map.lock["c"] if node.map.lock is not None else []
+    return lock.describe(node.identity.device_id, node.identity.device_key, own, node.wall.at(now))
 
 
 def peers(now: float, node: Node) -> list[dict[str, Any]]:

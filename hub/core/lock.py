@@ -265,6 +265,15 @@ def standings(view: LockView, tx: Tx, wall_s: int) -> list[Standing]:
     return found
 
 
+def unsigned(view: LockView, tx: Tx, devices: list[Device], wall_s: int) -> set[str]:
+    """Ids of those among `devices` that others refuse under the lock, on or not; empty without one."""
+    found: set[str] = set()
+    for start in range(0, len(devices), _PAGE):
+        page = standing(view, tx, devices[start : start + _PAGE], wall_s)
+        found |= {each.device.id for each in page if each.is_pending}
+    return found
+
+
 def refuse_to_silence(found: list[Standing], *, keys: tuple[bytes, ...]) -> None:
     """Raise HubError when a lock that is on and has these keys would cut off devices that can be met now."""
     lost = [
