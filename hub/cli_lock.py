@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from base64 import b64encode
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,20 +12,10 @@ import typer
 
 from edgeagent import crypto as providers
 from hub.core import actions, lock
-from hub.core.lock_signer import (
-    DeviceRequest,
-    Request,
-    SignedStatement,
-    Signer,
-    answer_line,
-    describe,
-    parse_key,
-    read_answers,
-    read_requests,
-    request_line,
-)
+from hub.core.lock_signer import DeviceRequest, Request, SignedStatement, Signer, describe, key_text, parse_key
 from hub.core.model import HubError, LockSignature
 from hub.core.scribe import Scribe
+from hub.io.locklines import answer_line, read_answers, read_requests, request_line
 from hub.opening import change, open_store
 from hub.output import ago, parse_duration, print_error, print_json, print_pairs, print_table
 from hub.store.sqlite import SqliteTx
@@ -69,7 +58,7 @@ def key(
 
     signer = lockkey.make(key_file, _new_passphrase() if passphrase else "")
     print_error(f"{key_file}: the key is in it. Whoever has it can let devices in; without it nobody can")
-    sys.stdout.write(_text(signer.public) + "\n")
+    sys.stdout.write(key_text(signer.public) + "\n")
 
 
 @app.command()
@@ -112,7 +101,7 @@ def status(as_json: Json = False) -> None:
             {
                 "lock": None if statement is None else ("on" if statement.on else "off"),
                 "statement": statement.sequence if statement else 0,
-                "keys": [_text(each) for each in statement.keys] if statement else [],
+                "keys": [key_text(each) for each in statement.keys] if statement else [],
                 "revoked": dict(statement.revoked) if statement else {},
                 "devices": len(found),
                 "pending": len(waiting),
@@ -127,7 +116,7 @@ def status(as_json: Json = False) -> None:
             ("lock", "on" if statement.on else "off: devices refuse nothing"),
             ("statement", str(statement.sequence)),
             *(
-                ("key", _text(each) + (" (signed the statement)" if each == statement.by else ""))
+                ("key", key_text(each) + (" (signed the statement)" if each == statement.by else ""))
                 for each in statement.keys
             ),
             ("devices", f"{len(found) - len(waiting)} of {len(found)} can be reached under the lock"),
@@ -424,7 +413,9 @@ def _signer(key_file: Path | None, request: str, *, make: bool = False) -> Signe
         return None
     if make and not key_file.exists():
         signer = lockkey.make(key_file, os.environ.get(PASSPHRASE, ""))
-        print_error(f"{key_file}: a new lock key, {_text(signer.public)}. Take it off this machine when you are done")
+        print_error(
+            f"{key_file}: a new lock key, {key_text(signer.public)}. Take it off this machine when you are done"
+        )
         return signer
     return lockkey.read(key_file, _passphrase)
 
@@ -473,7 +464,3 @@ def _write(file: str, lines: list[str]) -> None:
 def _name(tx: SqliteTx, device_id: str) -> str:
     device = tx.device(device_id)
     return f"{device.name} ({device_id})" if device is not None and device.name else device_id
-
-
-def _text(data: bytes) -> str:
-    return b64encode(data).decode()

@@ -18,13 +18,10 @@ from hub.core.lock_signer import (
     Request,
     SignedStatement,
     Signer,
-    answer_line,
     parse_key,
-    read_answers,
-    read_requests,
-    request_line,
 )
 from hub.core.model import HubDrop, HubError, LockSignature
+from hub.io.locklines import answer_line, read_answers, read_requests, request_line
 from tests.hub.kit import WALL_S, Dev, Hub, admitted, load_crypto
 
 ANA, BEN, EVE = (Signer(load_crypto(), bytes([number]) * 32) for number in (1, 2, 3))
