@@ -19,7 +19,7 @@ except ModuleNotFoundError as missing:
     raise SystemExit(f"edgehub: {missing.name} is not installed. Run: pip install 'edgemesh[hub]'") from None
 
 from edgeagent.crypto import CryptoUnavailable
-from hub import cli_devices, cli_lock, cli_relays, cli_tokens
+from hub import cli_devices, cli_lock_files, cli_relays, cli_tokens
 from hub.core.model import DeviceState, HubError
 from hub.opening import current_state, open_store, use_state
 from hub.output import FAILED, NOT_RUNNING, OK, ago, print_error, print_json, print_pairs
@@ -36,7 +36,7 @@ app = typer.Typer(
 app.add_typer(cli_tokens.app, name="token")
 app.add_typer(cli_devices.app, name="devices")
 app.add_typer(cli_relays.app, name="relays")
-app.add_typer(cli_lock.app, name="lock")
+app.add_typer(cli_lock_files.app, name="lock")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,16 +10,16 @@ import typer
 
 from edgeagent import crypto as providers
 from hub.core import actions, lock
-from hub.core.lock_signer import DeviceRequest, Request, SignedStatement, Signer, describe, key_text, parse_key
+from hub.core.lock_signer import DeviceRequest, Signer, key_text, parse_key
 from hub.core.model import HubError, LockSignature
 from hub.core.scribe import Scribe
-from hub.io.locklines import answer_line, read_answers, read_requests, request_line
+from hub.io.locklines import request_line
+from hub.lockfiles import confirm, read_key, signer_of, write_lines
 from hub.opening import change, open_store
 from hub.output import ago, parse_duration, print_error, print_json, print_pairs, print_table
 from hub.store.sqlite import SqliteTx
 
-PASSPHRASE = "EDGEHUB_LOCK_PASSPHRASE"
-FILE_BYTES_MAX = 64 << 20
+ENDING_S = 30 * 86_400
 
 app = typer.Typer(
     help="The network lock: devices accept only those that a key signed which the hub never has. See docs/lock.md.",
@@ -45,23 +43,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
-def key(
-    key_file: Annotated[Path, typer.Option(help="A new file; keep it off the hub, and a copy elsewhere.")],
-    passphrase: Annotated[bool, typer.Option("--passphrase", help="Protect it with a passphrase (argon2id).")] = False,
-) -> None:
-    """Make a lock key on this machine, which need not be the hub, and print its public half.
-
-    \b
-    edgehub lock key --key-file /media/stick/lock.key --passphrase
-    """
-    from hub.io import lockkey
-
-    signer = lockkey.make(key_file, _new_passphrase() if passphrase else "")
-    print_error(f"{key_file}: the key is in it. Whoever has it can let devices in; without it nobody can")
-    sys.stdout.write(key_text(signer.public) + "\n")
-
-
-@app.command()
 def init(
     key_file: KeyFile = None,
     public: Annotated[list[str] | None, typer.Option("--key", help="A further lock key, public. Repeatable.")] = None,
@@ -74,7 +55,7 @@ def init(
     edgehub lock init --key-file /media/stick/lock.key
     edgehub lock init --key bGV0IG1lIGluIG9yIG5vdCwgdGhhdCBpcyBpdCBhbGw= --request lock.txt
     """
-    signer = _signer(key_file, request, make=True)
+    signer = signer_of(key_file, request, make=True)
     keys = [*([signer.public] if signer else []), *(parse_key(text) for text in public or ())]
     with change() as (tx, scribe, wall_s):
         draft = lock.first_draft(scribe.lock, tx, list(dict.fromkeys(keys)), anew=replace)
@@ -96,6 +77,7 @@ def status(as_json: Json = False) -> None:
         found = lock.standings(view, tx, int(time.time()))
         names = {device: _name(tx, device) for device in (statement.revoked if statement else ())}
     waiting = [each for each in found if each.is_pending]
+    ending = sum(0 < each.until < time.time() + ENDING_S for each in found)
     if as_json:
         print_json(
             {
@@ -105,6 +87,7 @@ def status(as_json: Json = False) -> None:
                 "revoked": dict(statement.revoked) if statement else {},
                 "devices": len(found),
                 "pending": len(waiting),
+                "ending": ending,
             }
         )
         return
@@ -126,6 +109,8 @@ def status(as_json: Json = False) -> None:
             ),
         ]
     )
+    if ending:
+        print_error(f"the signatures of {ending} devices end within 30 days: edgehub lock sign DEVICE…")
     if waiting:
         print_error(f"{len(waiting)} devices are not signed. `edgehub lock pending` shows them")
 
@@ -175,15 +160,14 @@ def sign(
     """
     if key_file is None:
         raise HubError("sign: --key-file is missing. For a key on another machine: edgehub lock export-requests")
-    signer = _signer(key_file, "")
-    assert signer is not None
+    signer = read_key(key_file)
     with open_store() as store, store.read() as tx:
         view = lock.LockView(providers.load(), tx.network().id)
-        requests = _requests(view, tx, devices or [], everyone=everyone, by=signer.public, valid=valid)
-    _confirm(requests, yes=yes)
+        requests = requests_for(view, tx, devices or [], everyone=everyone, by=signer.public, valid=valid)
+    confirm(requests, yes=yes)
     with change() as (tx, scribe, wall_s):
         for request in requests:
-            _take(tx, scribe, signer.device(request, wall_s))
+            take(tx, scribe, signer.device(request, wall_s))
     print_error(f"{len(requests)} devices are signed")
 
 
@@ -256,68 +240,6 @@ def revoke(
     )
 
 
-@app.command("export-requests")
-def export_requests(
-    file: Annotated[str, typer.Argument(help="A new file, or - for standard output.")],
-    devices: Devices = None,
-    valid: Annotated[str, typer.Option("--for", help="How long it shall hold: 90d, 52w; without it, for good.")] = "",
-) -> None:
-    """Write what is to be signed of devices, for a key on a machine without a network: those named, or all unsigned.
-
-    \b
-    edgehub lock export-requests requests.txt
-    """
-    with open_store() as store, store.read() as tx:
-        view = lock.LockView(providers.load(), tx.network().id)
-        requests = _requests(view, tx, devices or [], everyone=not devices, by=None, valid=valid)
-    _write(file, [request_line(each) for each in requests])
-    print_error(f"{len(requests)} requests. Sign them: edgehub lock sign-requests {file} --key-file F --out OUT")
-
-
-@app.command("sign-requests")
-def sign_requests(
-    file: Annotated[str, typer.Argument(help="What `export-requests` or --request wrote; - for standard input.")],
-    key_file: Annotated[Path, typer.Option(help="The file of a lock key.")],
-    out: Annotated[str, typer.Option(help="A new file, or - for standard output.")] = "-",
-    yes: Yes = False,
-) -> None:
-    """Sign on the machine where the key is; needs no hub there. Compare the ids with those that devices show first.
-
-    \b
-    edgehub lock sign-requests requests.txt --key-file lock.key --out signed.txt
-    """
-    requests = read_requests(_read(file))
-    _confirm(requests, yes=yes or file == "-")
-    signer = _signer(key_file, "")
-    assert signer is not None
-    _write(out, [answer_line(signer.sign(each, int(time.time()))) for each in requests])
-    print_error(f"{len(requests)} signatures. Bring them to the hub: edgehub lock import-signatures {out}")
-
-
-@app.command("import-signatures")
-def import_signatures(
-    file: Annotated[str, typer.Argument(help="What `sign-requests` wrote; - for standard input.")],
-    force: Force = False,
-    replace: Annotated[bool, typer.Option("--replace", help="Take the first statement of a new lock.")] = False,
-) -> None:
-    """Put signatures in force that were made elsewhere: all of a file, or none if one is wrong.
-
-    \b
-    edgehub lock import-signatures signed.txt
-    """
-    answers = read_answers(_read(file))
-    with change() as (tx, scribe, wall_s):
-        for answer in answers:
-            network = answer.network if isinstance(answer, SignedStatement) else answer[0]
-            if network != tx.network().id:
-                raise HubError(f"{file}: signatures for network {network}, and this is {tx.network().id}")
-            if isinstance(answer, SignedStatement):
-                _put_in_force(tx, scribe, wall_s, answer.raw, anew=replace, force=force)
-            else:
-                _take(tx, scribe, answer[1])
-    print_error(f"{len(answers)} signatures are in force")
-
-
 # Common parts
 
 _LACKS = {
@@ -332,7 +254,7 @@ def _lacks(standing: lock.Standing) -> list[str]:
 
 def _change(key_file: Path | None, request: str, done: str, *, force: bool = False, **what: Any) -> None:
     """The statement in force with a change: signed here, or written down to be signed elsewhere."""
-    signer = _signer(key_file, request)
+    signer = signer_of(key_file, request)
     with change() as (tx, scribe, wall_s):
         draft = lock.next_draft(scribe.lock, tx, **what)
         if draft.on and not force:
@@ -355,23 +277,23 @@ def _say(
     if signer is not None:
         lock.take_statement(scribe.lock, scribe.crypto, tx, signer.statement(draft, wall_s), anew=anew)
         return True
-    _write(request, [request_line(draft)])
+    write_lines(request, [request_line(draft)])
     print_error(f"have it signed: edgehub lock sign-requests {request} --key-file F --out OUT; then import-signatures")
     return False
 
 
-def _put_in_force(tx: SqliteTx, scribe: Scribe, wall_s: int, raw: bytes, *, anew: bool, force: bool) -> None:
+def put_in_force(tx: SqliteTx, scribe: Scribe, wall_s: int, raw: bytes, *, anew: bool, force: bool) -> None:
     before = lock.standings(scribe.lock, tx, wall_s)  # whoever the statement itself revokes is meant to be cut off
     statement = lock.take_statement(scribe.lock, scribe.crypto, tx, raw, anew=anew)
     if statement.on and not force:
         lock.refuse_to_silence(before, keys=tuple(statement.keys))
 
 
-def _take(tx: SqliteTx, scribe: Scribe, signature: LockSignature) -> None:
+def take(tx: SqliteTx, scribe: Scribe, signature: LockSignature) -> None:
     scribe.push(tx, lock.take_signature(scribe.lock, scribe.crypto, tx, signature))
 
 
-def _requests(
+def requests_for(
     view: lock.LockView, tx: SqliteTx, names: list[str], *, everyone: bool, by: bytes | None, valid: str
 ) -> list[DeviceRequest]:
     """`by`: with --all, those that this key has not signed; None: those that no key has."""
@@ -391,74 +313,6 @@ def _requests(
         DeviceRequest(network, each.id, each.name or "-", each.device_key, end, statement.revoked.get(each.id, -1))
         for each in found
     ]
-
-
-def _confirm(requests: list[DeviceRequest] | list[Request], *, yes: bool) -> None:
-    """What a person is about to vouch for."""
-    if yes or not sys.stdin.isatty():
-        return
-    for request in requests:
-        print_error(describe(request))
-    if requests and not typer.confirm(f"Sign {len(requests)}?", err=True):
-        raise typer.Exit(1)
-
-
-def _signer(key_file: Path | None, request: str, *, make: bool = False) -> Signer | None:
-    """The key in a file, made if it is to be and is not there; None where a request is written instead."""
-    from hub.io import lockkey  # argon2id and its libraries are for those who sign
-
-    if (key_file is None) is (not request):
-        raise HubError("who signs? Give --key-file F, or --request FILE for a key on another machine")
-    if key_file is None:
-        return None
-    if make and not key_file.exists():
-        signer = lockkey.make(key_file, os.environ.get(PASSPHRASE, ""))
-        print_error(
-            f"{key_file}: a new lock key, {key_text(signer.public)}. Take it off this machine when you are done"
-        )
-        return signer
-    return lockkey.read(key_file, _passphrase)
-
-
-def _passphrase() -> str:
-    given = os.environ.get(PASSPHRASE)
-    if given is None and not sys.stdin.isatty():
-        raise HubError(f"the key has a passphrase, and there is no terminal to ask at. Set {PASSPHRASE}")
-    return given if given is not None else str(typer.prompt("Passphrase", hide_input=True, err=True))
-
-
-def _new_passphrase() -> str:
-    given = os.environ.get(PASSPHRASE)
-    if given is None:
-        if not sys.stdin.isatty():
-            raise HubError(f"--passphrase: there is no terminal to ask at. Set {PASSPHRASE}")
-        given = str(typer.prompt("Passphrase", hide_input=True, confirmation_prompt=True, err=True))
-    if not given:
-        raise HubError("--passphrase: an empty one protects nothing")
-    return given
-
-
-def _read(file: str) -> list[str]:
-    if file == "-":
-        data = sys.stdin.buffer.read(FILE_BYTES_MAX + 1)
-    else:
-        with Path(file).open("rb") as opened:
-            data = opened.read(FILE_BYTES_MAX + 1)
-    if len(data) > FILE_BYTES_MAX:
-        raise HubError(f"{file}: longer than {FILE_BYTES_MAX >> 20} MiB. Is this the right file?")
-    return data.decode("utf-8", "replace").splitlines()
-
-
-def _write(file: str, lines: list[str]) -> None:
-    text = "".join(line + "\n" for line in lines)
-    if file == "-":
-        sys.stdout.write(text)
-        return
-    try:
-        with Path(file).open("x", encoding="utf-8") as opened:
-            opened.write(text)
-    except FileExistsError:
-        raise HubError(f"{file}: it is there already. Name another file") from None
 
 
 def _name(tx: SqliteTx, device_id: str) -> str:

@@ -229,11 +229,12 @@ def _draft(tx: Tx, sequence: int, on: bool, keys: list[bytes], revoked: dict[str
 @dataclass(slots=True, frozen=True)
 class Standing:
     """A device beside the lock. `by`: lock keys whose signature of it counts; `node_key`: whether it has signed the
-    node key in use itself, which it does when it is online."""
+    node key in use itself, which it does when it is online; `until`: when it is to be signed again (0 = never)."""
 
     device: Device
     by: tuple[bytes, ...]
     node_key: bool
+    until: int
 
     @property
     def is_pending(self) -> bool:
@@ -247,12 +248,19 @@ def standing(view: LockView, tx: Tx, devices: list[Device], wall_s: int) -> list
     if statement is None:
         return []
     found = [device for device in devices if device.kind is Kind.DEVICE and device.state in _SHOWN]
-    by: dict[str, list[bytes]] = {}
+    by: dict[str, list[LockSignature]] = {}
     for signature in tx.lock_signatures([device.id for device in found]):
         if _counts(statement, signature) and (not signature.not_after or signature.not_after >= wall_s):
-            by.setdefault(signature.device, []).append(signature.by)
+            by.setdefault(signature.device, []).append(signature)
     signed = tx.signed_node_keys([device.id for device in found], wall_s)
-    return [Standing(each, tuple(by.get(each.id, ())), each.node_key in signed) for each in found]
+    standings = []
+    for each in found:
+        counting = by.get(each.id, [])
+        ends = [signature.not_after for signature in counting]
+        until = 0 if 0 in ends else max(ends, default=0)
+        keys = tuple(signature.by for signature in counting)
+        standings.append(Standing(each, keys, each.node_key in signed, until))
+    return standings
 
 
 def standings(view: LockView, tx: Tx, wall_s: int) -> list[Standing]:

@@ -44,6 +44,8 @@ COMMANDS = [
     ["relays", "list"],
     ["relays", "show"],
     ["relays", "remove"],
+    *(["lock", verb] for verb in ("init", "status", "pending", "sign", "on", "off", "add-key", "remove-key", "revoke")),
+    *(["lock", verb] for verb in ("key", "export-requests", "sign-requests", "import-signatures")),
 ]
 
 
