@@ -118,10 +118,10 @@ def take_statement(view: LockView, crypto: Crypto, tx: Tx, raw: bytes, *, anew: 
     except ControlError as error:
         raise HubError(f"lock statement: {error}. It is damaged, or another network's: have it signed again") from error
     last = statements[-1] if statements else None
-    if statement.sequence != (last.sequence if last else 0) + 1:
+    if statement.sequence != (number := _next_number(tx, last)):
         raise HubError(
-            f"lock statement {statement.sequence}: number {(last.sequence if last else 0) + 1} is next. Another change "
-            "came between: export the request again and have that one signed"
+            f"lock statement {statement.sequence}: number {number} is next. Another change came between: export the "
+            "request again and have that one signed"
         )
     if last is not None and statement.by not in last.keys and not anew:
         raise HubError("lock statement: signed by a key that is none of the lock's, so no device would follow it")
@@ -185,7 +185,7 @@ def first_draft(view: LockView, tx: Tx, keys: list[bytes], *, anew: bool = False
             "the network has a lock already. `edgehub lock add-key` gives it another key; if all its keys are lost, "
             "--replace begins anew, and each device must be told with `edgeagent up --lock KEY`"
         )
-    return _draft(tx, statements[-1].sequence + 1 if statements else 1, False, keys, {})
+    return _draft(tx, statements[-1] if statements else None, False, keys, {})
 
 
 def next_draft(
@@ -212,10 +212,15 @@ def next_draft(
         keys.remove(remove)
     if revoke is not None:
         revoked[revoke[0]] = revoke[1]
-    return _draft(tx, last.sequence + 1, last.on if on is None else on, keys, revoked)
+    return _draft(tx, last, last.on if on is None else on, keys, revoked)
 
 
-def _draft(tx: Tx, sequence: int, on: bool, keys: list[bytes], revoked: dict[str, int]) -> Draft:
+def _next_number(tx: Tx, last: Statement | None) -> int:
+    """From the hub's epoch on, so that after a restore they go on above all that devices may hold."""
+    return max(last.sequence + 1 if last is not None else 1, tx.network().epoch)
+
+
+def _draft(tx: Tx, last: Statement | None, on: bool, keys: list[bytes], revoked: dict[str, int]) -> Draft:
     if not 1 <= len(keys) <= LOCK_KEYS_MAX or len(set(keys)) != len(keys):
         raise HubError(f"{len(keys)} lock keys: 1 to {LOCK_KEYS_MAX} different ones are possible")
     if len(revoked) > LOCK_REVOKED_MAX:
@@ -223,7 +228,7 @@ def _draft(tx: Tx, sequence: int, on: bool, keys: list[bytes], revoked: dict[str
             f"{LOCK_REVOKED_MAX} devices are revoked: a statement has no room for more. Add a new key, sign all that "
             "are to stay with it, and remove the keys from before: what those signed is void then"
         )
-    return Draft(tx.network().id, sequence, on, tuple(keys), tuple(sorted(revoked.items())))
+    return Draft(tx.network().id, _next_number(tx, last), on, tuple(keys), tuple(sorted(revoked.items())))
 
 
 @dataclass(slots=True, frozen=True)

@@ -61,9 +61,10 @@ def join(shell: Shell) -> Iterator[Join]:
 
 def test_the_key_is_its_owners_alone_and_never_written_over(shell: Shell, key: str) -> None:
     assert stat.S_IMODE(Path(key).stat().st_mode) == 0o600
-    assert shell.json("lock", "status") == {
+    status = shell.json("lock", "status")
+    assert status.pop("statement") > 0
+    assert status == {
         "lock": "off",
-        "statement": 1,
         "keys": [json.loads(Path(key).read_text())["public"]],
         "revoked": {},
         "devices": 0,
@@ -129,7 +130,7 @@ def test_devices_are_signed_and_the_lock_is_turned_on_when_all_are(shell: Shell,
     assert "1 devices are signed" in shell.err
     shell("lock", "on", "--key-file", key)
     status = shell.json("lock", "status")
-    assert (status["lock"], status["statement"], status["pending"], status["ending"]) == ("on", 2, 0, 1)
+    assert (status["lock"], status["pending"], status["ending"]) == ("on", 0, 1)
     assert "end within 30 days" in (shell("lock", "status") and shell.err)
     assert "a time like" in shell.fails("lock", "sign", "cam-1", "--key-file", key, "--for", "soon")
     shell("lock", "revoke", "cam-1", "--key-file", key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -20,10 +21,14 @@ from hub.core.lock_signer import (
     Signer,
     parse_key,
 )
+from hub.core.memory import MemoryStore
 from hub.core.model import HubDrop, HubError, LockSignature
 from hub.io.locklines import answer_line, read_answers, read_requests, request_line
+from hub.store.meta import save_network
+from hub.store.sqlite import SqliteStore
 from tests.hub.kit import WALL_S, Dev, Hub, admitted, load_crypto
 
+FIRST = 7  # the epoch of the hub here
 ANA, BEN, EVE = (Signer(load_crypto(), bytes([number]) * 32) for number in (1, 2, 3))
 
 
@@ -114,7 +119,7 @@ def test_a_lock_is_named_by_all_maps_and_by_tokens(hub: Hub) -> None:
     for device in (a, b):
         (raw,) = map_of(device)["lk"]["s"]
         statement = open_statement(hub.crypto, hub.network.id, raw)
-        assert (statement.sequence, statement.on, statement.keys) == (1, False, [ANA.public, BEN.public])
+        assert (statement.sequence, statement.on, statement.keys) == (FIRST, False, [ANA.public, BEN.public])
     assert hub.token().lock_keys == [ANA.public, BEN.public]
     assert pending(hub) == {"n0": (False, False), "n1": (False, False)}
     c = Dev(hub, 9, hub.token(), name="late")
@@ -192,13 +197,13 @@ def test_only_a_key_of_the_lock_says_anything_and_in_order(hub: Hub) -> None:
     with hub.store.write() as tx:
         draft = lock.next_draft(hub.scribe.lock, tx, on=True)
         first = tx.lock_statements()[0]
-    by_eve = EVE.statement(lock.Draft(draft.network, 2, True, (EVE.public,), ()), hub.wall_s)
-    late = ANA.statement(lock.Draft(draft.network, 3, True, draft.keys, ()), hub.wall_s)
-    foreign = ANA.statement(lock.Draft("a" * 16, 2, True, draft.keys, ()), hub.wall_s)
+    by_eve = EVE.statement(lock.Draft(draft.network, FIRST + 1, True, (EVE.public,), ()), hub.wall_s)
+    late = ANA.statement(lock.Draft(draft.network, FIRST + 2, True, draft.keys, ()), hub.wall_s)
+    foreign = ANA.statement(lock.Draft("a" * 16, FIRST + 1, True, draft.keys, ()), hub.wall_s)
     for raw, says in (
         (by_eve, "no device would follow"),
-        (late, "number 2 is next"),
-        (first, "number 2 is next"),
+        (late, "number 8 is next"),
+        (first, "number 8 is next"),
         (foreign, "another network"),
         (b"x", "damaged"),
     ):
@@ -227,10 +232,10 @@ def test_keys_come_and_go_and_devices_find_the_way(hub: Hub) -> None:
     state(hub, BEN, on=True)
     reads(hub, a, b)
     assert asleep.follow(map_of(a)["lk"]["s"])
-    assert (asleep.sequence, asleep.keys, asleep.on) == (4, [BEN.public], True)
+    assert (asleep.sequence, asleep.keys, asleep.on) == (FIRST + 3, [BEN.public], True)
     by_token = Lock(hub.crypto, hub.network.id, [ANA.public])
     by_token.follow(map_of(b)["lk"]["s"])
-    assert by_token.sequence == 4
+    assert by_token.sequence == FIRST + 3
     assert {name for name, (signed, _) in pending(hub).items() if not signed} == {"n1"}
     sign(hub, BEN, b)
     reads(hub, a, b)
@@ -263,6 +268,27 @@ def test_whoever_sleeps_through_four_changes_of_all_keys_is_told_by_hand(hub: Hu
         with suppress(ControlError):
             device.follow(map_of(a)["lk"]["s"])
         assert (device.sequence == statements[-1].sequence) is followed
+
+
+def test_a_restored_hub_goes_on_above_what_devices_hold(hub: Hub) -> None:
+    (a,) = admitted(hub, 1)
+    state(hub, ANA, keys=[ANA.public])
+    reads(hub, a)
+    device = Lock(hub.crypto, hub.network.id)
+    device.follow(map_of(a)["lk"]["s"])
+    lost = ANA.statement(lock.Draft(hub.network.id, FIRST + 1, True, (ANA.public, BEN.public), ()), hub.wall_s)
+    device.follow([lost])  # the backup was made before this one
+    restored = replace(hub.network, epoch=900)
+    if isinstance(hub.store, SqliteStore):
+        with hub.store.write() as tx:
+            save_network(tx.connection, restored)
+    else:
+        assert isinstance(hub.store, MemoryStore)
+        hub.store._network = restored
+    state(hub, ANA, on=True)
+    reads(hub, a)
+    assert device.follow(map_of(a)["lk"]["s"])
+    assert (device.sequence, device.keys, device.on) == (900, [ANA.public], True)
 
 
 def test_a_removed_or_revoked_device_is_signed_anew(hub: Hub) -> None:
