@@ -294,6 +294,26 @@ def test_a_removed_key_and_a_revoked_device_are_cut_off_at_once(world: LockedWor
     assert not talk(world, a, b)
 
 
+def test_a_key_that_came_in_before_the_lock_was_on_is_cut_off_then(world: LockedWorld) -> None:
+    a, b, _ = three(world)
+    world.say(ANA.statement(1, on=False))
+    world.sign(a, b)
+    rogue = bytes(range(32))
+    raw = world.record(b, body={"nk": [[rogue, 0], *b.node_keys]})
+    rec = {"rec": raw, "fk": b.feed_key, "fg": b.feed_generation}
+    world.fan(topics.down(NETWORK, a.id, "rec"), world.down(a, "rec", rec))
+    feed = world.retained.pop(topics.feed(NETWORK, b.id))  # which would name the right one
+    send(world, a, b)  # nothing keeps a from trying the key that the hub says is b's
+    assert rogue in a.node.device.peers
+    assert a.node.client.records.find(("k", rogue), WALL_S) is not None
+    world.say(ANA.statement(2))
+    assert rogue not in a.node.device.peers
+    assert a.node.client.records.find(("k", rogue), WALL_S) is None
+    world.fan(topics.feed(NETWORK, b.id), feed)
+    world.run(1)
+    assert talk(world, a, b)
+
+
 def test_a_lock_that_is_turned_off_by_its_owner_refuses_nothing_more(world: LockedWorld) -> None:
     a, _, c = locked_pair(world)
     assert not talk(world, a, c)
