@@ -297,12 +297,13 @@ def test_a_removed_key_and_a_revoked_device_are_cut_off_at_once(world: LockedWor
 def test_a_key_that_came_in_before_the_lock_was_on_is_cut_off_then(world: LockedWorld) -> None:
     a, b, _ = three(world)
     world.say(ANA.statement(1, on=False))
-    world.sign(a, b)
+    for board in (a, b):
+        world.signed[board.id] = [ANA.device(board.id, board.identity.device_key)]
     rogue = bytes(range(32))
     raw = world.record(b, body={"nk": [[rogue, 0], *b.node_keys]})
     rec = {"rec": raw, "fk": b.feed_key, "fg": b.feed_generation}
-    world.fan(topics.down(NETWORK, a.id, "rec"), world.down(a, "rec", rec))
     feed = world.retained.pop(topics.feed(NETWORK, b.id))  # which would name the right one
+    world.fan(topics.down(NETWORK, a.id, "rec"), world.down(a, "rec", rec))
     send(world, a, b)  # nothing keeps a from trying the key that the hub says is b's
     assert rogue in a.node.device.peers
     assert a.node.client.records.find(("k", rogue), WALL_S) is not None
