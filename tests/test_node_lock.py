@@ -302,16 +302,16 @@ def test_a_key_that_came_in_before_the_lock_was_on_is_cut_off_then(world: Locked
     rogue = bytes(range(32))
     raw = world.record(b, body={"nk": [[rogue, 0], *b.node_keys]})
     rec = {"rec": raw, "fk": b.feed_key, "fg": b.feed_generation}
-    feed = world.retained.pop(topics.feed(NETWORK, b.id))  # which would name the right one
     world.fan(topics.down(NETWORK, a.id, "rec"), world.down(a, "rec", rec))
-    send(world, a, b)  # nothing keeps a from trying the key that the hub says is b's
+    entry = a.node.client.records.get(b.id)
+    assert entry is not None
+    entry.key_failed(b.identity.node_key)  # nothing keeps a from trying the other key that the hub says is b's
+    send(world, a, b)
     assert rogue in a.node.device.peers
     assert a.node.client.records.find(("k", rogue), WALL_S) is not None
     world.say(ANA.statement(2))
     assert rogue not in a.node.device.peers
     assert a.node.client.records.find(("k", rogue), WALL_S) is None
-    world.fan(topics.feed(NETWORK, b.id), feed)
-    world.run(1)
     assert talk(world, a, b)
 
 
