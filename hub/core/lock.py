@@ -18,6 +18,7 @@ from hub.core.store import Tx
 
 STATEMENTS_KEPT_MAX = 1_000
 NODE_SIGNATURE_GAIN_S = 86_400  # a signature that holds no longer than this beyond the one that is kept is no news
+WAY_BYTES_MAX = 2_048  # what earlier statements may take of a map
 _PAGE = 500
 _SHOWN = (DeviceState.ACTIVE, DeviceState.EXPIRED)
 
@@ -88,21 +89,24 @@ def way_to_last(statements: list[Statement]) -> list[Statement]:
     """Those that lead a device from whatever statement it holds to the last: its signer's first, and so on back.
 
     A device follows any later statement that a key signed which it holds, so one that still holds the signer of the
-    last needs no other. At most STATEMENTS_MAX: a device that slept through more changes of all keys is given a key by
-    hand.
+    last needs no other. At most STATEMENTS_MAX and, but for the last, WAY_BYTES_MAX: a device that slept through more
+    changes of all keys is given a key by hand.
     """
     way = [statements[-1]]
+    room = WAY_BYTES_MAX
     signer, index = statements[-1].by, len(statements) - 1
     while len(way) < STATEMENTS_MAX:
         while index > 0 and signer in statements[index - 1].keys:
             index -= 1  # held the signer as well
         if index == 0 or statements[index].by == signer:
             break  # the first of a chain: nobody who held one before it can be led here
-        if statements[index] is not way[0]:
-            way.insert(0, statements[index])
+        room -= len(statements[index].raw)
+        if room < 0:
+            return way
+        way.insert(0, statements[index])
         signer = statements[index].by
     first = statements[0]
-    if first not in way and len(way) < STATEMENTS_MAX:
+    if first not in way and len(way) < STATEMENTS_MAX and len(first.raw) <= room:
         way.insert(0, first)  # for those that were given a key of the first by hand or by token
     return way
 

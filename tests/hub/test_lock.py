@@ -8,6 +8,8 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edgeagent.proto.lock import NODE_SIGNATURE_LIFE_S, Lock, node_input, open_statement
 from edgeagent.proto.records import Record
@@ -26,7 +28,7 @@ from hub.core.model import HubDrop, HubError, LockSignature
 from hub.io.locklines import answer_line, read_answers, read_requests, request_line
 from hub.store.meta import save_network
 from hub.store.sqlite import SqliteStore
-from tests.hub.kit import WALL_S, Dev, Hub, admitted, load_crypto
+from tests.hub.kit import WALL_S, Dev, Hub, admitted, load_crypto, make_network, seeded
 
 FIRST = 7  # the epoch of the hub here
 ANA, BEN, EVE = (Signer(load_crypto(), bytes([number]) * 32) for number in (1, 2, 3))
@@ -393,3 +395,35 @@ def test_a_key_is_read_as_it_is_printed() -> None:
     assert parse_key("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=") == bytes(range(32))
     for wrong in ("", "AA==", "ä" * 44, "A" * 44):
         refused("44 characters", lambda wrong=wrong: parse_key(wrong))
+
+
+@given(st.lists(st.tuples(st.sampled_from(["add", "remove", "on"]), st.integers(0, 7), st.integers(0, 7)), max_size=12))
+def test_from_every_statement_the_way_in_the_map_leads_to_the_last(changes: list[tuple[str, int, int]]) -> None:
+    """Or the map is full of statements, after four changes of all keys."""
+    crypto = load_crypto()
+    network = make_network(crypto, seeded(0))
+    hub = Hub(MemoryStore(network), crypto, network)
+    signers = {signer.public: signer for signer in (Signer(crypto, bytes([90 + number]) * 32) for number in range(8))}
+    everyone = list(signers)
+    state(hub, signers[everyone[0]], keys=[everyone[0]])
+    for verb, by, whom in changes:
+        with hub.store.read() as tx:
+            held = lock.require(hub.scribe.lock, tx).keys
+        signer, other = signers[held[by % len(held)]], everyone[whom]
+        if verb == "on":
+            state(hub, signer, on=whom % 2 == 0)
+        elif verb == "add" and other not in held:
+            state(hub, signer, add=other)
+        elif verb == "remove" and other in held and other != signer.public:
+            state(hub, signer, remove=other)
+    with hub.store.read() as tx:
+        statements = hub.scribe.lock.statements(tx)
+    way = lock.way_to_last(statements)
+    assert len(way) <= 4
+    assert sum(len(each.raw) for each in way[:-1]) <= lock.WAY_BYTES_MAX
+    for each in statements:
+        device = Lock(crypto, network.id, each.keys)
+        device.follow([each.raw])
+        with suppress(ControlError):
+            device.follow([step.raw for step in way])
+        assert device.sequence == statements[-1].sequence or len(way) == 4
