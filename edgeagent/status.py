@@ -107,7 +107,7 @@ def show_peers(peers: list[dict[str, Any]]) -> str:
             peer["name"],
             peer["addresses"][0] if peer["addresses"] else "-",
             peer["path"],
-            peer["endpoint"] or "-",
+            peer["endpoint"] or peer.get("refused") or "-",
             "-" if peer["latency_ms"] is None else f"{peer['latency_ms']:.1f} ms",
             str(peer["path_mtu"] or "-"),
             "never" if peer["handshake_age_s"] is None else duration(peer["handshake_age_s"]) + " ago",

@@ -150,13 +150,16 @@ def test_the_signed_meet_and_the_unsigned_are_refused_until_they_are_signed(worl
     assert not talk(world, c, a)
     world.run(20)  # nobody answers it, so it begins a handshake, which is not completed
     assert [link.name for link in a.node.peering] == ["b"]
-    assert "c" in [event.name for event in a.events if isinstance(event, PeerGone)]
+    assert [(row["name"], row["refused"]) for row in a.node.peers(world.now)] == [("b", None), ("c", "lock-unsigned")]
+    gone = [(event.name, event.reason) for event in a.events if isinstance(event, PeerGone)]
+    assert gone == [("c", "refused by the lock")]
     assert dropped(a, ControlDrop.LOCK_UNSIGNED) > 0
     assert dropped(a, ControlDrop.STRANGER_REFUSED) > 0
     assert c.node.status(world.now)["lock"]["signed"] is False  # type: ignore[index]
     world.sign(c)
     world.run(6)
     assert talk(world, a, c)
+    assert [(row["name"], row["refused"]) for row in a.node.peers(world.now)] == [("b", None), ("c", None)]
     assert c.node.status(world.now)["lock"]["signed"] is True  # type: ignore[index]
 
 

@@ -406,7 +406,7 @@ class ControlClient:
             self._news.append(RecordCame(entry))
         for entry in refused:
             self.feeds.leave(entry.record.device)
-            self._news.append(RecordLost(entry, gone=False))
+            self._news.append(RecordLost(entry, gone=False, locked=True))
 
     def keep(self, record: Record, feed_key: bytes, feed_generation: int) -> tuple[Entry, list[Entry]]:
         """Put a verified record into the table. Returns its entry and those that gave way. Raises ControlError."""

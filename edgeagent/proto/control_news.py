@@ -16,13 +16,14 @@ class RecordCame:
 
 
 class RecordLost:
-    """A record was removed by the hub (`gone`) or gave way to others."""
+    """A record was removed by the hub (`gone`), refused by the network's lock (`locked`), or gave way to others."""
 
-    __slots__ = ("entry", "gone")
+    __slots__ = ("entry", "gone", "locked")
 
-    def __init__(self, entry: Entry, *, gone: bool) -> None:
+    def __init__(self, entry: Entry, *, gone: bool, locked: bool = False) -> None:
         self.entry = entry
         self.gone = gone
+        self.locked = locked
 
 
 class FeedCame:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 LOCK_FILE_BYTES_MAX = 8_192
 NODE_SIGNATURE_LIFE_S = 400 * 86_400  # more than two lives of a node key: only a stalled renewal ever sees its end
+REFUSED_MAX = 16
 _FILE = Fields(
     {
         "v": Uint(1, 1),
@@ -86,10 +87,10 @@ class Lock:
     """What this device holds of the lock of its network. `given` are keys that a person named on the device itself.
 
     Before the first statement `keys` are those of the join token or of that person, and the lock is on: whoever named
-    a key wants it to count. `sequence` is 0 then.
+    a key wants it to count. `sequence` is 0 then. `refused` are some devices that were refused, and why, for people.
     """
 
-    __slots__ = ("_crypto", "given", "keys", "network", "on", "revoked", "sequence", "statement", "withheld")
+    __slots__ = ("_crypto", "given", "keys", "network", "on", "refused", "revoked", "sequence", "statement", "withheld")
 
     def __init__(self, crypto: Crypto, network: str, keys: list[bytes] | None = None, *, given: bool = False) -> None:
         self._crypto = crypto
@@ -100,6 +101,7 @@ class Lock:
         self.revoked: dict[str, int] = {}
         self.sequence = 0
         self.statement: bytes | None = None
+        self.refused: dict[str, tuple[Record, ControlDrop]] = {}
         self.withheld = False  # the hub's newest map does not lead here
 
     def follow(self, statements: list[bytes]) -> bool:
@@ -136,6 +138,7 @@ class Lock:
         self.keys = statement.keys
         self.on = statement.on
         self.revoked = statement.revoked
+        self.refused.clear()
 
     def admit(self, record: Record, wall_s: float, *, verified: bool = False) -> None:
         """Leave to a record the node keys that are signed, and no longer than the signature of its device holds.
@@ -145,6 +148,16 @@ class Lock:
         """
         if not self.on:
             return
+        try:
+            self._admit(record, wall_s, verified)
+        except ControlError as error:
+            self.refused[record.device] = (record, error.reason)
+            if len(self.refused) > REFUSED_MAX:
+                del self.refused[next(iter(self.refused))]
+            raise
+        self.refused.pop(record.device, None)
+
+    def _admit(self, record: Record, wall_s: float, verified: bool) -> None:
         if record.lock is None:
             raise ControlError(ControlDrop.LOCK_UNSIGNED, "record.lk: missing, and the network is locked")
         end = self.device_end(record.device, record.device_key, record.lock["c"], wall_s, verified=verified)

@@ -521,7 +521,7 @@ class Node:
             self._paths.forget(news.entry.record.device)
             link = self.peering.remove(now, news.entry.record.device)
             if link is not None:
-                self._tell_gone(link, "removed" if news.gone else "gave way")
+                self._tell_gone(link, "removed" if news.gone else "refused by the lock" if news.locked else "gave way")
             self._mark_dirty(urgent=news.gone)
         elif isinstance(news, MapCame):
             self.whereabouts.handle_map(now)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edgeagent.proto.lock import Lock
     from edgeagent.proto.node import Node
     from edgeagent.proto.peering import Link
+    from edgeagent.proto.records import Record
 
 
 def status(now: float, node: Node) -> dict[str, Any]:
@@ -77,7 +78,7 @@ def _lock(now: float, node: Node, lock: Lock) -> dict[str, Any]:
 
 
 def peers(now: float, node: Node) -> list[dict[str, Any]]:
-    """One row a link, by name."""
+    """One row a link, by name; then devices that the network's lock refused lately."""
     rows = []
     for link in sorted(node.peering.links.values(), key=lambda link: (link.name, link.device)):
         entry = node.client.records.get(link.device)
@@ -100,9 +101,27 @@ def peers(now: float, node: Node) -> list[dict[str, Any]]:
                 "handshake_age_s": None if at is None else now - at,
                 "rx_bytes": link.peer.rx_bytes,
                 "tx_bytes": link.peer.tx_bytes,
+                "refused": None,
             }
         )
+    if node.client.lock is not None:
+        rows += [_refused(record, reason) for record, reason in node.client.lock.refused.values()]
     return rows
+
+
+def _refused(record: Record, reason: ControlDrop) -> dict[str, Any]:
+    """A device that the network's lock keeps out: as a peer that is none."""
+    nothing = ("path_kind", "path_uplink", "path_state", "latency_ms", "path_mtu", "endpoint", "handshake_age_s")
+    return {
+        "device": record.device,
+        "name": record.name,
+        "addresses": [ip_to_text(address) for address in record.addresses],
+        "path": "refused",
+        **dict.fromkeys(nothing),
+        "rx_bytes": 0,
+        "tx_bytes": 0,
+        "refused": reason.value,
+    }
 
 
 def _way(link: Link) -> str:

@@ -73,7 +73,8 @@ def test_a_running_network_is_locked_and_one_is_left_outside_until_it_is_signed(
     for one in (a, b):
         assert one.host.ping(c.address) is None
         assert c.host.ping(one.address) is None
-        assert "c" not in [row["name"] for row in one.ask("peers")]
+        assert {row["name"]: row["refused"] for row in one.ask("peers")}["c"] == "lock-unsigned"
+        assert "refused  lock-unsigned" in one.host.run("edgeagent", "peers").stdout
         assert one.ask("status")["drops"]["lock-unsigned"] > 0
     reach(a, b)
     assert "NOT signed" in c.host.run("edgeagent", "status").stdout
@@ -83,6 +84,7 @@ def test_a_running_network_is_locked_and_one_is_left_outside_until_it_is_signed(
     for one, other in ((a, c), (c, b), (a, b)):
         reach(one, other, 70)  # a refusal is remembered for a minute by the side that was refused
     assert lock_of(c)["signed"]
+    assert all(row["refused"] is None for row in a.ask("peers"))
 
     # The lock outlives the agent, and the hub's word that there is none
     a.host.run("edgeagent", "down")
