@@ -235,8 +235,12 @@ def revoke(
     """
     with open_store() as store, store.read() as tx:
         found = tx.device(device) or actions.find_device(tx, device)
+        made = [signature.sequence for signature in tx.lock_signatures([found.id])]  # maybe by a clock that is ahead
     _change(
-        key_file, request, f"what was signed of {found.name or found.id} is void", revoke=(found.id, int(time.time()))
+        key_file,
+        request,
+        f"what was signed of {found.name or found.id} is void",
+        revoke=(found.id, max([int(time.time()), *made])),
     )
 
 
