@@ -169,6 +169,12 @@ def _parser() -> argparse.ArgumentParser:
         help="programs that the hub may run here (/etc/edgeagent/scripts)",
     )
     group.add_argument(
+        "--lock",
+        metavar="KEYS",
+        default=argparse.SUPPRESS,
+        help="keys of the network's lock to trust, comma separated (those of the token, or the first that are named)",
+    )
+    group.add_argument(
         "--log-level", metavar="LEVEL", default=argparse.SUPPRESS, help="debug, info, warning, error (info)"
     )
     for action in group._group_actions:

@@ -13,6 +13,7 @@ CONFIG_FILE = "/etc/edgeagent.conf"
 CONFIG_BYTES_MAX = 65_536
 INTERFACES_MAX = 8  # in a list of them
 DNS_MODES = ("auto", "off", "server", "resolved", "resolvconf", "dnsmasq", "file")
+LOCK_KEYS_MAX = 8
 CEILING_RANGE_MIB = (20, 65_536)  # an agent does not start with less
 
 _HOST_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -153,6 +154,20 @@ def _verbs(text: str) -> str:
     return ",".join(verbs)
 
 
+def _lock(text: str) -> str:
+    from base64 import b64decode
+
+    keys = [key.strip() for key in text.split(",")] if text else []
+    for key in keys:
+        try:
+            fits = len(key) == 44 and len(b64decode(key, validate=True)) == 32
+        except ValueError:
+            fits = False
+        if not fits or len(keys) > LOCK_KEYS_MAX:
+            raise ValueError(f"lock keys as `edgehub lock status` prints them, at most {LOCK_KEYS_MAX}, ',' between")
+    return ",".join(keys)
+
+
 # name -> (environment variable, default, parser, help)
 SETTINGS: dict[str, tuple[str, str, Callable[[str], str | int], str]] = {
     "state-dir": ("EDGEAGENT_STATE", "/var/lib/edgeagent", _path, "directory for keys and cache"),
@@ -223,6 +238,12 @@ SETTINGS: dict[str, tuple[str, str, Callable[[str], str | int], str]] = {
         _path,
         "directory of programs that the hub may run here, root's alone; none are run where it is not there",
     ),
+    "lock": (
+        "EDGEAGENT_LOCK",
+        "",
+        _lock,
+        "keys of the network's lock, comma separated: no others are trusted; empty: the first that the hub names",
+    ),
     "log-level": ("EDGEAGENT_LOG", "info", _log_level, "debug, info, warning or error"),
 }
 
@@ -241,6 +262,7 @@ class Settings:
         "hostname",
         "interface",
         "limits",
+        "lock",
         "log_level",
         "memory_ceiling",
         "memory_profile",
@@ -270,6 +292,7 @@ class Settings:
     memory_ceiling: str
     allow_commands: str
     scripts: str
+    lock: str
     log_level: str
     proxy: str
     uplinks: str

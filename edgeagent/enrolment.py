@@ -44,6 +44,7 @@ class Enrolment:
         self._context = context
         self._link = link
         self._ca: bytes | None = None
+        self._token = token
         self._joiner = Joiner(
             now,
             crypto=context.crypto,
@@ -98,6 +99,10 @@ class Enrolment:
     def settle(self, now: float) -> None:
         for event in self._joiner.drain_events():
             if isinstance(event, Joined):
+                if self._token.lock_keys:
+                    from edgeagent import locks
+
+                    locks.pin(self._context, event.admission, self._token)
                 self.admission = event.admission
             elif isinstance(event, JoinWaiting):
                 self.waiting = True

@@ -21,6 +21,7 @@ from edgeagent.proto.node_events import (
     CacheDirty,
     Commanded,
     IdentityChanged,
+    LockPinned,
     MapChanged,
     NodeKeyRenewed,
     PathChanged,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from edgeagent.naming import Naming
     from edgeagent.proto.budget import Policy
     from edgeagent.proto.identity import Admission
+    from edgeagent.proto.lock import Lock
     from edgeagent.proto.node_events import NodeEvent
     from edgeagent.proto.records import Query
     from edgeagent.proto.routewish import RouteWish
@@ -91,6 +93,7 @@ class Membership:
             facts=context.facts,
             saved=context.load_or_none(StateFile.CACHE),
             mtu=context.settings.mtu,
+            lock=_load_lock(context, admission),
         )
         self.tunnel = Tunnel(now, context, self.node)
         self.relays = RelayLinks(context, self.node)
@@ -360,6 +363,13 @@ class Membership:
     def _admission_changed(self, now: float, event: AdmissionChanged) -> None:
         self._context.save(StateFile.ADMISSION, self.node.admission.encode())
 
+    def _lock_pinned(self, now: float, event: LockPinned) -> None:
+        from edgeagent import locks
+
+        if (lock := self.node.client.lock) is not None:
+            locks.save(self._context, lock)
+            log.info("the network's lock: statement %d, %s", lock.sequence, "on" if lock.on else "off")
+
     def _map_changed(self, now: float, event: MapChanged) -> None:
         log.info("the hub's map is new: this is %s", event.map.name)
         self.tunnel.apply(now, event.map)
@@ -418,10 +428,19 @@ class Membership:
             self.naming = None
 
 
+def _load_lock(context: Context, admission: Admission) -> Lock | None:
+    if not context.settings.lock and not os.path.exists(context.keystore.path(StateFile.LOCK)):
+        return None  # most networks have none, and the code for it would be loaded for nothing
+    from edgeagent import locks
+
+    return locks.load(context, admission)
+
+
 _EVENTS: dict[type[NodeEvent], Callable[[Membership, float, Any], None]] = {
     CacheDirty: Membership._cache_dirty,
     IdentityChanged: Membership._identity_changed,
     AdmissionChanged: Membership._admission_changed,
+    LockPinned: Membership._lock_pinned,
     MapChanged: Membership._map_changed,
     Resolved: Membership._resolved,
     PeerUp: Membership._peer_up,

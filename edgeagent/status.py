@@ -29,6 +29,8 @@ def show_status(status: dict[str, Any]) -> str:
             ("relays", _relays(me, status["relays"])),
             ("tags", " ".join(me["tags"]) or "none"),
         ]
+        if lock := status.get("lock"):
+            lines.append(("lock", _lock(lock, status)))
         if opened := (status["port_mapping"] or {}).get("mappings"):
             ports = (f"{each['address']}:{each['port']} by {each['protocol']} on {each['uplink']}" for each in opened)
             lines.append(("opened ports", "; ".join(ports)))
@@ -106,7 +108,7 @@ def show_peers(peers: list[dict[str, Any]]) -> str:
             peer["name"],
             peer["addresses"][0] if peer["addresses"] else "-",
             peer["path"],
-            peer["endpoint"] or "-",
+            peer["endpoint"] or peer.get("refused") or "-",
             "-" if peer["latency_ms"] is None else f"{peer['latency_ms']:.1f} ms",
             str(peer["path_mtu"] or "-"),
             "never" if peer["handshake_age_s"] is None else duration(peer["handshake_age_s"]) + " ago",
@@ -278,6 +280,19 @@ def policy_line(policy: dict[str, Any] | None) -> str:
         f"version {policy['version']}, {policy['connections']} of {policy['connections_max']} connections, "
         f"{policy['admitted']} let in, {policy['denied']} packets denied, {policy['prohibited']} not sent"
     )
+
+
+def _lock(lock: dict[str, Any], status: dict[str, Any]) -> str:
+    """Whether others let this device in, whom it has refused itself, and whether the hub hides news of the lock."""
+    parts = [f"{'on' if lock['on'] else 'off'}, statement {lock['statement']}"]
+    if not lock["signed"]:
+        parts.append(f"this device is NOT signed (edgehub lock sign {status['self']['device']})")
+    refused = sum(status["drops"].get(name, 0) for name in ("lock-unsigned", "lock-void", "lock-forged"))
+    if refused:
+        parts.append(f"refused {refused} records")
+    if lock["withheld"]:
+        parts.append("WARNING: what the hub says of the lock does not follow from what this device holds")
+    return "; ".join(parts)
 
 
 def _uplink(uplink: dict[str, Any]) -> str:

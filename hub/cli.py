@@ -26,6 +26,7 @@ from hub import (
     cli_database,
     cli_devices,
     cli_dns,
+    cli_lock_files,
     cli_oidc,
     cli_policy,
     cli_relays,
@@ -65,6 +66,7 @@ app.command()(cli_commands.logs)
 app.command()(cli_commands.watch)
 app.add_typer(cli_routes.app, name="routes")
 app.add_typer(cli_clients.app, name="client")
+app.add_typer(cli_lock_files.app, name="lock")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from base64 import b64encode
 from collections.abc import Iterator
 from enum import StrEnum
@@ -11,8 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
+from edgeagent import crypto
 from hub import operations
-from hub.core import actions, routes
+from hub.core import actions, lock, routes
 from hub.core.model import Device, DeviceState, HubError, Kind
 from hub.core.people import check_login
 from hub.opening import doing, open_store, wait_for_broker
@@ -56,16 +58,19 @@ def list_(
             and (wanted or device.state is not DeviceState.REMOVED)
             and (not tag or tag in device.tags)
         ]
+        unsigned = lock.unsigned(lock.LockView(crypto.load(), tx.network().id), tx, found, int(time.time()))
     found.sort(key=lambda device: (device.name or "", device.id))
     if as_json:
-        print_json([_as_json(device) for device in found])
+        print_json([{**_as_json(device), "unsigned": device.id in unsigned} for device in found])
         return
     print_table(
         ("NAME", "STATE", "ADDRESS", "SEEN", "VERSION", "TAGS", "ID"),
         (
             (
                 device.name or "-",
-                device.state.value + (" CLONED" if device.cloned_s else ""),
+                device.state.value
+                + (" CLONED" if device.cloned_s else "")
+                + (" UNSIGNED" if device.id in unsigned else ""),
                 _v4(device) or "-",
                 "online" if device.online else ago(device.last_seen_s),
                 device.version or "-",

@@ -69,6 +69,7 @@ FEED_BODY: dict[str, Any] = {
     "cap": None,
 }
 RELAY = {"rg": "fra", "k": bytes(32), "h": ["fra-1.example.org:443"], "u": 3478, "s": 3479, "pin": bytes(32)}
+LOCK = {"c": [[bytes(32), 0, WALL_S, bytes(64)]], "k": [[bytes(32), WALL_S, bytes(64)]]}
 BODIES: dict[str, list[dict[str, Any]]] = {
     "join": [
         {
@@ -91,7 +92,7 @@ BODIES: dict[str, list[dict[str, Any]]] = {
         {"id": 3, "k": bytes(32)},
         {"id": 4, "have": [[DEVICE.device_id, 1, 2, 3]]},
     ],
-    "report": [{"nk": bytes(32)}],
+    "report": [{"nk": bytes(32)}, {"nk": bytes(32), "ls": [[bytes(32), WALL_S, bytes(64)]]}],
     "relay": [{**RELAY, "m": 12}],
     "answer": [
         {"id": bytes(8), "st": "accepted", "at": WALL_S},
@@ -107,7 +108,11 @@ BODIES: dict[str, list[dict[str, Any]]] = {
         {"wait": True},
         {"no": "name-taken", "name": "gate"},
     ],
-    "map": [MAP_BODY, {**MAP_BODY, "rl": [{"id": "fra-1", **RELAY}], "ps": [b"p"]}],
+    "map": [
+        MAP_BODY,
+        {**MAP_BODY, "rl": [{"id": "fra-1", **RELAY}], "ps": [b"p"]},
+        {**MAP_BODY, "lk": {"s": [b"s"], **LOCK}},
+    ],
     "rec": [
         {"id": 1, "rec": b"r", "fk": bytes(32), "fg": 1},
         {"rec": b"r", "fk": bytes(32), "fg": 1},
@@ -116,7 +121,8 @@ BODIES: dict[str, list[dict[str, Any]]] = {
     ],
     "time": [{}, {"e": 7}],
     "hub": [{"up": True, "bx": HUB_BOX_KEY}],
-    "record": [RECORD_BODY],
+    "record": [RECORD_BODY, {**RECORD_BODY, "lk": LOCK}],
+    "lock": [{"by": bytes(32), "on": True, "k": [bytes(32)], "rv": [[DEVICE.device_id, 5]]}],
     "gone": [{}],
     "pass": [{"nk": DEVICE.node_key, "rl": ["fra-1"], "rg": ["fra"], "rc": 0}],
     "feed": [FEED_BODY],

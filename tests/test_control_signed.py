@@ -142,6 +142,7 @@ def test_every_missing_field_is_refused_by_name(kind: str, body: dict[str, Any])
         else:
             optional = [("time", "e"), ("rec", "id"), ("map", "rl"), ("map", "ps")]
             assert (kind, key) in [*optional, *(("answer", key) for key in ("c", "tx", "no", "d", "n"))]
+            assert (kind, key) in [*optional, ("map", "lk"), ("record", "lk"), ("report", "ls")]
 
 
 @pytest.mark.parametrize(("kind", "body"), EVERY_BODY)

@@ -31,6 +31,7 @@ class StateFile(Enum):
     ADMISSION = ("admission", 131_072)  # network key, CA, brokers, first map: the device has joined
     CACHE = ("cache", 1_048_576)  # map, records, session epoch
     CLOCK = ("clock", 16)  # TAI64N reservation ns 8, time floor s 8
+    LOCK = ("network-lock", 8_192)  # what is held of the network's lock; it outlives the admission
     TOKEN = ("token", 16_384)  # the join token, until it has been answered
     LEDGER = ("ledger", 32_768)  # bytes by uplink, cause, day and month
     BINDINGS = ("bindings", 8_192)  # how long the NATs that were met remember a silent UDP binding

@@ -66,6 +66,11 @@ ACTOR_BYTES_MAX = 128
 ANSWER_DATA_BYTES_MAX = 7_168  # of one message, which may have 8 KiB
 ANSWER_PARTS_MAX = 64
 ANSWER_TEXT_BYTES_MAX = 256
+LOCK_KEYS_MAX = 8  # of one network; any of them may sign
+LOCK_SIGNATURES_MAX = 4  # of lock keys for one device, in its record
+LOCK_REVOKED_MAX = 32  # devices whose signatures one statement voids
+STATEMENT_BYTES_MAX = 2_048
+STATEMENTS_MAX = 4  # that lead to the one in force, in one map
 
 KEY = Raw(32)
 BOOT = Raw(16)
@@ -112,6 +117,14 @@ RELAY_FIELDS: dict[str, Schema] = {
     "pin": KEY,
 }
 
+# The network lock (edgeagent/proto/lock.py): [lock key, not_after or 0, sequence, signature of the device key] …, and
+# [node key, not_after, signature by the device key] …
+NODE_SIGNATURES = List(Row(KEY, Uint(), Raw(64)), NODE_KEYS_MAX)
+LOCK_FIELDS: dict[str, Schema] = {
+    "c": List(Row(KEY, Uint(), Uint(), Raw(64)), LOCK_SIGNATURES_MAX),
+    "k": NODE_SIGNATURES,
+}
+
 # The head of every signed object. `b` is checked against the body of its kind.
 HEAD = Fields(
     {
@@ -156,7 +169,7 @@ BODIES: dict[str, Schema] = {
             "have": Fields({"id": Uint(), "have": List(Row(DEVICE, STAMP, STAMP, Uint()), HAVE_MAX)}),
         }
     ),
-    "report": Fields({"nk": KEY}),
+    "report": Fields({"nk": KEY}, {"ls": NODE_SIGNATURES}),
     # relay → hub: what it is, and how many members it has
     "relay": Fields({**RELAY_FIELDS, "m": Uint(0, 1_000_000)}, grows=True),
     # device → hub: what became of a command; a part of its output has a number, and the end says how many there are
@@ -213,6 +226,8 @@ BODIES: dict[str, Schema] = {
             "ro": List(Prefix(4, 16), MAP_ROUTES_MAX),
             "ra": ADVERTISED,
             "cl": List(Row(KEY, Raw(4), Raw(16)), CLIENTS_MAX),
+            # the statements of the lock, the one in force last, and what the device's own record has in `lk`
+            "lk": Fields({"s": List(Blob(STATEMENT_BYTES_MAX), STATEMENTS_MAX, 1), **LOCK_FIELDS}, grows=True),
         },
         grows=True,
     ),
@@ -248,10 +263,21 @@ BODIES: dict[str, Schema] = {
                 Text(GROUP_BYTES_MAX, "group:name", is_group), GROUPS_MAX
             ),  # of the policy's, that the user is in
             "cl": List(Raw(4, 16), 2 * CLIENTS_MAX),  # addresses of plain WireGuard clients that are reached through it
+            "lk": Fields(LOCK_FIELDS, grows=True),
         },
         grows=True,
     ),
     "gone": Fields({}, grows=True),
+    # signed by a lock key, passed on by the hub
+    "lock": Fields(
+        {
+            "by": KEY,
+            "on": Flag(),
+            "k": List(KEY, LOCK_KEYS_MAX, 1),
+            "rv": List(Row(DEVICE, Uint()), LOCK_REVOKED_MAX),
+        },
+        grows=True,
+    ),
     # signed by the hub, read by relays
     "pass": Fields({"nk": KEY, "rl": RELAYS, "rg": RELAYS, "rc": Uint(0, 7)}, grows=True),
     # device → devices

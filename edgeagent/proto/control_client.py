@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from edgeagent.proto import topics
 from edgeagent.proto.backoff import GROWTH, Backoff
@@ -23,6 +24,7 @@ from edgeagent.proto.control_news import (
     CutOff,
     EpochBehind,
     FeedCame,
+    LockChanged,
     MapCame,
     News,
     RecordCame,
@@ -44,11 +46,15 @@ from edgeagent.proto.refusals import ControlDrop, ControlError
 from edgeagent.proto.signed import SeqGuard, Signed
 from edgeagent.proto.walltime import WallFloor
 
+if TYPE_CHECKING:
+    from edgeagent.proto.lock import Lock
+
 KEEPALIVE_MAX_S = 3600
 STABLE_S = 60.0  # a connection that lasted so long was a good one
 REFRESH_SPACING_S = 60.0  # between two questions whether one record is still right
 REFRESH_ALL_S = 6 * 3600.0  # between two rounds over all records, while the broker keeps our session
 NEGATIVE_TTL_MAX_S = 3600.0
+LOCKED_TTL_S = 60.0  # a device whose record the lock refuses is not asked for again for so long
 
 
 class Answer(Enum):
@@ -77,6 +83,7 @@ class ControlClient:
         boot: bytes,
         version: str,
         facts: dict[str, str],
+        lock: Lock | None = None,
     ) -> None:
         self._crypto = crypto
         self._limits = limits
@@ -107,7 +114,9 @@ class ControlClient:
         self.drops: dict[ControlDrop, int] = dict.fromkeys(ControlDrop, 0)
         self.next_connect_at: float | None = now
         self.keepalive_factor = 1  # by which the uplink of the next connection wants fewer pings
+        self.lock = lock  # what is held of the network's lock; None: this device never heard of one
         self._apply_settings()
+        self._follow_lock(now)
 
     @property
     def connected(self) -> bool:
@@ -334,6 +343,7 @@ class ControlClient:
         self._admission.map_object = device_map.raw
         self._admission.hosts = device_map.hosts
         self._apply_settings()
+        self._follow_lock(now)
         self.own_feed.changed(now, device_map)
         self._news.append(MapCame())
 
@@ -371,11 +381,51 @@ class ControlClient:
             asked = self.questions.query_of(body["id"]) if "id" in body else None
             if asked is not None and not record.answers(asked):
                 raise ControlError(ControlDrop.BAD_FIELD, "rec.rec: not what was asked for")
+            try:
+                self.unlock(record, wall_s)
+                if asked is not None and not record.answers(asked):
+                    raise ControlError(ControlDrop.LOCK_UNSIGNED, "rec.rec: the key that was asked for is not signed")
+            except ControlError:
+                if asked is not None:  # until it is signed, and pushed, nobody can say more
+                    self.questions.refused(now, asked, LOCKED_TTL_S)
+                    self._news.append(Answered(asked, None))
+                raise
             self._check(record, body["fg"])
             self._newer(now, signed)
             if asked is not None and asked[0] == "a" and isinstance(asked[1], bytes) and "via" in body:
                 self._news.append(RoutersTold(asked[1], body["via"]))
             self._take_record(record, body["fk"], body["fg"], asked="id" in body)
+
+    def unlock(self, record: Record, wall_s: float, *, verified: bool = False) -> None:
+        """Leave to a record what the network's lock lets count. Raises ControlError; see Lock.admit."""
+        if self.lock is not None:
+            self.lock.admit(record, wall_s, verified=verified)
+
+    def _follow_lock(self, now: float) -> None:
+        """After each map. What the map says of a lock counts as far as it follows from what is held."""
+        offered = self.map.lock
+        if self.lock is None:
+            if offered is None:
+                return
+            from edgeagent.proto.lock import Lock  # most networks have none
+
+            self.lock = Lock(self._crypto, self._network)
+        try:
+            changed = self.lock.follow(offered["s"] if offered is not None else [])
+        except ControlError as error:
+            self.count(error.reason)
+            return
+        if not changed:
+            return
+        self._news.append(LockChanged())
+        wall_s = self._wall.at(now)
+        fewer, refused = self.records.judge(lambda record: self.unlock(record, wall_s))
+        self.count(ControlDrop.LOCK_UNSIGNED, len(refused))
+        for entry in fewer:
+            self._news.append(RecordCame(entry))
+        for entry in refused:
+            self.feeds.leave(entry.record.device)
+            self._news.append(RecordLost(entry, gone=False, locked=True))
 
     def keep(self, record: Record, feed_key: bytes, feed_generation: int) -> tuple[Entry, list[Entry]]:
         """Put a verified record into the table. Returns its entry and those that gave way. Raises ControlError."""

@@ -21,13 +21,14 @@ class RecordCame:
 
 
 class RecordLost:
-    """A record was removed by the hub (`gone`) or gave way to others."""
+    """A record was removed by the hub (`gone`), refused by the network's lock (`locked`), or gave way to others."""
 
-    __slots__ = ("entry", "gone")
+    __slots__ = ("entry", "gone", "locked")
 
-    def __init__(self, entry: Entry, *, gone: bool) -> None:
+    def __init__(self, entry: Entry, *, gone: bool, locked: bool = False) -> None:
         self.entry = entry
         self.gone = gone
+        self.locked = locked
 
 
 class FeedCame:
@@ -65,6 +66,12 @@ class MapCame:
     __slots__ = ()
 
 
+class LockChanged:
+    """Another statement of the network's lock is held: to be kept before it has effects."""
+
+    __slots__ = ()
+
+
 class EpochBehind:
     """The hub has seen later epochs of ours: the connection must be made anew."""
 
@@ -86,4 +93,15 @@ class CutOff:
     __slots__ = ()
 
 
-News = RecordCame | RecordLost | FeedCame | Answered | RoutersTold | MapCame | EpochBehind | CommandCame | CutOff
+News = (
+    RecordCame
+    | RecordLost
+    | FeedCame
+    | Answered
+    | RoutersTold
+    | MapCame
+    | LockChanged
+    | EpochBehind
+    | CommandCame
+    | CutOff
+)

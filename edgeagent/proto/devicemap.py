@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from edgeagent.proto.control import MAP_BYTES_MAX
 from edgeagent.proto.crypto import Crypto
@@ -10,8 +10,7 @@ from edgeagent.proto.refusals import ControlDrop, ControlError
 from edgeagent.proto.relaymap import RelayInfo
 from edgeagent.proto.signed import Signed, open_signed
 
-if TYPE_CHECKING:
-    from typing import Any
+SIGNATURE_LEFT_S = 60 * 86_400  # a node key that is used for so long yet is signed again
 
 
 class DeviceMap:
@@ -34,6 +33,7 @@ class DeviceMap:
         "feed_key",
         "hosts",
         "hub_box_key",
+        "lock",
         "name",
         "names",
         "node_keys",
@@ -80,12 +80,21 @@ class DeviceMap:
         )
         self.approved: list[tuple[bytes, int]] = [(address, length) for address, length in body.get("ra", [])]
         self.clients: list[tuple[bytes, bytes, bytes]] = [(key, v4, v6) for key, v4, v6 in body.get("cl", [])]
+        self.lock: dict[str, Any] | None = body.get("lk")  # statements `s`, and control.LOCK_FIELDS of this device
         if self.device != signed.subject:
             raise ControlError(ControlDrop.WRONG_SUBJECT, f"map.id: {signed.subject} expected, got {self.device}")
 
     def setting(self, name: str, default: int, low: int, high: int) -> int:
         """A setting of the hub's, held within what a device can bear."""
         return min(max(self.settings.get(name, default), low), high)
+
+    def lacks_signature(self, node_key: bytes, wall_s: float) -> bool:
+        """Whether the network has a lock, and the hub no signature by this device of a node key of its own that holds
+        for a while."""
+        if self.lock is None:
+            return False
+        ends = (not_after for key, not_after, _ in self.lock["k"] if key == node_key)
+        return max(ends, default=0) < wall_s + SIGNATURE_LEFT_S
 
     def overlaps(self, address: bytes, length: int) -> bool:
         """Whether a prefix shares an address with the network's own."""

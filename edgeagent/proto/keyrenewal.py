@@ -3,9 +3,10 @@
 | state | what it means | it ends |
 |---|---|---|
 | RESTING | one key, good for long enough | at two thirds of its life: make another, save it, report it |
-| REPORTED | the hub was told, the map does not have it yet | when the map has it; until then it is reported again |
+| REPORTED | the hub was told, the map does not have it yet, or not signed | when it has; until then it is told again |
 | SPREADING | the map has both keys, the hub is telling those that know us | after the grace: switch |
 | LOST | the map does not have the key in use | report it, or switch when the map has the other |
+| UNSIGNED | the network is locked, and the map has no signature of ours | report the key in use, with its signature |
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class Renewal(Enum):
     REPORTED = "reported"
     SPREADING = "spreading"
     LOST = "lost"
+    UNSIGNED = "unsigned"
 
 
 class Step(Enum):
@@ -79,12 +81,20 @@ class KeyRenewal:
                 return self._switch(now)
             return self._report(now, Step.REPORT_CURRENT, reachable=reachable)
         if next_key is None:
+            step = Step.MAKE if self._hurried else self._rest(now, wall_s, ends[self._identity.node_key], device_map)
+            if step is None and device_map.lacks_signature(self._identity.node_key, wall_s):
+                self.state = Renewal.UNSIGNED
+                rest_until = self.poll_timeout()
+                step = self._report(now, Step.REPORT_CURRENT, reachable=reachable)
+                wakes = [at for at in (rest_until, self.poll_timeout()) if at is not None]
+                self._wake_at = min(wakes, default=None)
+                return step
+            if self.state is Renewal.UNSIGNED:
+                self._report_backoff.reset()
             self.state = Renewal.RESTING
             self._report_at = None
-            if self._hurried:
-                return Step.MAKE
-            return self._rest(now, wall_s, ends[self._identity.node_key], device_map)
-        if next_key not in ends:
+            return step
+        if next_key not in ends or device_map.lacks_signature(next_key, wall_s):
             self.state = Renewal.REPORTED
             return self._report(now, Step.REPORT_NEXT, reachable=reachable)
         self.state = Renewal.SPREADING

@@ -21,6 +21,7 @@ from edgeagent.proto.control_news import (
     CommandCame,
     EpochBehind,
     FeedCame,
+    LockChanged,
     MapCame,
     News,
     RecordCame,
@@ -44,6 +45,7 @@ from edgeagent.proto.node_events import (
     CacheDirty,
     Commanded,
     IdentityChanged,
+    LockPinned,
     MapChanged,
     NodeEvent,
     NodeKeyRenewed,
@@ -69,6 +71,7 @@ from edgeagent.proto.whereabouts import Whereabouts
 
 if TYPE_CHECKING:
     from edgeagent.proto.established import Traffic
+    from edgeagent.proto.lock import Lock
     from edgeagent.proto.peer import Peer
     from edgeagent.proto.prefixes import Prefix
     from edgeagent.proto.routers import Routers
@@ -85,8 +88,8 @@ class Node:
 
     To connect: `begin_session(now)`, drain events, then MQTT CONNECT as `client_id` / `username` / `password` with
     `last_will(now)` and a persistent session; then `handle_connected`. `wall` is shared with nobody; `saved` is an
-    earlier `snapshot()`; `boot` is the boot id (16 B); `facts` at most 16 texts about the device. Raises ControlError
-    when the admission's map is not this device's.
+    earlier `snapshot()`; `lock` what was kept at LockPinned; `boot` is the boot id (16 B); `facts` at most
+    16 texts about the device. Raises ControlError when the admission's map is not this device's.
     """
 
     def __init__(
@@ -106,6 +109,7 @@ class Node:
         facts: dict[str, str],
         saved: bytes | None,
         mtu: int = MTU_DEFAULT,
+        lock: Lock | None = None,
     ) -> None:
         self._crypto = crypto
         self._entropy = entropy
@@ -142,6 +146,7 @@ class Node:
             boot=boot,
             version=version,
             facts=facts,
+            lock=lock,
         )
         if fields is not None:
             snapshot.restore(now, fields, admission.network, self.client, wall)
@@ -573,8 +578,8 @@ class Node:
             if self.routers is not None:
                 self.routers.record_lost(now, news.entry.record.device)
             if link is not None:
-                self._tell_gone(link, "removed" if news.gone else "gave way")
-            if news.gone:
+                self._tell_gone(link, "removed" if news.gone else "refused by the lock" if news.locked else "gave way")
+            if news.gone or news.locked:
                 self.device.forget_flows(news.entry.record.device)
             self._mark_dirty(urgent=news.gone)
         elif isinstance(news, RoutersTold):
@@ -588,6 +593,9 @@ class Node:
             self._use_policy(now)
             self.events.append(AdmissionChanged())
             self.events.append(MapChanged(self.map))
+        elif isinstance(news, LockChanged):
+            self.events.append(LockPinned())
+            self._mark_dirty(urgent=False)
         elif isinstance(news, EpochBehind):
             self.events.append(ReconnectWanted())
         elif isinstance(news, CommandCame):
@@ -672,11 +680,33 @@ class Node:
                 self.events.append(IdentityChanged())
             elif step is Step.REPORT_NEXT or step is Step.REPORT_CURRENT:
                 key = self.identity.next_key if step is Step.REPORT_NEXT else None
-                self._outbox.write(now, "report", {"nk": key or self.identity.node_key})
+                self._outbox.write(now, "report", {"nk": key or self.identity.node_key, **self._key_signatures(now)})
             elif step is Step.SWITCH:
                 self._switch_key(now)
             if step is None:
                 break
+
+    def _key_signatures(self, now: float) -> dict[str, Any]:
+        """For a report: what others want of our node keys where the network has a lock. It needs a date to be on it."""
+        if self.map.lock is None or not self.wall.known:
+            return {}
+        from edgeagent.proto import lock
+
+        network, identity = self.admission.network, self.identity
+        end = int(self.wall.at(now)) + lock.NODE_SIGNATURE_LIFE_S
+        return {
+            "ls": [
+                [
+                    key,
+                    end,
+                    self._crypto.ed25519_sign(
+                        identity.device_seed, lock.node_input(network, identity.device_id, key, end)
+                    ),
+                ]
+                for key in (identity.node_key, identity.next_key)
+                if key is not None
+            ]
+        }
 
     def _switch_key(self, now: float) -> None:
         self.identity.switch()

@@ -39,6 +39,12 @@ class AdmissionChanged(NodeEvent):
     __slots__ = ()
 
 
+class LockPinned(NodeEvent):
+    """Save `lock.encode()` of the client before anything is published or sent: the hub may never take it back."""
+
+    __slots__ = ()
+
+
 class MapChanged(NodeEvent):
     """The device's addresses, name or the network's prefixes may be others."""
 

@@ -14,8 +14,10 @@ from edgeagent.proto.relay_sessions import SESSIONS_MAX
 
 if TYPE_CHECKING:
     from edgeagent.proto.boundedqueue import BoundedQueue
+    from edgeagent.proto.lock import Lock
     from edgeagent.proto.node import Node
     from edgeagent.proto.peering import Link
+    from edgeagent.proto.records import Record
 
 
 def status(now: float, node: Node) -> dict[str, Any]:
@@ -48,6 +50,7 @@ def status(now: float, node: Node) -> dict[str, Any]:
             "wall_known": node.wall.known,
         },
         "policy": policy(node),
+        "lock": None if client.lock is None else _lock(now, node, client.lock),
         "tables": tables(node),
         "uplinks": [] if node.reach.uplinks is None else node.reach.uplinks.rows(now),
         "drops": {
@@ -71,8 +74,13 @@ def status(now: float, node: Node) -> dict[str, Any]:
     }
 
 
+def _lock(now: float, node: Node, lock: Lock) -> dict[str, Any]:
+    own = node.map.lock["c"] if node.map.lock is not None else []
+    return lock.describe(node.identity.device_id, node.identity.device_key, own, node.wall.at(now))
+
+
 def peers(now: float, node: Node) -> list[dict[str, Any]]:
-    """One row a link, by name."""
+    """One row a link, by name; then devices that the network's lock refused lately."""
     rows = []
     for link in sorted(node.peering.links.values(), key=lambda link: (link.name, link.device)):
         entry = node.client.records.get(link.device)
@@ -95,8 +103,11 @@ def peers(now: float, node: Node) -> list[dict[str, Any]]:
                 "handshake_age_s": None if at is None else now - at,
                 "rx_bytes": link.peer.rx_bytes,
                 "tx_bytes": link.peer.tx_bytes,
+                "refused": None,
             }
         )
+    if node.client.lock is not None:
+        rows += [_refused(record, reason) for record, reason in node.client.lock.refused.values()]
     return rows
 
 
@@ -134,6 +145,21 @@ def policy(node: Node, *, rules: bool = False) -> dict[str, Any] | None:
 
 def _selectors(selectors: list[Any]) -> list[str]:
     return [each if isinstance(each, str) else f"{ip_to_text(each[0])}/{each[1]}" for each in selectors]
+
+
+def _refused(record: Record, reason: ControlDrop) -> dict[str, Any]:
+    """A device that the network's lock keeps out: as a peer that is none."""
+    nothing = ("path_kind", "path_uplink", "path_state", "latency_ms", "path_mtu", "endpoint", "handshake_age_s")
+    return {
+        "device": record.device,
+        "name": record.name,
+        "addresses": [ip_to_text(address) for address in record.addresses],
+        "path": "refused",
+        **dict.fromkeys(nothing),
+        "rx_bytes": 0,
+        "tx_bytes": 0,
+        "refused": reason.value,
+    }
 
 
 def _way(link: Link) -> str:

@@ -7,7 +7,7 @@ device, than the device's removal, and before its end.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from edgeagent.proto.control import RECORD_BYTES_MAX
@@ -31,6 +31,7 @@ class Record:
         "device_key",
         "groups",
         "is_exit",
+        "lock",
         "name",
         "node_keys",
         "not_after",
@@ -59,6 +60,7 @@ class Record:
         self.routes: list[tuple[bytes, int]] = [(address, length) for address, length in body["routes"] if length]
         self.is_exit = any(not length for _, length in body["routes"])
         self.clients: list[bytes] = body.get("cl", [])
+        self.lock: dict[str, Any] | None = body.get("lk")  # signatures, as control.LOCK_FIELDS has them
 
     def has_node_key(self, key: bytes) -> bool:
         return any(key == known for known, _ in self.node_keys)
@@ -244,6 +246,26 @@ class RecordTable:
         """It is in use: others are forgotten first."""
         if device in self._entries:
             self._entries.move_to_end(device)
+
+    def judge(self, admit: Callable[[Record], None]) -> tuple[list[Entry], list[Entry]]:
+        """Have `admit` look at every record again: it may take node keys from one, or refuse it by ControlError.
+
+        Returns those that have lost node keys, and those that are forgotten.
+        """
+        fewer, refused = [], []
+        for entry in list(self._entries.values()):
+            before = len(entry.record.node_keys)
+            self._unindex(entry.record)
+            try:
+                admit(entry.record)
+            except ControlError:
+                del self._entries[entry.record.device]
+                refused.append(entry)
+                continue
+            self._index(entry.record)
+            if len(entry.record.node_keys) < before:
+                fewer.append(entry)
+        return fewer, refused
 
     def remove(self, device: str) -> Entry | None:
         """Forget a record; a newer or an equal one may come again."""

@@ -35,6 +35,10 @@ class ControlDrop(Enum):
     COMMAND_EXPIRED = "command-expired"  # a command of the hub that came after its end
     COMMAND_AGAIN = "command-again"  # a command that came before: it is answered again, and not done again
     COMMAND_REFUSED = "command-refused"  # a command that is unknown, wrong, not allowed here, or one too many
+    LOCK_UNSIGNED = "lock-unsigned"  # a record that no lock key, or a node key that its device has not signed
+    LOCK_VOID = "lock-void"  # a record signed by a lock key that was removed, too long ago, or before it was revoked
+    LOCK_FORGED = "lock-forged"  # a record with a signature of the lock that is wrong
+    LOCK_STATEMENT = "lock-statement"  # what the hub's map says of the lock does not follow from what is held
     BAD_CACHE = "bad-cache"  # the saved cache is damaged, or another device's
 
 

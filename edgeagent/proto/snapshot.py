@@ -45,7 +45,8 @@ _SNAPSHOT = Fields(
         "hub": _STAMPS,
         "gone": _STAMPS,
         "rec": List(_RECORD, RECORDS_MAX),
-    }
+    },
+    {"lk": Raw(32)},  # the statement of the network's lock that the records were verified under
 )
 _FILE = Row(Blob(SNAPSHOT_BYTES_MAX), Raw(32))
 
@@ -108,6 +109,7 @@ def write(
             "hub": client.guard.export(),
             "gone": client.records.tombstones.export()[-TOMBSTONES_MAX:],
             "rec": rows[::-1],
+            **({} if client.lock is None else {"lk": client.lock.digest()}),
         }
     )
     return encode([payload, _mac(crypto, identity, payload)])
@@ -118,11 +120,14 @@ def restore(now: float, fields: dict[str, Any], network: str, client: ControlCli
     wall.restore(now, fields["w"])
     client.guard.load(fields["hub"])
     client.records.tombstones.load(fields["gone"])
+    same_lock = client.lock is not None and fields.get("lk") == client.lock.digest()
     for row in fields["rec"]:
         try:
             signed = _signed(row["r"], network)
             signed.check_dates(wall.at(now))
-            entry, _ = client.keep(Record(signed), row["fk"], row["fg"])
+            record = Record(signed)
+            client.unlock(record, wall.at(now), verified=same_lock)
+            entry, _ = client.keep(record, row["fk"], row["fg"])
         except ControlError as error:
             client.count(error.reason)
             continue

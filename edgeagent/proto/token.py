@@ -6,12 +6,12 @@ import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 
 from edgeagent.proto.codec import decode, encode
-from edgeagent.proto.control import CLAIM, HOSTS, KEY, TAGS
+from edgeagent.proto.control import CLAIM, HOSTS, KEY, LOCK_KEYS_MAX, TAGS
 from edgeagent.proto.crypto import Crypto
 from edgeagent.proto.errors import LocalProtocolError, RemoteProtocolError
 from edgeagent.proto.names import network_id
 from edgeagent.proto.refusals import ControlError
-from edgeagent.proto.schema import Fields, Raw, Uint
+from edgeagent.proto.schema import Fields, List, Raw, Uint
 
 PREFIX = "em1."
 TOKEN_CHARACTERS_MAX = 4_096
@@ -29,7 +29,8 @@ _FIELDS = Fields(
         "na": Uint(),
         "u": Uint(),
         "g": TAGS,
-    }
+    },
+    {"l": List(KEY, LOCK_KEYS_MAX, 1)},
 )
 
 
@@ -41,9 +42,21 @@ class Token:
     """What a device must know to join. `not_after` is 0 for never, `uses` is 0 for no limit.
 
     `hosts` are brokers, "host:port", always TLS; `ca_sha256` is the pin of the CA certificate (DER) behind them.
+    `lock_keys` are those of the network's lock, where it has one: the device trusts no others.
     """
 
-    __slots__ = ("ca_sha256", "claim", "hosts", "hub_box_key", "network_key", "not_after", "secret", "tags", "uses")
+    __slots__ = (
+        "ca_sha256",
+        "claim",
+        "hosts",
+        "hub_box_key",
+        "lock_keys",
+        "network_key",
+        "not_after",
+        "secret",
+        "tags",
+        "uses",
+    )
 
     def __init__(
         self,
@@ -57,6 +70,7 @@ class Token:
         not_after: int = 0,
         uses: int = 0,
         tags: list[str] | None = None,
+        lock_keys: list[bytes] | None = None,
     ) -> None:
         self.hosts = hosts
         self.network_key = network_key
@@ -67,6 +81,7 @@ class Token:
         self.not_after = not_after
         self.uses = uses
         self.tags = tags or []
+        self.lock_keys = lock_keys or []
 
     def encode(self, crypto: Crypto) -> str:
         """One line. Raises LocalProtocolError when a field is not of its form."""
@@ -80,6 +95,7 @@ class Token:
             "na": self.not_after,
             "u": self.uses,
             "g": self.tags,
+            **({"l": self.lock_keys} if self.lock_keys else {}),
         }
         try:
             _FIELDS.check(fields, "token")
@@ -106,6 +122,7 @@ class Token:
             not_after=fields["na"],
             uses=fields["u"],
             tags=fields["g"],
+            lock_keys=fields.get("l"),
         )
 
     def network_id(self, crypto: Crypto) -> str:

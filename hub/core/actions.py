@@ -35,6 +35,7 @@ def create_token(
     if tx.token_count() >= TOKENS_MAX:
         raise HubError(f"{TOKENS_MAX} tokens: there is no room for another. Revoke those that nobody needs")
     network = scribe.network
+    locked = scribe.lock.in_force(tx)
     secret = scribe.entropy(SECRET_SIZE)
     claim = make_claim_id(scribe.entropy)
     password = claim_password(scribe.crypto, secret)
@@ -63,6 +64,7 @@ def create_token(
         not_after=not_after,
         uses=uses,
         tags=list(tags),
+        lock_keys=list(locked.keys) if locked is not None and kind is Kind.DEVICE else [],
     )
 
 
@@ -178,6 +180,8 @@ def remove_device(scribe: Scribe, tx: Tx, device: Device, wall_s: int) -> None:
         tx.forget_acquaintances(device.id)
     for known in tx.node_keys(device.id):
         tx.drop_node_key(known.key)
+    for signature in tx.lock_signatures([device.id]):
+        tx.drop_lock_signature(device.id, signature.by)  # who comes back is signed again
     tx.save_device(
         replace(
             device,

@@ -22,7 +22,7 @@ from edgeagent.proto.envelope import read_join, read_up
 from edgeagent.proto.keys import Entropy
 from edgeagent.proto.refusals import ControlDrop, ControlError
 from edgeagent.proto.signed import Signed
-from hub.core import admission, commands, relays, routes
+from hub.core import admission, commands, lock, relays, routes
 from hub.core.credential import is_strong
 from hub.core.model import OUTBOX_MAX, Device, DeviceState, HubDrop, JobKind, Kind, Network
 from hub.core.ratelimit import TokenBuckets
@@ -172,7 +172,7 @@ class Coordinator:
             self._handle_answer(now, wall_s, tx, device, signed.body)
             tx.save_seen(device_id, wall_s)
         else:
-            self._handle_report(wall_s, tx, device, signed.body["nk"])
+            self._handle_report(wall_s, tx, device, signed.body)
         if device.online is not was_online:
             event = f"{device.kind.value}.{'online' if device.online else 'offline'}"
             tx.emit(event, wall_s, device=device.id, name=device.name or "")
@@ -289,7 +289,8 @@ class Coordinator:
         elif not relays.take_word(tx, relay, body, wall_s):
             self.drops[HubDrop.RELAY_RESTLESS] += 1
 
-    def _handle_report(self, wall_s: int, tx: Tx, device: Device, key: bytes) -> None:
+    def _handle_report(self, wall_s: int, tx: Tx, device: Device, body: dict[str, Any]) -> None:
+        key: bytes = body["nk"]
         if self._is_weak(key):
             self.drops[HubDrop.WEAK_KEY] += 1
             return
@@ -299,6 +300,10 @@ class Coordinator:
             return
         if known is None:
             admission.add_node_key(tx, device, key, wall_s)
+        right, signed_anew = lock.take_node_signatures(self._crypto, tx, device, body.get("ls", []))
+        if not right:
+            self.drops[HubDrop.BAD_NODE_SIGNATURE] += 1
+        if known is None or signed_anew:
             self.scribe.push(tx, device)
         else:
             tx.save_device(device)

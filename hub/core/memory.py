@@ -18,6 +18,7 @@ from hub.core.model import (
     Job,
     JobKind,
     Kind,
+    LockSignature,
     Network,
     NodeKey,
     Op,
@@ -208,6 +209,7 @@ class MemoryTx:
 
     def drop_node_key(self, key: bytes) -> None:
         self._put("node_key", key, _MISSING)
+        self._put("node_signature", key, _MISSING)
 
     def node_keys_expired(self, wall_s: int, limit: int) -> list[NodeKey]:
         keys: list[NodeKey] = [key for key in self._tables["node_key"].values() if key.not_after <= wall_s]
@@ -266,6 +268,35 @@ class MemoryTx:
     def _routes(self, wanted: Callable[[Route], bool]) -> list[Route]:
         rows: dict[Any, Route] = self._tables["route"]
         return [rows[key] for key in sorted(rows) if wanted(rows[key])]
+
+    # the network lock
+
+    def lock_statements(self) -> list[bytes]:
+        return [raw for _, raw in sorted(self._tables["lock"].items())]
+
+    def add_lock_statement(self, sequence: int, raw: bytes) -> None:
+        self._put("lock", sequence, raw)
+
+    def lock_signatures(self, devices: list[str]) -> list[LockSignature]:
+        rows = self._tables["lock_signature"]
+        return [rows[key] for key in sorted(rows) if key[0] in devices]
+
+    def save_lock_signature(self, signature: LockSignature) -> None:
+        self._put("lock_signature", (signature.device, signature.by), signature)
+
+    def drop_lock_signature(self, device_id: str, by: bytes) -> None:
+        self._put("lock_signature", (device_id, by), _MISSING)
+
+    def node_signatures(self, device_id: str) -> dict[bytes, tuple[int, bytes]]:
+        rows = self._tables["node_signature"].items()
+        return {key: (end, signature) for key, (owner, end, signature) in rows if owner == device_id}
+
+    def signed_node_keys(self, devices: list[str], wall_s: int) -> set[bytes]:
+        rows = self._tables["node_signature"].items()
+        return {key for key, (owner, end, _) in rows if owner in devices and end >= wall_s}
+
+    def save_node_signature(self, key: bytes, device_id: str, not_after: int, signature: bytes) -> None:
+        self._put("node_signature", key, (device_id, not_after, signature))
 
     # who knows whom
 

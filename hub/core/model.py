@@ -48,6 +48,7 @@ class HubDrop(Enum):
     UNKNOWN_NODE_KEY = "unknown-node-key"  # a birth under a node key that was never reported
     NODE_KEY_TAKEN = "node-key-taken"  # a node key that is another device's
     WEAK_KEY = "weak-key"  # an X25519 key of small order (RFC 7748, section 6.1)
+    BAD_NODE_SIGNATURE = "bad-node-signature"  # a node key of a locked network that its device has signed wrongly
     WEAK_PASSWORD = "weak-password"  # an MQTT password shorter than 16 characters, or not ASCII
     NOT_A_RELAY = "not-a-relay"  # a device said that it is a relay, and joined with no token for one
     NOT_A_DEVICE = "not-a-device"  # a relay asked or reported what only devices do
@@ -256,6 +257,17 @@ class Command:
     code: str = ""
     text: str = ""
     parts: int = 0  # of the output, as the device says at the end
+
+
+@dataclass(slots=True, frozen=True)
+class LockSignature:
+    """A lock key's word for a device key: `not_after` 0 = no end; `sequence` is when it was made (wall seconds)."""
+
+    device: str
+    by: bytes
+    not_after: int
+    sequence: int
+    signature: bytes
 
 
 class JobKind(Enum):

@@ -13,6 +13,7 @@ from edgeagent.proto.relay_pass import write_pass
 from edgeagent.proto.seal import seal_box
 from edgeagent.proto.signed import sign_object
 from hub.core import ipam, on_routes
+from hub.core.lock import LockView
 from hub.core.model import (
     NODE_KEY_GRACE_S,
     NODE_KEY_LIFE_S,
@@ -42,7 +43,7 @@ _EMPTY = b""
 
 
 class Scribe:
-    """Stateless but for the network's keys, and what maps say of relays, policy and names as it was decoded last.
+    """Stateless but for the network's keys, and what was decoded last of relays, policy, names and the lock.
 
     Each method writes rows of the transaction it is given, and no more.
     """
@@ -54,6 +55,7 @@ class Scribe:
         self.policing = Policing()
         self._relays: tuple[bytes, list[dict[str, Any]]] = (b"", [])
         self._names: tuple[bytes, dict[str, Any]] = (b"", {})
+        self.lock = LockView(crypto, network.id)
 
     def record(self, tx: Tx, device: Device, wall_s: int) -> bytes:
         """The device's signed record; signed anew, and the device saved, when there is none that holds."""
@@ -65,6 +67,7 @@ class Scribe:
         groups = self.policing.groups_of(tx, device)
         device.groups_digest = groups_digest(groups)
         device.record_epoch, device.record_seq = self.network.epoch, tx.next_seq()
+        node_keys = self._node_keys(tx, device)
         device.record = sign_object(
             self.crypto,
             self.network.seed,
@@ -80,11 +83,12 @@ class Scribe:
                 "name": device.name,
                 "addrs": addresses(device),
                 "dk": device.device_key,
-                "nk": self._node_keys(tx, device),
+                "nk": node_keys,
                 "tags": list(device.tags),
                 "user": device.user,
                 **({"gr": groups} if groups else {}),
                 **on_routes.for_record(tx, device),
+                **self.lock.of_record(tx, device, node_keys),
             },
         )
         device.record_renew_s = wall_s + RECORD_RENEW_S
@@ -97,6 +101,7 @@ class Scribe:
         relays = self._relays_for(tx, device, wall_s)
         policy = self.policing.slice_of(tx, device)
         device.slice_digest = digest(policy)
+        node_keys = self._node_keys(tx, device)
         device.map_epoch, device.map_seq = network.epoch, tx.next_seq()
         signed = sign_object(
             self.crypto,
@@ -119,13 +124,14 @@ class Scribe:
                 "fg": device.feed_generation,
                 "bx": network.box_key,
                 "h": list(network.hosts),
-                "nk": self._node_keys(tx, device),
+                "nk": node_keys,
                 "na": device.not_after,
                 "set": {"node_key_life_s": NODE_KEY_LIFE_S, "node_key_grace_s": NODE_KEY_GRACE_S},
                 **relays,
                 **({} if policy is None else {"po": policy}),
                 **({} if device.kind is Kind.RELAY else self._names_for(tx)),
                 **on_routes.for_map(tx, device),
+                **self.lock.of_map(tx, device, node_keys),
             },
         )
         tx.save_device(device)

@@ -17,6 +17,7 @@ from hub.core.model import (
     DeviceState,
     Job,
     JobKind,
+    LockSignature,
     Network,
     NodeKey,
     Outgoing,
@@ -167,6 +168,25 @@ class Tx(Protocol):
     def client_by_v4(self, address: int) -> Client | None: ...
 
     def client_by_v6(self, address: bytes) -> Client | None: ...
+    def lock_statements(self) -> list[bytes]:
+        """Of the network lock, the first first."""
+
+    def add_lock_statement(self, sequence: int, raw: bytes) -> None: ...
+
+    def lock_signatures(self, devices: list[str]) -> list[LockSignature]:
+        """Of at most 500 devices, in the order of devices and keys."""
+
+    def save_lock_signature(self, signature: LockSignature) -> None: ...
+
+    def drop_lock_signature(self, device_id: str, by: bytes) -> None: ...
+
+    def node_signatures(self, device_id: str) -> dict[bytes, tuple[int, bytes]]:
+        """Node key → (not_after, the device's own signature); it goes with the node key."""
+
+    def signed_node_keys(self, devices: list[str], wall_s: int) -> set[bytes]:
+        """Of at most 500 devices: node keys whose signature has not ended."""
+
+    def save_node_signature(self, key: bytes, device_id: str, not_after: int, signature: bytes) -> None: ...
 
     def introduce(self, a: str, b: str) -> None:
         """From now on the two know each other."""

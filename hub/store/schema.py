@@ -384,5 +384,33 @@ telemetry = Table(
     Column("device", Text, ForeignKey("device.id"), primary_key=True),
     Column("wall_s", Integer, nullable=False),
     Column("sample", BLOB, nullable=False),
+)
+
+# The network lock: what lock keys have said, and whom they have signed; and what devices signed of their own node keys.
+lock_statement = Table(
+    "lock_statement",
+    metadata,
+    Column("sequence", Integer, primary_key=True),
+    Column("raw", BLOB, nullable=False),
+)
+
+lock_signature = Table(
+    "lock_signature",
+    metadata,
+    Column("device", Text, ForeignKey("device.id"), primary_key=True),
+    Column("by", BLOB, primary_key=True),
+    Column("not_after", Integer, nullable=False),
+    Column("sequence", Integer, nullable=False),
+    Column("signature", BLOB, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+node_signature = Table(
+    "node_signature",
+    metadata,
+    Column("key", BLOB, ForeignKey("node_key.key"), primary_key=True),
+    Column("device", Text, ForeignKey("device.id"), nullable=False, index=True),
+    Column("not_after", Integer, nullable=False),
+    Column("signature", BLOB, nullable=False),
     sqlite_with_rowid=False,
 )

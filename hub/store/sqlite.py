@@ -25,6 +25,7 @@ from hub.core.model import (
     Job,
     JobKind,
     Kind,
+    LockSignature,
     Network,
     NodeKey,
     Op,
@@ -34,7 +35,7 @@ from hub.core.model import (
     StoredPolicy,
     Token,
 )
-from hub.store import audits, commands, database, hooks, policies
+from hub.store import audits, commands, database, hooks, lock, policies
 from hub.store import routes as route_rows
 from hub.store.meta import (
     load_names,
@@ -319,6 +320,7 @@ class SqliteTx:
         self.connection.execute(_SAVE_NODE_KEY, {"key": key.key, "device": key.device, "not_after": key.not_after})
 
     def drop_node_key(self, key: bytes) -> None:
+        lock.drop_node_signature(self.connection, key)
         self.connection.execute(delete(node_key).where(node_key.c.key == key))
 
     def node_keys_expired(self, wall_s: int, limit: int) -> list[NodeKey]:
@@ -373,6 +375,32 @@ class SqliteTx:
 
     def client_by_v6(self, address: bytes) -> Client | None:
         return route_rows.client_by(self.connection, None, address)
+
+    # the network lock
+
+    def lock_statements(self) -> list[bytes]:
+        return lock.statements(self.connection)
+
+    def add_lock_statement(self, sequence: int, raw: bytes) -> None:
+        lock.add_statement(self.connection, sequence, raw)
+
+    def lock_signatures(self, devices: list[str]) -> list[LockSignature]:
+        return lock.signatures(self.connection, devices)
+
+    def save_lock_signature(self, signature: LockSignature) -> None:
+        lock.save_signature(self.connection, signature)
+
+    def drop_lock_signature(self, device_id: str, by: bytes) -> None:
+        lock.drop_signature(self.connection, device_id, by)
+
+    def node_signatures(self, device_id: str) -> dict[bytes, tuple[int, bytes]]:
+        return lock.node_signatures(self.connection, device_id)
+
+    def signed_node_keys(self, devices: list[str], wall_s: int) -> set[bytes]:
+        return lock.signed_node_keys(self.connection, devices, wall_s)
+
+    def save_node_signature(self, key: bytes, device_id: str, not_after: int, signature: bytes) -> None:
+        lock.save_node_signature(self.connection, key, device_id, not_after, signature)
 
     # who knows whom
 

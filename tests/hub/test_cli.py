@@ -89,6 +89,8 @@ COMMANDS = [
     ["client", "add"],
     ["client", "list"],
     ["client", "remove"],
+    *(["lock", verb] for verb in ("init", "status", "pending", "sign", "on", "off", "add-key", "remove-key", "revoke")),
+    *(["lock", verb] for verb in ("key", "export-requests", "sign-requests", "import-signatures")),
 ]
 
 

@@ -19,11 +19,13 @@ from edgeagent.proto.endpoint import Endpoint
 from edgeagent.proto.identity import Admission, Identity
 from edgeagent.proto.join import Joined, Joiner, JoinEvent, JoinRefused
 from edgeagent.proto.limits import Limits
+from edgeagent.proto.lock import Lock
 from edgeagent.proto.node import Node
 from edgeagent.proto.node_events import (
     AdmissionChanged,
     CacheDirty,
     IdentityChanged,
+    LockPinned,
     NodeEvent,
     PeerGone,
     PeerUp,
@@ -286,6 +288,7 @@ class SimDevice:
             facts=FACTS,
             saved=self.flash.load("cache"),
             mtu=self.mtu,
+            lock=None if (kept := self.flash.load("lock")) is None else Lock.decode(CRYPTO, kept),
         )
 
     def _end(self, drop: Callable[[Connection], None]) -> None:
@@ -509,6 +512,8 @@ class SimDevice:
         if isinstance(event, IdentityChanged):
             assert self._identity is not None
             self.flash.save("identity", self._identity.encode())
+        elif isinstance(event, LockPinned) and node.client.lock is not None:
+            self.flash.save("lock", node.client.lock.encode())
         elif isinstance(event, AdmissionChanged):
             self.flash.save("admission", node.admission.encode())
         elif isinstance(event, PeerUp):
