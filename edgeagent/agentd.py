@@ -6,22 +6,26 @@ and its kin leave behind in a process is 1 MiB that an agent would carry for mon
 
 from __future__ import annotations
 
+import os
 import sys
 
 from edgeagent import diet
 
+_ONCE = ("--control-fd=", "--token-fd=", "--background=")
+
 
 def main(arguments: list[str]) -> int:
-    """`--SETTING=VALUE …`, and `--control-fd=N` or `--token-fd=N`."""
+    """`--SETTING=VALUE …`, and `--control-fd=N` or `--token-fd=N`, or `--background=on`."""
     diet.begin()
     from edgeagent.config import ConfigError, load
-    from edgeagent.daemon import run
+    from edgeagent.daemon import RESTART, run
 
     given: dict[str, str | None] = {}
     for argument in arguments:
         name, _, value = argument.removeprefix("--").partition("=")
         given[name] = value
     control_fd, token_fd = given.pop("control-fd", None), given.pop("token-fd", None)
+    in_background = given.pop("background", None) is not None
     try:
         settings = load(given)
     except ConfigError as error:
@@ -31,7 +35,13 @@ def main(arguments: list[str]) -> int:
     if token_fd is not None:
         with open(int(token_fd), "rb") as pipe:
             token = pipe.read().decode("ascii", "replace")
-    return run(settings, token, None if control_fd is None else int(control_fd))
+    status = run(settings, token, None if control_fd is None else int(control_fd), in_background=in_background)
+    if status == RESTART:
+        words = [word for word in sys.orig_argv[1:] if not word.startswith(_ONCE)]
+        if control_fd is not None or in_background:
+            words.append("--background=on")
+        os.execv(sys.executable, [sys.executable, *words])
+    return status
 
 
 if __name__ == "__main__":

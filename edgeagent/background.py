@@ -104,7 +104,7 @@ def _optimization(package: str) -> list[str]:
 
 def _arguments(settings: Settings) -> list[str]:
     names = ["state_dir", "socket", "interface", "mtu", "uplinks", "hostname", "metered", "budget"]
-    names += ["memory_profile", "limits", "memory_ceiling", "log_level"]
+    names += ["memory_profile", "limits", "memory_ceiling", "allow_commands", "scripts", "log_level"]
     if settings.port_fixed:
         names.append("port")
     switches = [] if settings.port_mapping else ["--port-mapping=off"]

@@ -150,6 +150,18 @@ def _parser() -> argparse.ArgumentParser:
         help="MiB that the agent stays below; off (auto: by --memory-profile)",
     )
     group.add_argument(
+        "--allow-commands",
+        metavar="VERBS",
+        default=argparse.SUPPRESS,
+        help="what the hub may tell this device to do: all, none, or a list (all)",
+    )
+    group.add_argument(
+        "--scripts",
+        metavar="DIR",
+        default=argparse.SUPPRESS,
+        help="programs that the hub may run here (/etc/edgeagent/scripts)",
+    )
+    group.add_argument(
         "--log-level", metavar="LEVEL", default=argparse.SUPPRESS, help="debug, info, warning, error (info)"
     )
     for action in group._group_actions:
@@ -215,7 +227,25 @@ def _parser() -> argparse.ArgumentParser:
     whois = verb("whois", _whois, "whose address or name it is")
     whois.add_argument("target", metavar="IP|NAME", help="address or host name of a device of this network")
     as_json(whois)
+    as_json(
+        verb(
+            "policy",
+            _policy,
+            "who may reach this device and whom it may reach, as the network's policy has it, and what was refused",
+            epilog="Enforced here, on what others send: a packet that no rule admits is dropped, unless it belongs to "
+            "a flow that one did or that this device began. Without a policy everything may pass.",
+        )
+    )
     as_json(verb("ledger", _ledger, "what was sent and received, by uplink and cause, and how much of budgets is used"))
+    as_json(
+        verb(
+            "commands",
+            _commands,
+            "what the hub told this device to do of late, who asked for it there, and what became of it",
+            epilog="What the hub may tell is the setting allow-commands; programs that it may run are those in the "
+            "directory scripts. docs/commands.md has more.",
+        )
+    )
     check = verb(
         "netcheck",
         _netcheck,
@@ -378,6 +408,17 @@ def _whois(options: argparse.Namespace) -> int:
     return OK
 
 
+def _policy(options: argparse.Namespace) -> int:
+    told = _ask(options, {"do": "policy"})
+    if options.json:
+        print(json.dumps(told))
+    else:
+        from edgeagent.policywords import show_policy
+
+        print(show_policy(told))
+    return OK
+
+
 def _ledger(options: argparse.Namespace) -> int:
     ledger = _ask(options, {"do": "ledger"})
     if options.json:
@@ -386,6 +427,17 @@ def _ledger(options: argparse.Namespace) -> int:
         from edgeagent.status import show_ledger
 
         print(show_ledger(ledger))
+    return OK
+
+
+def _commands(options: argparse.Namespace) -> int:
+    commands = _ask(options, {"do": "commands"})
+    if options.json:
+        print(json.dumps(commands))
+    else:
+        from edgeagent.status import show_commands
+
+        print(show_commands(commands))
     return OK
 
 

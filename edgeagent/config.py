@@ -135,6 +135,17 @@ def _ceiling(text: str) -> str:
     raise ValueError(f"auto, off, or a whole number of MiB from {low} to {high}")
 
 
+def _verbs(text: str) -> str:
+    if text in ("all", "none"):
+        return text
+    from edgeagent.proto.commands import VERBS
+
+    verbs = [verb.strip() for verb in text.split(",")]
+    if not set(verbs) <= set(VERBS):
+        raise ValueError(f"all, none, or some of {', '.join(VERBS)} with ',' between them")
+    return ",".join(verbs)
+
+
 # name -> (environment variable, default, parser, help)
 SETTINGS: dict[str, tuple[str, str, Callable[[str], str | int], str]] = {
     "state-dir": ("EDGEAGENT_STATE", "/var/lib/edgeagent", _path, "directory for keys and cache"),
@@ -186,6 +197,18 @@ SETTINGS: dict[str, tuple[str, str, Callable[[str], str | int], str]] = {
         _ceiling,
         "MiB that the agent stays below, dropping what needs more; auto: 30, 40 or 64 by `memory-profile`; off",
     ),
+    "allow-commands": (
+        "EDGEAGENT_ALLOW_COMMANDS",
+        "all",
+        _verbs,
+        "what the hub may tell this device to do: all, none, or verbs as in collect-logs,netcheck",
+    ),
+    "scripts": (
+        "EDGEAGENT_SCRIPTS",
+        "/etc/edgeagent/scripts",
+        _path,
+        "directory of programs that the hub may run here, root's alone; none are run where it is not there",
+    ),
     "log-level": ("EDGEAGENT_LOG", "info", _log_level, "debug, info, warning or error"),
 }
 
@@ -198,6 +221,7 @@ class Settings:
     """All settings, checked. `port_fixed` is True when the user named the port: then another one will not do."""
 
     __slots__ = (
+        "allow_commands",
         "budget",
         "hostname",
         "interface",
@@ -211,6 +235,7 @@ class Settings:
         "port_fixed",
         "port_mapping",
         "proxy",
+        "scripts",
         "socket",
         "state_dir",
         "uplinks",
@@ -227,6 +252,8 @@ class Settings:
     memory_profile: str
     limits: str
     memory_ceiling: str
+    allow_commands: str
+    scripts: str
     log_level: str
     proxy: str
     uplinks: str

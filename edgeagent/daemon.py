@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("edgeagent")
 OK, FAILED, REFUSED = 0, 1, 4
+RESTART = -1  # no exit status: agentd.py begins the agent anew, in this process
 FAREWELL_TIMEOUT_S = 1.0  # for the broker to take the last messages
 CRASH_CHARS_MAX = 16_384
 RELEASE_AFTER_S = 1.0  # by then the device has joined, or at least connected
@@ -44,15 +45,17 @@ THREAD_STACK_BYTES = 524_288  # of those that ask name servers; the system's 8 M
 PAUSE_S = 0.05  # after a turn that found no memory
 
 
-def run(settings: Settings, token: str | None, control_fd: int | None) -> int:
-    """Be the agent until a signal or `down`; returns the exit status. Without a network it waits to be told of one.
+def run(settings: Settings, token: str | None, control_fd: int | None, *, in_background: bool = False) -> int:
+    """Be the agent until a signal or `down`; returns the exit status, or RESTART. Without a network it waits to be told
+    of one. `in_background`: nobody watches it, and no command waits for it any more.
 
     `control_fd` is a connected socket of the command that started this process in the background: its request is
     served, it is told why when there can be no agent, and when it ends without a network to be in, so does the agent.
     """
     # The command shows what it is told; in the background there is nobody else to log to.
     _thread.stack_size(THREAD_STACK_BYTES)
-    ring = LogRing(limits_of(settings).log_lines, sys.stderr if control_fd is None else None)
+    watched = control_fd is None and not in_background
+    ring = LogRing(limits_of(settings).log_lines, sys.stderr if watched else None)
     logring.install(ring, getattr(logging, settings.log_level.upper()))
     control = None if control_fd is None else socket.socket(fileno=control_fd)
     if control is not None:
@@ -67,6 +70,8 @@ def run(settings: Settings, token: str | None, control_fd: int | None) -> int:
         agent = Agent(context)
         try:
             agent.start(token, control)
+            if in_background:
+                agent.leave_terminal()
             try:
                 agent.loop()
             except (OSError, MemoryError) as error:
@@ -103,7 +108,7 @@ class Agent:
         self.context = context
         self.now = context.started_at
         self.link = MqttLink(context.selector, parse_proxy(context.settings.proxy))
-        context.accounts.watch(self.link, Cause.CONTROL)
+        context.accounts.watch(self.link, Cause.CONTROL, lambda sock: self.link.told)
         self.api = LocalApi(context.settings.socket, self._serve, context.selector)
         self.membership: Membership | None = None
         self.exit_status = OK
@@ -270,6 +275,10 @@ class Agent:
                 part.handle(now, events.popleft())
             part.on_timeout(now)
             part.settle(now)
+        if self.membership is not None and self.membership.restart_wanted and not self._stopping:
+            log.info("ending, to begin anew")
+            self.exit_status = RESTART
+            self._stopping = True
         self.context.accounts.on_wake(now)
         if self._enrolment is not None:
             self._follow_enrolment(now)
@@ -314,7 +323,7 @@ class Agent:
             if self.membership is None and self._enrolment is None:
                 self.exit_status = FAILED
                 self._stopping = True
-            self._leave_terminal()
+            self.leave_terminal()
 
     def _tell_waiting(self) -> None:
         self._waiting = [client for client in self._waiting if client.is_open]
@@ -339,8 +348,9 @@ class Agent:
             self.api.drop(client)  # it would wait for its answer for a day
             raise
 
-    def _leave_terminal(self) -> None:
+    def leave_terminal(self) -> None:
         """The command that started us has its answer: its terminal is no longer ours to write to."""
+        self._in_background = True
         sys.excepthook = self._keep_crash
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 2)  # whatever sys.stderr is: None, where 2 was closed

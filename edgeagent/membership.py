@@ -18,6 +18,7 @@ from edgeagent.proto.node_events import (
     ActiveUplinkChanged,
     AdmissionChanged,
     CacheDirty,
+    Commanded,
     IdentityChanged,
     MapChanged,
     NodeKeyRenewed,
@@ -39,8 +40,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edgeagent.bindings import Bindings
+    from edgeagent.commands import Commands
     from edgeagent.context import Context
     from edgeagent.io.mqtt import Event, MqttLink
+    from edgeagent.proto.budget import Policy
     from edgeagent.proto.identity import Admission
     from edgeagent.proto.node_events import NodeEvent
     from edgeagent.proto.records import Query
@@ -67,6 +70,7 @@ class Membership:
         self.refused = False  # the broker did not accept the device's credentials the last time
         self.lookups: dict[Query, list[OnResolved]] = {}
         self._bindings: Bindings | None = None
+        self._commands: Commands | None = None
         self._level_changes = 0  # of those, which are followed
         self.node = Node(
             now,
@@ -99,6 +103,23 @@ class Membership:
     def cut_off(self) -> bool:
         return self.node.removed or self.refused
 
+    @property
+    def restart_wanted(self) -> bool:
+        """The hub wants the agent to be begun anew."""
+        return self._commands is not None and self._commands.restart_wanted
+
+    def commands(self, now: float) -> Commands:
+        """Made when there is one, or somebody asks: most devices are never told to do anything."""
+        if self._commands is None:
+            from edgeagent.commands import Commands
+
+            self._commands = Commands(now, self._context, self, self._link)
+        return self._commands
+
+    def command_tables(self) -> dict[str, dict[str, int]]:
+        """For `usage`: none where none came."""
+        return {} if self._commands is None else self._commands.tables()
+
     def handle(self, now: float, event: Event) -> None:
         if isinstance(event, Received):
             log.debug("received %s, %d B", event.topic, len(event.payload))
@@ -110,7 +131,7 @@ class Membership:
         elif isinstance(event, Closed):
             log.warning("no connection: %s", event.reason)
             self.refused = event.refused
-            self.node.handle_disconnected(now)
+            self._disconnected(now)
 
     def poll_timeout(self) -> float | None:
         times = [
@@ -119,6 +140,7 @@ class Membership:
             self.relays.poll_timeout(),
             self._cache.poll_timeout(),
             self._bindings.poll_timeout() if self._bindings is not None else None,
+            self._commands.poll_timeout() if self._commands is not None else None,
             self.node.next_connect_at if self._link.is_idle else None,
         ]
         return min((at for at in times if at is not None), default=None)
@@ -136,6 +158,8 @@ class Membership:
         self.relays.on_timeout(now)
         if self._bindings is not None:
             self._bindings.on_timeout(now)
+        if self._commands is not None:
+            self._commands.on_timeout(now)
         due = self._cache.poll_timeout()
         if due is not None and due <= now:
             self.save_cache(now)
@@ -154,6 +178,9 @@ class Membership:
         """Save first, then let the world know (the order that Node asks for)."""
         self.tunnel.take_ports(now)
         self._take_events(now)
+        if self._commands is not None:
+            self._commands.settle(now)
+            self._take_events(now)  # of the key that it may have renewed
         if changes := self.node.drain_subscriptions():
             self._link.subscribe([topic for topic, wanted in changes if wanted])
             self._link.unsubscribe([topic for topic, wanted in changes if not wanted])
@@ -173,6 +200,8 @@ class Membership:
 
     def farewell(self, now: float) -> None:
         """Publish that the device goes, and keep what it knows."""
+        if self._commands is not None:
+            self._commands.farewell(now)
         self.node.farewell(now)
         self.settle(now)
         self.save_cache(now)
@@ -189,6 +218,8 @@ class Membership:
         self.lookups.clear()
         if self._bindings is not None:
             self._bindings.close()
+        if self._commands is not None:
+            self._commands.close()
         for job in ("bindings", "bindings-save", "figures"):
             self._context.accounts.undefer(job)
         self._link.steer = None
@@ -212,6 +243,11 @@ class Membership:
             will=(will.topic, will.payload),
         )
         self._link.open(now, node.hosts, login, Trust(self._pin, node.ca_der, self._context.wall.known))
+
+    def _disconnected(self, now: float) -> None:
+        self.node.handle_disconnected(now)
+        if self._commands is not None:
+            self._commands.connection_lost()
 
     def _set_figures(self) -> None:
         """How full it is here goes with the facts that the hub keeps of a device."""
@@ -251,13 +287,15 @@ class Membership:
 
     def _agree_on_keepalive(self) -> None:
         """A connection's keepalive is told to the broker at its beginning: a longer one takes another connection."""
-        accounts, client, uplinks = self._context.accounts, self.node.client, self.node.reach.uplinks
+        self.node.client.keepalive_factor = self.control_policy().keepalive_factor
+        self._context.accounts.reconnect_wanted = False
+
+    def control_policy(self) -> Policy:
+        """Of the uplink that the connection to the broker takes."""
+        accounts, uplinks = self._context.accounts, self.node.reach.uplinks
         if uplinks is not None and uplinks.active is not None and uplinks.bound:  # the connection is bound to it
-            policy = accounts.policies.of(uplinks.active.name)
-        else:
-            policy = accounts.control_policy(self.node.hosts)
-        client.keepalive_factor = policy.keepalive_factor
-        accounts.reconnect_wanted = False
+            return accounts.policies.of(uplinks.active.name)
+        return accounts.control_policy(self.node.hosts)
 
     def _take_events(self, now: float) -> None:
         for event in self.node.drain_events():
@@ -313,15 +351,20 @@ class Membership:
             return
         if self._link.sockets() and self.tunnel.is_elsewhere(self._link.sockets()[0], event.index):
             self._link.close()
-            self.node.handle_disconnected(now)
+            self._disconnected(now)
 
     def _key_renewed(self, now: float, event: NodeKeyRenewed) -> None:
         log.info("the node key was renewed")
+        if self._commands is not None:
+            self._commands.key_renewed(now)
+
+    def _commanded(self, now: float, event: Commanded) -> None:
+        self.commands(now).take(now, event.body)
 
     def _reconnect(self, now: float, event: ReconnectWanted) -> None:
         log.info("the hub wants this device to connect anew")
         self._link.close()
-        self.node.handle_disconnected(now)
+        self._disconnected(now)
 
     def _removed(self, now: float, event: Removed) -> None:
         log.error("the hub has removed this device from the network")
@@ -342,4 +385,5 @@ _EVENTS: dict[type[NodeEvent], Callable[[Membership, float, Any], None]] = {
     ActiveUplinkChanged: Membership._active_uplink_changed,
     ReconnectWanted: Membership._reconnect,
     Removed: Membership._removed,
+    Commanded: Membership._commanded,
 }

@@ -99,6 +99,14 @@ def _status(now: float, agent: Agent, client: Client, request: dict[str, Any]) -
     client.answer(status)
 
 
+def _policy(_now: float, agent: Agent, client: Client, _request: dict[str, Any]) -> None:
+    """This device's slice of the policy, rule by rule; null where there is none."""
+    if member := _member(agent, client):
+        from edgeagent.proto.node_status import policy
+
+        client.answer({"name": member.node.map.name, "policy": policy(member.node, rules=True)})
+
+
 def _memory(_now: float, agent: Agent, client: Client, _request: dict[str, Any]) -> None:
     from edgeagent.usage import usage
 
@@ -142,6 +150,12 @@ def _relays(_now: float, agent: Agent, client: Client, _request: dict[str, Any])
         client.answer([row | {"k": row["k"].hex(), "pin": row["pin"].hex()} for row in rows])
 
 
+def _commands(now: float, agent: Agent, client: Client, _request: dict[str, Any]) -> None:
+    """What the hub told this device to do of late, the newest first."""
+    if member := _member(agent, client):
+        client.answer(member.commands(now).describe())
+
+
 def _down(_now: float, agent: Agent, client: Client, _request: dict[str, Any]) -> None:
     agent.stop(client)
 
@@ -153,12 +167,14 @@ def _version(_now: float, _agent: Agent, client: Client, _request: dict[str, Any
 _VERBS: dict[str, Callable[[float, Agent, Client, dict[str, Any]], None]] = {
     "up": _up,
     "status": _status,
+    "policy": _policy,
     "memory": _memory,
     "peers": _peers,
     "ip": _ip,
     "whois": _whois,
     "ledger": _ledger,
     "relays": _relays,
+    "commands": _commands,
     "down": _down,
     "version": _version,
 }

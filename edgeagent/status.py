@@ -32,6 +32,7 @@ def show_status(status: dict[str, Any]) -> str:
         if opened := (status["port_mapping"] or {}).get("mappings"):
             ports = (f"{each['address']}:{each['port']} by {each['protocol']} on {each['uplink']}" for each in opened)
             lines.append(("opened ports", "; ".join(ports)))
+        lines.append(("policy", policy_line(status["policy"])))
     if uplinks := status.get("uplinks"):
         lines.append(("uplinks", "; ".join(_uplink(uplink) for uplink in uplinks)))
     lines.append(("broker", _broker(status, mqtt)))
@@ -114,6 +115,17 @@ def show_peers(peers: list[dict[str, Any]]) -> str:
         )
         for peer in peers
     ]
+    return table(rows)
+
+
+def show_commands(commands: list[dict[str, Any]]) -> str:
+    """`edgeagent commands`: one line for each, the newest first."""
+    if not commands:
+        return "the hub has told this device to do nothing, as far as it remembers"
+    rows = [("WHEN", "COMMAND", "BY", "STATE", "WHY")]
+    for each in commands:
+        when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(each["at"]))
+        rows.append((when, each["verb"], each["by"], each["state"], each["text"] or each["code"] or "-"))
     return table(rows)
 
 
@@ -228,6 +240,16 @@ def _relays(me: dict[str, Any], relays: list[dict[str, Any]]) -> str:
     if not any(relay["home"] for relay in relays) and me["home_relay"]:
         parts.append(f"{me['home_relay']} (home, asleep until somebody calls)")
     return "; ".join(parts) or "none"
+
+
+def policy_line(policy: dict[str, Any] | None) -> str:
+    """Of `status`."""
+    if policy is None:
+        return "none: everything may pass"
+    return (
+        f"version {policy['version']}, {policy['connections']} of {policy['connections_max']} connections, "
+        f"{policy['admitted']} let in, {policy['denied']} packets denied, {policy['prohibited']} not sent"
+    )
 
 
 def _uplink(uplink: dict[str, Any]) -> str:

@@ -76,6 +76,7 @@ class Tunnel:
                 log,
                 slots=limits.peers,
                 flows=limits.flows,
+                connections=limits.connections,
                 ring_bytes=limits.pump_ring_bytes,
                 new_flows_per_s=limits.new_flows_per_s,
                 aead=self._recall_aead,

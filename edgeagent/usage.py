@@ -59,6 +59,7 @@ def member_tables(member: Membership) -> dict[str, dict[str, Any]]:
         **tunnel.udp.tables(),
         "relay_streams": {"used": len(member.relays.streams.sockets()), "ceiling": STREAMS_MAX},
         "lookups": {"used": len(member.lookups), "ceiling": member.node.limits.asks},
+        **member.command_tables(),
     }
 
 

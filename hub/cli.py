@@ -19,7 +19,7 @@ except ModuleNotFoundError as missing:
     raise SystemExit(f"edgehub: {missing.name} is not installed. Run: pip install 'edgemesh[hub]'") from None
 
 from edgeagent.crypto import CryptoUnavailable
-from hub import cli_audit, cli_devices, cli_oidc, cli_relays, cli_tokens, cli_users, cli_web
+from hub import cli_audit, cli_commands, cli_devices, cli_oidc, cli_policy, cli_relays, cli_tokens, cli_users, cli_web
 from hub.core.model import DeviceState, HubError
 from hub.core.people import check_login
 from hub.opening import current_state, open_store, use_state
@@ -42,6 +42,11 @@ app.add_typer(cli_users.app, name="users")
 app.add_typer(cli_oidc.app, name="oidc")
 app.add_typer(cli_audit.app, name="audit")
 app.add_typer(cli_web.app, name="web")
+app.add_typer(cli_policy.app, name="policy")
+app.command()(cli_commands.command)
+app.add_typer(cli_commands.app, name="commands")
+app.command()(cli_commands.logs)
+app.command()(cli_commands.watch)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -168,7 +173,7 @@ def status(as_json: Json = False) -> None:
     with open_store() as store, store.read() as tx:
         network, counts, online = tx.network(), tx.device_counts(), tx.online_count()
         waiting, jobs, tokens = tx.outgoing_depth(), tx.job_count(), tx.token_count()
-        relays = tx.relays()
+        relays, policy = tx.relays(), tx.policy_version()
     running = state.is_running()
     said = state.read_status() if running else {}
     if as_json:
@@ -183,6 +188,7 @@ def status(as_json: Json = False) -> None:
                 "online": online,
                 "relays": {"joined": len(relays), "online": sum(relay.online for relay in relays)},
                 "tokens": tokens,
+                "policy": policy,
                 "waiting": {"outgoing": waiting, "jobs": jobs},
                 "process": said,
             }
@@ -198,6 +204,7 @@ def status(as_json: Json = False) -> None:
             ("devices", f"{devices or 'none'}; {online} online"),
             ("relays", f"{len(relays)}; {sum(relay.online for relay in relays)} online"),
             ("tokens", str(tokens)),
+            ("policy", f"version {policy}" if policy else "none: every device may reach every other"),
             ("waiting", f"{waiting} messages to the broker, {jobs} jobs"),
         ]
         drops = said.get("drops", {})

@@ -93,6 +93,15 @@ BODIES: dict[str, list[dict[str, Any]]] = {
     ],
     "report": [{"nk": bytes(32)}],
     "relay": [{**RELAY, "m": 12}],
+    "answer": [
+        {"id": bytes(8), "st": "accepted", "at": WALL_S},
+        {"id": bytes(8), "st": "done", "at": 0, "no": 0, "d": b"output", "n": 1},
+        {"id": bytes(8), "st": "failed", "at": 1, "c": "exit-status", "tx": "it ended with exit status 3", "n": 0},
+    ],
+    "cmd": [
+        {"id": bytes(8), "v": "rekey", "x": WALL_S, "by": "cli:root", "a": {}},
+        {"id": bytes(8), "v": "a-later-verb", "x": WALL_S, "by": "cli:root", "a": {"its": "own"}},
+    ],
     "admit": [
         {"ok": True, "map": b"m", "ca": b"c"},
         {"wait": True},

@@ -50,6 +50,10 @@ class Board:
         self.feed_generation = 1
         self.routes: list[list[Any]] = []
         self.settings: dict[str, int] = {}
+        self.tags: list[str] = []
+        self.user = ""
+        self.groups: list[str] = []
+        self.policy: dict[str, Any] | None = None  # its slice
         self.endpoints: list[UdpAddress] = [(bytes((192, 0, 2, number)), 51820)]
         self.listens: list[UdpAddress] = self.endpoints
         self.node: Node = None  # type: ignore[assignment]  # set by World.start
@@ -220,7 +224,7 @@ class World:
             "id": board.id,
             "name": board.name,
             "addrs": [board.v4, board.v6],
-            "tags": [],
+            "tags": board.tags,
             "domain": "fleet.example",
             "v4": V4,
             "v6": V6,
@@ -231,6 +235,7 @@ class World:
             "nk": board.node_keys,
             "na": 0,
             "set": board.settings,
+            **({} if board.policy is None else {"po": board.policy}),
             **changes,
         }
         return sign_object(
@@ -243,9 +248,10 @@ class World:
             "addrs": [board.v4, board.v6],
             "dk": board.identity.device_key,
             "nk": board.node_keys,
-            "tags": [],
-            "user": "",
+            "tags": board.tags,
+            "user": board.user,
             "routes": board.routes,
+            **({"gr": board.groups} if board.groups else {}),
         }
         self.record_seq += 1
         arguments: dict[str, Any] = {

@@ -58,7 +58,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def hatch(target: str, out: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "hatchling", "build", "-t", target, "-d", str(out)]
-    environ = {**os.environ, "EDGEAGENT_FAST": "", **environ}
+    environ = {**os.environ, "EDGEAGENT_FAST": "", "EDGEHUB_ASSETS": "no", **environ}
     return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=120, check=False)
 
 

@@ -8,8 +8,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tracemalloc
+from typing import Any
 
 import pytest
+
+from edgeagent.proto.firewall import Firewall
+from edgeagent.proto.policy import Slice
+from tests.policy_kit import ME6, PEER6, FakePeer, udp
 
 # Each costs memory or start time on a device and has a cheaper answer: ARCHITECTURE.md, "Parts".
 FORBIDDEN = (
@@ -47,6 +53,9 @@ BUDGET_MIB = {
 
 # What the daemon does without until somebody asks it something, or for good; 1.1 MiB.
 NOT_BY_DAEMON = ("cbor2", "datetime", "edgeagent.enrolment", "edgeagent.requests", "ipaddress", "json", "platform")
+BY_POLICY = {"edgeagent.proto.firewall", "edgeagent.proto.conntrack", "edgeagent.proto.heads", "edgeagent.proto.policy"}
+POLICY_MIB = 0.5
+CONNECTION_BYTES = 480  # with its place in the tables; of IPv6
 
 # What the fast engine adds: the daemon's whole price for it, but for the pump's own memory.
 BY_FAST = {
@@ -82,6 +91,32 @@ def test_the_fast_engine_adds_little() -> None:
     assert set(loaded) - set(daemon) <= BY_FAST
     taken_mib = rss_mib - daemon_mib
     assert taken_mib <= FAST_MIB, f"the fast engine takes {taken_mib:.1f} MiB"
+
+
+def test_a_policy_is_paid_for_by_who_has_one() -> None:
+    loaded, rss_mib = footprint("edgeagent.daemon", "edgeagent.proto.policy", "edgeagent.proto.firewall")
+    daemon, daemon_mib = footprint("edgeagent.daemon")
+    assert set(loaded) - set(daemon) == BY_POLICY
+    taken_mib = rss_mib - daemon_mib
+    assert taken_mib <= POLICY_MIB, f"a policy takes {taken_mib:.1f} MiB"
+
+
+def test_a_full_table_of_connections_has_a_price() -> None:
+    """A `normal` device is full at 0.8 MiB."""
+    peer: Any = FakePeer("p", [PEER6], [])
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        table = Firewall(
+            0.0, Slice({"v": 1, "u": "", "in": [], "out": [[["*"], [[0, 0, 65535]]]]}, (), (), ()), 2048, None
+        )
+        for port in range(3000):
+            table.outbound(0.0, peer, udp(ME6, PEER6, 1000 + port, 53))
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert len(table.flows) == 2048
+    assert taken <= 2048 * CONNECTION_BYTES, f"{taken / 2048:.0f} bytes a connection"
 
 
 def test_a_breach_is_found() -> None:

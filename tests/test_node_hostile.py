@@ -60,6 +60,9 @@ def refused(world: World, board: Board, topic: str, payload: bytes) -> ControlDr
     return reason
 
 
+COMMAND = {"id": bytes(8), "v": "rekey", "x": 1 << 40, "by": "cli:root", "a": {}}
+
+
 def samples(world: World, a: Board, b: Board) -> list[tuple[str, bytes]]:
     """Messages that would count if they came now."""
     rec = {"rec": world.record(b), "fk": b.feed_key, "fg": 1}
@@ -67,6 +70,7 @@ def samples(world: World, a: Board, b: Board) -> list[tuple[str, bytes]]:
         (topics.down(NETWORK, a.id, "rec"), world.down(a, "rec", rec)),
         (topics.down(NETWORK, a.id, "rec"), world.down(a, "rec", {"gone": world.gone(b)})),
         (topics.down(NETWORK, a.id, "time"), world.down(a, "time", {"e": 10_000})),
+        (topics.down(NETWORK, a.id, "cmd"), world.down(a, "cmd", COMMAND)),
         (topics.hub_state(NETWORK), world.retained[topics.hub_state(NETWORK)]),
         (topics.feed(NETWORK, b.id), world.retained[topics.feed(NETWORK, b.id)]),
         (topics.down(NETWORK, a.id, "map"), world.retained[topics.down(NETWORK, a.id, "map")]),
@@ -114,7 +118,8 @@ def test_each_reason(world: World) -> None:
     assert says(topics.down(NETWORK, a.id, "time"), good) is ControlDrop.BAD_BOX
     assert says(topics.down(NETWORK, b.id, "rec"), good) is ControlDrop.UNKNOWN_TOPIC
     assert says(topics.down("a" * 16, a.id, "rec"), good) is ControlDrop.UNKNOWN_TOPIC
-    assert says(topics.down(NETWORK, a.id, "cmd"), good) is ControlDrop.UNKNOWN_TOPIC
+    assert says(topics.down(NETWORK, a.id, "cmd"), good) is ControlDrop.BAD_BOX
+    assert says(topics.down(NETWORK, a.id, "log"), good) is ControlDrop.UNKNOWN_TOPIC
     assert says(rec, down(a, "rec", body, device=b.id)) is ControlDrop.WRONG_SUBJECT
     assert says(rec, down(a, "rec", body, network="a" * 16)) is ControlDrop.WRONG_NETWORK
     assert says(topics.feed(NETWORK, stranger.id), b"x") is ControlDrop.UNKNOWN_FEED

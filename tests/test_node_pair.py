@@ -79,6 +79,22 @@ def test_unknown_is_unreachable_and_remembered(world: World) -> None:
     assert len(a.asks) == 2
 
 
+def test_another_policy_is_a_reason_to_ask_again(world: World) -> None:
+    a = world.add(1, "a")
+    world.run(2)
+    nobody = bytes((100, 64, 9, 9))
+    send(world, a, nobody)
+    world.say_map(a)
+    world.run(1)
+    send(world, a, nobody)
+    assert len(a.asks) == 1, "a map that says the same of it is none"
+    a.policy = {"v": 2, "u": "", "in": [], "out": [[["*"], [[0, 0, 65535]]]]}
+    world.say_map(a)
+    world.run(1)
+    send(world, a, nobody)
+    assert len(a.asks) == 2
+
+
 def test_a_silent_hub_is_unreachable_after_a_while(world: World) -> None:
     a, b = world.add(1, "a"), world.add(2, "b")
     world.run(2)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     Engine = PureEngine | FastEngine
 
 RING_BYTES, NEW_FLOWS_PER_S = Limits.DEFAULTS["pump_ring_bytes"], Limits.DEFAULTS["new_flows_per_s"]
+CONNECTIONS = Limits.DEFAULTS["connections"]
 SLOTS_MAX = 16_384  # EA_PEERS_MAX; what is beyond them goes through Python
 OWN_AEAD = ("lanes", "lanes")
 
@@ -36,12 +37,14 @@ def start(
     *,
     slots: int,
     flows: int,
+    connections: int = CONNECTIONS,
     ring_bytes: int = RING_BYTES,
     new_flows_per_s: int = NEW_FLOWS_PER_S,
     aead: Callable[[str], tuple[str, str] | None] = lambda library: None,
 ) -> Engine:
-    """`slots`, `flows`, `ring_bytes` and `new_flows_per_s` bound `fast`; `aead` names, for the library at a path, its
-    providers for small and for large messages where that is known. What EDGEAGENT_AEAD names comes first.
+    """`slots`, `flows`, `connections`, `ring_bytes` and `new_flows_per_s` bound `fast`; `aead` names, for
+    the library at a path, its providers for small and for large messages where that is known. What EDGEAGENT_AEAD
+    names comes first.
 
     Raises EngineUnavailable when an engine or an AEAD is asked for by name that cannot be had.
     """
@@ -68,6 +71,7 @@ def start(
                 load(path),
                 slots=min(slots, SLOTS_MAX),
                 flows=flows,
+                connections=connections,
                 ring_bytes=ring_bytes,
                 new_flows_per_s=new_flows_per_s,
                 aead=names,

@@ -35,6 +35,7 @@ class StateFile(Enum):
     LEDGER = ("ledger", 32_768)  # bytes by uplink, cause, day and month
     BINDINGS = ("bindings", 8_192)  # how long the NATs that were met remember a silent UDP binding
     AEAD = ("aead", 8_192)  # how fast each AEAD is on this device
+    COMMANDS = ("commands", 32_768)  # of the hub, so that none is done twice
 
     def __init__(self, filename: str, bytes_max: int) -> None:
         self.filename = filename

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from edgeagent.io.pinnedtls import Resolver
     from edgeagent.io.proxy import Proxy
+    from edgeagent.proto.causes import Carried
     from edgeagent.proto.relay_http import ResponseReader
 
     Steer = Callable[[socket.socket, tuple[Any, ...]], None]
@@ -114,6 +115,7 @@ class MqttLink:
         self.unacknowledged = 0  # published on this connection and not yet known to be with the broker
         self.on_closing: Callable[[socket.socket], None] | None = None
         self.steer: Steer | None = None
+        self.told: Carried | None = None  # what is published for other causes than control, where there is any
         self._rx_bytes = self._tx_bytes = self._oversize = 0  # of connections that ended
         self._stage = _Stage.CLOSED
         self._deadline: float | None = None

@@ -51,6 +51,10 @@ class Carried:
         """What begins at `at`."""
         self._counts[direction][cause_of(packet, at)] += len(packet) - at
 
+    def book(self, direction: Direction, cause: Cause, size: int) -> None:
+        """Bytes whose cause their writer knows."""
+        self._counts[direction][cause] += size
+
     def take(self, direction: Direction) -> list[int]:
         """Bytes by cause."""
         counts, self._counts[direction] = self._counts[direction], [0] * CAUSES

@@ -10,6 +10,7 @@ from edgeagent.proto.names import (
     is_claim_id,
     is_device_id,
     is_domain,
+    is_group,
     is_host_name,
     is_host_port,
     is_network_id,
@@ -21,6 +22,7 @@ from edgeagent.proto.schema import (
     Anything,
     Blob,
     Choice,
+    Either,
     Fields,
     Flag,
     List,
@@ -46,9 +48,20 @@ RELAYS_MAX = 16  # that one map names
 RELAY_HOSTS_MAX = 4  # names or addresses of one relay
 PASS_BYTES_MAX = 1_024
 EPOCH_MAX = 1 << 48  # what the hub may raise a device to, so that there is always a next one
-RECORD_BYTES_MAX = 4_096
-MAP_BYTES_MAX = 16_384
+RECORD_BYTES_MAX = 10_240  # with all its tags, routes and groups it has 9 KiB
+MAP_BYTES_MAX = 32_768
+RULES_MAX = 256  # of a device's slice of the policy, in each direction
+SELECTORS_MAX = 128  # of sources, or of targets, of one rule
+SERVICES_MAX = 64  # of one rule
+GROUPS_MAX = 64  # of the policy's, that one user is in
+GROUP_BYTES_MAX = 69
+USER_BYTES_MAX = 128
+SELECTOR_BYTES_MAX = 160  # "user:" and a login, and room for what newer hubs say
 CA_BYTES_MAX = 8_192
+ACTOR_BYTES_MAX = 128
+ANSWER_DATA_BYTES_MAX = 7_168  # of one message, which may have 8 KiB
+ANSWER_PARTS_MAX = 64
+ANSWER_TEXT_BYTES_MAX = 256
 
 KEY = Raw(32)
 BOOT = Raw(16)
@@ -66,6 +79,23 @@ RELAY_LABEL = Text(63, "relay id or region (one DNS label, lower case)", is_host
 RELAYS = List(RELAY_LABEL, 8)
 RELAY_HOSTS = List(Text(DOMAIN_BYTES_MAX + 6, "host:port", is_host_port), RELAY_HOSTS_MAX, 1)
 PORT_OR_NONE = Uint(0, 65_535)
+USER = Text(USER_BYTES_MAX)
+# The slice of the policy that concerns one device (docs/protocol.md, map). What a selector means is in policy.py; one
+# that the device does not know matches nothing.
+SELECTORS = List(Either(Text(SELECTOR_BYTES_MAX), Prefix(4, 16)), SELECTORS_MAX)
+SERVICES = List(Row(Uint(0, 255), PORT_OR_NONE, PORT_OR_NONE), SERVICES_MAX)
+POLICY = Fields(
+    {
+        "v": Uint(),
+        "u": USER,
+        "in": List(Row(SELECTORS, SELECTORS, SERVICES), RULES_MAX),
+        "out": List(Row(SELECTORS, SERVICES), RULES_MAX),
+    },
+    grows=True,
+)
+COMMAND = Raw(8)
+VERB = Text(23, "verb (one DNS label, lower case)", is_host_name)
+ANSWER_STATE = Word("accepted", "running", "done", "failed", "refused", "expired")
 # What a relay says of itself to the hub, and the hub of it to devices: its region, X25519 key, TLS host:ports, UDP port
 # (0: none), second STUN port (0: none), SHA-256 of its certificate (DER).
 RELAY_FIELDS: dict[str, Schema] = {
@@ -119,6 +149,18 @@ BODIES: dict[str, Schema] = {
     "report": Fields({"nk": KEY}),
     # relay → hub: what it is, and how many members it has
     "relay": Fields({**RELAY_FIELDS, "m": Uint(0, 1_000_000)}, grows=True),
+    # device → hub: what became of a command; a part of its output has a number, and the end says how many there are
+    "answer": Fields(
+        {"id": COMMAND, "st": ANSWER_STATE, "at": Uint()},
+        {
+            "c": Text(40, "code (one DNS label, lower case)", is_host_name),
+            "tx": Text(ANSWER_TEXT_BYTES_MAX),
+            "no": Uint(0, ANSWER_PARTS_MAX - 1),
+            "d": Blob(ANSWER_DATA_BYTES_MAX),
+            "n": Uint(0, ANSWER_PARTS_MAX),
+        },
+        grows=True,
+    ),
     # hub → device
     "admit": Choice(
         {
@@ -154,6 +196,8 @@ BODIES: dict[str, Schema] = {
             # relays that this device may use, and a pass for each of its node keys
             "rl": List(Fields({"id": RELAY_LABEL, **RELAY_FIELDS}, grows=True), RELAYS_MAX),
             "ps": List(Blob(PASS_BYTES_MAX), NODE_KEYS_MAX),
+            # what others may reach here, and what this device may reach; without it everything
+            "po": POLICY,
         },
         grows=True,
     ),
@@ -165,6 +209,8 @@ BODIES: dict[str, Schema] = {
         }
     ),
     "time": Fields({}, {"e": Uint(0, EPOCH_MAX)}, grows=True),
+    # what is in `a` is the verb's (commands.py): an unknown one is answered, not dropped
+    "cmd": Fields({"id": COMMAND, "v": VERB, "x": Uint(), "by": Text(ACTOR_BYTES_MAX), "a": Anything()}, grows=True),
     "hub": Fields({"up": Flag(), "bx": KEY}, grows=True),
     # signed by the hub, read by any device
     "record": Fields(
@@ -174,9 +220,10 @@ BODIES: dict[str, Schema] = {
             "dk": KEY,
             "nk": NODE_KEYS,
             "tags": TAGS,
-            "user": Text(128),
+            "user": USER,
             "routes": List(Prefix(4, 16), ROUTES_MAX),
         },
+        {"gr": List(Text(GROUP_BYTES_MAX, "group:name", is_group), GROUPS_MAX)},  # of the policy's, that the user is in
         grows=True,
     ),
     "gone": Fields({}, grows=True),

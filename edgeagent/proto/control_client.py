@@ -19,6 +19,7 @@ from edgeagent.proto.backoff import GROWTH, Backoff
 from edgeagent.proto.control import HAVE_MAX
 from edgeagent.proto.control_news import (
     Answered,
+    CommandCame,
     CutOff,
     EpochBehind,
     FeedCame,
@@ -100,6 +101,7 @@ class ControlClient:
         self.own_feed = OwnFeed(identity, boot)
         self.guard = SeqGuard(8)  # the hub's (epoch, seq) by kind
         self.hub_up: bool | None = None  # None: not known
+        self.time_is_fresh = False  # the hub has answered the birth of this connection
         self.drops: dict[ControlDrop, int] = dict.fromkeys(ControlDrop, 0)
         self.next_connect_at: float | None = now
         self.keepalive_factor = 1  # by which the uplink of the next connection wants fewer pings
@@ -129,6 +131,7 @@ class ControlClient:
 
     def handle_connected(self, now: float, session_present: bool) -> None:
         self._connected_at = now
+        self.time_is_fresh = False
         self.next_connect_at = None
         if not session_present:
             self.hub_up = None  # else what changed comes by itself
@@ -318,6 +321,8 @@ class ControlClient:
         # The map that is held guards itself: its stamp is kept with it, and not apart from it
         signed.check_dates(self._wall.at(now))
         self._wall.raise_to(now, signed.wall_s)
+        if device_map.policy != self.map.policy:
+            self.questions.forget_refusals()  # what was forbidden may be allowed now
         self.map = device_map
         self._admission.map_object = device_map.raw
         self._admission.hosts = device_map.hosts
@@ -327,10 +332,15 @@ class ControlClient:
 
     def _read_time(self, now: float, signed: Signed) -> None:
         self._newer(now, signed)
+        self.time_is_fresh = True
         epoch = signed.body.get("e")
         if epoch is not None and self._outbox.epochs.behind(epoch):
             self._backoff.reset()
             self._news.append(EpochBehind())
+
+    def _read_cmd(self, now: float, signed: Signed) -> None:
+        self._newer(now, signed)
+        self._news.append(CommandCame(signed.body))
 
     def _read_rec(self, now: float, signed: Signed) -> None:
         body = signed.body
@@ -463,4 +473,5 @@ _READERS: dict[str, Callable[[ControlClient, float, Signed], None]] = {
     "map": ControlClient._read_map,
     "rec": ControlClient._read_rec,
     "time": ControlClient._read_time,
+    "cmd": ControlClient._read_cmd,
 }

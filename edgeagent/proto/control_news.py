@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from edgeagent.proto.records import Entry, Query
+
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class RecordCame:
@@ -56,10 +61,19 @@ class EpochBehind:
     __slots__ = ()
 
 
+class CommandCame:
+    """The hub wants something done; `body` as control.py has it of `cmd`."""
+
+    __slots__ = ("body",)
+
+    def __init__(self, body: dict[str, Any]) -> None:
+        self.body = body
+
+
 class CutOff:
     """The hub has removed this device."""
 
     __slots__ = ()
 
 
-News = RecordCame | RecordLost | FeedCame | Answered | MapCame | EpochBehind | CutOff
+News = RecordCame | RecordLost | FeedCame | Answered | MapCame | EpochBehind | CommandCame | CutOff

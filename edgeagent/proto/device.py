@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from heapq import heappop, heappush
 from itertools import count
+from typing import TYPE_CHECKING
 
 from edgeagent.proto import ecn, icmp
 from edgeagent.proto.allowedips import AllowedIPs
@@ -30,6 +31,10 @@ from edgeagent.proto.responder import Responder
 from edgeagent.proto.session import Keypair
 from edgeagent.proto.tai64n import Tai64nClock
 from edgeagent.proto.timers import Jitter
+
+if TYPE_CHECKING:
+    from edgeagent.proto.firewall import Firewall, Marks
+    from edgeagent.proto.policy import Slice
 
 
 class Unsent:
@@ -70,6 +75,7 @@ class Device:
         self._tickets = count()
         self.peers: dict[bytes, Peer] = self.responder.peers
         self.allowed_ips: AllowedIPs[Peer] = AllowedIPs(limits.allowed_ips)
+        self.firewall: Firewall | None = None  # while there is a policy
 
     # Configuration
 
@@ -82,9 +88,13 @@ class Device:
         """Ours, 32 B; empty without a private key."""
         return self._shared.static_public
 
-    def establish(self, slots: int) -> Established:
-        """An engine is about to move established flows of up to `slots` peers by itself; before the first handshake."""
-        established = self._shared.established = Established(slots)
+    def establish(self, slots: int, marks: Marks | None = None) -> Established:
+        """An engine is about to move established flows of up to `slots` peers by itself; before the first handshake.
+        `marks` of flows are what a policy wants of it."""
+        established = self._shared.established = Established(slots, marks)
+        established.firewall = self.firewall
+        if self.firewall is not None:
+            self.firewall.carry(marks)
         return established
 
     def avoid(self, is_inside: Callable[[Endpoint], bool]) -> None:
@@ -106,6 +116,31 @@ class Device:
         self.responder.private_key_changed()
         for peer in self.peers.values():
             peer.expire_keys(now)
+
+    def set_policy(self, now: float, policy: Slice | None) -> None:
+        """What may come in, and go out; None: everything. Flows that it does not allow end at once."""
+        if policy is not None and self.firewall is not None:
+            self.firewall.use(now, policy)
+            return
+        established = self._shared.established
+        self.firewall = None
+        if policy is not None:
+            from edgeagent.proto.firewall import Firewall  # only who has a policy pays for it
+
+            marks = established.marks if established is not None else None
+            self.firewall = Firewall(now, policy, self._shared.limits.connections, marks)
+        if established is not None:
+            established.firewall = self.firewall
+
+    def record_changed(self, now: float, peer: Peer) -> None:
+        """After `peer.record` was set: who it is to the policy may be another now."""
+        if self.firewall is not None:
+            self.firewall.record_changed(now, peer)
+
+    def forget_flows(self, device: str) -> None:
+        """That device was removed from the network."""
+        if self.firewall is not None:
+            self.firewall.forget(device)
 
     @property
     def mtu(self) -> int:
@@ -175,7 +210,7 @@ class Device:
 
     def handle_packets(self, now: float, packets: list[bytes]) -> list[Unsent]:
         """IP packets from the TUN. Returns those that have nowhere to go; they are the caller's again."""
-        lookup = self.allowed_ips.lookup
+        lookup, firewall = self.allowed_ips.lookup, self.firewall
         unsent: list[Unsent] = []
         by_peer: dict[Peer, list[bytes]] = {}
         for packet in packets:
@@ -189,6 +224,8 @@ class Device:
                 continue
             if peer is None:
                 unsent.append(Unsent(packet, DropReason.NO_PEER))
+            elif firewall is not None and not firewall.outbound(now, peer, packet):
+                self._prohibit(now, firewall, packet)
             elif peer.endpoint is None:
                 unsent.append(Unsent(packet, DropReason.NO_ENDPOINT, peer))
             elif peer in by_peer:
@@ -205,8 +242,8 @@ class Device:
         shared, established = self._shared, self._shared.established
         before = len(shared.packets)
         for peer, packet, outer_ecn in batch:
-            if self._deliver(peer, packet, outer_ecn) and established is not None:
-                established.add_flow(peer, packet, inbound=True)
+            if self._deliver(now, peer, packet, outer_ecn) and established is not None:
+                established.add_flow(now, peer, packet, inbound=True)
         if any(peer.path_mtu < shared.mtu for peer, _, _ in batch):
             self._clamp_mss(now, before)
 
@@ -215,6 +252,8 @@ class Device:
         for traffic in reports:
             traffic.peer.carried(now, traffic)
             self.touched(traffic.peer)
+        if self.firewall is not None:
+            self.firewall.handle_traffic(now)
 
     def refuse(self, unsent: Unsent) -> None:
         """Drop what `handle_packets` returned, count it, and answer with an ICMP unreachable where one may be sent."""
@@ -236,6 +275,8 @@ class Device:
                 self.touched(peer)
         for peer in self.responder.answer(now):
             self.touched(peer)
+        if self.firewall is not None:
+            self.firewall.handle_timeout(now)
 
     def transmit_failed(self, now: float, endpoint: Endpoint) -> None:
         """The kernel would not send from `endpoint.local` (EINVAL, ENETUNREACH, EADDRNOTAVAIL, ENODEV): let it go."""
@@ -251,7 +292,9 @@ class Device:
             return 0.0
         while self._deadlines and self._deadlines[0][2].scheduled_at != self._deadlines[0][0]:
             heappop(self._deadlines)
-        return self._deadlines[0][0] if self._deadlines else None
+        at = self._deadlines[0][0] if self._deadlines else None
+        sweep_at = self.firewall.poll_timeout() if self.firewall is not None else None
+        return sweep_at if at is None or (sweep_at is not None and sweep_at < at) else at
 
     def drain_transmits(self) -> list[Transmit]:
         transmits, self._shared.transmits = self._shared.transmits, []
@@ -276,7 +319,8 @@ class Device:
     def _receive(
         self, now: float, datagram: bytes, endpoint: Endpoint, outer_ecn: int, heard: dict[Keypair, bool]
     ) -> None:
-        """Paper 5.4.6, in this order: key → decrypt → replay window → roam → trim → allowed IPs → ECN → deliver."""
+        """Paper 5.4.6, in this order: key → decrypt → replay window → roam → trim → allowed IPs → policy → ECN →
+        deliver."""
         shared = self._shared
         kind, index, counter = TRANSPORT_HEADER.unpack_from(datagram)
         if kind != TRANSPORT:
@@ -307,10 +351,10 @@ class Device:
             heard.setdefault(keypair, False)
             return
         heard[keypair] = True
-        self._deliver(peer, packet, outer_ecn)
+        self._deliver(now, peer, packet, outer_ecn)
 
-    def _deliver(self, peer: Peer, packet: bytes, outer_ecn: int) -> bool:
-        """Of a packet that was opened: trim → allowed IPs → ECN → deliver. False where it is dropped."""
+    def _deliver(self, now: float, peer: Peer, packet: bytes, outer_ecn: int) -> bool:
+        """Of a packet that was opened: trim → allowed IPs → policy → ECN → deliver. False where it is dropped."""
         shared = self._shared
         version = packet[0] >> 4
         size = len(packet)
@@ -332,6 +376,11 @@ class Device:
         if self.allowed_ips.lookup(source) is not peer:
             shared.drops[DropReason.INNER_SOURCE] += 1
             return False
+        if self.firewall is not None:
+            refused = self.firewall.inbound(now, peer, packet)
+            if refused is not None:
+                shared.drops[refused] += 1
+                return False
         if outer_ecn:
             marked = ecn.decapsulate(packet, outer_ecn)
             if marked is None:
@@ -340,6 +389,13 @@ class Device:
             packet = marked
         shared.packets.append(packet)
         return True
+
+    def _prohibit(self, now: float, firewall: Firewall, packet: bytes) -> None:
+        """Tell its sender that the policy forbids it (ICMP type 3 code 13, ICMPv6 type 1 code 1)."""
+        self._shared.drops[DropReason.PROHIBITED] += 1
+        answer = icmp.unreachable(packet, prohibited=True) if firewall.may_answer(now) else None
+        if answer is not None:
+            self._shared.packets.append(answer)
 
     def _clamp_mss(self, now: float, since: int) -> None:
         """In what came out of the tunnel, from the packet at `since` on: that our host sends nothing larger back."""

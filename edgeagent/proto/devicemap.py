@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgeagent.proto.control import MAP_BYTES_MAX
 from edgeagent.proto.crypto import Crypto
 from edgeagent.proto.refusals import ControlDrop, ControlError
@@ -28,6 +30,7 @@ class DeviceMap:
         "node_keys",
         "not_after",
         "passes",
+        "policy",
         "raw",
         "relays",
         "settings",
@@ -59,6 +62,7 @@ class DeviceMap:
         self.settings: dict[str, int] = body["set"]
         self.relays = [RelayInfo(relay) for relay in body.get("rl", [])]
         self.passes: list[bytes] = body.get("ps", [])
+        self.policy: dict[str, Any] | None = body.get("po")  # policy.py reads it
         if self.device != signed.subject:
             raise ControlError(ControlDrop.WRONG_SUBJECT, f"map.id: {signed.subject} expected, got {self.device}")
 

@@ -59,4 +59,8 @@ class DropReason(Enum):
     STAGED_FULL = "staged-full"  # the oldest packet that waited for a handshake gave way to a newer one
     STAGED_EXPIRED = "staged-expired"  # packets waited for a handshake that did not come within 90 s
     PACKET_TOO_BIG = "packet-too-big"  # more than the path to its peer takes, and not to be cut up: its sender is told
+    POLICY = "policy"  # a decrypted packet that no rule of the policy admits, and that belongs to no flow that one did
+    PROHIBITED = "prohibited"  # a packet to a peer that the policy does not let us reach: its sender is told
+    FRAGMENT_WITHOUT_FIRST = "fragment-without-first"  # with a policy: a later fragment before the first, or too late
+    FLOW_UNREADABLE = "flow-unreadable"  # with a policy: inner headers are cut short, overlap, or nest too deep
     NOT_IP = "not-ip"  # the TUN handed out something that is neither IPv4 nor IPv6

@@ -9,7 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from edgeagent.proto.conntrack import Flow
     from edgeagent.proto.endpoint import Endpoint
+    from edgeagent.proto.firewall import Firewall, Marks
     from edgeagent.proto.peer import Peer
     from edgeagent.proto.session import Keypair
 
@@ -58,19 +60,23 @@ class Established:
     """The device writes, the engine drains after any input, in this order: `keys`, then the ways of all peers, then
     `to_seal`, `to_open`, `flows`.
 
-    `peers` are those with a slot, by slot.
+    `peers` are those with a slot, by slot. With a `firewall` flows are exact, and each has one of its numbers; `marks`
+    is by which the engine hears of those that are void, and tells of those that it has carried.
     """
 
-    __slots__ = ("_free", "flows", "flows_lost", "keys", "peers", "to_open", "to_seal")
+    __slots__ = ("_free", "firewall", "flows", "flows_lost", "keys", "marks", "peers", "to_open", "to_seal")
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, marks: Marks | None) -> None:
+        self.firewall: Firewall | None = None
+        self.marks = marks
         self.peers: list[Peer | None] = [None] * slots
         self._free = list(range(slots - 1, -1, -1))
         # (begins, slot, position, keypair) in order; without a keypair it is the peer that begins or ends
         self.keys: list[tuple[bool, int, int, Keypair | None]] = []
         self.to_seal: list[tuple[Keypair, list[bytes]]] = []
         self.to_open: list[tuple[bytes, Endpoint, int]] = []
-        self.flows: list[tuple[Peer, bytes, bool]] = []  # (peer, a packet of the flow, whether out of the tunnel)
+        # (peer, a packet of the flow, whether out of the tunnel, the firewall's flow)
+        self.flows: list[tuple[Peer, bytes, bool, Flow | None]] = []
         self.flows_lost = 0  # beyond FLOWS_MAX; their next packet comes up again
 
     @property
@@ -103,10 +109,15 @@ class Established:
             self._free.append(peer.slot)
             peer.slot = None
 
-    def add_flow(self, peer: Peer, packet: bytes, *, inbound: bool) -> None:
+    def add_flow(self, now: float, peer: Peer, packet: bytes, *, inbound: bool) -> None:
         if peer.slot is None:
             return
+        flow = None
+        if self.firewall is not None:
+            flow = self.firewall.carried(now, peer, packet, inbound=inbound)
+            if flow is None:
+                return  # one for which each packet is to be judged
         if len(self.flows) < FLOWS_MAX:
-            self.flows.append((peer, packet, inbound))
+            self.flows.append((peer, packet, inbound, flow))
         else:
             self.flows_lost += 1

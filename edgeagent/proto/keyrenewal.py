@@ -21,6 +21,7 @@ REPORT_BASE_S, REPORT_CAP_S = 30.0, 3600.0
 LIFE_DEFAULT_S = 90 * 86_400
 GRACE_DEFAULT_S = 60
 LOOK_AGAIN_S = 86_400.0
+HURRIED_GRACE_S = 10.0  # where somebody asked for another key: those that are connected know it by then
 
 
 class Renewal(Enum):
@@ -42,7 +43,16 @@ class Step(Enum):
 class KeyRenewal:
     """Drive it: `step` after each map, connection and timeout, do what it says, and sleep until `poll_timeout`."""
 
-    __slots__ = ("_identity", "_report_at", "_report_backoff", "_spreading_since", "_switched_at", "_wake_at", "state")
+    __slots__ = (
+        "_hurried",
+        "_identity",
+        "_report_at",
+        "_report_backoff",
+        "_spreading_since",
+        "_switched_at",
+        "_wake_at",
+        "state",
+    )
 
     def __init__(self, identity: Identity, jitter: Callable[[], float]) -> None:
         self._identity = identity
@@ -51,7 +61,12 @@ class KeyRenewal:
         self._spreading_since: float | None = None
         self._switched_at: float | None = None
         self._wake_at: float | None = None
+        self._hurried = False
         self.state = Renewal.RESTING
+
+    def hurry(self) -> None:
+        """Another key is wanted, or the one that is coming sooner; `step` then."""
+        self._hurried = True
 
     def step(self, now: float, wall_s: float, device_map: DeviceMap, *, reachable: bool) -> Step | None:
         """One step, or None when there is nothing to do before `poll_timeout`."""
@@ -66,6 +81,8 @@ class KeyRenewal:
         if next_key is None:
             self.state = Renewal.RESTING
             self._report_at = None
+            if self._hurried:
+                return Step.MAKE
             return self._rest(now, wall_s, ends[self._identity.node_key], device_map)
         if next_key not in ends:
             self.state = Renewal.REPORTED
@@ -75,6 +92,8 @@ class KeyRenewal:
             self._spreading_since = now
         grace_s = float(device_map.setting("node_key_grace_s", GRACE_DEFAULT_S, 0, 86_400))
         old_end = ends[self._identity.node_key]
+        if self._hurried:
+            grace_s = min(grace_s, HURRIED_GRACE_S)
         if old_end:
             grace_s = min(grace_s, (old_end - wall_s) / 2)  # well before the old key ends
         switch_at = self._spreading_since + grace_s
@@ -112,6 +131,7 @@ class KeyRenewal:
 
     def _switch(self, now: float) -> Step:
         self._switched_at = now
+        self._hurried = False
         self._spreading_since = None
         self._report_at = None
         self._report_backoff.reset()

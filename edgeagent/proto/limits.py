@@ -18,6 +18,11 @@ TABLE: dict[str, tuple[tuple[int, int], tuple[int, int, int], str]] = {
         (1_024, 4_096, 16_384),
         "pairs of addresses, or of ports where policy asks for them, that the C library knows a way for",
     ),
+    "connections": (
+        (16, 1 << 20),
+        (512, 2_048, 8_192),
+        "flows that a policy has let through, remembered so that their answers come in, too",
+    ),
     "new_flows_per_s": (
         (1, 1 << 20),
         (500, 2_000, 4_000),
@@ -48,6 +53,7 @@ TABLE: dict[str, tuple[tuple[int, int], tuple[int, int, int], str]] = {
     "message_bytes": ((32_768, 65_536), (65_536, 65_536, 65_536), "one control message"),
     "log_lines": ((1, 1 << 16), (64, 256, 512), "lines in the log ring"),
 }
+FRAGMENTS_MAX = 256  # datagrams in pieces whose first one a policy has judged
 # MiB of resident memory that the process is kept below, where `memory-ceiling` says no other.
 CEILING_MIB = dict(zip(PROFILE_NAMES, (30, 40, 64), strict=True))
 
@@ -65,6 +71,7 @@ class Limits:
     peers: int
     allowed_ips: int
     flows: int
+    connections: int
     new_flows_per_s: int
     pump_ring_bytes: int
     staged_packets: int

@@ -19,6 +19,7 @@ _DEVICE = re.compile("[a-z2-7]{24}")
 _CLAIM = re.compile("c-[a-z2-7]{16}")
 _HOST = re.compile(_LABEL)
 _TAG = re.compile(f"tag:{_LABEL}")
+_GROUP = re.compile("group:[A-Za-z0-9](?:[A-Za-z0-9._@+-]{0,61}[A-Za-z0-9])?")
 _DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _CAPABILITY = re.compile("[A-Za-z0-9_-]{8,43}")
 _PORT = re.compile("[1-9][0-9]{0,4}")
@@ -58,6 +59,11 @@ def is_host_name(text: object) -> bool:
 
 def is_tag(text: object) -> bool:
     return isinstance(text, str) and _TAG.fullmatch(text) is not None
+
+
+def is_group(text: object) -> bool:
+    """A group of the policy, with its prefix."""
+    return isinstance(text, str) and _GROUP.fullmatch(text) is not None
 
 
 def is_domain(text: object) -> bool:

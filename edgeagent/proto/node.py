@@ -16,7 +16,16 @@ from edgeagent.proto import node_status, snapshot
 from edgeagent.proto.boundedqueue import BoundedQueue
 from edgeagent.proto.constants import MTU_DEFAULT
 from edgeagent.proto.control_client import Answer, ControlClient
-from edgeagent.proto.control_news import Answered, EpochBehind, FeedCame, MapCame, News, RecordCame, RecordLost
+from edgeagent.proto.control_news import (
+    Answered,
+    CommandCame,
+    EpochBehind,
+    FeedCame,
+    MapCame,
+    News,
+    RecordCame,
+    RecordLost,
+)
 from edgeagent.proto.crypto import Crypto
 from edgeagent.proto.device import Device
 from edgeagent.proto.devicemap import DeviceMap
@@ -31,6 +40,7 @@ from edgeagent.proto.linkpaths import LinkPaths
 from edgeagent.proto.node_events import (
     AdmissionChanged,
     CacheDirty,
+    Commanded,
     IdentityChanged,
     MapChanged,
     NodeEvent,
@@ -99,6 +109,7 @@ class Node:
         self._dirty = False
         self.events: BoundedQueue[NodeEvent] = BoundedQueue(limits.events)
         self._sweep_at: float | None = None
+        self._policy_said: object = None  # what the device's policy was made from
         self.limits = limits
         self.identity = identity
         self.admission = admission
@@ -158,6 +169,7 @@ class Node:
         self._set_wall(now)
         self._renew_key(now)
         self.reach.use_map(now, self.map)
+        self._use_policy(now)
         self._settle(now)
 
     # Who we are
@@ -211,6 +223,18 @@ class Node:
         """A birth now, for the sake of the facts in it, where there is a connection."""
         if self.client.connected:
             self.client.write_birth(now)
+        self._settle(now)
+
+    def answer(self, now: float, body: dict[str, Any]) -> int:
+        """Tell the hub of a command (`answer` in control.py). Returns the bytes of it; 0: there is no connection."""
+        if not self.client.connected:
+            return 0
+        return self._outbox.write(now, "answer", body)
+
+    def renew_key(self, now: float) -> None:
+        """Another node key now, whatever the age of the one in use. NodeKeyRenewed tells when it is there."""
+        self.renewal.hurry()
+        self._renew_key(now)
         self._settle(now)
 
     def last_will(self, now: float) -> Publish:
@@ -509,14 +533,19 @@ class Node:
             link = self.peering.remove(now, news.entry.record.device)
             if link is not None:
                 self._tell_gone(link, "removed" if news.gone else "gave way")
+            if news.gone:
+                self.device.forget_flows(news.entry.record.device)
             self._mark_dirty(urgent=news.gone)
         elif isinstance(news, MapCame):
             self.whereabouts.handle_map(now)
             self.reach.use_map(now, self.map)
+            self._use_policy(now)
             self.events.append(AdmissionChanged())
             self.events.append(MapChanged(self.map))
         elif isinstance(news, EpochBehind):
             self.events.append(ReconnectWanted())
+        elif isinstance(news, CommandCame):
+            self.events.append(Commanded(news.body))
         else:
             self._cut_off(now)
 
@@ -538,6 +567,20 @@ class Node:
                 self._tell_gone(link, "silent")
         elif isinstance(event, UnknownPeer) and not self.removed:
             self.resolver.stranger(now, event)
+
+    def _use_policy(self, now: float) -> None:
+        """What the map says of who may reach whom. A map that says the same as before judges nothing again."""
+        about = self.map
+        said = (about.policy, about.tags, about.addresses, about.v4, about.v6) if about.policy is not None else None
+        if said == self._policy_said:
+            return
+        self._policy_said = said
+        if about.policy is None:
+            self.device.set_policy(now, None)
+            return
+        from edgeagent.proto.policy import Slice  # only who has a policy pays for it
+
+        self.device.set_policy(now, Slice(about.policy, about.tags, about.addresses, (about.v4, about.v6)))
 
     def _cut_off(self, now: float) -> None:
         self.removed = True

@@ -9,6 +9,8 @@ from edgeagent.proto.endpoint import Endpoint
 from edgeagent.proto.records import Query, Record
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from edgeagent.proto.uplink import Reason, State
 
 
@@ -131,6 +133,15 @@ class ReconnectWanted(NodeEvent):
     """Drop the MQTT connection and connect again at `next_connect_at`."""
 
     __slots__ = ()
+
+
+class Commanded(NodeEvent):
+    """The hub wants something done; `body` as control.py has it of `cmd`."""
+
+    __slots__ = ("body",)
+
+    def __init__(self, body: dict[str, Any]) -> None:
+        self.body = body
 
 
 class Removed(NodeEvent):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeagent.proto.errors import DropReason
 from edgeagent.proto.ip import ip_to_text
+from edgeagent.proto.limits import FRAGMENTS_MAX
 from edgeagent.proto.outbox import PUBLISHES_MAX
 from edgeagent.proto.refusals import ControlDrop
 from edgeagent.proto.relay_endpoint import RelayEndpoint
@@ -46,6 +47,7 @@ def status(now: float, node: Node) -> dict[str, Any]:
             "wall_s": int(node.wall.at(now)),
             "wall_known": node.wall.known,
         },
+        "policy": policy(node),
         "tables": tables(node),
         "uplinks": [] if node.reach.uplinks is None else node.reach.uplinks.rows(now),
         "drops": {
@@ -98,6 +100,42 @@ def peers(now: float, node: Node) -> list[dict[str, Any]]:
     return rows
 
 
+def policy(node: Node, *, rules: bool = False) -> dict[str, Any] | None:
+    """What the hub lets others reach here, and what came of it; None: no policy, everything. With `rules` each of them,
+    prefixes as text."""
+    firewall, drops = node.device.firewall, node.device.drops
+    if firewall is None:
+        return None
+    body = firewall.policy.body
+    told: dict[str, Any] = {
+        "version": firewall.policy.version,
+        "rules_in": len(body["in"]),
+        "rules_out": len(body["out"]),
+        "admitted": firewall.admitted,  # flows that others began
+        "opened": firewall.opened,  # flows that this device began
+        "revoked": firewall.revoked,  # flows that a change ended
+        "denied": sum(
+            drops[reason]  # packets that others sent
+            for reason in (DropReason.POLICY, DropReason.FRAGMENT_WITHOUT_FIRST, DropReason.FLOW_UNREADABLE)
+        ),
+        "prohibited": drops[DropReason.PROHIBITED],  # packets that this device sent
+        "connections": len(firewall.flows),
+        "connections_max": firewall.flows.table.ceiling,
+    }
+    if rules:
+        told["user"] = firewall.policy.me.user
+        told["in"] = [
+            {"from": _selectors(sources), "to": _selectors(targets), "services": services}
+            for sources, targets, services in body["in"]
+        ]
+        told["out"] = [{"to": _selectors(targets), "services": services} for targets, services in body["out"]]
+    return told
+
+
+def _selectors(selectors: list[Any]) -> list[str]:
+    return [each if isinstance(each, str) else f"{ip_to_text(each[0])}/{each[1]}" for each in selectors]
+
+
 def _way(link: Link) -> str:
     """Where its packets go, whoever decided that."""
     return "relay" if isinstance(link.peer.endpoint, RelayEndpoint) else "direct"
@@ -108,6 +146,7 @@ def tables(node: Node) -> dict[str, dict[str, int]]:
     others or found none, and `peak`: the most that there ever was."""
     client, limits, device = node.client, node.limits, node.device
     questions, responder, events = client.questions, device.responder, device.events
+    firewall = device.firewall
     return {
         "peers": _table(len(device.peers), limits.peers, node.peering.gave_way),
         "allowed_ips": _table(len(device.allowed_ips), limits.allowed_ips),
@@ -115,6 +154,16 @@ def tables(node: Node) -> dict[str, dict[str, int]]:
             max((len(peer.staged) for peer in device.peers.values()), default=0),  # of one peer
             limits.staged_packets,
             device.drops[DropReason.STAGED_FULL],
+        ),
+        "connections": _table(
+            0 if firewall is None else len(firewall.flows),
+            limits.connections,
+            0 if firewall is None else firewall.flows.table.gave_way,
+        ),
+        "fragments": _table(
+            0 if firewall is None else len(firewall.fragments),
+            FRAGMENTS_MAX,
+            0 if firewall is None else firewall.fragments.gave_way,
         ),
         "handshake_queue": _queue(responder.queue),
         "rate_sources": _table(len(responder.limiter), limits.rate_sources, responder.limiter.gave_way),

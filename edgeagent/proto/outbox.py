@@ -44,9 +44,11 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._publishes)
 
-    def write(self, now: float, verb: str, body: dict[str, Any], *, retain: bool = False) -> None:
-        """A message to the hub."""
-        self._put(self._message(now, verb, body, self.epochs.next(), retain=retain))
+    def write(self, now: float, verb: str, body: dict[str, Any], *, retain: bool = False) -> int:
+        """A message to the hub. Returns its bytes, topic included."""
+        message = self._message(now, verb, body, self.epochs.next(), retain=retain)
+        self._put(message)
+        return len(message.topic) + len(message.payload)
 
     def last_will(self, now: float) -> Publish:
         """`state` of a session that ends without a word: newer than all of it, older than the next one."""

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from edgeagent.proto.established import Established, Traffic
     from edgeagent.proto.narrow import NarrowPaths
+    from edgeagent.proto.records import Record
 
 _TIMESTAMP_NONE = bytes(12)
 PSK_NONE = bytes(KEY_SIZE)
@@ -121,6 +122,7 @@ class Peer:
         "path_mtu",
         "preshared_key",
         "public_key",
+        "record",
         "relay",
         "rx_bytes",
         "scheduled_at",
@@ -148,6 +150,7 @@ class Peer:
         self.rx_bytes = 0
         self.tx_bytes = 0
         self.slot: int | None = None  # in an engine's table
+        self.record: Record | None = None  # who it is, as the hub has signed it; it is what a policy goes by
         self.scheduled_at: float | None = None  # the device's own note of when it will look at the timers
         self._cookies = CookieGenerator(shared.crypto, public_key)
         self._handshake: noise.Handshake | None = None
@@ -221,7 +224,7 @@ class Peer:
         self._seal(now, keypair, packets)
         if keypair.position is not None and self._shared.established is not None:
             for packet in packets:
-                self._shared.established.add_flow(self, packet, inbound=False)
+                self._shared.established.add_flow(now, self, packet, inbound=False)
         self.timers.data_sent(now, self._shared.jitter())
         self.last_traffic_at = now
         self._keep_key_fresh_on_send(now, keypair)

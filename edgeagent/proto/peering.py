@@ -179,7 +179,12 @@ class Peering:
         if not entry.record.has_node_key(link.peer.public_key):
             self._begin_move(now, link, entry)
             self._complete_move(now, link)
-        self._give_addresses(self.links[link.device].peer, entry)
+        link = self.links[link.device]
+        self._give_addresses(link.peer, entry)
+        for peer in (link.peer, link.coming):
+            if peer is not None:
+                peer.record = entry.record
+                self._device.record_changed(now, peer)
 
     def feed_came(self, now: float, entry: Entry) -> None:
         """The device moved, started again, or changed its key."""
@@ -347,6 +352,7 @@ class Peering:
     def _add_peer(self, now: float, entry: Entry, key: bytes) -> Peer:
         peer = self._device.add_peer(now, key)
         peer.remember(entry.timestamps.pop(key, b""))
+        peer.record = entry.record
         return peer
 
     def _remove_peer(self, now: float, device: str, peer: Peer) -> None:

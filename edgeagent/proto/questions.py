@@ -127,6 +127,10 @@ class Questions:
             self._negatives.popitem(last=False)
             self.negatives_gave_way += 1
 
+    def forget_refusals(self) -> None:
+        """What the hub said no to may be answered otherwise from now on."""
+        self._negatives.clear()
+
     def open_queries(self) -> list[Query]:
         return list(self._pending)
 

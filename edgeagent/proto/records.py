@@ -27,6 +27,7 @@ class Record:
         "addresses",
         "device",
         "device_key",
+        "groups",
         "name",
         "node_keys",
         "not_after",
@@ -51,6 +52,7 @@ class Record:
         self.node_keys: list[tuple[bytes, int]] = [(key, not_after) for key, not_after in body["nk"]]
         self.tags: list[str] = body["tags"]
         self.user: str = body["user"]
+        self.groups: list[str] = body.get("gr", [])  # of the policy's, that the user is in
         self.routes: list[tuple[bytes, int]] = [(address, length) for address, length in body["routes"]]
 
     def has_node_key(self, key: bytes) -> bool:

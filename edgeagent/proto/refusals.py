@@ -32,6 +32,9 @@ class ControlDrop(Enum):
     STRANGER_FULL = "stranger-full"  # initiations of unknown keys gave way to newer ones
     STRANGER_REFUSED = "stranger-refused"  # initiations of a key that the hub does not know, or forbids
     PUBLISH_FULL = "publish-full"  # messages that nobody drained gave way to newer ones
+    COMMAND_EXPIRED = "command-expired"  # a command of the hub that came after its end
+    COMMAND_AGAIN = "command-again"  # a command that came before: it is answered again, and not done again
+    COMMAND_REFUSED = "command-refused"  # a command that is unknown, wrong, not allowed here, or one too many
     BAD_CACHE = "bad-cache"  # the saved cache is damaged, or another device's
 
 

@@ -147,6 +147,20 @@ class Nullable(Schema):
         return None if value is None else self.inner.check(value, path)
 
 
+class Either(Schema):
+    """Text, or an array: two forms that their types tell apart."""
+
+    __slots__ = ("array", "word")
+
+    def __init__(self, word: Text, array: Row) -> None:
+        super().__init__(f"{word.text} or {array.text}")
+        self.word = word
+        self.array = array
+
+    def check(self, value: Any, path: str) -> Any:
+        return (self.word if type(value) is str else self.array).check(value, path)
+
+
 class Row(Schema):
     """An array of exactly these items."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hub.core import relays
+from hub.core import commands, relays
 from hub.core.model import CLAIM_GRACE_S, Device, DeviceState, Job, JobKind, Kind, Op, Outgoing
 from hub.core.scribe import Scribe
 from hub.core.store import Tx
@@ -20,7 +20,7 @@ def work(scribe: Scribe, tx: Tx, wall_s: int, limit: int = 64) -> int:
 
 
 def look_at_dates(scribe: Scribe, tx: Tx, wall_s: int, limit: int = 64) -> bool:
-    """Admissions, tokens, keys, records, passes and relays whose time has come; a few of each. True: may be more."""
+    """What has a time that has come: admissions, tokens, keys, records, passes, relays, commands. True: may be more."""
     done = _look_at_devices(scribe, tx, wall_s, limit)
     relays.refresh(tx, wall_s)
     for token in tx.tokens_to_finish(wall_s, limit):
@@ -32,6 +32,7 @@ def look_at_dates(scribe: Scribe, tx: Tx, wall_s: int, limit: int = 64) -> bool:
         tx.save_token(token)
         tx.put_out(Outgoing(Op.REVOKE, token.claim))
         done += 1
+    done += commands.expire(tx, wall_s, limit)
     return done >= limit
 
 
@@ -66,6 +67,9 @@ def _look_at_devices(scribe: Scribe, tx: Tx, wall_s: int, limit: int) -> int:
 def _do(scribe: Scribe, tx: Tx, job: Job, wall_s: int) -> None:
     if job.kind is JobKind.MAPS:
         relays.step_maps(tx, job.subject)
+        return
+    if job.kind is JobKind.POLICY:
+        scribe.policing.step(tx, job.subject)
         return
     if job.kind is JobKind.CUT_OFF:
         if _told(tx, job.reader) is not None:

@@ -21,15 +21,15 @@ from edgeagent.proto.envelope import read_join, read_up
 from edgeagent.proto.keys import Entropy
 from edgeagent.proto.refusals import ControlDrop, ControlError
 from edgeagent.proto.signed import Signed
-from hub.core import admission, relays
+from hub.core import admission, commands, relays
 from hub.core.credential import is_strong
 from hub.core.model import OUTBOX_MAX, Device, DeviceState, HubDrop, JobKind, Kind, Network
 from hub.core.ratelimit import TokenBuckets
-from hub.core.scribe import Scribe
+from hub.core.scribe import POLICY_TTL_S, Scribe
 from hub.core.store import Tx
 
-VERBS = ("birth", "state", "ask", "report", "relay")
-_OF_DEVICES, _OF_RELAYS = ("ask", "report"), ("relay",)
+VERBS = ("birth", "state", "ask", "report", "relay", "answer")
+_OF_DEVICES, _OF_RELAYS = ("ask", "report", "answer"), ("relay",)
 _ZERO = bytes(32)
 
 
@@ -48,6 +48,8 @@ class Coordinator:
             "ask": TokenBuckets(5.0, 128),
             "report": TokenBuckets(1 / 600, 4),
             "relay": TokenBuckets(1 / 20, 8),
+            "answer": TokenBuckets(16.0, 160),  # the output of one command is 37 of them, and a device sends 8 a second
+            "sample": TokenBuckets(2.0, 8),
         }
 
     def handle_message(self, now: float, wall_s: int, tx: Tx, topic: str, payload: bytes) -> None:
@@ -165,6 +167,9 @@ class Coordinator:
             tx.save_seen(device_id, wall_s)
         elif verb == "relay":
             self._handle_relay(wall_s, tx, device, signed.body)
+        elif verb == "answer":
+            self._handle_answer(now, wall_s, tx, device, signed.body)
+            tx.save_seen(device_id, wall_s)
         else:
             self._handle_report(wall_s, tx, device, signed.body["nk"])
         if device.online is not was_online:
@@ -189,6 +194,7 @@ class Coordinator:
         self.scribe.time(tx, device, wall_s)
         if not has_newest_map:
             tx.add_job(JobKind.MAP, "", device.id)
+        commands.say_again(self.scribe, tx, device, wall_s)
         if device.kind is Kind.RELAY:
             relays.refresh(tx, wall_s)
             relays.tell_all_cut_off(tx, device)
@@ -214,6 +220,8 @@ class Coordinator:
             self.scribe.no(tx, reader, body["id"], "unknown", wall_s)
         elif DeviceState.EXPIRED in (subject.state, reader.state):
             self.scribe.no(tx, reader, body["id"], "forbidden", wall_s)
+        elif not self.scribe.policing.may_meet(tx, reader, subject):
+            self.scribe.no(tx, reader, body["id"], "forbidden", wall_s, ttl_s=POLICY_TTL_S)
         else:
             tx.introduce(reader.id, subject.id)
             self.scribe.rec(tx, reader, subject, wall_s, ask=body["id"])
@@ -244,6 +252,15 @@ class Coordinator:
                 tx.introduce(reader.id, subject.id)  # a restored hub may not remember that it did
             if (epoch, seq, generation) != (subject.record_epoch, subject.record_seq, subject.feed_generation):
                 self.scribe.rec(tx, reader, subject, wall_s)
+
+    def _handle_answer(self, now: float, wall_s: int, tx: Tx, device: Device, body: dict[str, Any]) -> None:
+        is_sample = "d" in body and "no" not in body
+        if is_sample and not self._limits["sample"].allow(now, device.id):
+            self.drops[HubDrop.RATE_LIMITED] += 1
+            return
+        drop = commands.handle_answer(tx, device, body, wall_s)
+        if drop is not None:
+            self.drops[drop] += 1
 
     def _handle_relay(self, wall_s: int, tx: Tx, relay: Device, body: dict[str, Any]) -> None:
         if self._is_weak(body["k"]):

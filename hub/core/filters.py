@@ -20,7 +20,21 @@ from hub.core.model import DeviceState, HubError
 TEXT_MAX = 512
 TERMS_MAX = 16
 VALUES_MAX = 16
-FIELDS = ("name", "tag", "user", "state", "online", "version", "address", "seen", "joined", "expires", "fact", "id")
+FIELDS = (
+    "name",
+    "tag",
+    "user",
+    "state",
+    "online",
+    "cloned",
+    "version",
+    "address",
+    "seen",
+    "joined",
+    "expires",
+    "fact",
+    "id",
+)
 _TIMES = ("seen", "joined", "expires")
 _PARTS = ("name", "user", "version", "fact", "id")  # where `~` has a meaning
 
@@ -95,9 +109,9 @@ def _value(field: str, op: str, value: str) -> str:
         if not is_tag(tag):
             raise HubError(f"filter: {value!r} is no tag. A tag has a-z, 0-9 and -, as in tag:camera")
         return tag
-    if field == "online":
+    if field in ("online", "cloned"):
         if value not in ("yes", "no"):
-            raise HubError(f"filter: online:{value}: yes or no expected")
+            raise HubError(f"filter: {field}:{value}: yes or no expected")
     elif field == "state":
         if value not in {state.value for state in DeviceState}:
             raise HubError(f"filter: state:{value}: one of {', '.join(state.value for state in DeviceState)} expected")

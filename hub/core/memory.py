@@ -8,9 +8,22 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from hub.core.audit import Entry
-from hub.core.model import Device, DeviceState, Job, JobKind, Kind, Network, NodeKey, Op, Outgoing, Token
+from hub.core.model import (
+    Command,
+    Device,
+    DeviceState,
+    Job,
+    JobKind,
+    Kind,
+    Network,
+    NodeKey,
+    Op,
+    Outgoing,
+    StoredPolicy,
+    Token,
+)
 
-Row = TypeVar("Row", Token, Device)
+Row = TypeVar("Row", Token, Device, Command)
 _MISSING: Any = object()
 
 
@@ -21,7 +34,20 @@ class MemoryStore:
         self._network = network
         self._tables: dict[str, dict[Any, Any]] = {
             name: {}
-            for name in ("counter", "token", "device", "node_key", "pair", "stamp", "job", "out", "relays", "audit")
+            for name in (
+                "counter",
+                "token",
+                "device",
+                "node_key",
+                "pair",
+                "stamp",
+                "job",
+                "out",
+                "relays",
+                "audit",
+                "policy",
+                *("command", "output", "telemetry"),
+            )
         }
 
     @contextmanager
@@ -131,6 +157,23 @@ class MemoryTx:
     def save_relay_list(self, encoded: bytes) -> None:
         self._put("relays", "list", encoded)
 
+    def policy_version(self) -> int:
+        return max(self._tables["policy"], default=0)
+
+    def policy(self, version: int) -> StoredPolicy | None:
+        stored: StoredPolicy | None = self._tables["policy"].get(version)
+        return stored
+
+    def policies(self, limit: int = 100) -> list[StoredPolicy]:
+        return [self._tables["policy"][version] for version in sorted(self._tables["policy"], reverse=True)[:limit]]
+
+    def add_policy(self, new: StoredPolicy) -> None:
+        self._put("policy", new.version, new)
+
+    def drop_policies(self, up_to: int) -> None:
+        for version in [version for version in self._tables["policy"] if version <= up_to]:
+            self._put("policy", version, _MISSING)
+
     def passes_to_renew(self, wall_s: int, limit: int) -> list[Device]:
         return self._some("device", lambda d: d.state is DeviceState.ACTIVE and 0 < d.pass_renew_s <= wall_s, limit)
 
@@ -225,6 +268,59 @@ class MemoryTx:
 
     def job_count(self) -> int:
         return len(self._tables["job"])
+
+    # commands
+
+    def add_command(self, command: Command) -> None:
+        self._put("command", command.id, replace(command))
+
+    def save_command(self, command: Command) -> None:
+        self._put("command", command.id, replace(command))
+
+    def command(self, command_id: str) -> Command | None:
+        return _copy(self._tables["command"].get(command_id))
+
+    def commands(self, device_id: str, *, limit: int = 100) -> list[Command]:
+        return self._commands(lambda c: c.device == device_id)[::-1][:limit]
+
+    def open_commands(self, device_id: str) -> list[Command]:
+        return self._commands(lambda c: c.device == device_id and c.state.is_open)
+
+    def commands_due(self, wall_s: int, limit: int) -> list[Command]:
+        return self._commands(lambda c: 0 < c.due_s <= wall_s)[:limit]
+
+    def commands_finished(self, before_s: int, limit: int) -> list[str]:
+        return [command.id for command in self._commands(lambda c: 0 < c.finished_s < before_s)][:limit]
+
+    def commands_beyond(self, device_id: str, count: int, *, verb: str = "") -> list[str]:
+        over = self._commands(lambda c: c.device == device_id and not c.state.is_open and verb in ("", c.verb))
+        return [command.id for command in over[: max(0, len(over) - count)]]
+
+    def drop_commands(self, ids: list[str]) -> None:
+        for command_id in ids:
+            self._put("command", command_id, _MISSING)
+            for key in [key for key in self._tables["output"] if key[0] == command_id]:
+                self._put("output", key, _MISSING)
+
+    def save_output(self, command_id: str, number: int, data: bytes) -> None:
+        self._put("output", (command_id, number), data)
+
+    def output(self, command_id: str) -> list[tuple[int, bytes]]:
+        return sorted((number, data) for (owner, number), data in self._tables["output"].items() if owner == command_id)
+
+    def output_bytes(self, command_id: str) -> int:
+        return sum(len(data) for _, data in self.output(command_id))
+
+    def save_telemetry(self, device_id: str, wall_s: int, sample: bytes) -> None:
+        self._put("telemetry", device_id, (wall_s, sample))
+
+    def telemetry(self, device_id: str) -> tuple[int, bytes] | None:
+        found: tuple[int, bytes] | None = self._tables["telemetry"].get(device_id)
+        return found
+
+    def _commands(self, wanted: Callable[[Command], bool]) -> list[Command]:
+        found = [replace(command) for command in self._tables["command"].values() if wanted(command)]
+        return sorted(found, key=lambda command: command.seq)
 
     def put_out(self, item: Outgoing) -> None:
         if item.key is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 NODE_KEY_LIFE_S = 180 * 86_400
 NODE_KEY_GRACE_S = 3_600  # how long a device waits with a new key that the hub has spread
@@ -52,6 +53,10 @@ class HubDrop(Enum):
     NOT_A_DEVICE = "not-a-device"  # a relay asked or reported what only devices do
     WRONG_REGION = "wrong-region"  # a relay said another region than the one it was invited for
     RELAY_KEY_TAKEN = "relay-key-taken"  # a relay said a relay key that is another relay's: remove that one first
+    UNKNOWN_COMMAND = "unknown-command"  # an answer about a command that the device was never given, or long ago
+    COMMAND_OVER = "command-over"  # an answer about a command whose end the device has told before
+    ANSWER_TOO_LONG = "answer-too-long"  # more output than a command may have
+    BAD_SAMPLE = "bad-sample"  # what a watched device says of itself is not of its form
     RELAY_RESTLESS = "relay-restless"  # a relay changed what it says of itself again so soon that maps follow later
 
 
@@ -164,6 +169,8 @@ class Device:
     relay: bytes = b""  # what a relay said of itself, as maps have it (CBOR); empty: nothing yet
     members: int = 0  # that a relay said it has
     pass_renew_s: int = 0  # when the passes in its map are to be signed again; 0 = there are none
+    slice_digest: bytes = b""  # of the policy's slice in its map; empty = its map has none
+    groups_digest: bytes = b""  # of the policy's groups in its record; empty = it has none
 
 
 @dataclass(slots=True, frozen=True)
@@ -175,6 +182,53 @@ class NodeKey:
     not_after: int
 
 
+@dataclass(slots=True, frozen=True)
+class StoredPolicy:
+    """One version of the network's policy, as it was written."""
+
+    version: int  # from 1
+    text: str
+    author: str
+    created_s: int
+
+
+class CommandState(Enum):
+    """As docs/commands.md has it; the device says all but the first, and EXPIRED also the hub."""
+
+    QUEUED = "queued"
+    ACCEPTED = "accepted"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    REFUSED = "refused"
+    EXPIRED = "expired"
+
+    @property
+    def is_open(self) -> bool:
+        return self in (CommandState.QUEUED, CommandState.ACCEPTED, CommandState.RUNNING)
+
+
+@dataclass(slots=True)
+class Command:
+    """Something that a device was told to do."""
+
+    id: str  # 16 hexadecimal digits
+    seq: int  # tells what came before what
+    device: str
+    verb: str
+    args: dict[str, Any]  # as edgeagent/proto/commands.py has it of the verb
+    actor: str  # who gave it
+    created_s: int
+    expires_s: int  # a device that hears of it later does not begin it
+    due_s: int  # when the hub gives it up; 0 = it is over
+    changed_s: int
+    state: CommandState = CommandState.QUEUED
+    finished_s: int = 0
+    code: str = ""
+    text: str = ""
+    parts: int = 0  # of the output, as the device says at the end
+
+
 class JobKind(Enum):
     """Work that a change left behind, done in small steps after it."""
 
@@ -183,6 +237,7 @@ class JobKind(Enum):
     MAP = "map"  # publish subject's map
     REC = "rec"  # tell reader what subject's record is now
     MAPS = "maps"  # a MAP for each member behind subject, in the order of their ids
+    POLICY = "policy"  # a MAP and RECs for each member behind subject whom a new policy concerns
     CUT_OFF = "cut-off"  # a GONE for reader, a relay, about each that was cut off, behind subject
 
 
@@ -190,8 +245,8 @@ class JobKind(Enum):
 class Job:
     id: int
     kind: JobKind
-    reader: str  # "" for ROTATE, MAP and MAPS
-    subject: str  # of MAPS and CUT_OFF: the last id that was dealt with, "" at the beginning
+    reader: str  # "" for ROTATE, MAP, MAPS and POLICY
+    subject: str  # of MAPS, POLICY and CUT_OFF: the last id that was dealt with, "" at the beginning
 
 
 class Op(Enum):

@@ -144,7 +144,7 @@ def tell_all_cut_off(tx: Tx, relay: Device) -> None:
 
 def step_maps(tx: Tx, after: str) -> None:
     """One step of a round through all members: a MAP job for each."""
-    if _waits(tx, JobKind.MAPS, "", after):
+    if round_waits(tx, JobKind.MAPS, "", after):
         return
     members = tx.devices(after=after, limit=ROUND_STEP, state=DeviceState.ACTIVE)
     for member in members:
@@ -155,7 +155,7 @@ def step_maps(tx: Tx, after: str) -> None:
 
 def step_cut_off(tx: Tx, relay: str, after: str, wall_s: int) -> None:
     """One step of a round through all that were cut off while passes of theirs may be about: a GONE job for each."""
-    if _waits(tx, JobKind.CUT_OFF, relay, after):
+    if round_waits(tx, JobKind.CUT_OFF, relay, after):
         return
     gone = tx.cut_off(wall_s - PASS_LIFE_S, after=after, limit=ROUND_STEP)
     for device in gone:
@@ -164,7 +164,7 @@ def step_cut_off(tx: Tx, relay: str, after: str, wall_s: int) -> None:
         tx.add_job(JobKind.CUT_OFF, relay, gone[-1])
 
 
-def _waits(tx: Tx, kind: JobKind, reader: str, after: str) -> bool:
+def round_waits(tx: Tx, kind: JobKind, reader: str, after: str) -> bool:
     """One round at a time: a new one goes behind the one under way, or the last members would never have their turn."""
     if after or not tx.has_round(kind, reader):
         return False

@@ -28,10 +28,13 @@ from hub.core.model import (
     Op,
     Outgoing,
 )
+from hub.core.policing import Policing, groups_digest
+from hub.core.policy.compile import digest
 from hub.core.store import Tx
 
 UNKNOWN_TTL_S = 60
 FORBIDDEN_TTL_S = 300
+POLICY_TTL_S = 30  # of a refusal by policy: an operator who opens a way tries it soon
 PASS_REGIONS_MAX = PASS_RELAYS_MAX = 8
 NODE_KEYS_SHOWN_MAX = 4
 _DATES_SLACK_S = 3_600
@@ -39,7 +42,7 @@ _EMPTY = b""
 
 
 class Scribe:
-    """Stateless but for the network's keys, and the list of relays as it was decoded last.
+    """Stateless but for the network's keys, and the list of relays and the policy as they were decoded last.
 
     Each method writes rows of the transaction it is given, and no more.
     """
@@ -48,6 +51,7 @@ class Scribe:
         self.crypto = crypto
         self.entropy = entropy
         self.network = network
+        self.policing = Policing()
         self._relays: tuple[bytes, list[dict[str, Any]]] = (b"", [])
 
     def record(self, tx: Tx, device: Device, wall_s: int) -> bytes:
@@ -57,6 +61,8 @@ class Scribe:
         end = wall_s + RECORD_LIFE_S
         if device.not_after:
             end = min(end, device.not_after)
+        groups = self.policing.groups_of(tx, device)
+        device.groups_digest = groups_digest(groups)
         device.record_epoch, device.record_seq = self.network.epoch, tx.next_seq()
         device.record = sign_object(
             self.crypto,
@@ -77,6 +83,7 @@ class Scribe:
                 "tags": list(device.tags),
                 "user": device.user,
                 "routes": [],
+                **({"gr": groups} if groups else {}),
             },
         )
         device.record_renew_s = wall_s + RECORD_RENEW_S
@@ -87,6 +94,8 @@ class Scribe:
         """A new signed map, published retained; the device is saved. Returns the signed object."""
         network = self.network
         relays = self._relays_for(tx, device, wall_s)
+        policy = self.policing.slice_of(tx, device)
+        device.slice_digest = digest(policy)
         device.map_epoch, device.map_seq = network.epoch, tx.next_seq()
         signed = sign_object(
             self.crypto,
@@ -113,6 +122,7 @@ class Scribe:
                 "na": device.not_after,
                 "set": {"node_key_life_s": NODE_KEY_LIFE_S, "node_key_grace_s": NODE_KEY_GRACE_S},
                 **relays,
+                **({} if policy is None else {"po": policy}),
             },
         )
         tx.save_device(device)
@@ -132,9 +142,9 @@ class Scribe:
             body["id"] = ask
         self._down(tx, reader, "rec", body, wall_s, key=None if ask is not None else f"rec/{reader.id}/{subject.id}")
 
-    def no(self, tx: Tx, reader: Device, ask: int, why: str, wall_s: int) -> None:
-        """`unknown` or `forbidden`."""
-        ttl = UNKNOWN_TTL_S if why == "unknown" else FORBIDDEN_TTL_S
+    def no(self, tx: Tx, reader: Device, ask: int, why: str, wall_s: int, *, ttl_s: int = 0) -> None:
+        """`unknown` or `forbidden`; `ttl_s` 0: as long as is usual for it."""
+        ttl = ttl_s or (UNKNOWN_TTL_S if why == "unknown" else FORBIDDEN_TTL_S)
         self._down(tx, reader, "rec", {"id": ask, "no": why, "ttl": ttl}, wall_s)
 
     def gone(self, tx: Tx, reader: Device, subject: str, wall_s: int, since_s: int | None = None) -> None:
@@ -156,6 +166,10 @@ class Scribe:
         """The hub's time; with the highest epoch seen of the device when its own is not newer."""
         body = {} if highest_epoch is None else {"e": highest_epoch}
         self._down(tx, device, "time", body, wall_s, key=topics.down(self.network.id, device.id, "time"))
+
+    def command(self, tx: Tx, device: Device, body: dict[str, Any], wall_s: int) -> None:
+        """`cmd`, and in the place of an earlier one of its id that is still here."""
+        self._down(tx, device, "cmd", body, wall_s, key=f"cmd/{device.id}/{body['id'].hex()}")
 
     def admit(self, tx: Tx, claim: str, device_id: str, box_key: bytes, body: dict[str, Any], wall_s: int) -> None:
         """The answer to a join."""

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from hub.core.audit import Entry
-from hub.core.model import Device, DeviceState, Job, JobKind, Network, NodeKey, Outgoing, Token
+from hub.core.model import Command, Device, DeviceState, Job, JobKind, Network, NodeKey, Outgoing, StoredPolicy, Token
 
 
 class Tx(Protocol):
@@ -71,6 +71,19 @@ class Tx(Protocol):
 
     def save_relay_list(self, encoded: bytes) -> None: ...
 
+    def policy_version(self) -> int:
+        """Of the policy that holds; 0 for none."""
+
+    def policy(self, version: int) -> StoredPolicy | None: ...
+
+    def policies(self, limit: int = 100) -> list[StoredPolicy]:
+        """The newest first."""
+
+    def add_policy(self, new: StoredPolicy) -> None: ...
+
+    def drop_policies(self, up_to: int) -> None:
+        """Those up to this version."""
+
     def passes_to_renew(self, wall_s: int, limit: int) -> list[Device]:
         """Active ones whose passes are old."""
 
@@ -129,11 +142,48 @@ class Tx(Protocol):
         """The oldest first."""
 
     def has_round(self, kind: JobKind, reader: str) -> bool:
-        """Whether a MAPS or CUT_OFF job of this reader is under way: one that has a subject."""
+        """Whether a MAPS, POLICY or CUT_OFF job of this reader is under way: one that has a subject."""
 
     def drop_job(self, job_id: int) -> None: ...
 
     def job_count(self) -> int: ...
+
+    def add_command(self, command: Command) -> None: ...
+
+    def save_command(self, command: Command) -> None: ...
+
+    def command(self, command_id: str) -> Command | None: ...
+
+    def commands(self, device_id: str, *, limit: int = 100) -> list[Command]:
+        """The newest first."""
+
+    def open_commands(self, device_id: str) -> list[Command]:
+        """Those that are not over, the oldest first."""
+
+    def commands_due(self, wall_s: int, limit: int) -> list[Command]:
+        """Open ones that are to be given up."""
+
+    def commands_finished(self, before_s: int, limit: int) -> list[str]:
+        """Ids of those that were over before `before_s`."""
+
+    def commands_beyond(self, device_id: str, count: int, *, verb: str = "") -> list[str]:
+        """Ids of those (of one verb) that are over, but for the newest `count`."""
+
+    def drop_commands(self, ids: list[str]) -> None:
+        """With their output."""
+
+    def save_output(self, command_id: str, number: int, data: bytes) -> None:
+        """A part that is there already is replaced."""
+
+    def output(self, command_id: str) -> list[tuple[int, bytes]]:
+        """(number, data) in order."""
+
+    def output_bytes(self, command_id: str) -> int: ...
+
+    def save_telemetry(self, device_id: str, wall_s: int, sample: bytes) -> None:
+        """In the place of the last one."""
+
+    def telemetry(self, device_id: str) -> tuple[int, bytes] | None: ...
 
     def put_out(self, item: Outgoing) -> None: ...
 

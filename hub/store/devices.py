@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import operator
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Network, ip_network
 from typing import Any
@@ -120,6 +120,12 @@ def one(connection: Connection, device_id: str) -> DeviceRow | None:
     return None if row is None else _to_row(row)
 
 
+def by_ids(connection: Connection, ids: Iterable[str]) -> dict[str, DeviceRow]:
+    """Of the first PAGE_MAX of them, those that there are."""
+    query = select(*_COLUMNS).where(device.c.id.in_(list(ids)[:PAGE_MAX]))
+    return {row.id: _to_row(row) for row in connection.execute(query)}
+
+
 def ids(connection: Connection, terms: tuple[Term, ...], wall_s: int, limit: int) -> list[str]:
     """Of all that the terms fit, for something done to them together."""
     query = select(device.c.id).where(*conditions(connection, terms, wall_s)).order_by(device.c.id).limit(limit)
@@ -166,6 +172,8 @@ def _condition(connection: Connection, term: Term, value: str, wall_s: int) -> C
         return device.c.tags.contains(json.dumps(value), autoescape=True)
     if term.field == "online":
         return device.c.online if value == "yes" else not_(device.c.online)
+    if term.field == "cloned":
+        return device.c.cloned_s > 0 if value == "yes" else device.c.cloned_s == 0
     if term.field == "address":
         within = _address(value)
         return within if within is not None else false()

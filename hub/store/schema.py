@@ -119,6 +119,8 @@ device = Table(
     Column("relay", BLOB, nullable=False, server_default=text("x''")),  # CBOR
     Column("members", Integer, nullable=False, server_default=text("0")),
     Column("pass_renew_s", Integer, nullable=False, server_default=text("0")),
+    Column("slice_digest", BLOB, nullable=False, server_default=text("x''")),
+    Column("groups_digest", BLOB, nullable=False, server_default=text("x''")),
 )
 Index("ix_device_state", device.c.state, device.c.id)
 Index("ix_device_online", device.c.online, sqlite_where=DEVICE_ONLINE)
@@ -161,6 +163,16 @@ stamp = Table(
     Column("epoch", Integer, nullable=False),
     Column("seq", Integer, nullable=False),
     sqlite_with_rowid=False,
+)
+
+# The newest version holds; the others are its history.
+policy = Table(
+    "policy",
+    metadata,
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("text", Text, nullable=False),
+    Column("author", Text, nullable=False),
+    Column("created_s", Integer, nullable=False),
 )
 
 job = Table(
@@ -303,4 +315,47 @@ delivery = Table(
     Column("tries", Integer, nullable=False),
     Column("due_s", Integer, nullable=False, index=True),
     sqlite_autoincrement=True,
+)
+
+# What devices were told to do. `seq` gives the order.
+command = Table(
+    "command",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("seq", Integer, nullable=False),
+    Column("device", Text, ForeignKey("device.id"), nullable=False),
+    Column("verb", Text, nullable=False),
+    Column("args", Text, nullable=False),  # JSON
+    Column("actor", Text, nullable=False),
+    Column("created_s", Integer, nullable=False),
+    Column("expires_s", Integer, nullable=False),
+    Column("due_s", Integer, nullable=False),  # 0: it is over
+    Column("changed_s", Integer, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("finished_s", Integer, nullable=False),
+    Column("code", Text, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("parts", Integer, nullable=False),
+    sqlite_with_rowid=False,
+)
+Index("ix_command_device", command.c.device, command.c.seq)
+Index("ix_command_due", command.c.due_s)
+Index("ix_command_finished", command.c.finished_s)
+
+command_output = Table(
+    "command_output",
+    metadata,
+    Column("command", Text, ForeignKey("command.id"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("data", BLOB, nullable=False),
+)
+
+# The last that a watched device said of itself.
+telemetry = Table(
+    "telemetry",
+    metadata,
+    Column("device", Text, ForeignKey("device.id"), primary_key=True),
+    Column("wall_s", Integer, nullable=False),
+    Column("sample", BLOB, nullable=False),
+    sqlite_with_rowid=False,
 )

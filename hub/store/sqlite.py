@@ -16,6 +16,7 @@ from sqlalchemy.exc import OperationalError
 
 from hub.core.audit import Entry
 from hub.core.model import (
+    Command,
     Device,
     DeviceState,
     HubBusy,
@@ -28,9 +29,10 @@ from hub.core.model import (
     Op,
     Outgoing,
     Role,
+    StoredPolicy,
     Token,
 )
-from hub.store import audits, database, hooks
+from hub.store import audits, commands, database, hooks, policies
 from hub.store.meta import load_network, load_relay_list, save_relay_list
 from hub.store.schema import (
     ABOUT_ACCOUNTS,
@@ -179,7 +181,7 @@ class SqliteTx:
 
     def token(self, claim: str) -> Token | None:
         row = self.connection.execute(_TOKEN.where(token.c.claim == claim)).first()
-        return None if row is None else _to_token(row)
+        return None if row is None else to_token(row)
 
     def tokens(self, *, after: str = "", limit: int = 100) -> list[Token]:
         return self._tokens(_TOKEN.where(token.c.claim > after), limit)
@@ -242,6 +244,21 @@ class SqliteTx:
 
     def save_relay_list(self, encoded: bytes) -> None:
         save_relay_list(self.connection, encoded)
+
+    def policy_version(self) -> int:
+        return policies.newest_version(self.connection)
+
+    def policy(self, version: int) -> StoredPolicy | None:
+        return policies.load_policy(self.connection, version)
+
+    def policies(self, limit: int = 100) -> list[StoredPolicy]:
+        return policies.load_policies(self.connection, limit)
+
+    def add_policy(self, new: StoredPolicy) -> None:
+        policies.save_policy(self.connection, new)
+
+    def drop_policies(self, up_to: int) -> None:
+        policies.drop_policies(self.connection, up_to)
 
     def passes_to_renew(self, wall_s: int, limit: int) -> list[Device]:
         return self._devices(_DEVICE.where(PASS_TO_RENEW, device.c.pass_renew_s <= wall_s), limit)
@@ -346,6 +363,53 @@ class SqliteTx:
     def job_count(self) -> int:
         return self._number(select(func.count()).select_from(job))
 
+    # commands
+
+    def add_command(self, new: Command) -> None:
+        self.note(f"commands:{new.device}")
+        commands.add(self.connection, new)
+
+    def save_command(self, changed: Command) -> None:
+        self.note(f"commands:{changed.device}")
+        commands.save(self.connection, changed)
+
+    def command(self, command_id: str) -> Command | None:
+        return commands.find(self.connection, command_id)
+
+    def commands(self, device_id: str, *, limit: int = 100) -> list[Command]:
+        return commands.of_device(self.connection, device_id, limit)
+
+    def open_commands(self, device_id: str) -> list[Command]:
+        return commands.open_of_device(self.connection, device_id)
+
+    def commands_due(self, wall_s: int, limit: int) -> list[Command]:
+        return commands.due(self.connection, wall_s, limit)
+
+    def commands_finished(self, before_s: int, limit: int) -> list[str]:
+        return commands.finished(self.connection, before_s, limit)
+
+    def commands_beyond(self, device_id: str, count: int, *, verb: str = "") -> list[str]:
+        return commands.beyond(self.connection, device_id, count, verb)
+
+    def drop_commands(self, ids: list[str]) -> None:
+        commands.drop(self.connection, ids)
+
+    def save_output(self, command_id: str, number: int, data: bytes) -> None:
+        commands.save_output(self.connection, command_id, number, data)
+
+    def output(self, command_id: str) -> list[tuple[int, bytes]]:
+        return commands.output(self.connection, command_id)
+
+    def output_bytes(self, command_id: str) -> int:
+        return commands.output_bytes(self.connection, command_id)
+
+    def save_telemetry(self, device_id: str, wall_s: int, sample: bytes) -> None:
+        self.note(f"telemetry:{device_id}")
+        commands.save_telemetry(self.connection, device_id, wall_s, sample)
+
+    def telemetry(self, device_id: str) -> tuple[int, bytes] | None:
+        return commands.load_telemetry(self.connection, device_id)
+
     def put_out(self, item: Outgoing) -> None:
         if item.key is not None:
             self.connection.execute(_UNKEY, {"value": item.key})
@@ -409,7 +473,7 @@ class SqliteTx:
         return number
 
     def _tokens(self, query: Select[Any], limit: int) -> list[Token]:
-        return [_to_token(row) for row in self.connection.execute(query.order_by(token.c.claim).limit(limit))]
+        return [to_token(row) for row in self.connection.execute(query.order_by(token.c.claim).limit(limit))]
 
     def _device(self, query: Select[Any], value: object) -> Device | None:
         row = self.connection.execute(query, {"value": value}).first()
@@ -426,7 +490,7 @@ def _token_values(item: Token) -> dict[str, Any]:
     return values
 
 
-def _to_token(row: Row[Any]) -> Token:
+def to_token(row: Row[Any]) -> Token:
     values: dict[str, Any] = dict(row._mapping)
     values["tags"] = tuple(json.loads(values["tags"]))
     values["kind"] = Kind(values["kind"])

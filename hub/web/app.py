@@ -6,20 +6,17 @@ import contextlib
 from collections.abc import AsyncIterator
 
 import anyio.to_thread
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Response
 from starlette.concurrency import run_in_threadpool
-from starlette.staticfiles import StaticFiles
 
 from hub.io.live import Listener
 from hub.state import State
 from hub.store import websettings
 from hub.store.sqlite import SqliteStore
-from hub.web import api, claims, errors, live, metrics, oidc, passkeys, signin
-from hub.web.auth import CurrentUser
+from hub.web import api, claims, errors, live, metrics, oidc, passkeys, signin, views
 from hub.web.backend import CONNECTIONS_MAX, Backend
 from hub.web.deliveries import Courier
 from hub.web.guard import Guard
-from hub.web.pages import STATIC, render
 from hub.web.sealed import Sealer
 from hub.web.throttle import LockedBuckets
 
@@ -68,9 +65,7 @@ def make_app(state: State, settings: websettings.WebSettings | None = None) -> F
     app.include_router(metrics.router)
     app.include_router(api.router)
 
-    @app.get("/", include_in_schema=False)
-    def home(request: Request, who: CurrentUser) -> Response:
-        return render(request, "home.html", {})
+    views.install(app)
 
     @app.get("/healthz", include_in_schema=False)
     def health() -> Response:
@@ -79,5 +74,4 @@ def make_app(state: State, settings: websettings.WebSettings | None = None) -> F
             tx.last_audit()
         return Response("ok\n", media_type="text/plain")
 
-    app.mount("/static", StaticFiles(directory=STATIC), name="static")
     return app

@@ -1,7 +1,8 @@
 """`/live`: server-sent events about what has changed, so that no page asks again and again.
 
-An event is `device` (data {"device": ID}), or the name of what changed: devices (many at once), tokens, users, …
-`all` says that some were missed. What it became is not in the event: the page asks for what it shows and may see.
+An event is `device` (data {"device": ID}), or the name of what changed: devices (many at once), tokens, users, …;
+`telemetry:ID` and `commands:ID` are of one device. `all` says that some were missed. What it became is not in the
+event: the page asks for what it shows and may see.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ class Broadcaster:
 
 def may_hear(who: Principal, message: dict[str, Any]) -> bool:
     """Whoever may not read a kind of thing is not told that it changes either."""
-    kind = "devices" if "device" in message else str(message.get("kind", ""))
+    kind = "devices" if "device" in message else str(message.get("kind", "")).partition(":")[0]
     return who.may(f"{kind}:read") if f"{kind}:read" in PERMISSIONS else True
 
 

@@ -22,7 +22,7 @@ from edgeagent.version import VERSION
 from tests.agent.broker import free_port
 
 PROVIDER = crypto.load()
-VERBS = ("up", "down", "status", "peers", "ping", "ip", "whois", "ledger", "netcheck", "version", "run")
+VERBS = ("up", "down", "status", "peers", "ping", "ip", "whois", "policy", "ledger", "netcheck", "version", "run")
 
 
 class Cli:

@@ -61,6 +61,17 @@ COMMANDS = [
     ["audit", "list"],
     ["audit", "export"],
     ["audit", "verify"],
+    ["command"],
+    ["commands", "list"],
+    ["commands", "show"],
+    ["logs"],
+    ["watch"],
+    ["policy", "get"],
+    ["policy", "set"],
+    ["policy", "check"],
+    ["policy", "explain"],
+    ["policy", "history"],
+    ["policy", "diff"],
 ]
 
 

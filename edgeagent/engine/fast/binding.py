@@ -10,7 +10,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 
 class PumpDrop(Enum):
@@ -45,7 +45,8 @@ RING_NET, RING_TUN, RING_REPORT = range(3)
 
 
 class Limits(ctypes.Structure):
-    _fields_ = (("peers", c_uint32), ("flows", c_uint32), ("down_bytes", c_uint32), ("up_bytes", c_uint32))
+    _fields_ = (("peers", c_uint32), ("flows", c_uint32), ("down_bytes", c_uint32), ("up_bytes", c_uint32),
+                ("entries", c_uint32))  # fmt: skip
 
 
 class Socket(ctypes.Structure):
@@ -84,6 +85,8 @@ def load(path: str) -> ctypes.CDLL:
             ("ea_sync", ctypes.c_bool, (c_void_p, c_int)),
             ("ea_push", c_int, (c_void_p, c_uint, c_char_p, c_size_t, c_char_p, c_size_t)),
             ("ea_pull", c_size_t, (c_void_p, c_uint, c_void_p, c_size_t)),
+            ("ea_mark", None, (c_void_p, c_uint32, c_uint32)),
+            ("ea_take_marks", None, (c_void_p, c_void_p)),
             ("ea_fd", c_int, (c_void_p,)),
             ("ea_rest", None, (c_void_p,)),
             ("ea_figures", None, (c_void_p, POINTER(Figures))),
@@ -100,10 +103,12 @@ class Pump:
     """One `struct ea_pump`. Raises OSError where the kernel refuses it its memory or descriptors."""
 
     def __init__(
-        self, library: ctypes.CDLL, *, peers: int, flows: int, down_bytes: int, up_bytes: int, small: str, large: str
-    ) -> None:
+        self, library: ctypes.CDLL, *, peers: int, flows: int, down_bytes: int, up_bytes: int, small: str, large: str,
+        entries: int = 0,
+    ) -> None:  # fmt: skip
         self._library = library
-        limits = Limits(peers, flows, down_bytes, up_bytes)
+        self._entries = entries
+        limits = Limits(peers, flows, down_bytes, up_bytes, entries)
         self._pump = library.ea_new(ctypes.byref(limits), small.encode(), large.encode())
         if not self._pump:
             number = ctypes.get_errno()
@@ -144,6 +149,16 @@ class Pump:
         """Records that came up, as many as one buffer holds."""
         size = self._library.ea_pull(self._pump, ring, self._buffer, PULL_BYTES)
         return ctypes.string_at(self._buffer, size) if size else b""
+
+    def set(self, number: int, generation: int) -> None:
+        """Flows of that entry hold while they have this generation, from their next packet on."""
+        self._library.ea_mark(self._pump, number, generation)
+
+    def take(self) -> Iterator[tuple[int, int]]:
+        """(entry, marks) of those whose flows have carried something since the last call."""
+        marks = ctypes.create_string_buffer(max(1, self._entries))
+        self._library.ea_take_marks(self._pump, marks)
+        return ((number, mark) for number, mark in enumerate(marks.raw) if mark)
 
     def rest(self) -> None:
         self._library.ea_rest(self._pump)

@@ -22,6 +22,7 @@ enum {
     EA_DOWNS = 64,          /* records of the owner's that are followed in one turn */
     EA_BUCKETS = 64,        /* of sources, which share a ring to the owner */
     EA_WINDOW_WORDS = 128,  /* RFC 6479: 8,192 counters, of which one word is always being overwritten */
+    EA_NEW_FLOW_SHARES = 16, /* a source always finds that part of what may go up of new flows */
     EA_WAYS_FLOW = 4,       /* entries of one set of the flow table */
     EA_SEGMENTED_MAX = 65000, /* bytes of one send */
     EA_UDP_SEGMENTS = 64    /* UDP_MAX_SEGMENTS of Linux before 6.9 */
@@ -88,14 +89,23 @@ struct ea_peer {
 struct ea_key {
     uint8_t source[16], destination[16];
     uint8_t ports[4];
-    uint8_t protocol, kind; /* kind: IP version | 0x80 inbound | 0x40 exact */
+    uint8_t protocol, kind; /* kind: IP version | 0x80 inbound */
     uint16_t slot;          /* inbound: of the peer; else 0 */
 };
 struct ea_flow {
     struct ea_key key;
     uint32_t generation, epoch, used_s;
+    uint32_t entry, entry_generation; /* as in the record */
     uint16_t slot;
     bool live;
+};
+/* One of the owner's entries. `valid` is its to write; `used` is set here and cleared by it. */
+struct ea_mark {
+    _Atomic uint32_t valid, used;
+};
+/* 1/EA_NS of packets that may go up. */
+struct ea_share {
+    int64_t tokens, at;
 };
 
 struct ea_pump {
@@ -108,10 +118,11 @@ struct ea_pump {
     uint32_t *index_slots; /* keypair number + 1, by local index: open addressing */
     uint32_t index_mask;
     struct ea_flow *flows;
-    uint32_t flow_sets_mask, flow_epoch, exact_flows;
+    uint32_t flow_sets_mask, flow_epoch;
+    struct ea_mark *marks;
     uint64_t secret;
     struct ea_flow *last_flow[2]; /* into the tunnel, and out of it */
-    int64_t tokens, tokens_at;    /* packets of new flows that may go up, in 1/EA_NS */
+    struct ea_share pool, share[EA_BUCKETS]; /* packets of new flows that may go up, of all sources and of each */
 
     struct ea_ring down, up[EA_RINGS];
     int wake_fd, up_fd;
@@ -191,8 +202,8 @@ static inline void ea_drop(struct ea_pump *p, unsigned reason, uint64_t count) {
 struct ea_keypair *ea_find_keypair(struct ea_pump *p, uint32_t local_index);
 bool ea_install_keypair(struct ea_pump *p, const struct ea_keypair_record *record);
 void ea_forget_keypair(struct ea_pump *p, struct ea_keypair *keypair);
-/* Key of a packet of ≥ 20 bytes with a sound IP header, at the coarsest (exact 0) or finest level. False: no IP packet. */
-bool ea_parse(struct ea_key *key, const uint8_t *packet, uint32_t bytes, bool inbound, unsigned slot, bool exact);
+/* Key of a packet, and where its transport's header begins. False: it is of no flow that is known here. */
+bool ea_parse(struct ea_key *key, const uint8_t *packet, uint32_t bytes, bool inbound, unsigned slot, bool exact, uint32_t *transport);
 struct ea_peer *ea_flow_peer(struct ea_pump *p, const uint8_t *packet, uint32_t bytes, bool inbound, unsigned slot);
 void ea_lose_flows(struct ea_pump *p, struct ea_peer *peer); /* its flows are void now */
 bool ea_add_flow(struct ea_pump *p, const struct ea_flow_record *record, const uint8_t *packet, uint32_t bytes);

@@ -118,7 +118,6 @@ static bool follow(struct ea_pump *p, unsigned kind, uint8_t *data, size_t bytes
             for (unsigned i = 0; i < p->limits.peers; i++) {
                 if (p->peers[i].live) ea_lose_flows(p, &p->peers[i]); /* the others are not resident */
             }
-            p->exact_flows = 0;
             return true;
         case EA_DOWN_SEAL:
             if (!in_table || !packets_of(body, rest, slot->count, &lengths, &packets)) return false;

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from edgeagent.engine.machine import FastMachine
     from edgeagent.engine.pure import Meter, TunPort, UdpPort
+    from edgeagent.proto.conntrack import Flow
     from edgeagent.proto.peer import Peer
     from edgeagent.proto.session import Keypair
 
@@ -62,6 +63,7 @@ class FastEngine:
         *,
         slots: int,
         flows: int,
+        connections: int = 2048,
         ring_bytes: int = 1 << 18,
         new_flows_per_s: int = 2000,
         aead: tuple[str, str] = ("lanes", "lanes"),
@@ -77,11 +79,12 @@ class FastEngine:
         self._new_flows_per_s = new_flows_per_s
         self.aead = aead
         self.is_router = True
-        self.exact_flows = False
         self.pump = Pump(
-            library, peers=slots, flows=flows, down_bytes=ring_bytes, up_bytes=ring_bytes, small=aead[0], large=aead[1]
-        )
-        self._established = self._device.establish(slots)
+            library, peers=slots, flows=flows, down_bytes=ring_bytes, up_bytes=ring_bytes, small=aead[0],
+            large=aead[1], entries=connections,
+        )  # fmt: skip
+        self._established = self._device.establish(slots, self.pump)
+        self._firewall: object = None  # whose flows the pump knows
         self._generations = [0] * slots
         self._totals: dict[int, tuple[int, int]] = {}
         self._told: dict[int, tuple[object, ...]] = {}  # what the pump knows of each slot's ways
@@ -199,9 +202,10 @@ class FastEngine:
         self._tell_relays()
         self._tell_ways()
         established = self._established
-        if self._moves != self._device.allowed_ips.moves:
-            self._moves = self._device.allowed_ips.moves
-            established.flows.clear()  # the flows of addresses that are somebody else's now, those not yet told too
+        if self._moves != self._device.allowed_ips.moves or self._firewall is not established.firewall:
+            self._moves, self._firewall = self._device.allowed_ips.moves, established.firewall
+            # the flows of addresses that are somebody else's now, or of another kind, those not yet told too
+            established.flows.clear()
             self._push(r.UNFLOW, b"")
         if established.to_seal:
             to_seal, established.to_seal = established.to_seal, []
@@ -239,7 +243,8 @@ class FastEngine:
             self._waiting.append((kind, head, body))
 
     def _configure(self) -> None:
-        config = (self._device.mtu, self.is_router, self._established.is_full)
+        exact = self._established.firewall is not None
+        config = (self._device.mtu, self.is_router, self._established.is_full, exact)
         if config != self._config:
             self._config = config
             record = r.write_config(
@@ -248,6 +253,7 @@ class FastEngine:
                 unknown_up=self._established.is_full,  # then there are peers whose keypairs the device keeps
                 report_ms=REPORT_MS,
                 new_flows_per_s=self._new_flows_per_s,
+                exact=exact,
             )
             self._push(r.CONFIG, record)
 
@@ -290,19 +296,17 @@ class FastEngine:
                 ways = [self._way_of(each, peer.fragment or i > 0) for i, each in enumerate(endpoints)]
                 self._push(r.PEER, *r.write_peer(slot, 0, ways, position, peer.mtu))
 
-    def _tell_flows(self, flows: list[tuple[Peer, bytes, bool]]) -> None:
+    def _tell_flows(self, flows: list[tuple[Peer, bytes, bool, Flow | None]]) -> None:
         told = set()
-        for peer, packet, inbound in flows:
+        for peer, packet, inbound, flow in flows:
             head = packet[: r.PACKET_HEAD]
-            name = (
-                peer.slot,
-                inbound,
-                head[12:20] if head[0] >> 4 == 4 else head[8:40],
-                head[20:24] if self.exact_flows else b"",
-            )
+            what = flow or (head[12:20] if head[0] >> 4 == 4 else head[8:40])
+            name = (peer.slot, inbound, what)
             if peer.slot is not None and name not in told:
                 told.add(name)
-                self._push(r.FLOW, r.write_flow(peer.slot, inbound=inbound, exact=self.exact_flows), head)
+                entry, generation = (flow.number, flow.generation) if flow is not None else (None, 0)
+                record = r.write_flow(peer.slot, inbound=inbound, entry=entry, generation=generation)
+                self._push(r.FLOW, record, head)
 
     def _seal(self, keypair: Keypair, packets: list[bytes]) -> None:
         slot = keypair.peer.slot

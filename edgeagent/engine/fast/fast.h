@@ -65,6 +65,7 @@ struct ea_limits {
     uint32_t flows;      /* rounded up to a power of two */
     uint32_t down_bytes; /* ring of the owner's records; powers of two, ≥ 256 KiB */
     uint32_t up_bytes;   /* each of the rings to the owner, but the one of reports: that holds one of each peer */
+    uint32_t entries;    /* of the owner's table of flows that it may end at any time; 0: it has none */
 };
 
 /* Sockets are the owner's: made, bound and closed by it, and non-blocking. */
@@ -122,7 +123,9 @@ struct ea_config {
     uint8_t unknown_up;   /* 1: the owner has sessions of its own, whose indices are not known here */
     uint16_t report_ms;   /* how often traffic is reported */
     uint32_t new_flows_per_s; /* packets of unknown flows that go up; bursts of the same */
-    uint32_t reserved;
+    uint8_t exact;   /* 1: protocol and ports make a flow, or an echo's identifier, and what has none goes up: fragments, other
+                        ICMP, extension headers; so does a SYN, which begins one. 0: all packets between two addresses are one */
+    uint8_t reserved[3];
 };
 struct ea_slot {
     uint16_t slot;    /* of the peer */
@@ -150,8 +153,9 @@ struct ea_keypair_record {
 struct ea_flow_record {
     uint16_t slot;
     uint8_t inbound; /* 1: out of the tunnel, from this peer; 0: into it, to this peer */
-    uint8_t exact;   /* 1: protocol and ports count; 0: all packets between the two addresses */
-    uint32_t reserved;
+    uint8_t reserved;
+    uint32_t entry;  /* 0, or the number of the owner's entry plus one: the flow holds while ea_mark says `generation` of that */
+    uint32_t generation, reserved2;
 };
 struct ea_send_record {
     struct ea_way way;
@@ -163,6 +167,12 @@ struct ea_send_record {
 /* One record: `kind`, `head` (its struct), `body` behind it. 0, or EAGAIN: no room; room is kept back from EA_DOWN_SEAL, _SEND, _TUN
  * and _OPEN, so that what must not be lost finds some. EMSGSIZE: longer than EA_RECORD_MAX. */
 EA_API int ea_push(struct ea_pump *pump, unsigned kind, const void *head, size_t head_bytes, const void *body, size_t body_bytes);
+
+/* The owner's entries: what is said of one counts for the next packet, ahead of records that wait in the ring. ea_take_marks
+ * writes a byte for each of limits.entries: what its flows have carried since the last call. */
+enum { EA_MARK_USED = 1, EA_MARK_CLOSING = 2 /* a FIN or RST went by */ };
+EA_API void ea_mark(struct ea_pump *pump, uint32_t entry, uint32_t generation);
+EA_API void ea_take_marks(struct ea_pump *pump, uint8_t *out);
 
 /* --- what comes up --- */
 
@@ -228,7 +238,7 @@ enum {
     EA_DROP_UP_NET_FULL,  /* the owner did not take datagrams as fast as they came */
     EA_DROP_UP_TUN_FULL,  /* nor packets of new flows */
     EA_DROP_UP_SHARE,     /* one source had its share of a ring */
-    EA_DROP_NEW_FLOWS,    /* more packets of new flows than are let up */
+    EA_DROP_NEW_FLOWS,    /* more packets of new flows than are let up, or than a source's share of them */
     EA_DROP_NO_SOCKET,
     EA_DROP_SEND_BLOCKED, /* a send buffer stayed full */
     EA_DROP_TOO_LONG,     /* longer than the link takes */

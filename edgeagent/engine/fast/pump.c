@@ -67,6 +67,7 @@ static size_t lay_out(struct ea_pump *p, uint8_t *map) {
     p->peers = (void *)part(&at, &total, p->limits.peers * sizeof *p->peers);
     p->index_slots = (void *)part(&at, &total, indices * sizeof *p->index_slots);
     p->flows = (void *)part(&at, &total, p->limits.flows * sizeof *p->flows);
+    p->marks = (void *)part(&at, &total, p->limits.entries * sizeof *p->marks);
     p->to_report = (void *)part(&at, &total, p->limits.peers * sizeof *p->to_report);
     p->out.bytes = part(&at, &total, EA_OUT_BYTES);
     p->frame = part(&at, &total, EA_FRAME_MAX);
@@ -88,7 +89,8 @@ static bool is_ring(uint32_t bytes) {
 }
 
 struct ea_pump *ea_new(const struct ea_limits *limits, const char *small, const char *large) {
-    if (limits->peers == 0 || limits->peers > EA_PEERS_MAX || limits->flows > FLOWS_MAX || !is_ring(limits->down_bytes) ||
+    if (limits->peers == 0 || limits->peers > EA_PEERS_MAX || limits->flows > FLOWS_MAX ||
+        limits->entries > FLOWS_MAX || !is_ring(limits->down_bytes) ||
         !is_ring(limits->up_bytes)) {
         errno = EINVAL;
         return NULL;

@@ -17,16 +17,16 @@ WAY_NONE, WAY_UDP, WAY_RELAY, WAY_UP = range(4)
 PEER_NEW, PEER_GONE = 1, 2
 POSITION_NONE = 4
 RECORD_MAX = 70_000
-PACKET_HEAD = 64  # bytes of a packet that name its flow
+PACKET_HEAD = 72  # bytes of a packet that name its flow
 NS = 1_000_000_000
 
 _WAY = Struct("=BBBBHHII16s16sII")
 WAY_BYTES = _WAY.size
-_CONFIG = Struct("=IBBHII")
+_CONFIG = Struct("=IBBHIB3x")
 SLOT = Struct("=HBBI")
 _PEER = Struct("=HBBB3xII")
 _KEYPAIR = Struct("=HBBIIIq32s32s")
-_FLOW = Struct("=HBBI")
+_FLOW = Struct("=HBxIII")
 _SEND = Struct(f"={WAY_BYTES}sBBHI")
 _RECORD = Struct("=IHH")
 _REPORT = Struct("=HBBIQQQqqqqqq4Q4IIIII")
@@ -70,8 +70,10 @@ class Way:
         self.channel = channel
 
 
-def write_config(*, mtu: int, router: bool, unknown_up: bool, report_ms: int, new_flows_per_s: int) -> bytes:
-    return _CONFIG.pack(mtu, router, unknown_up, report_ms, new_flows_per_s, 0)
+def write_config(
+    *, mtu: int, router: bool, unknown_up: bool, report_ms: int, new_flows_per_s: int, exact: bool = False
+) -> bytes:
+    return _CONFIG.pack(mtu, router, unknown_up, report_ms, new_flows_per_s, exact)
 
 
 def write_peer(slot: int, flags: int, ways: Sequence[bytes], current: int | None, mtu: int) -> tuple[bytes, bytes]:
@@ -86,8 +88,9 @@ def write_keypair(slot: int, position: int, keypair: Keypair, *, unconfirmed: bo
     )  # fmt: skip
 
 
-def write_flow(slot: int, *, inbound: bool, exact: bool) -> bytes:
-    return _FLOW.pack(slot, inbound, exact, 0)
+def write_flow(slot: int, *, inbound: bool, entry: int | None = None, generation: int = 0) -> bytes:
+    """`entry` and `generation` of the owner's table, for a flow that it may end at any time."""
+    return _FLOW.pack(slot, inbound, 0 if entry is None else entry + 1, generation, 0)
 
 
 def write_send(way: bytes, count: int, *, ecn: int = 0, ttl: int = 0) -> bytes:

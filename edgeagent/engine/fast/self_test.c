@@ -138,8 +138,41 @@ static const char *test_flows(struct ea_pump *p) {
     return NULL;
 }
 
+/* A flow of ports that an entry of the owner's holds: found by its own packets, seen to be used, and ended. */
+static const char *test_exact(struct ea_pump *p) {
+    struct ea_config config = {.mtu = 1420, .router = 1, .report_ms = 100, .new_flows_per_s = 1000, .exact = 1};
+    struct ea_flow_record record = {.slot = 1, .inbound = 1, .entry = 2, .generation = 0x01020304};
+    uint8_t packet[40] = {0x45, 0, 0, 40}, marks[2];
+    packet[9] = 6;
+    packet[20] = 0x12; /* ports, in both of their bytes */
+    packet[22] = 0x34;
+    packet[33] = 0x10;
+    ea_mark(p, 1, 0x01020304);
+    if (ea_push(p, EA_DOWN_CONFIG, &config, sizeof config, NULL, 0) != 0 || !ea_follow(p)) return "a configuration is not taken";
+    if (ea_push(p, EA_DOWN_FLOW, &record, sizeof record, packet, 40) != 0 || !ea_follow(p)) return "an exact flow is not taken";
+    if (ea_flow_peer(p, packet, sizeof packet, true, 1) != &p->peers[1]) return "an exact flow is not found";
+    ea_take_marks(p, marks);
+    if (marks[0] != 0 || marks[1] != EA_MARK_USED) return "the use of a flow is not seen";
+    packet[33] = 0x11;
+    if (ea_flow_peer(p, packet, sizeof packet, true, 1) == NULL) return "the end of a connection is not carried";
+    ea_take_marks(p, marks);
+    if (marks[1] != (EA_MARK_USED | EA_MARK_CLOSING)) return "the end of a connection is not seen";
+    packet[33] = 0x02;
+    if (ea_flow_peer(p, packet, sizeof packet, true, 1) != NULL) return "a SYN is carried";
+    packet[33] = 0x10;
+    packet[22] = 0x35;
+    if (ea_flow_peer(p, packet, sizeof packet, true, 1) != NULL) return "a flow is found by another port";
+    packet[22] = 0x34;
+    packet[6] = 0x20;
+    if (ea_flow_peer(p, packet, sizeof packet, true, 1) != NULL) return "a fragment is carried";
+    packet[6] = 0;
+    ea_mark(p, 1, 0x01020305);
+    if (ea_flow_peer(p, packet, sizeof packet, true, 1) != NULL) return "a flow is found that was ended";
+    return p->figures.drops[EA_DROP_RECORD] == 0 ? NULL : "records were refused";
+}
+
 const char *ea_test_tables(void) {
-    struct ea_limits limits = {4, 64, 1 << 18, 1 << 18};
+    struct ea_limits limits = {4, 64, 1 << 18, 1 << 18, 2};
     struct ea_pump *p = ea_new(&limits, "portable", "portable");
     if (p == NULL) return "there can be no pump";
     const char *wrong = NULL;
@@ -148,6 +181,7 @@ const char *ea_test_tables(void) {
     }
     if (wrong == NULL) wrong = test_indices(p);
     if (wrong == NULL) wrong = test_flows(p);
+    if (wrong == NULL) wrong = test_exact(p);
     ea_free(p);
     return wrong;
 }
@@ -212,7 +246,7 @@ const char *ea_test_offload(void) {
 
 /* A packet through two pumps, by a socketpair for each TUN; what is between them is carried by hand. */
 const char *ea_test_passage(void) {
-    struct ea_limits limits = {2, 64, 1 << 18, 1 << 18};
+    struct ea_limits limits = {2, 64, 1 << 18, 1 << 18, 0};
     struct ea_pump *pump[2] = {ea_new(&limits, NULL, NULL), ea_new(&limits, NULL, NULL)};
     int tun[2][2] = {{-1, -1}, {-1, -1}};
     static uint8_t frame[EA_VNET_BYTES + 60], pulled[4096], back[128];

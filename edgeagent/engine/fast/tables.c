@@ -3,7 +3,9 @@
 
 #include <string.h>
 
-enum { TCP = 6, UDP = 17, SCTP = 132 };
+#include <stdatomic.h>
+
+enum { TCP = 6, UDP = 17, SCTP = 132, ICMP = 1, ICMPV6 = 58, FIN = 1, SYN = 2, RST = 4, ACK = 16 };
 
 /* Keypairs. Indices are random and the owner's, so one multiplication spreads them well enough. */
 
@@ -104,30 +106,47 @@ uint64_t ea_mix(uint64_t secret, const void *bytes, size_t size) {
     return hash ^ hash >> 32;
 }
 
-bool ea_parse(struct ea_key *key, const uint8_t *packet, uint32_t bytes, bool inbound, unsigned slot, bool exact) {
+/* As proto/heads.py reads it. False: each packet of that kind is judged by the owner. */
+static bool read_ports(struct ea_key *key, const uint8_t *packet, uint32_t bytes, uint32_t at) {
+    if (bytes < at) return false;
+    if (key->protocol == TCP || key->protocol == UDP || key->protocol == SCTP) {
+        if (bytes < at + 4) return false;
+        memcpy(key->ports, packet + at, 4);
+    } else if (key->protocol == (key->kind == 4 ? ICMP : ICMPV6)) {
+        if (bytes < at + 8) return false;
+        unsigned asks = key->kind == 4 ? 8 : 128, answers = key->kind == 4 ? 0 : 129;
+        if (packet[at] != asks && packet[at] != answers) return false;
+        memcpy(key->ports, packet + at + 4, 2); /* the identifier */
+        key->ports[2] = packet[at] == asks;
+    } else if (key->kind == 6) {
+        return key->protocol != 0 && key->protocol != 43 && key->protocol != 44 && key->protocol != 51 && key->protocol != 60;
+    }
+    return true;
+}
+
+bool ea_parse(struct ea_key *key, const uint8_t *packet, uint32_t bytes, bool inbound, unsigned slot, bool exact,
+              uint32_t *transport) {
     memset(key, 0, sizeof *key);
-    uint32_t transport;
     bool fragment = false;
     if (bytes >= 20 && packet[0] >> 4 == 4) {
         memcpy(key->source, packet + 12, 4);
         memcpy(key->destination, packet + 16, 4);
-        transport = (packet[0] & 15U) * 4;
+        *transport = (packet[0] & 15U) * 4;
+        if (exact && *transport < 20) return false;
         key->protocol = packet[9];
         fragment = (packet[6] & 0x3F) != 0 || packet[7] != 0;
         key->kind = 4;
     } else if (bytes >= 40 && packet[0] >> 4 == 6) {
         memcpy(key->source, packet + 8, 16);
         memcpy(key->destination, packet + 24, 16);
-        transport = 40;
-        key->protocol = packet[6]; /* behind extension headers there are no ports for us: one flow */
+        *transport = 40;
+        key->protocol = packet[6];
         key->kind = 6;
     } else {
         return false;
     }
     if (exact) {
-        bool has_ports = key->protocol == TCP || key->protocol == UDP || key->protocol == SCTP;
-        if (has_ports && !fragment && bytes >= transport + 4) memcpy(key->ports, packet + transport, 4);
-        key->kind |= 0x40;
+        if (fragment || !read_ports(key, packet, bytes, *transport)) return false;
     } else {
         key->protocol = 0;
     }
@@ -145,9 +164,26 @@ static bool is_valid(const struct ea_pump *p, const struct ea_flow *flow) {
            p->peers[flow->slot].generation == flow->generation;
 }
 
+/* The owner has ended it. */
+static bool is_void(const struct ea_pump *p, const struct ea_flow *flow) {
+    return flow->entry != 0 &&
+           atomic_load_explicit(&p->marks[flow->entry - 1].valid, memory_order_relaxed) != flow->entry_generation;
+}
+
+static bool is_usable(const struct ea_pump *p, const struct ea_flow *flow) {
+    return is_valid(p, flow) && !is_void(p, flow);
+}
+
+/* Of one that counts. */
+static void lose_flow(struct ea_pump *p, struct ea_flow *flow) {
+    flow->live = false;
+    p->peers[flow->slot].flows--;
+    p->figures.flows_used--;
+}
+
 static struct ea_flow *find_flow(struct ea_pump *p, const struct ea_key *key) {
     struct ea_flow **last = &p->last_flow[key->kind >> 7];
-    if (*last != NULL && memcmp(&(*last)->key, key, sizeof *key) == 0 && is_valid(p, *last)) {
+    if (*last != NULL && memcmp(&(*last)->key, key, sizeof *key) == 0 && is_usable(p, *last)) {
         (*last)->used_s = p->now_s;
         return *last;
     }
@@ -156,6 +192,10 @@ static struct ea_flow *find_flow(struct ea_pump *p, const struct ea_key *key) {
         if (set[i].live && memcmp(&set[i].key, key, sizeof *key) == 0) {
             if (!is_valid(p, &set[i])) {
                 set[i].live = false;
+                return NULL;
+            }
+            if (is_void(p, &set[i])) {
+                lose_flow(p, &set[i]);
                 return NULL;
             }
             set[i].used_s = p->now_s;
@@ -167,12 +207,38 @@ static struct ea_flow *find_flow(struct ea_pump *p, const struct ea_key *key) {
 
 struct ea_peer *ea_flow_peer(struct ea_pump *p, const uint8_t *packet, uint32_t bytes, bool inbound, unsigned slot) {
     struct ea_key key;
-    for (unsigned exact = 0; exact <= (p->exact_flows != 0); exact++) {
-        if (!ea_parse(&key, packet, bytes, inbound, slot, exact)) return NULL;
-        struct ea_flow *flow = find_flow(p, &key);
-        if (flow != NULL) return &p->peers[flow->slot];
+    uint32_t at, used = EA_MARK_USED;
+    if (!ea_parse(&key, packet, bytes, inbound, slot, p->config.exact, &at)) return NULL;
+    if (p->config.exact && key.protocol == TCP) {
+        if (bytes < at + 20) return NULL;
+        if ((packet[at + 13] & (SYN | ACK)) == SYN) return NULL; /* it asks for a connection: it is no answer */
+        if (packet[at + 13] & (FIN | RST)) used |= EA_MARK_CLOSING;
+    } else if (p->config.exact && bytes < at + (key.protocol == UDP ? 8 : key.protocol == SCTP ? 12 : 0)) {
+        return NULL;
     }
-    return NULL;
+    struct ea_flow *flow = find_flow(p, &key);
+    if (flow == NULL) return NULL;
+    if (flow->entry != 0) { /* mostly it is set already, and a read is all */
+        struct ea_mark *mark = &p->marks[flow->entry - 1];
+        if ((atomic_load_explicit(&mark->used, memory_order_relaxed) & used) != used) {
+            atomic_fetch_or_explicit(&mark->used, used, memory_order_relaxed);
+        }
+    }
+    return &p->peers[flow->slot];
+}
+
+void ea_mark(struct ea_pump *p, uint32_t entry, uint32_t generation) {
+    if (entry >= p->limits.entries) return;
+    atomic_store_explicit(&p->marks[entry].valid, generation, memory_order_relaxed);
+    atomic_store_explicit(&p->marks[entry].used, 0, memory_order_relaxed);
+}
+
+void ea_take_marks(struct ea_pump *p, uint8_t *out) {
+    for (uint32_t i = 0; i < p->limits.entries; i++) {
+        uint32_t used = atomic_load_explicit(&p->marks[i].used, memory_order_relaxed);
+        if (used != 0) used = atomic_exchange_explicit(&p->marks[i].used, 0, memory_order_relaxed);
+        out[i] = (uint8_t)used;
+    }
 }
 
 void ea_lose_flows(struct ea_pump *p, struct ea_peer *peer) {
@@ -182,8 +248,9 @@ void ea_lose_flows(struct ea_pump *p, struct ea_peer *peer) {
 
 bool ea_add_flow(struct ea_pump *p, const struct ea_flow_record *record, const uint8_t *packet, uint32_t bytes) {
     struct ea_key key;
-    if (record->slot >= p->limits.peers || !p->peers[record->slot].live ||
-        !ea_parse(&key, packet, bytes, record->inbound != 0, record->slot, record->exact != 0)) {
+    uint32_t at;
+    if (record->slot >= p->limits.peers || !p->peers[record->slot].live || record->entry > p->limits.entries ||
+        !ea_parse(&key, packet, bytes, record->inbound != 0, record->slot, p->config.exact, &at)) {
         return false;
     }
     struct ea_flow *set = flow_set(p, &key), *chosen = NULL;
@@ -193,14 +260,13 @@ bool ea_add_flow(struct ea_pump *p, const struct ea_flow_record *record, const u
             break;
         }
         /* The free one, else the one unused for longest */
-        if (chosen == NULL || (is_valid(p, chosen) && (!is_valid(p, &set[i]) || set[i].used_s < chosen->used_s))) {
+        if (chosen == NULL || (is_usable(p, chosen) && (!is_usable(p, &set[i]) || set[i].used_s < chosen->used_s))) {
             chosen = &set[i];
         }
     }
     if (is_valid(p, chosen)) {
-        if (memcmp(&chosen->key, &key, sizeof key) != 0) p->figures.flows_evicted++;
-        p->peers[chosen->slot].flows--;
-        p->figures.flows_used--;
+        if (!is_void(p, chosen) && memcmp(&chosen->key, &key, sizeof key) != 0) p->figures.flows_evicted++;
+        lose_flow(p, chosen);
     }
     p->peers[record->slot].flows++;
     p->figures.flows_used++;
@@ -208,9 +274,10 @@ bool ea_add_flow(struct ea_pump *p, const struct ea_flow_record *record, const u
                                .generation = p->peers[record->slot].generation,
                                .epoch = p->flow_epoch,
                                .used_s = p->now_s,
+                               .entry = record->entry,
+                               .entry_generation = record->generation,
                                .slot = record->slot,
                                .live = true};
-    if (record->exact) p->exact_flows = 1;
     return true;
 }
 

@@ -3,13 +3,25 @@
 
 #include <string.h>
 
-static bool take_token(struct ea_pump *p) {
-    int64_t rate = p->config.new_flows_per_s, full = rate * EA_NS;
-    int64_t passed = p->now - p->tokens_at;
-    p->tokens_at = p->now;
-    p->tokens = passed >= EA_NS || p->tokens + passed * rate > full ? full : p->tokens + passed * rate;
-    if (p->tokens < EA_NS) return false;
-    p->tokens -= EA_NS;
+static void fill(const struct ea_pump *p, struct ea_share *share, int64_t rate) {
+    int64_t passed = p->now - share->at, full = rate * EA_NS;
+    share->at = p->now;
+    share->tokens = passed >= EA_NS || share->tokens + passed * rate > full ? full : share->tokens + passed * rate;
+}
+
+/* Beyond its share a source takes only of the upper half of what all may: so a scan by one of them leaves the others theirs. */
+static bool take_token(struct ea_pump *p, unsigned bucket) {
+    int64_t rate = p->config.new_flows_per_s, part = rate / EA_NEW_FLOW_SHARES;
+    struct ea_share *pool = &p->pool, *share = &p->share[bucket];
+    fill(p, pool, rate);
+    fill(p, share, part > 0 ? part : 1);
+    if (pool->tokens < EA_NS) return false;
+    if (share->tokens >= EA_NS) {
+        share->tokens -= EA_NS;
+    } else if (pool->tokens - EA_NS < rate * EA_NS / 2) {
+        return false;
+    }
+    pool->tokens -= EA_NS;
     return true;
 }
 
@@ -41,6 +53,11 @@ static unsigned bucket_of_way(const struct ea_pump *p, const struct ea_way *way)
     return (unsigned)(ea_mix(p->secret, source, sizeof source) % EA_BUCKETS);
 }
 
+/* A peer is one source, whatever addresses it writes into its packets. */
+static unsigned bucket_of_slot(const struct ea_pump *p, uint64_t slot) {
+    return (unsigned)(ea_mix(p->secret, &slot, sizeof slot) % EA_BUCKETS);
+}
+
 static unsigned bucket_of_packet(const struct ea_pump *p, const uint8_t *packet, uint32_t bytes) {
     uint8_t source[16] = {0};
     if (bytes >= 20 && packet[0] >> 4 == 4) memcpy(source, packet + 12, 4);
@@ -50,21 +67,22 @@ static unsigned bucket_of_packet(const struct ea_pump *p, const uint8_t *packet,
 
 void ea_up_frame(struct ea_pump *p, const uint8_t *frame, uint32_t bytes) {
     struct ea_slot head = {0};
-    if (!take_token(p)) {
+    unsigned bucket = bytes > EA_VNET_BYTES ? bucket_of_packet(p, frame + EA_VNET_BYTES, bytes - EA_VNET_BYTES) : 0;
+    if (!take_token(p, bucket)) {
         ea_drop(p, EA_DROP_NEW_FLOWS, 1);
         return;
     }
-    unsigned bucket = bytes > EA_VNET_BYTES ? bucket_of_packet(p, frame + EA_VNET_BYTES, bytes - EA_VNET_BYTES) : 0;
     put(p, EA_RING_TUN, EA_UP_FRAME, bucket, &head, sizeof head, frame, bytes);
 }
 
 void ea_up_packet(struct ea_pump *p, const struct ea_keypair *keypair, unsigned ecn, const uint8_t *packet, uint32_t bytes) {
     struct ea_slot head = {.slot = keypair->slot, .position = keypair->position, .count = p->peers[keypair->slot].generation << 2 | ecn};
-    if (!take_token(p)) {
+    unsigned bucket = bucket_of_slot(p, keypair->slot);
+    if (!take_token(p, bucket)) {
         ea_drop(p, EA_DROP_NEW_FLOWS, 1);
         return;
     }
-    put(p, EA_RING_TUN, EA_UP_PACKET, bucket_of_packet(p, packet, bytes), &head, sizeof head, packet, bytes);
+    put(p, EA_RING_TUN, EA_UP_PACKET, bucket, &head, sizeof head, packet, bytes);
 }
 
 void ea_up_datagram(struct ea_pump *p, const struct ea_way *from, unsigned ecn, const uint8_t *datagram, uint32_t bytes) {

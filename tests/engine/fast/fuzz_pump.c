@@ -1,7 +1,7 @@
 /* Fuzz target: a pump without a thread, with a socketpair for its TUN and two ports on loopback, does whatever the input says.
  *
  * The input is a row of steps: u8 what, u16 little-endian length (of what there is at most), bytes. What: a record of the
- * owner's of some kind, a frame of the TUN, a datagram to its port, a turn, a pull of what came up. Every eighth byte value
+ * owner's of some kind, an entry's generation, a frame of the TUN, a datagram to its port, a turn, a pull of what came up. Every eighth byte value
  * seals its bytes first under the keypair of slot 0, so that the inside of the tunnel is reached.
  */
 #include "../../../edgeagent/engine/fast/core.h"
@@ -17,7 +17,7 @@
 
 #include "fuzz.h"
 
-enum { PEERS = 3, FLOWS = 64, RING = 1 << 18, STEPS_MAX = 64, PULL_BYTES = 1 << 17 };
+enum { PEERS = 3, FLOWS = 64, ENTRIES = 4, RING = 1 << 18, STEPS_MAX = 64, PULL_BYTES = 1 << 17 };
 
 static int tun[2], ports[2];
 static struct sockaddr_in to[2];
@@ -85,7 +85,7 @@ static void prepare(struct ea_pump *p)
             struct {
                 struct ea_flow_record record;
                 uint8_t head[64];
-            } flow = {{.slot = slot, .inbound = inbound}, {0x45}};
+            } flow = {{.slot = slot, .inbound = inbound, .entry = inbound}, {0x45}};
 
             flow.head[12] = flow.head[16] = 10; /* the driver's packets are from 10.0.0.0 to 10.0.0.0 */
             if (slot == 0)
@@ -150,7 +150,7 @@ static void send_sealed(struct ea_pump *p, unsigned port, uint64_t counter, cons
 static void check(struct ea_pump *p)
 {
     struct ea_figures figures;
-    unsigned live = 0, keypairs = 0, entries = 0;
+    unsigned live = 0, keypairs = 0, entries = 0, flows = 0;
 
     ea_figures(p, &figures);
     require(figures.peers_used <= figures.peers_max && figures.flows_used <= figures.flows_max);
@@ -166,6 +166,14 @@ static void check(struct ea_pump *p)
             require(!keypair->live || (p->peers[i].live && ea_find_keypair(p, keypair->local_index) == keypair));
         }
     }
+    for (unsigned i = 0; i < FLOWS; i++) {
+        const struct ea_flow *flow = &p->flows[i];
+        const struct ea_peer *peer = &p->peers[flow->slot];
+
+        flows += flow->live && flow->epoch == p->flow_epoch && peer->live && peer->generation == flow->generation;
+        require(flow->entry <= ENTRIES);
+    }
+    require(flows == figures.flows_used);
     for (uint32_t i = 0; i <= p->index_mask; i++)
         entries += p->index_slots[i] != 0;
     require(live == figures.peers_used && keypairs == entries);
@@ -188,6 +196,15 @@ static void step(struct ea_pump *p, uint8_t what, const uint8_t *data, size_t by
             (void)!sendto(ports[what >> 5 & 1], data, bytes, 0, (struct sockaddr *)&to[0], sizeof to[0]);
         break;
     case 0:
+        if (bytes > 1) { /* of the owner's entries, while the pump is what it is */
+            uint8_t marks[ENTRIES];
+
+            ea_mark(p, data[0] % (ENTRIES + 1U), data[1] % 3U);
+            ea_take_marks(p, marks);
+            for (unsigned i = 0; i < ENTRIES; i++)
+                require(marks[i] <= (EA_MARK_USED | EA_MARK_CLOSING));
+        }
+        /* fall through */
     case 15:
         ea_turn(p, 0);
         check(p);
@@ -204,7 +221,7 @@ static void step(struct ea_pump *p, uint8_t what, const uint8_t *data, size_t by
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static bool opened;
-    struct ea_limits limits = {PEERS, FLOWS, RING, RING};
+    struct ea_limits limits = {PEERS, FLOWS, RING, RING, ENTRIES};
     struct ea_pump *p = ea_new(&limits, "portable", "portable");
 
     if (!opened)

@@ -38,7 +38,7 @@ static void push(struct ea_pump *p, unsigned kind, const void *head, size_t head
 }
 
 static void begin_side(struct side *side) {
-    struct ea_limits limits = {8, 256, 1 << 18, 1 << 18};
+    struct ea_limits limits = {8, 256, 1 << 18, 1 << 18, 4};
     int size = 1 << 20;
     socklen_t bytes = sizeof side->address;
     side->pump = ea_new(&limits, "lanes", "lanes");

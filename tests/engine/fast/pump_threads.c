@@ -14,7 +14,7 @@ struct owner {
     struct side side, *other;
     unsigned self;
     int64_t until;
-    uint64_t rounds, pushed, refused, records, reports, ups, taken, unbelled;
+    uint64_t rounds, pushed, refused, records, reports, ups, taken, unbelled, marked;
     uint8_t buffer[PULL_BYTES];
 };
 
@@ -56,8 +56,18 @@ static void talk(struct owner *o) {
         if (ea_sync(o->side.pump, WAIT_MS)) { /* so there is room */
             tell_peer(&o->side, o->other, o->self, 1, o->rounds % 512 ? EA_PEER_NEW : EA_PEER_GONE);
             tell_flows(&o->side, o->self, 0);
+            ea_mark(o->side.pump, 0, (uint32_t)o->rounds); /* the flow into the tunnel is one that the owner may end */
+            struct ea_flow_record flow = {.entry = 1, .generation = (uint32_t)o->rounds};
+            uint8_t head[40];
+            put_packet(head, o->self, 3 - o->self, 0, 0);
+            lose(o, EA_DOWN_FLOW, &flow, sizeof flow, head, sizeof head);
         }
+    } else if (o->rounds % 256 == 128) {
+        ea_mark(o->side.pump, 0, 0); /* as it does here: what follows goes up */
     }
+    uint8_t marks[4];
+    ea_take_marks(o->side.pump, marks);
+    o->marked += marks[0];
     for (unsigned i = 0, at = 0; i < 2; i++, at += 1000) {
         body.lengths[i] = 1000;
         put_packet(body.packets + at, o->self, 3 - o->self, 960, (uint32_t)o->rounds);
@@ -129,12 +139,12 @@ int main(int argc, char **argv) {
         struct ea_figures figures;
         ea_halt(o->side.pump);
         ea_figures(o->side.pump, &figures);
-        printf("rounds=%llu pushed=%llu refused=%llu records=%llu reports=%llu ups=%llu taken=%llu unbelled=%llu in=%llu out=%llu\n",
+        printf("rounds=%llu pushed=%llu refused=%llu records=%llu reports=%llu ups=%llu taken=%llu marked=%llu unbelled=%llu in=%llu out=%llu\n",
                (unsigned long long)o->rounds, (unsigned long long)o->pushed, (unsigned long long)o->refused,
                (unsigned long long)o->records, (unsigned long long)o->reports, (unsigned long long)o->ups,
-               (unsigned long long)o->taken, (unsigned long long)o->unbelled, (unsigned long long)figures.datagrams_in,
+               (unsigned long long)o->taken, (unsigned long long)o->marked, (unsigned long long)o->unbelled, (unsigned long long)figures.datagrams_in,
                (unsigned long long)figures.datagrams_out);
-        bad |= o->unbelled != 0 || o->taken == 0 || o->reports == 0 || figures.drops[EA_DROP_RECORD] != 0 ||
+        bad |= o->unbelled != 0 || o->taken == 0 || o->marked == 0 || o->reports == 0 || figures.drops[EA_DROP_RECORD] != 0 ||
                figures.drops[EA_DROP_AUTHENTICATION] != 0 || figures.drops[EA_DROP_REPLAYED] != 0;
         ea_free(o->side.pump);
     }

@@ -39,7 +39,7 @@ def peer(pump: Pump, slot: int, flags: int) -> None:
 
 
 def flow(pump: Pump, slot: int, number: int, *, inbound: bool = False) -> None:
-    assert pump.push(r.FLOW, r.write_flow(slot, inbound=inbound, exact=False), packet(number))
+    assert pump.push(r.FLOW, r.write_flow(slot, inbound=inbound), packet(number))
 
 
 def test_flows_are_counted_by_what_of_them_holds(pump: Pump) -> None:

@@ -27,23 +27,24 @@ SLOTS = 3
 class Bare:
     """A pump alone; all records are the test's."""
 
-    def __init__(self, *, slots: int = SLOTS, flows: int = 64) -> None:
+    def __init__(self, *, slots: int = SLOTS, flows: int = 64, entries: int = 0) -> None:
         self.crypto = crypto.load()
         self.tun = SocketTun()
         self.pump = Pump(
-            library(), peers=slots, flows=flows, down_bytes=1 << 18, up_bytes=1 << 18, small="lanes", large="lanes"
-        )
+            library(), peers=slots, flows=flows, down_bytes=1 << 18, up_bytes=1 << 18, small="lanes", large="lanes",
+            entries=entries,
+        )  # fmt: skip
         self.pump.set_tun(self.tun.fd, True)
         self.configure()
         self.way = r.write_way(r.WAY_UDP, bytes((127, 0, 0, 1)), 9)
         for slot in range(slots):
             self.push(r.PEER, *r.write_peer(slot, r.PEER_NEW, (), None, 1420))
 
-    def configure(self, new_flows_per_s: int = 1_000_000) -> None:
-        self.push(
-            r.CONFIG,
-            r.write_config(mtu=1420, router=False, unknown_up=False, report_ms=1, new_flows_per_s=new_flows_per_s),
+    def configure(self, new_flows_per_s: int = 1_000_000, *, exact: bool = False) -> None:
+        record = r.write_config(
+            mtu=1420, router=False, unknown_up=False, report_ms=1, new_flows_per_s=new_flows_per_s, exact=exact
         )
+        self.push(r.CONFIG, record)
 
     def push(self, kind: int, head: bytes, body: bytes = b"") -> None:
         assert self.pump.push(kind, head, body)
@@ -171,7 +172,7 @@ def test_the_flow_table_against_its_twin(bare: Bare, steps: list[tuple[str, int,
         packet = bytearray(Segment(b"", udp=True).packet())
         packet[15] = number
         if what == "flow":
-            bare.push(r.FLOW, r.write_flow(slot, inbound=True, exact=False), bytes(packet[:28]))
+            bare.push(r.FLOW, r.write_flow(slot, inbound=True), bytes(packet[:28]))
             twin[slot, number] = None
         elif what == "unflow":
             bare.push(r.UNFLOW, b"")
@@ -264,8 +265,29 @@ def test_new_flows_are_asked_about_at_a_rate(bare: Bare) -> None:
             bare.tun.far.send(plain(Segment(b"x", udp=True).packet()))
         bare.pump.turn(0)
     up = len(bare.pulled(RING_TUN))
-    assert 100 <= up < 150
+    assert 48 <= up < 120, "one source alone leaves half of a second's to others"
     assert bare.dropped(PumpDrop.NEW_FLOWS_RATE) == 400 - up
+
+
+def test_a_scan_by_one_source_leaves_the_others_their_share(bare: Bare) -> None:
+    """A peer is one, whatever addresses it writes; of our own side, each address is."""
+    bare.configure(new_flows_per_s=640)
+    for slot in range(2):
+        bare.keypair(slot, 0, 100 + slot)
+    scan = [Segment(b"x", udp=True).packet(), bytearray(Segment(b"x", udp=True).packet())]
+    for counter in range(1500):
+        scan[1][12:16] = counter.to_bytes(4, "big")  # type: ignore[index]
+        bare.open(100, counter, bytes(scan[counter % 2]))
+    assert bare.dropped(PumpDrop.NEW_FLOWS_RATE) > 100
+    bare.pulled(RING_TUN)
+    up = 0
+    for counter in range(40):
+        bare.open(101, counter, bytes(scan[0]))
+        up += len(bare.pulled(RING_TUN))
+        for more in range(3):
+            bare.open(100, 2000 + 3 * counter + more, bytes(scan[0]))
+        bare.pulled(RING_TUN)
+    assert up == 40
 
 
 def test_what_must_not_be_lost_finds_room_when_the_ring_is_full_of_packets() -> None:
@@ -302,7 +324,7 @@ def test_super_packets_with_options_fragments_and_odd_versions_stay_in_order(bar
         Segment(bytes(1300), version=6, extension=bytes((6, 0, 1, 4, 0, 0, 0, 0))).packet(),
     ]
     for number, packet in enumerate(packets):
-        bare.push(r.FLOW, r.write_flow(0, inbound=True, exact=False), packet[:64])
+        bare.push(r.FLOW, r.write_flow(0, inbound=True), packet[:64])
         drop = bare.open(5, number, packet)
         frames = bare.tun.frames()
         if len(packet) == 20:

@@ -11,12 +11,17 @@ import os
 import struct
 from random import Random, SystemRandom
 from time import monotonic
+from typing import Any
 
 from edgeagent.proto.endpoint import Transmit
+from edgeagent.proto.icmp_too_big import fragments, fragments_v6
+from edgeagent.proto.policy import Slice
 from tests.engine.fast.mutations import frame as any_frame
 from tests.engine.packets import ACK, FIN, PSH, SYN, Segment, naive_checksum
 from tests.engine.test_offload import by_flow
 from tests.engine.twins import TUN_MTU, Node, addressed, settle
+from tests.policy_kit import FakePeer, echo, error_about
+from tests.policy_kit import udp as udp_packet
 
 ROUNDS = 6  # seeds; each makes two whole networks
 STEPS = 40
@@ -27,14 +32,18 @@ SEED = int(os.environ.get("EDGEAGENT_FUZZ_SEED", SystemRandom().getrandbits(40))
 # What is decided by Python or by the pump for the same datagram is counted under one of these
 SAME_DROPS = (
     "vnet-header", "unknown-index", "key-expired", "authentication", "replayed", "inner-malformed", "inner-source",
-    "inner-ecn", "malformed", "no-peer", "packet-too-big",
+    "inner-ecn", "malformed", "no-peer", "packet-too-big", "policy", "prohibited", "fragment-without-first",
+    "flow-unreadable",
 )  # fmt: skip
+TAGS = ("tag:a", "tag:b")
+KINDS, WEIGHTS = ("frames", "sealed", "noise", "mtu", "roam", "again", "moved"), (10, 10, 5, 2, 1, 1, 1)
+POLICY_KINDS, POLICY_WEIGHTS = (*KINDS, "rules", "record", "pieces", "echo"), (10, 10, 2, 1, 1, 1, 1, 2, 1, 4, 3)
 
 
 class Net:
     """One engine and its peers. Keys, addresses and indices follow from the seed: two of them are the same."""
 
-    def __init__(self, engine: str, seed: int) -> None:
+    def __init__(self, engine: str, seed: int, *, policy: bool = False) -> None:
         self.hub = Node(engine, 1, seed=seed, slots=2, flows=64, ring_bytes=1 << 22)
         self.others = [Node("pure", number + 2, seed=seed) for number in range(PEERS)]
         self.out: list[bytes] = []  # of the hub's TUN
@@ -47,6 +56,24 @@ class Net:
             self.settle()
             other.inject([bytes(10) + hello(other, self.hub)])
             self.settle()
+        self.policy = policy
+        self.tags = [TAGS[number % 2] for number in range(PEERS)]
+        if policy:
+            self.set_rules([], [])
+            self.identify()
+
+    def set_rules(self, rules: list[Any], out: list[Any]) -> None:
+        hub = self.hub
+        body = {"v": 1, "u": "", "in": rules, "out": out}
+        hub.device.set_policy(hub.now, Slice(body, (), (hub.address, hub.address_v6), ()))
+
+    def identify(self) -> None:
+        """The hub's peers have records, as their tags are now."""
+        for number, other in enumerate(self.others):
+            peer = self.hub.peer(other)
+            addresses = [other.address, other.address_v6]
+            peer.record = FakePeer(f"device {number}", addresses, [self.tags[number]]).record
+            self.hub.device.record_changed(self.hub.now, peer)
 
     def settle(self) -> None:
         settle(self.hub, *self.others)
@@ -98,7 +125,7 @@ def between(random: Random, source: Node, to: Node, ecn: int) -> bytes:
         flags=random.choice((ACK, ACK, ACK | PSH, ACK | FIN, SYN)),
         tos=random.getrandbits(6) << 2 | ecn,
         df=random.random() < 0.8,
-        ports=(random.randrange(4), 80),
+        ports=random.choice(((random.randrange(4), 80), (80, random.randrange(4)))),
         options=random.choice((b"", b"", bytes((2, 4, 5, 180)))),
     )
     addresses = (source.address + to.address) if version == 4 else (source.address_v6 + to.address_v6)
@@ -137,7 +164,8 @@ def mutated(random: Random, data: bytes) -> bytes:
 def step(random: Random, nets: list[Net], counters: list[int]) -> None:
     """The same for each of them; what is drawn is drawn once."""
     number = random.randrange(PEERS)
-    kind = random.choices(("frames", "sealed", "noise", "mtu", "roam", "again", "moved"), (10, 10, 5, 2, 1, 1, 1))[0]
+    policy = nets[0].policy
+    kind = random.choices(POLICY_KINDS if policy else KINDS, POLICY_WEIGHTS if policy else WEIGHTS)[0]
     hub, others = nets[0].hub, nets[0].others
     if kind == "frames":
         ecn = random.randrange(4)  # `pure` sends those of one ECN field together, and so changes their order
@@ -148,9 +176,11 @@ def step(random: Random, nets: list[Net], counters: list[int]) -> None:
         for net in nets:
             net.hub.inject(frames)
             net.settle()
-    elif kind == "sealed":
-        packets = []
-        for _ in range(random.randint(1, 8)):
+    elif kind in ("sealed", "pieces", "echo"):
+        packets: list[bytes] = []
+        if kind != "sealed":
+            packets = (pieces if kind == "pieces" else echoes)(random, others[number], hub)
+        for _ in range(random.randint(1, 8) if kind == "sealed" else 0):
             source = others[number if random.random() < 0.9 else random.randrange(PEERS)]
             packet = between(random, source, hub, random.randrange(4))[10:][:1400]
             packets.append(mutated(random, packet) if random.random() < 0.2 else packet)
@@ -190,11 +220,24 @@ def step(random: Random, nets: list[Net], counters: list[int]) -> None:
             for node, its in ((net.hub, other), (other, net.hub)):
                 node.device.remove_peer(node.now, its.device.public_key)
                 node.meet(its)
+            if policy:
+                net.identify()
             for node in (net.hub, *net.others):
                 node.ahead_s += 1.0
             net.hub.inject([bytes(10) + hello(net.hub, other)])
             net.settle()
             other.inject([bytes(10) + hello(other, net.hub)])
+            net.settle()
+    elif kind == "rules":
+        rules, out = some_rules(random), [rule[:1] + rule[2:] for rule in some_rules(random)]
+        for net in nets:
+            net.set_rules(rules, out)
+            net.settle()
+    elif kind == "record":
+        tag = random.choice(TAGS)
+        for net in nets:
+            net.tags[number] = tag
+            net.identify()
             net.settle()
     else:
         for net in nets:
@@ -202,6 +245,43 @@ def step(random: Random, nets: list[Net], counters: list[int]) -> None:
                 bytes((10, 0, 0, 200 + number)), 32, net.hub.peer(net.others[random_of(counters, number)])
             )
             net.settle()
+
+
+def some_rules(random: Random) -> list[Any]:
+    """In the form of a slice's `in`."""
+    selectors: list[Any] = [*TAGS, "*", [bytes((10, 0, 0, 2)), 31], [bytes.fromhex("fd00") + bytes(14), 64]]
+    services = [[0, 0, 65535], [6, 80, 80], [6, 0, 3], [17, 80, 80], [17, 0, 65535], [1, 0, 65535], [58, 0, 65535]]
+    return [
+        [random.sample(selectors, 2), [random.choice(("me", "*"))], random.sample(services, random.randint(1, 3))]
+        for _ in range(random.randrange(4))
+    ]
+
+
+def pieces(random: Random, source: Node, to: Node) -> list[bytes]:
+    """Fragments of a packet or two, mostly in order."""
+    made = []
+    for _ in range(random.randint(1, 2)):
+        version = random.choice((4, 6))
+        segment = Segment(bytes(600), version=version, udp=True, df=False, ports=(random.randrange(4), 80))
+        packet = addressed(segment.packet(), source, to)
+        if version == 4:
+            made += fragments(packet[:4] + random.randbytes(2) + packet[6:], 300)
+        else:
+            made += fragments_v6(packet, 300, random.randbytes(4))
+    if random.random() < 0.3:
+        random.shuffle(made)
+    return made
+
+
+def echoes(random: Random, source: Node, to: Node) -> list[bytes]:
+    """And errors, that quote anything."""
+    some = []
+    for _ in range(random.randint(1, 4)):
+        ours, theirs = random.choice(((to.address, source.address), (to.address_v6, source.address_v6)))
+        quoted = udp_packet(ours, theirs, random.randrange(4), 80)
+        asked = echo(theirs, ours, random.randrange(3), answer=random.random() < 0.5)
+        some.append(random.choice((asked, asked, error_about(quoted, theirs))))
+    return some
 
 
 def mutate_seed(random: Random) -> int:
@@ -212,17 +292,18 @@ def random_of(counters: list[int], number: int) -> int:
     return (number + sum(counters)) % PEERS
 
 
-def compare(seed: int) -> tuple[int, int]:
+def compare(seed: int, *, policy: bool = False) -> tuple[int, int]:
     """(packets that came through, drops)."""
     random = Random(seed)
-    nets = [Net("pure", seed), Net("fast", seed)]
+    nets = [Net("pure", seed, policy=policy), Net("fast", seed, policy=policy)]
     counters, through = [100] * PEERS, 0
     try:
         for number in range(STEPS):
             step(random, nets, counters)
             where = f"seed {seed}, step {number}"
-            # By a path that takes less than the TUN a SYN and what is cut up go by Python, which others may overtake
-            loose = any(net.hub.peer(other).path_mtu < TUN_MTU for net in nets for other in net.others)
+            # By a path that takes less than the TUN a SYN and what is cut up go by Python, which others may overtake;
+            # with a policy each SYN does, and all fragments
+            loose = policy or any(net.hub.peer(other).path_mtu < TUN_MTU for net in nets for other in net.others)
             for ours, theirs in zip(nets[1].drain(), nets[0].drain(), strict=True):
                 assert in_order(ours, loose=loose) == in_order(theirs, loose=loose), where
                 through += len(ours)
@@ -247,6 +328,19 @@ def test_seeded_mixtures() -> None:
         seed += 1
     assert through > 20 * ROUNDS, "packets came through"
     assert drops > 5 * ROUNDS, "and some did not"
+
+
+def test_seeded_mixtures_with_a_policy() -> None:
+    """Rules and records change in between; what they let through is the same."""
+    print(f"seed {SEED}")
+    end, seed = monotonic() + LONG_S, SEED
+    through = drops = 0
+    while seed < SEED + ROUNDS or monotonic() < end:
+        some = compare(seed, policy=True)
+        through, drops = through + some[0], drops + some[1]
+        seed += 1
+    assert through > 10 * ROUNDS, "packets came through"
+    assert drops > 10 * ROUNDS, "and some did not"
 
 
 def test_the_two_nets_are_made_the_same() -> None:

@@ -370,7 +370,7 @@ def test_headers_are_strict_everywhere(owner: Browser) -> None:
         headers = owner.client.get(path).headers
         policy = headers["content-security-policy"]
         assert "unsafe" not in policy and "default-src 'none'" in policy and "frame-ancestors 'none'" in policy
-        assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "no-referrer"
+        assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "same-origin"
         assert path.startswith("/static/") or headers["cache-control"] == "no-store"
 
 
