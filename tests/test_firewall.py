@@ -227,8 +227,21 @@ def test_answers_of_what_is_routed_may_come_by_another_router() -> None:
     assert lab.come(tcp(LAN_HOST, ME4, 80, 1, SYN | ACK), lab.other) is None
     assert lab.come(error_about(out, OTHER4), lab.other) is None
     assert lab.come(tcp(LAN_HOST, ME4, 80, 1, SYN), lab.other) is DROP
+    assert lab.firewall.carried(lab.now, lab.other, out, inbound=False) is lab.carried(out, inbound=False)  # type: ignore[arg-type]
     assert lab.go(tcp(ME4, PEER4, 1, 80, SYN))
     assert lab.come(tcp(PEER4, ME4, 80, 1, SYN | ACK), lab.other) is DROP
+
+
+def test_a_flow_goes_on_by_the_next_router() -> None:
+    lab = Lab([[[[LAN_HOST, 32]], ["me"], [[TCP, 22, 22]]]], out=[])
+    assert lab.come(tcp(LAN_HOST, ME4, 5, 22, SYN)) is None
+    assert lab.go(tcp(ME4, LAN_HOST, 22, 5, SYN | ACK)), "by the one that it came by"
+    assert (
+        lab.go(tcp(ME4, LAN_HOST, 22, 5, ACK), lab.other)
+        and lab.come(tcp(LAN_HOST, ME4, 5, 22, ACK), lab.other) is None
+    )
+    assert len(lab.firewall.flows) == 1
+    assert not lab.go(tcp(ME4, LAN_HOST, 22, 6, ACK), lab.other)
 
 
 def test_a_scan_by_one_peer_costs_the_others_nothing() -> None:

@@ -106,7 +106,7 @@ class Firewall:
             return True
         holder = self._holder(now, peer)
         key = flow_key(head, inbound=False)
-        flow = self.flows.find(now, holder, key)
+        flow = self._find(now, holder, key, head.target)
         if flow is not None and not (head.begins and flow.inbound):
             if flow.state == REVOKED:
                 return False
@@ -125,7 +125,8 @@ class Firewall:
         head = heads.read(packet)
         if head is None or not head.carried:
             return None
-        flow = self.flows.find(now, self._holder(now, peer), flow_key(head, inbound=inbound))
+        remote = head.source if inbound else head.target
+        flow = self._find(now, self._holder(now, peer), flow_key(head, inbound=inbound), remote)
         return None if flow is None or flow.state == REVOKED else flow
 
     def may_answer(self, now: float) -> bool:
@@ -183,7 +184,8 @@ class Firewall:
         return flow is not None and flow.state != REVOKED
 
     def _find(self, now: float, holder: Holder[Flow], key: bytes, remote: bytes) -> Flow | None:
-        """A flow with this peer; or one with another router of `remote`, for answers may take another way back."""
+        """A flow with this peer; or one with another router of `remote`: answers may take another way back, and when
+        one fails the next one carries what is there."""
         flow = self.flows.find(now, holder, key)
         if flow is None and remote not in holder.addresses:
             for other in self.flows.table.holders.values():

@@ -11,7 +11,7 @@ from edgeagent.proto import conntrack
 from edgeagent.proto.heads import ACK, FIN, SYN, TCP, UDP
 from edgeagent.proto.policy import Slice
 from tests.engine.twins import Node, plain, report, settle
-from tests.policy_kit import FakePeer, echo, tcp, udp
+from tests.policy_kit import FakePeer, echo, error_about, tcp, udp
 
 PAIRS = [("pure", "pure"), ("fast", "fast"), ("pure", "fast"), ("fast", "pure")]
 ANY = [[0, 0, 65535]]
@@ -155,6 +155,24 @@ def test_a_closed_connection_is_seen_although_it_is_carried(pair: Pair) -> None:
     assert flow.state == conntrack.CLOSED
     pair.wait(conntrack.TCP_TRANSITORY_S + conntrack.SWEEP_S)
     assert len(firewall.flows) == 0
+
+
+def test_ping_is_carried_by_its_identifier_and_errors_come_back(pair: Pair) -> None:
+    say(pair.b, [[["tag:ops"], ["me"], [[1, 0, 65535], [UDP, 80, 80]]]])
+    a, b = pair.a.address, pair.b.address
+    for _ in range(2):
+        assert pair.send(echo(a, b, 7)) and pair.send(echo(b, a, 7, answer=True), back=True)
+    up, seen = pair.up, pair.b.machine.packets_seen
+    for _ in range(3):
+        assert pair.send(echo(a, b, 7)) and pair.send(echo(b, a, 7, answer=True), back=True)
+    if pair.b.is_fast:
+        assert (pair.up, pair.b.machine.packets_seen) == (up, seen)
+    assert not pair.send(echo(b, a, 8, answer=True), back=True)
+    assert not pair.send(echo(b, a, 7), back=True)
+    mine = pair.udp()
+    assert not pair.send(error_about(mine, b), back=True)
+    assert pair.send(mine)
+    assert pair.send(error_about(mine, b), back=True)
 
 
 def test_the_sender_is_told(pair: Pair) -> None:

@@ -93,14 +93,10 @@ class _Reading(NodeReader):
                 )
         self._names = Names(frozenset(groups), frozenset(str(key.value) for key, _ in tags), hosts)
         owners = {str(key.value): self._people(node, "tagOwners") for key, node in tags}
-        rules = [
-            self._acl(node, f"acls[{at}]")
-            for at, node in enumerate(self.items(sections.get("acls"), "acls", limits.RULES_MAX))
-        ]
-        rules += [
-            self._grant(node, f"grants[{i}]")
-            for i, node in enumerate(self.items(sections.get("grants"), "grants", limits.RULES_MAX))
-        ]
+        acls = self.items(sections.get("acls"), "acls", limits.RULES_MAX)
+        grants = self.items(sections.get("grants"), "grants", limits.RULES_MAX)
+        rules = [self._acl(node, f"acls[{at}]") for at, node in enumerate(acls)]
+        rules += [self._grant(node, f"grants[{at}]") for at, node in enumerate(grants)]
         if len(rules) > limits.RULES_MAX:
             self.problem(self._root, f"{len(rules)} rules: a policy has at most {limits.RULES_MAX}")
         routes, exits = self._approvers(sections.get("autoApprovers"))
