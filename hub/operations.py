@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from edgeagent.proto.token import Token as JoinToken
 from hub.core import actions, audit
 from hub.core.model import Device, Kind, Token
+from hub.core.oidc import Oidc, check_settings
 from hub.core.scribe import Scribe
+from hub.store import oidcsettings
 from hub.store.sqlite import SqliteTx
 
 
@@ -85,3 +87,13 @@ def remove(do: Doing, device: Device) -> None:
     actions.remove_device(do.scribe, do.tx, device, do.wall_s)
     do.note(f"{kind}.remove", f"{kind}:{device.id}", name=device.name or "")
     do.tx.emit(f"{kind}.removed", do.wall_s, device=device.id, name=device.name or "")
+
+
+def set_oidc(do: Doing, settings: Oidc) -> None:
+    """How people sign in elsewhere; an empty issuer ends that. The secret is not in the audit row."""
+    before = oidcsettings.load(do.tx.connection)
+    oidcsettings.save(do.tx.connection, check_settings(settings))
+    changed = {name: value for name, value in asdict(settings).items() if value != getattr(before, name)}
+    said = {name: "changed" if name == "client_secret" else str(value) for name, value in changed.items()}
+    do.note("settings.oidc", "", **said)
+    do.tx.note("settings")

@@ -248,6 +248,21 @@ def test_a_wheel_has_the_library_and_is_for_this_machine_only(hook: ModuleType, 
     assert builder.try_out(str(tmp_path / FOLDER / builder.LIBRARY)) == VERSION
 
 
+def test_a_wheel_has_the_dashboards_assets_or_says_why_not(tmp_path: Path) -> None:
+    done = hatch("wheel", tmp_path, EDGEAGENT_FAST="no")
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert {"hub/web/static/app.css", "hub/web/static/app.js", "hub/web/templates/base.html"} <= names
+    brought = {
+        "hub/web/static/vendor/htmx.js",
+        "hub/web/static/vendor/tabler.css.gz",
+        "hub/web/static/vendor/inter.woff2",
+    }
+    assert brought <= names or "hub/web/static/vendor.why" in names
+
+
 def test_a_wheel_without_the_library_is_for_any_machine_and_says_why(hook: ModuleType, tmp_path: Path) -> None:
     done = hatch("wheel", tmp_path, CC="nonesuch")
     assert done.returncode == 0, done.stderr

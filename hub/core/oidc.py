@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import re
 from base64 import urlsafe_b64encode
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -13,9 +14,13 @@ from hub.core.roles import Access
 
 LEEWAY_S = 60
 TOKEN_AGE_MAX_S = 600
+ISSUER_MAX = 300
 GROUPS_MAX = 64  # that are mapped
 # Signed by the provider's private key: `none` and HMAC with the client's secret are not among them.
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA", "Ed25519")
+
+# https, or plain HTTP on this very machine; neither query nor fragment (OpenID Connect Discovery 1.0, section 3).
+_ISSUER = re.compile(r"(https://[^\s/?#@\\]+|http://(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?)(/[^\s?#\\]*)?")
 
 
 @dataclass(slots=True, frozen=True)
@@ -86,6 +91,18 @@ def check_claims(settings: Oidc, claims: dict[str, Any], nonce: str, wall_s: int
     return Vouched(
         settings.issuer, subject, login, name[:100] if isinstance(name, str) else "", _role(settings, claims)
     )
+
+
+def check_settings(settings: Oidc) -> Oidc:
+    """Raises HubError."""
+    if settings.issuer and not (len(settings.issuer) <= ISSUER_MAX and _ISSUER.fullmatch(settings.issuer)):
+        raise HubError(
+            f"issuer {settings.issuer[:ISSUER_MAX]}: https:// and a host expected, exactly as the provider names itself"
+        )
+    if settings.issuer and not (settings.client_id and settings.client_secret):
+        raise HubError("oidc: a client id and its secret are needed too (--client-id, --client-secret-file)")
+    check_roles(settings.roles, settings.default_role)
+    return settings
 
 
 def check_roles(roles: dict[str, str], default: str) -> None:

@@ -44,6 +44,8 @@ def hosts(settings: WebSettings) -> frozenset[str]:
     if host not in ("0.0.0.0", "::"):
         names.add(f"[{host}]" if ":" in host else host)
     known = {f"{name}:{port}" for name in names}
+    if port == (443 if settings.cert else 80):
+        known |= names  # browsers leave the scheme's own port out
     if settings.url:
         known.add(urlsplit(settings.url).netloc)
     return frozenset(known)

@@ -12,12 +12,15 @@ from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, Field
 
+from hub import operations
 from hub.core import audit, web
 from hub.core.events import EVENTS, HOOKS_MAX, Webhook
 from hub.core.model import DeviceState, HubError
+from hub.core.oidc import Oidc
 from hub.core.people import make_id, make_secret
 from hub.core.roles import PERMISSIONS, Principal
-from hub.store import audits, hooks, websettings
+from hub.store import audits, hooks, oidcsettings, websettings
+from hub.web import cookies
 from hub.web.api.common import PAGE_MAX, check_if_match, etag, not_modified
 from hub.web.auth import CurrentBackend, allowed
 from hub.web.errors import Problem
@@ -66,6 +69,28 @@ class SettingsChange(BaseModel, extra="forbid"):
 
     url: Annotated[str, Field(max_length=300)] | None = None
     private_hooks: bool | None = None
+
+
+class OidcChange(BaseModel, extra="forbid"):
+    issuer: Annotated[str, Field(max_length=300, examples=["https://id.example.org"])]
+    client_id: Annotated[str, Field(max_length=300)] = ""
+    client_secret: Annotated[str, Field(max_length=1_000, description="Never read back; empty: as it is.")] = ""
+    label: Annotated[str, Field(max_length=40)] = "single sign-on"
+    domains: Annotated[list[Annotated[str, Field(max_length=253)]], Field(max_length=64)] = []
+    groups_claim: Annotated[str, Field(max_length=100)] = "groups"
+    roles: dict[str, str] = Field(default={}, description="Group: role.")
+    default_role: str = ""
+
+
+class OidcOut(BaseModel):
+    issuer: str = Field(description="Empty: nobody signs in this way.")
+    client_id: str
+    label: str
+    domains: list[str]
+    groups_claim: str
+    roles: dict[str, str]
+    default_role: str
+    redirect_uri: str = Field(description="What the provider must know.")
 
 
 class WebhookOut(BaseModel):
@@ -169,6 +194,37 @@ def change_settings(
     return SettingsOut(**asdict(new))
 
 
+@router.get("/oidc", tags=["hub"])
+def oidc(
+    backend: CurrentBackend, who: Annotated[Principal, allowed("settings:read")], request: Request, response: Response
+) -> OidcOut:
+    """Single sign-on, without the client's secret."""
+    with backend.read() as tx:
+        found = oidcsettings.load(tx.connection)
+    response.headers["ETag"] = etag(asdict(found))
+    return _oidc_out(request, found)
+
+
+@router.put("/oidc", tags=["hub"])
+def change_oidc(
+    backend: CurrentBackend,
+    who: Annotated[Principal, allowed("signin:write")],
+    body: OidcChange,
+    request: Request,
+    response: Response,
+) -> OidcOut:
+    """For owners, with If-Match. An empty issuer ends it; without a secret the one that is there stays."""
+    with backend.doing(who) as do:
+        found = oidcsettings.load(do.tx.connection)
+        check_if_match(request, etag(asdict(found)), needed=True)
+        values = body.model_dump()
+        values["client_secret"] = body.client_secret or (found.client_secret if body.issuer else "")
+        new = Oidc(**{**values, "domains": tuple(domain.lower() for domain in body.domains)})
+        operations.set_oidc(do, new)
+    response.headers["ETag"] = etag(asdict(new))
+    return _oidc_out(request, new)
+
+
 @router.get("/webhooks", tags=["webhooks"])
 def list_webhooks(backend: CurrentBackend, who: Annotated[Principal, allowed("webhooks:read")]) -> list[WebhookOut]:
     with backend.read() as tx:
@@ -233,6 +289,12 @@ def describe(app: FastAPI) -> dict[str, Any]:
     }
     schema["security"] = [{"token": []}, {"session": []}]
     return schema
+
+
+def _oidc_out(request: Request, found: Oidc) -> OidcOut:
+    base = request.app.state.backend.settings.url or cookies.origin(request)
+    values = {name: value for name, value in asdict(found).items() if name != "client_secret"}
+    return OidcOut(**values, redirect_uri=f"{base}/login/oidc/callback")
 
 
 def _hook(found: Webhook | None) -> Webhook:

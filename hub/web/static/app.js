@@ -60,25 +60,38 @@
   document.addEventListener("visibilitychange", catchUp);
   document.addEventListener("focusout", () => setTimeout(catchUp, 200));
 
+  // A browser has six connections to a host (HTTP/1.1), and each open page would hold one: a page in the background lets
+  // its own go after a while, and catches up when it is looked at again.
+  const HIDDEN_MS = 20000;
   function listen() {
     const mark = $("[data-live-state]");
     if (!mark) return;
     const show = (state, text) => { mark.dataset.state = state; $("span", mark).textContent = text; };
-    const stream = new EventSource("/live");
-    let lost = false;
-    stream.onopen = () => {
-      show("on", "live");
-      if (lost) hear("all", {});
-      lost = false;
-    };
-    stream.onerror = () => {
-      lost = true;
-      show("off", stream.readyState === EventSource.CLOSED ? "not live: load again" : "reconnecting …");
-    };
     const kinds = new Set(["all"]);
     for (const region of $$("[data-live]")) for (const kind of region.dataset.live.split(" ")) kinds.add(kind.split("=")[0]);
-    for (const kind of kinds) stream.addEventListener(kind, (event) => hear(kind, JSON.parse(event.data)));
-    addEventListener("pagehide", () => stream.close());
+    let stream = null, missed = false, timer = 0;
+    const open = () => {
+      stream = new EventSource("/live");
+      stream.onopen = () => {
+        show("on", "live");
+        if (missed) hear("all", {});
+        missed = false;
+      };
+      stream.onerror = () => {
+        missed = true;
+        show("off", stream.readyState === EventSource.CLOSED ? "not live: load again" : "reconnecting …");
+      };
+      for (const kind of kinds) stream.addEventListener(kind, (event) => hear(kind, JSON.parse(event.data)));
+    };
+    const close = () => { stream?.close(); stream = null; missed = true; };
+    document.addEventListener("visibilitychange", () => {
+      clearTimeout(timer);
+      if (document.hidden) timer = setTimeout(close, HIDDEN_MS);
+      else if (!stream) open();
+    });
+    addEventListener("pagehide", close);
+    addEventListener("pageshow", (event) => { if (event.persisted && !stream) open(); });
+    open();
   }
   function hear(kind, data) {
     for (const region of $$("[data-live]")) {

@@ -47,6 +47,7 @@
     }
     return `${count.toFixed(1)} GiB`;
   };
+  const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString([], { hour12: false });
   function draw() {
     chart.hidden = false;
     const box = chart.querySelector(".chart");
@@ -54,9 +55,10 @@
     plot?.destroy();
     plot = new uPlot({
       width: box.clientWidth - 16, height: 200, cursor: { drag: { x: false, y: false } },
-      axes: [axis, { ...axis, size: 76, values: (_, ticks) => ticks.map(size) }],
+      scales: { y: { range: (_, low, high) => [0, Math.max(high, 1024) * 1.15] } },
+      axes: [{ ...axis, values: (_, ticks) => ticks.map(clock), space: 90 }, { ...axis, size: 76, values: (_, ticks) => ticks.map(size) }],
       series: [
-        {},
+        { label: "at", value: (_, v) => (v === null ? "" : clock(v)) },
         { label: "receives", stroke: colour("accent"), width: 2, value: (_, v) => (v === null ? "" : `${size(v)}/s`) },
         { label: "sends", stroke: colour("info"), width: 2, dash: [6, 3], value: (_, v) => (v === null ? "" : `${size(v)}/s`) },
       ],

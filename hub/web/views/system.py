@@ -13,7 +13,7 @@ from starlette.datastructures import MutableHeaders
 from hub.core import audit
 from hub.core.events import EVENTS
 from hub.core.roles import Principal
-from hub.store import audits, hooks, websettings
+from hub.store import audits, hooks, oidcsettings, websettings
 from hub.store.sqlite import SqliteTx
 from hub.web.api import system as api
 from hub.web.api.common import etag
@@ -134,10 +134,12 @@ def _context(backend: Backend) -> dict[str, Any]:
         found = websettings.load(tx.connection)
         network = tx.network()
         webhooks = hooks.all_(tx.connection)
+        oidc = oidcsettings.load(tx.connection)
     return {
         "settings": found,
         "was": etag(asdict(found)),
         "network": network,
+        "oidc": oidc,
         "hub": backend.state.read_status() if backend.state.is_running() else {},
         "state_directory": str(backend.state.directory),
         "webhooks": webhooks,

@@ -211,6 +211,31 @@ def test_settings_need_the_version_that_was_seen(site: Site, program: TestClient
     assert wrong.status_code == 400
 
 
+def test_single_sign_on_is_for_owners(site: Site, program: TestClient) -> None:
+    site.add_person("ada", Access.ADMIN)
+    shown = program.get("/api/v1/oidc")
+    body = {
+        "issuer": "https://id.test",
+        "client_id": "hub",
+        "client_secret": "very secret",
+        "roles": {"fleet": "viewer"},
+    }
+    match = {"If-Match": shown.headers["etag"]}
+    admin = site.program(site.token("ada", "settings:write"))
+    assert admin.put("/api/v1/oidc", json=body, headers=match).status_code == 403
+    assert program.put("/api/v1/oidc", json=body).status_code == 428
+    made = program.put("/api/v1/oidc", json=body, headers=match)
+    assert made.status_code == 200 and made.json()["redirect_uri"].endswith("/login/oidc/callback")
+    assert "very secret" not in made.text + program.get("/api/v1/oidc").text
+    assert "very secret" not in site.audit("settings.oidc")[-1].detail
+    match = {"If-Match": made.headers["etag"]}
+    kept = program.put("/api/v1/oidc", json={**body, "client_secret": "", "label": "ID"}, headers=match)
+    assert kept.status_code == 200
+    for change in ({"issuer": "http://id.test"}, {"roles": {"fleet": "owner"}}, {"client_id": ""}):
+        answer = program.put("/api/v1/oidc", json={**body, **change}, headers={"If-Match": "*"})
+        assert answer.status_code == 400, change
+
+
 def test_the_network(site: Site, program: TestClient) -> None:
     site.add_device(1, online=True)
     site.add_device(2, state=DeviceState.PENDING)
@@ -263,6 +288,7 @@ def test_every_way_in_asks_for_the_right(site: Site) -> None:
         "/api/v1/api-tokens": {"name": "x", "scopes": ["routes:read"]},
         "/api/v1/webhooks": {"url": "https://x.test/", "events": ["test"]},
         "/api/v1/me/passkeys": {"credential": {}},
+        "/api/v1/oidc": {"issuer": ""},
         "/api/v1/me/password": {"old": "x", "new": "y"},
     }
     for path, methods in paths.items():
