@@ -101,6 +101,9 @@ class Commands:
             self._move(now, entry, DONE)
 
     def connection_lost(self) -> None:
+        """The hub says again what it has not heard the end of."""
+        self._held.clear()
+        self._ask_time_at = None
         self._next_part = 0
 
     def settle(self, now: float) -> None:
@@ -248,6 +251,9 @@ class Commands:
             self._job_over(now, FAILED, error.code, str(error))
         except OSError as error:
             self._job_over(now, FAILED, "not-begun", error.strerror or str(error))
+        except MemoryError:
+            self._job_over(now, FAILED, "no-memory")
+            raise
 
     def _run(self, now: float, entry: Entry) -> None:
         path = scripts.find(self._context.settings.scripts, entry.args["s"])
@@ -285,7 +291,7 @@ class Commands:
         self._child = None
         if self._job is None or not self._job.is_open:
             return
-        output = bytes(child.output)
+        output = child.output
         if child.why:
             self._job_over(now, FAILED, child.why, "it was stopped for that", output=output)
         elif child.code == 0 or (self._job.verb == "netcheck" and output.startswith(b"{")):
@@ -295,12 +301,18 @@ class Commands:
         else:
             self._job_over(now, FAILED, "exit-status", f"it ended with exit status {child.code}", output=output)
 
-    def _job_over(self, now: float, state: str, code: str = "", text: str = "", *, output: bytes = b"") -> None:
+    def _job_over(
+        self, now: float, state: str, code: str = "", text: str = "", *, output: bytes | bytearray = b""
+    ) -> None:
         assert self._job is not None
-        self._job.settle(self._context.wall.at(now), state, code, text)
-        self._output = parts(output)
         self._next_part = 0
         self._write_at = now
+        try:
+            self._output = parts(output)
+        except MemoryError:  # it is over all the same
+            self._output = []
+            state, code, text = FAILED, "no-memory", "its output does not fit below the agent's memory ceiling"
+        self._job.settle(self._context.wall.at(now), state, code, text)
 
     @property
     def _output_bytes_max(self) -> int:

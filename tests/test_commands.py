@@ -16,6 +16,7 @@ from edgeagent.proto.commands import (
     DONE,
     EXPIRED,
     FAILED,
+    IDS_MAX,
     LIFE_MAX_S,
     OPEN_MAX,
     OUTPUT_BYTES_MAX,
@@ -118,12 +119,20 @@ def test_so_many_may_wait_and_no_more() -> None:
 
 def test_a_command_is_forgotten_only_when_it_would_be_too_late_for_it() -> None:
     book = Book(None)
-    for number in range(BOOK_MAX):
+    for number in range(BOOK_MAX + IDS_MAX):
         entry, drop = book.take(WALL_S, cmd(number))
         assert drop is None
         entry.settle(WALL_S, DONE)
-    assert book.take(WALL_S, cmd(500))[0].code == "busy" and book.get(cmd(500)["id"]) is None
-    entry, drop = book.take(WALL_S + 700, cmd(501, ends_in_s=900))
+    assert book.take(WALL_S, cmd(5_000))[0].code == "busy" and book.get(cmd(5_000)["id"]) is None
+    again, copy = Book(None), Book(None)
+    again.load(book.export())
+    copy.load(again.export())
+    for each in (book, again, copy):
+        for number in range(BOOK_MAX + IDS_MAX):
+            assert each.take(WALL_S + 599, cmd(number))[1] is ControlDrop.COMMAND_AGAIN
+    entry, drop = book.take(WALL_S + 599, cmd(0))
+    assert (entry.state, entry.code) == (FAILED, "again")
+    entry, drop = book.take(WALL_S + 700, cmd(5_001, ends_in_s=900))
     assert drop is None and len(book) == BOOK_MAX
     assert book.take(WALL_S + 700, cmd(0))[1] is ControlDrop.COMMAND_EXPIRED
 
@@ -164,7 +173,7 @@ def test_a_damaged_book_is_refused_whole(data: bytes) -> None:
 
 def test_a_full_book_fits_its_file() -> None:
     book = Book(None)
-    for number in range(BOOK_MAX):
+    for number in range(BOOK_MAX + IDS_MAX):
         entry, drop = book.take(WALL_S, cmd((1 << 63) + number, "reboot-agent", by="x" * 128))
         assert drop is None
         entry.settle(WALL_S, DONE)

@@ -30,6 +30,7 @@ from edgeagent.proto.schema import Fields, List, Row, Schema, Text, Uint, Word
 
 OPEN_MAX = 16  # commands that wait or run; the hub keeps the same number
 BOOK_MAX = 64  # commands that are remembered
+IDS_MAX = 512  # beyond those: of which no more is remembered than that they were begun, and when their end is
 BOOK_BYTES_MAX = 32_768  # as it is saved
 LIFE_MAX_S = 8 * 86_400  # between now and a command's end: the hub gives seven days at most
 OUTPUT_BYTES_MAX = 262_144  # of one command
@@ -69,7 +70,13 @@ _DURABLE = ("reboot-agent", "rekey", "run")
 ACCEPTED, RUNNING, DONE, FAILED, REFUSED, EXPIRED = "accepted", "running", "done", "failed", "refused", "expired"
 OPEN = (ACCEPTED, RUNNING)
 
-_SAVED = Fields({"v": Uint(1, 1), "c": List(Row(COMMAND, VERB, Text(ACTOR_BYTES_MAX), Uint(), Uint()), BOOK_MAX)})
+_SAVED = Fields(
+    {
+        "v": Uint(1, 1),
+        "c": List(Row(COMMAND, VERB, Text(ACTOR_BYTES_MAX), Uint(), Uint()), BOOK_MAX),
+        "o": List(Row(COMMAND, Uint()), IDS_MAX),
+    }
+)
 
 
 class Entry:
@@ -105,11 +112,12 @@ class Book:
     """The commands of late. `take` judges one that came; what it accepts is kept (`export`) before it is begun, where
     it is durable. `allowed`: the verbs that this device's owner allows, None for all."""
 
-    __slots__ = ("_entries", "allowed")
+    __slots__ = ("_entries", "_older", "allowed")
 
     def __init__(self, allowed: frozenset[str] | None) -> None:
         self.allowed = allowed
         self._entries: dict[bytes, Entry] = {}  # the oldest first
+        self._older: dict[bytes, int] = {}  # id: its end
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -127,12 +135,15 @@ class Book:
         if known is not None:
             return known, ControlDrop.COMMAND_AGAIN
         entry = Entry(body["id"], body["v"], body["by"], body["x"], int(wall_s), {})
+        if self._older.get(entry.id, 0) > wall_s:
+            entry.settle(wall_s, FAILED, "again", "it was begun before, and how it ended is forgotten")
+            return entry, ControlDrop.COMMAND_AGAIN
         if entry.expires_s <= wall_s:
             entry.settle(wall_s, EXPIRED, "expired")
         else:
             self._judge(wall_s, entry, body["a"])
         if not self._make_room(wall_s):  # nothing but commands that must not be forgotten
-            entry.settle(wall_s, REFUSED, "busy", f"{BOOK_MAX} commands are remembered, and may not be forgotten yet")
+            entry.settle(wall_s, REFUSED, "busy", "so many commands are remembered that may not be forgotten yet")
         else:
             self._entries[entry.id] = entry
         if entry.state == EXPIRED:
@@ -142,11 +153,13 @@ class Book:
     def export(self) -> bytes:
         """The durable ones."""
         rows = [[e.id, e.verb, e.by, e.expires_s, e.at_s] for e in self._entries.values() if e.is_durable]
-        return encode({"v": 1, "c": rows})
+        return encode({"v": 1, "c": rows, "o": [[number, end_s] for number, end_s in self._older.items()]})
 
     def load(self, data: bytes) -> None:
         """What an earlier life of the agent kept: it was ended by the agent's own end. Raises ControlError."""
-        for number, verb, by, expires_s, at_s in _SAVED.check(decode(data, max_bytes=BOOK_BYTES_MAX), "commands")["c"]:
+        saved = _SAVED.check(decode(data, max_bytes=BOOK_BYTES_MAX), "commands")
+        self._older = dict(saved["o"])
+        for number, verb, by, expires_s, at_s in saved["c"]:
             entry = Entry(number, verb, by, expires_s, at_s, {})
             if verb == "reboot-agent":
                 entry.state = DONE
@@ -175,7 +188,12 @@ class Book:
         if len(self._entries) < BOOK_MAX:
             return True
         idle = [entry for entry in self._entries.values() if not entry.is_open]
-        for entry in [e for e in idle if e.expires_s <= wall_s] or [e for e in idle if not e.is_durable]:
+        for entry in [e for e in idle if e.expires_s <= wall_s or not e.is_durable] or idle:
+            if entry.is_durable and entry.expires_s > wall_s:
+                self._older = {number: end_s for number, end_s in self._older.items() if end_s > wall_s}
+                if len(self._older) >= IDS_MAX:
+                    return False
+                self._older[entry.id] = entry.expires_s
             del self._entries[entry.id]
             return True
         return False
@@ -191,10 +209,10 @@ def answer(entry: Entry, **more: Any) -> dict[str, Any]:
     return body
 
 
-def parts(data: bytes) -> list[bytes]:
+def parts(data: bytes | bytearray) -> list[bytes]:
     """Output as messages carry it; what is beyond OUTPUT_BYTES_MAX is cut off. Fewer than ANSWER_PARTS_MAX."""
-    data, size = data[:OUTPUT_BYTES_MAX], ANSWER_DATA_BYTES_MAX
-    return [data[at : at + size] for at in range(0, len(data), size)]
+    view, size = memoryview(data)[:OUTPUT_BYTES_MAX], ANSWER_DATA_BYTES_MAX
+    return [bytes(view[at : at + size]) for at in range(0, len(view), size)]
 
 
 def clip(text: str) -> str:

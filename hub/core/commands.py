@@ -14,6 +14,7 @@ from edgeagent.proto.commands import (
     FAILED,
     OPEN_MAX,
     OUTPUT_BYTES_MAX,
+    RUNNING,
     UNWATCH,
     VERBS,
     WATCH_S_MAX,
@@ -35,15 +36,6 @@ WATCH_AGAIN_S = 20  # a watch that has less left is followed by another
 
 # What the hub itself says of a command; a device that answers later knows better.
 UNANSWERED, LOST = "unanswered", "lost"
-
-ARGUMENTS: Mapping[str, str] = {  # verb → what it is for
-    "reboot-agent": "end the agent in order and begin it anew, in the same process",
-    "collect-logs": "the newest lines of the agent's log: how many (n), from which level on (lv)",
-    "netcheck": "what the device's network lets through: for how many seconds (t)",
-    "rekey": "make another node key, and use it as soon as the others know it",
-    "run": "run a program that the device's owner allowed: its name (s), arguments (a), seconds at most (t)",
-    "watch": "say how it is: for how many seconds (s), every how many (ev)",
-}
 
 
 def create(
@@ -153,6 +145,8 @@ def handle_answer(tx: Tx, device: Device, body: Mapping[str, Any], wall_s: int) 
         drop = _take_data(tx, command, body, wall_s)
         if drop is not None:
             return drop
+        if command.verb == "watch" and (command.state.value, body["st"]) == (RUNNING, RUNNING):
+            return None  # nothing is new but the sample
     if "n" in body:
         command.parts = body["n"]
     state = CommandState(body["st"])

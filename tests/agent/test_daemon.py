@@ -155,7 +155,7 @@ def test_what_a_membership_has_put_off_goes_with_it() -> None:
     dropped: list[str] = []
     member: Any = object.__new__(Membership)
     ended = SimpleNamespace(close=lambda: None, streams=None)
-    member.lookups, member._bindings = {}, None
+    member.lookups, member._bindings, member._commands = {}, None, None
     member._link, member.relays, member.tunnel = SimpleNamespace(), ended, ended
     member._context = SimpleNamespace(accounts=SimpleNamespace(undefer=dropped.append, unwatch=lambda streams: None))
     member.close()

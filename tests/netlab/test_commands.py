@@ -101,12 +101,15 @@ def test_a_new_node_key_is_made_and_known_to_others(site: Site) -> None:
 def test_the_agent_begins_anew_in_its_process_and_says_so_after(site: Site) -> None:
     a, b = site.devices
     pid, uptime = a.pid(), a.ask("status")["agent"]["uptime_s"]
+    until(lambda: a.ask("status")["hub"]["connected"], 10, "a is connected")
+    open_files = len(os.listdir(f"/proc/{pid}/fd"))
     time.sleep(1.1)
     found = site.command("a", "reboot-agent")
     assert found["state"] == "done"
     status = a.ask("status")["agent"]
     assert status["pid"] == pid and status["uptime_s"] <= uptime + 1
     assert not (a.host.directory / "edgeagent/crash").exists()
+    assert len(os.listdir(f"/proc/{pid}/fd")) <= open_files
     until(lambda: b.host.ping(a.address), 10, "a answers b")
 
 
@@ -195,6 +198,20 @@ def test_a_device_that_is_offline_does_it_when_it_is_back_and_only_in_time(site:
     until(lambda: site.edgehub("commands", "show", kept["id"])["state"] == "done", 20, "the command that was kept")
     until(lambda: site.edgehub("commands", "show", late["id"])["state"] == "expired", 40, "the end of the other")
     assert marks.read_text() == "kept\n"
+
+
+def test_a_broker_that_forgets_loses_no_command(site: Site) -> None:
+    _, b = site.devices
+    site.script(b, "hello", "#!/bin/sh\necho hello\n")
+    b.host.run("edgeagent", "down")
+    [given] = site.edgehub("command", "b", "run", "hello", "--no-wait")
+    until(lambda: site.mesh.status()["waiting"]["outgoing"] == 0, 10, "the broker has it")
+    broker = int(site.mesh.status()["process"]["broker_pid"])
+    os.kill(broker, signal.SIGKILL)
+    until(lambda: site.mesh.status()["process"]["broker_pid"] not in (None, broker), 15, "a new broker")
+    b.up()
+    until(lambda: site.edgehub("commands", "show", given["id"])["state"] == "done", 30, "the end")
+    assert site.edgehub("commands", "show", given["id"])["output"] == "hello\n"
 
 
 def test_an_agent_that_is_killed_does_not_do_it_twice(site: Site) -> None:
