@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from hub.web.api import devices, joining, people, system
+from hub.web.api import commands, devices, joining, people, system
 from hub.web.api.common import PROBLEMS
 
 router = APIRouter(prefix="/api/v1", responses=PROBLEMS)
-for part in (system, devices, joining, people):
+for part in (system, devices, commands, joining, people):
     router.include_router(part.router)
