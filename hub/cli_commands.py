@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import pwd
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -15,10 +13,11 @@ import typer
 
 from edgeagent.proto.commands import RUN_S_MAX, VERBS
 from edgeagent.proto.names import is_tag
+from hub import commanding
 from hub.core import actions, commands
 from hub.core.model import Command, CommandState, Device, DeviceState, HubError, Kind
 from hub.database import Database
-from hub.opening import change, current_state, open_store
+from hub.opening import current_state, doing, open_store
 from hub.output import FAILED, OK, ago, parse_duration, print_error, print_json, print_table
 from hub.store.sqlite import SqliteTx
 
@@ -27,7 +26,7 @@ app = typer.Typer(help="What devices were told to do.", no_args_is_help=True, ri
 DEVICES_MAX = 1_000  # that one command is given to
 LOOK_S = 0.1  # between two looks at the database
 LATE_S = 2  # after which the end of a command that nobody answered is written down here
-LOG_LINES, NETCHECK_S, RUN_S = 200, 6, 60
+LOG_LINES, RUN_S = 200, 60
 
 Name = Annotated[str, typer.Argument(metavar="DEVICE", help="Host name, address or id.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -82,7 +81,7 @@ def logs(
     edgehub logs cam-3
     edgehub logs cam-3 -n 50 --level warning
     """
-    args: dict[str, Any] = {"n": lines} | ({"lv": level} if level else {})
+    args: dict[str, Any] = {"lines": lines} | ({"level": level} if level else {})
     _give([device], "collect-logs", args, expires=expires, wait=True, as_json=as_json)
 
 
@@ -100,7 +99,7 @@ def list_(
     with open_store() as store, store.read() as tx:
         found = tx.commands(actions.find_device(tx, device).id, limit=number)
         if as_json:
-            print_json([commands.describe(tx, each) for each in found])
+            print_json([commanding.describe(tx, each) for each in found])
             return
     print_table(
         ("ID", "COMMAND", "BY", "GIVEN", "STATE", "WHY"),
@@ -133,7 +132,7 @@ def show(
         found = tx.command(command_id)
         if found is None:
             raise HubError(f"command {command_id}: there is none of this id. `edgehub commands list DEVICE` shows them")
-        shown = commands.describe(tx, found, with_output=True)
+        shown = commanding.describe(tx, found, with_output=True)
     if as_json:
         print_json(shown)
     else:
@@ -145,7 +144,7 @@ def show(
 
 
 def _split(words: list[str], limit: int) -> tuple[list[str], str, dict[str, Any]]:
-    """Names, verb, arguments; the first word that is a verb, behind a name, is the verb."""
+    """Names, verb, arguments as `hub.commanding` has them; the first word behind a name that is a verb is the verb."""
     at = next((number for number, word in enumerate(words) if number and word in VERBS), 0)
     if not at:
         raise HubError(
@@ -156,17 +155,15 @@ def _split(words: list[str], limit: int) -> tuple[list[str], str, dict[str, Any]
     if verb == "run":
         if not rest:
             raise HubError("command run: the name of a script expected. Write for example: run clean-cache")
-        return names, verb, {"s": rest[0], "a": rest[1:], "t": limit}
-    numbers = {"collect-logs": ("n", LOG_LINES), "netcheck": ("t", NETCHECK_S), "watch": ("s", 60)}
+        return names, verb, {"script": rest[0], "arguments": rest[1:], "seconds": limit}
+    numbers = {"collect-logs": "lines", "netcheck": "seconds", "watch": "seconds"}
     if len(rest) > (verb in numbers):
         raise HubError(f"command {verb}: {' '.join(rest)[:80]!r} is more than it takes. See `edgehub command --help`")
     if verb not in numbers:
         return names, verb, {}
-    key, default = numbers[verb]
     if rest and not (rest[0].isascii() and rest[0].isdecimal() and len(rest[0]) < 9):
         raise HubError(f"command {verb}: a number expected, not {rest[0][:80]!r}")
-    args = {key: int(rest[0]) if rest else default}
-    return names, verb, args | ({"ev": 1} if verb == "watch" else {})
+    return names, verb, {numbers[verb]: int(rest[0])} if rest else {}
 
 
 def _give(names: list[str], verb: str, args: dict[str, Any], *, expires: str, wait: bool, as_json: bool) -> None:
@@ -175,10 +172,9 @@ def _give(names: list[str], verb: str, args: dict[str, Any], *, expires: str, wa
     except ValueError as error:
         raise HubError(f"--expires {error}") from error
     given: list[tuple[Device, Command]] = []
-    with change() as (tx, scribe, wall_s):
-        for device in _devices(tx, names):
-            made = commands.create(scribe, tx, device, verb, args, wall_s, actor=actor(), expires_in_s=expires_in_s)
-            given.append((device, made))
+    with doing() as do:
+        for device in _devices(do.tx, names):
+            given.append((device, commanding.give(do, device, verb, args, expires_in_s=expires_in_s)))
     if not current_state().is_running():
         print_error("the hub is not running: devices hear of this when it is started with `edgehub serve`")
     if not wait:
@@ -191,7 +187,9 @@ def _give(names: list[str], verb: str, args: dict[str, Any], *, expires: str, wa
     with open_store() as store:
         _wait(store, given, quiet=as_json)
         with store.read() as tx:
-            shown = [(device, commands.describe(tx, made, with_output=True), made) for device, made in _now(tx, given)]
+            shown = [
+                (device, commanding.describe(tx, made, with_output=True), made) for device, made in _now(tx, given)
+            ]
     if as_json:
         print_json([{"name": device.name, **described} for device, described, _ in shown])
     else:
@@ -202,14 +200,6 @@ def _give(names: list[str], verb: str, args: dict[str, Any], *, expires: str, wa
             if made.state is not CommandState.DONE or not described["output"]:
                 print_error(_sentence(device.name or device.id, made))
     raise typer.Exit(OK if all(made.state is CommandState.DONE for _, _, made in shown) else FAILED)
-
-
-def actor() -> str:
-    """Who gives it, as the device's owner will read it."""
-    try:
-        return f"cli:{pwd.getpwuid(os.getuid()).pw_name}"
-    except KeyError:
-        return f"cli:{os.getuid()}"
 
 
 def _devices(tx: SqliteTx, names: Iterable[str]) -> list[Device]:
@@ -314,8 +304,8 @@ def watch(
         except KeyboardInterrupt:
             sys.stderr.write("\n")
         finally:
-            with change() as (tx, scribe, wall_s):
-                commands.unwatch(scribe, tx, found, wall_s, actor=actor())
+            with doing() as do:
+                commanding.unwatch(do, found)
 
 
 def _follow(
@@ -323,8 +313,8 @@ def _follow(
 ) -> None:
     with closing(_Screen(as_json=as_json)) as screen:
         while until is None or time.monotonic() < until:
-            with change() as (tx, scribe, wall_s):
-                watching = commands.watch(scribe, tx, device, wall_s, actor=actor(), every_s=every)
+            with doing() as do:
+                watching = commanding.watch(do, device, every_s=every)
             again_at = time.monotonic() + 10.0
             while time.monotonic() < again_at and (until is None or time.monotonic() < until):
                 with store.read() as tx:

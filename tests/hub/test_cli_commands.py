@@ -24,13 +24,19 @@ Join = Callable[..., Dev]
     ("words", "meant"),
     [
         (["a", "rekey"], (["a"], "rekey", {})),
-        (["a", "tag:x", "collect-logs"], (["a", "tag:x"], "collect-logs", {"n": 200})),
-        (["a", "collect-logs", "7"], (["a"], "collect-logs", {"n": 7})),
-        (["a", "netcheck"], (["a"], "netcheck", {"t": 6})),
-        (["a", "watch", "30"], (["a"], "watch", {"s": 30, "ev": 1})),
-        (["a", "run", "x"], (["a"], "run", {"s": "x", "a": [], "t": 9})),
-        (["a", "run", "rekey", "-v", "run"], (["a"], "run", {"s": "rekey", "a": ["-v", "run"], "t": 9})),
-        (["run", "run", "run"], (["run"], "run", {"s": "run", "a": [], "t": 9})),  # a device of that name
+        (["a", "tag:x", "collect-logs"], (["a", "tag:x"], "collect-logs", {})),
+        (["a", "collect-logs", "7"], (["a"], "collect-logs", {"lines": 7})),
+        (["a", "netcheck"], (["a"], "netcheck", {})),
+        (["a", "watch", "30"], (["a"], "watch", {"seconds": 30})),
+        (["a", "run", "x"], (["a"], "run", {"script": "x", "arguments": [], "seconds": 9})),
+        (
+            ["a", "run", "rekey", "-v", "run"],
+            (["a"], "run", {"script": "rekey", "arguments": ["-v", "run"], "seconds": 9}),
+        ),
+        (
+            ["run", "run", "run"],
+            (["run"], "run", {"script": "run", "arguments": [], "seconds": 9}),
+        ),  # a device of that name
     ],
 )
 def test_what_words_mean(words: list[str], meant: object) -> None:
