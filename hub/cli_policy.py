@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
-import pwd
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,16 +11,17 @@ from typing import Annotated, Any
 
 import typer
 
+from hub import operations
 from hub.core import policy_ends
 from hub.core.model import HubError, StoredPolicy
-from hub.core.policing import check_policy, find_policy, set_policy
+from hub.core.policing import check_policy, find_policy
 from hub.core.policy.compile import Policy
 from hub.core.policy.document import Rule
 from hub.core.policy.evaluate import check as check_alone
 from hub.core.policy.evaluate import load
 from hub.core.policy.hujson import BYTES_MAX, to_text
 from hub.core.policy.problems import PolicyError, Problem, excerpt
-from hub.opening import change, current_state, open_store
+from hub.opening import current_state, doing, open_store
 from hub.output import FAILED, ago, print_error, print_json, print_pairs, print_table
 
 app = typer.Typer(
@@ -61,8 +60,8 @@ def set_(file: File, as_json: Json = False) -> None:
     edgehub policy get | sed 's/alice@/bob@/' | edgehub policy set -
     """
     text = _read(file, as_json)
-    with _refusals(file, text, as_json), change() as (tx, _, wall_s):
-        policy = set_policy(tx, wall_s, text, f"cli:{pwd.getpwuid(os.getuid()).pw_name}")
+    with _refusals(file, text, as_json), doing() as do:
+        policy = operations.set_policy(do, text, do.actor)
     if as_json:
         print_json({"version": policy.version, **_counts(policy), "warnings": _problems(policy.document.warnings)})
     else:

@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from edgeagent.proto.token import Token as JoinToken
-from hub.core import actions, audit
+from hub.core import actions, audit, policing
 from hub.core.model import Device, Kind, Token
 from hub.core.oidc import Oidc, check_settings
+from hub.core.policy.compile import Policy
 from hub.core.scribe import Scribe
 from hub.store import oidcsettings
 from hub.store.sqlite import SqliteTx
@@ -97,3 +98,13 @@ def set_oidc(do: Doing, settings: Oidc) -> None:
     said = {name: "changed" if name == "client_secret" else str(value) for name, value in changed.items()}
     do.note("settings.oidc", "", **said)
     do.tx.note("settings")
+
+
+def set_policy(do: Doing, text: str, author: str) -> Policy:
+    """Raises PolicyError, and the one before goes on to hold."""
+    policy = policing.set_policy(do.tx, do.wall_s, text, author)
+    rules, tests = len(policy.document.rules), len(policy.document.tests)
+    do.note("policy.set", f"policy:{policy.version}", rules=rules, tests=tests)
+    do.tx.emit("policy.changed", do.wall_s, version=policy.version, by=author)
+    do.tx.note("policy")
+    return policy

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Query, Request, Response
 
-from hub.core import audit, policy_ends
+from hub import operations
+from hub.core import policy_ends
 from hub.core.model import HubError
-from hub.core.policing import check_policy, find_policy, set_policy
+from hub.core.policing import check_policy, find_policy
 from hub.core.policy.compile import Facts, Policy
 from hub.core.policy.evaluate import matrix, services_text
 from hub.core.policy.hujson import BYTES_MAX
@@ -97,14 +98,11 @@ def save(request: Request, who: Writer, backend: CurrentBackend, text: Text, bas
     """`base`: the version that the editor began from; somebody else's change since then is not undone unseen."""
     text = _lines(text)
     try:
-        with backend.write() as (tx, _, wall_s):
-            newest = tx.policy_version()
+        with backend.doing(who) as do:
+            newest = do.tx.policy_version()
             if newest != base:
                 raise PolicyError([Problem(1, 1, _CHANGED.format(newest=newest, base=base))])
-            policy = set_policy(tx, wall_s, text, who.login)
-            detail: dict[str, str | int] = {"rules": len(policy.document.rules), "tests": len(policy.document.tests)}
-            audit.record(tx, wall_s, who.actor, "policy.set", f"policy:{policy.version}", detail)
-            tx.note("policy")
+            operations.set_policy(do, text, who.login)
     except PolicyError as error:
         with backend.read() as tx:
             context = {**_frame(tx), "text": text, "shown": None, "older": False, "base": base}

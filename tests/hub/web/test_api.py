@@ -236,6 +236,33 @@ def test_single_sign_on_is_for_owners(site: Site, program: TestClient) -> None:
         assert answer.status_code == 400, change
 
 
+def test_the_policy(site: Site, program: TestClient) -> None:
+    site.add_device(1, tags=("tag:camera",))
+    site.add_device(2, tags=("tag:server",))
+    none = program.get("/api/v1/policy")
+    assert none.json()["version"] == 0
+    text = """{"tagOwners": {"tag:camera": [], "tag:server": []},
+    "acls": [{"action": "accept", "src": ["tag:camera"], "dst": ["tag:server:443"]}]}"""
+    assert program.put("/api/v1/policy", json={"text": text}).status_code == 428
+    match = {"If-Match": none.headers["etag"]}
+    wrong = program.put("/api/v1/policy", json={"text": '{\n "acls": [{"action": "accept"]}'}, headers=match)
+    assert wrong.status_code == 400 and wrong.headers["content-type"] == "application/problem+json"
+    assert wrong.json()["problems"][0]["line"] == 2 and wrong.json()["problems"][0]["column"] > 0
+    assert program.post("/api/v1/policy/check", json={"text": "{"}).status_code == 400
+    assert program.post("/api/v1/policy/check", json={"text": text}).json()["version"] == 0
+    assert program.get("/api/v1/policy").json()["version"] == 0
+    made = program.put("/api/v1/policy", json={"text": text}, headers=match)
+    assert made.status_code == 200 and made.json()["version"] == 1
+    assert program.put("/api/v1/policy", json={"text": text}, headers=match).status_code == 412
+    got = program.get("/api/v1/policy").json()
+    assert (got["text"], got["author"]) == (text, "olga")
+    asked = program.get("/api/v1/policy/explain", params={"src": "box-1", "dst": "box-2:443"}).json()
+    assert [verdict["allowed"] for verdict in asked["verdicts"]] == [True] and asked["verdicts"][0]["line"] == 2
+    asked = program.get("/api/v1/policy/explain", params={"src": "box-2", "dst": "box-1:443"}).json()
+    assert not any(verdict["allowed"] for verdict in asked["verdicts"])
+    assert site.audit("policy.set")[-1].actor.endswith("user:olga")
+
+
 def test_the_network(site: Site, program: TestClient) -> None:
     site.add_device(1, online=True)
     site.add_device(2, state=DeviceState.PENDING)
@@ -289,6 +316,8 @@ def test_every_way_in_asks_for_the_right(site: Site) -> None:
         "/api/v1/webhooks": {"url": "https://x.test/", "events": ["test"]},
         "/api/v1/me/passkeys": {"credential": {}},
         "/api/v1/oidc": {"issuer": ""},
+        "/api/v1/policy": {"text": ""},
+        "/api/v1/policy/check": {"text": ""},
         "/api/v1/me/password": {"old": "x", "new": "y"},
     }
     for path, methods in paths.items():
