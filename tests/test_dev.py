@@ -58,5 +58,5 @@ def test_no_source_is_ignored_by_git() -> None:
         "tests",
     ]
     ignored = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
-    made = ("__pycache__", "node_modules", ".hypothesis", "libedgefast.so", "libedgefast.why")
+    made = ("__pycache__", "node_modules", ".hypothesis", "libedgefast.so", "libedgefast.why", "vendor", "vendor.why")
     assert [path for path in ignored if not any(part in made for part in Path(path).parts)] == []
