@@ -27,6 +27,7 @@ from hub.core.memory import MemoryStore
 from hub.core.model import HubDrop, HubError, LockSignature
 from hub.io.locklines import answer_line, read_answers, read_requests, request_line
 from hub.store.meta import save_network
+from hub.store.postgres import PostgresStore
 from hub.store.sqlite import SqliteStore
 from tests.hub.kit import WALL_S, Dev, Hub, admitted, load_crypto, make_network, seeded
 
@@ -281,12 +282,12 @@ def test_a_restored_hub_goes_on_above_what_devices_hold(hub: Hub) -> None:
     lost = ANA.statement(lock.Draft(hub.network.id, FIRST + 1, True, (ANA.public, BEN.public), ()), hub.wall_s)
     device.follow([lost])  # the backup was made before this one
     restored = replace(hub.network, epoch=900)
-    if isinstance(hub.store, SqliteStore):
+    if isinstance(hub.store, MemoryStore):
+        hub.store._network = restored
+    else:
+        assert isinstance(hub.store, SqliteStore | PostgresStore)
         with hub.store.write() as tx:
             save_network(tx.connection, restored)
-    else:
-        assert isinstance(hub.store, MemoryStore)
-        hub.store._network = restored
     state(hub, ANA, on=True)
     reads(hub, a)
     assert device.follow(map_of(a)["lk"]["s"])
