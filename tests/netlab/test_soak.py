@@ -17,8 +17,9 @@ from tests.netlab.nat import Kind
 SECONDS = int(os.environ.get("EDGEMESH_SOAK_S", "600"))
 TICK_S = 0.1
 STALL_S_MAX = 0.2  # of moves that an agent makes because it found something better
-RATE = "100M"
+RATE = "50M"  # a relay lets one member have 100 Mbit/s
 TURN_S = 20  # on each way
+SETTLE_S = 3.0  # TCP's own, after a move
 MOVE_TIMEOUT_S = 60.0
 DYING_S_MAX = 15.0  # a path that dies without a word: silence is how it is noticed
 
@@ -41,13 +42,16 @@ def test_direct_and_relay_by_turns(lab: Lab) -> None:
     began = monotonic()
     cuts: list[float] = []  # seconds into the stream
     finds: list[tuple[float, float]] = []
+    relayed: list[tuple[float, float]] = []
     while monotonic() - began < SECONDS - 3 * TURN_S:
         sleep(TURN_S)
         cuts.append(monotonic() - began)
         _cut(a, b)
         until(lambda: not is_direct(a, b) and not is_direct(b, a), MOVE_TIMEOUT_S, "both by relay")
+        moved = monotonic() - began
         sleep(TURN_S)
         opened = monotonic() - began
+        relayed.append((moved + SETTLE_S, opened))
         _mend(a)
         until(lambda: is_direct(a, b) and is_direct(b, a), MOVE_TIMEOUT_S, "a direct path again")
         finds.append((opened, monotonic() - began))
@@ -57,11 +61,14 @@ def test_direct_and_relay_by_turns(lab: Lab) -> None:
     chosen = max(_longest_silence(_between(intervals, start, end + 2.0)) for start, end in finds)
     dying = max(_longest_silence(_between(intervals, at, at + MOVE_TIMEOUT_S)) for at in cuts)
     sent, received = result["end"]["sum_sent"], result["end"]["sum_received"]
+    lost = sum(_retransmits(_between(intervals, *span)) for span in relayed)
     after = {member.name: _rss_kib(member.pid()) for member in (a, b)}
+    if keep := os.environ.get("EDGEMESH_SOAK_LOG"):
+        Path(keep).write_text(log.read_text())
     print(
         f"{received['bits_per_second'] / 1e6:.0f} Mbit/s for {SECONDS} s, {len(cuts)} times to a relay and "
         f"{len(finds)} times back: longest silence {chosen:.1f} s when a direct path is found, {dying:.1f} s when it "
-        f"dies; {sent['retransmits']} retransmits; RSS {before} to {after} KiB"
+        f"dies; {sent['retransmits']} retransmits, {lost} of them while it went by a relay; RSS {before} to {after} KiB"
     )
     assert len(finds) == len(cuts) > 0
     assert chosen <= STALL_S_MAX
@@ -90,6 +97,10 @@ def _cut(a: Member, b: Member) -> None:
 def _mend(a: Member) -> None:
     assert a.router is not None
     a.router.host.run("nft", "delete", "table", "ip", "cut")
+
+
+def _retransmits(intervals: list[dict[str, dict[str, float]]]) -> int:
+    return int(sum(each["sum"]["retransmits"] for each in intervals))
 
 
 def _between(
