@@ -129,6 +129,7 @@ def test_a_setting_that_names_no_key_is_refused(text: str) -> None:
 def test_status_says_where_this_device_stands() -> None:
     lock = {"on": True, "statement": 7, "keys": [], "signed": False, "withheld": True}
     status: dict[str, Any] = {
+        "policy": None,
         "agent": {
             "state": "member",
             "version": "0",

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from edgeagent.proto.control_client import Answer
-from edgeagent.proto.node_events import NodeEvent, Resolved
+from edgeagent.proto.node_events import MapChanged, NodeEvent, Resolved
 from hub.io.mosquitto import find_broker
 from tests.hub.rig import Rig
 from tools.bench.figures import Figure, bench
@@ -30,6 +30,7 @@ ASKS_PER_S, ASKING_S = 100, 20
 ASK_MS_MAX = 50.0
 ROAMS, ROAM_EACH_S, WATCHERS = 20, 3.0, 10
 ROAM_BYTES_MAX = 600
+TAGGED, POLICY_MS_MAX = 500, 2_000.0
 CPU_TICK_MS = 1.0  # 20 ms, of which the kernel tells 10, by the number of moves
 RSS_MIB_MAX = 256.0
 BACK_S_MAX = 60.0
@@ -45,7 +46,9 @@ def hub(say: Callable[[str], None]) -> Iterator[Figure]:
         fleet: Fleet | None = None
         try:
             rig.start()
-            fleet = Fleet(rig.run("token", "create", "--uses", "0").strip(), DEVICES)
+            tagged = min(TAGGED, DEVICES // 2)
+            cams = rig.run("token", "create", "--uses", "0", "--tag", "tag:cam").strip()
+            fleet = Fleet((cams, tagged), (rig.run("token", "create", "--uses", "0").strip(), DEVICES - tagged))
             began = time.monotonic()
             fleet.join_all(JOIN_TIMEOUT_S, say)
             yield Figure(f"join, {DEVICES:,} devices", DEVICES / (time.monotonic() - began), "devices/s", peer=NO_PEER)
@@ -66,6 +69,16 @@ def hub(say: Callable[[str], None]) -> Iterator[Figure]:
             yield Figure(
                 "a device moves: bytes to each watcher", watcher_bytes, "B", peer=NO_PEER, at_most=ROAM_BYTES_MAX
             )
+            say("a policy changes")
+            changed_ms, others = policy(fleet, rig, tagged)
+            yield Figure(
+                f"policy set → {tagged} maps at their devices, p99",
+                changed_ms,
+                "ms",
+                peer=NO_PEER,
+                at_most=POLICY_MS_MAX,
+            )
+            yield Figure("maps of devices that it does not concern", others, "", peer=NO_PEER, at_most=0)
             yield from held(fleet, rig, say)
             yield from crash(fleet, rig, say)
         finally:
@@ -129,6 +142,38 @@ def roams(fleet: Fleet, rig: Rig) -> tuple[float, float, float]:
         raise RuntimeError("a watcher heard nothing of a device that moved")
     idle_s, busy_s = spent_s
     return idle_s * 1000 / ROAMS, busy_s * 1000 / ROAMS, max(received) / ROAMS
+
+
+def policy(fleet: Fleet, rig: Rig, tagged: int) -> tuple[float, int]:
+    """(p99 in ms from the command's end to the new map at each of the tagged devices, maps of others): of a change that
+    concerns the tagged ones alone. A first policy, that concerns all, goes before."""
+    came: dict[str, float] = {}
+
+    def map_came(session: Session, now: float, event: NodeEvent) -> None:
+        if isinstance(event, MapChanged) and event.map.policy is not None:
+            came.setdefault(session.device_id, now)
+
+    fleet.on_event = map_came
+    text = """{"tagOwners": {"tag:cam": []},
+        "acls": [{"action": "accept", "src": ["tag:cam"], "dst": ["tag:cam:%s"]}]}"""
+    file = rig.state.directory / "policy.hujson"
+    file.write_text(text % "443")
+    rig.run("policy", "set", str(file))
+    fleet.run(120.0, until=lambda: len(came) == len(fleet.sessions))
+    if len(came) < len(fleet.sessions):
+        raise TimeoutError(f"{len(came)} of {len(fleet.sessions)} devices got the first policy")
+    fleet.run(5.0)
+    came.clear()
+    file.write_text(text % "8443")
+    began = time.monotonic()
+    rig.run("policy", "set", str(file))
+    fleet.run(30.0, until=lambda: len(came) >= tagged)
+    fleet.run(5.0)
+    cams = [session.device_id for session in fleet.sessions[:tagged]]
+    took = sorted((came[device] - began) * 1000 for device in cams if device in came)
+    if len(took) < tagged:
+        raise TimeoutError(f"{len(took)} of {tagged} devices got the change")
+    return took[int(len(took) * 0.99)], len(came) - tagged
 
 
 def held(fleet: Fleet, rig: Rig, say: Callable[[str], None]) -> Iterator[Figure]:

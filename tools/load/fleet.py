@@ -24,12 +24,13 @@ FILES_SPARE = 64
 
 
 class Fleet:
-    """`size` devices that join with one token and stay. `run` turns it; `on_event` hears of maps and answers."""
+    """For each (token, number) so many devices join and stay. `run` turns it; `on_event` hears of maps and answers."""
 
-    def __init__(self, token: str, size: int, prefix: str = "load") -> None:
+    def __init__(self, *tokens: tuple[str, int]) -> None:
+        size = sum(number for _, number in tokens)
         _raise_file_limit(size + FILES_SPARE)
         self._crypto = providers.load()
-        self._token = Token.decode(self._crypto, token)
+        self._tokens = [Token.decode(self._crypto, token) for token, number in tokens for _ in range(number)]
         self._selector = selectors.DefaultSelector()
         self._due: list[tuple[float, int, Session]] = []
         self._tickets = itertools.count()
@@ -37,7 +38,6 @@ class Fleet:
         self._owners: dict[MqttLink, Session] = {}
         self.sessions: list[Session] = []
         self._size = size
-        self._prefix = prefix
         self.on_event: Callable[[Session, float, NodeEvent], None] = lambda session, now, event: None
 
     def up(self) -> list[Session]:
@@ -97,8 +97,8 @@ class Fleet:
             now,
             self._selector,
             self._crypto,
-            self._token,
-            f"{self._prefix}-{number}",
+            self._tokens[number],
+            f"load-{number}",
             address,
             lambda session, at, event: self.on_event(session, at, event),
         )
