@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from edgeagent.proto.established import Established, Traffic
     from edgeagent.proto.narrow import NarrowPaths
     from edgeagent.proto.records import Record
+    from edgeagent.proto.targets import Targets
 
 _TIMESTAMP_NONE = bytes(12)
 PSK_NONE = bytes(KEY_SIZE)
@@ -64,6 +65,7 @@ class Shared:
         "packets",
         "static_private",
         "static_public",
+        "targets",
         "tai64n",
         "transmits",
     )
@@ -84,6 +86,7 @@ class Shared:
         self.packets: list[bytes] = []  # for the TUN
         # Of an endpoint, whether it is reached through the tunnel: what is sent there comes back to be sent
         self.is_inside: Callable[[Endpoint], bool] = lambda endpoint: False
+        self.targets: Targets | None = None  # whom packets of peers may be for; None: anybody
         self.kept = b""  # an IPv4 address of this host that no peer may send to
         self.established: Established | None = None  # with an engine that moves established flows itself
         self.narrow: NarrowPaths | None = None  # made when the first path turns out to take less than the TUN

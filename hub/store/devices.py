@@ -189,12 +189,13 @@ def _condition(connection: Connection, term: Term, value: str, wall_s: int) -> C
         return _contains(column, value)
     if "*" in value:
         escaped = value.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-        return column.like(escaped.replace("*", "%"), escape="\\")
+        return column.ilike(escaped.replace("*", "%"), escape="\\")
     return column == value
 
 
 def _contains(column: ColumnElement[Any], value: str) -> ColumnElement[bool]:
-    return func.coalesce(column, "").contains(value, autoescape=True)
+    """In whatever case: databases do not agree on what LIKE makes of it."""
+    return func.coalesce(column, "").icontains(value, autoescape=True)
 
 
 def _time(term: Term, value: str, wall_s: int) -> ColumnElement[bool]:
