@@ -369,7 +369,7 @@ def taken(site: Site, to: Board, target: bytes) -> bool:
 @pytest.mark.parametrize(
     "target",
     ["127.0.0.1", "127.8.8.8", "169.254.1.1", "224.0.0.251", "255.255.255.255", "0.0.0.0", "192.168.1.1", "10.0.0.1",
-     "172.17.0.2", "100.64.7.7", "240.0.0.1", "fe80::1", "ff02::fb", "::1", "fd00::7", "::ffff:7f00:1", "::7f00:1"],
+     "172.17.0.2", "100.64.7.7", "240.0.0.1", "fe80::1", "ff02::fb", "::1", "fd00::77", "::ffff:7f00:1", "::7f00:1"],
 )  # fmt: skip
 def test_nobody_reaches_more_than_what_a_device_is_and_routes(site: Site, target: str) -> None:
     """Whatever the kernel would forward: it may do so for containers, and a host answers by all of its addresses."""
@@ -411,7 +411,6 @@ def test_a_plain_client_reaches_the_network_and_nothing_beside_the_gateway(site:
     device_map.approved, device_map.routes = [], [SITE]
     targets = Targets(device_map)
     for address, device, client in (
-        (device_map.addresses[0], True, True),
         (bytes((100, 64, 3, 3)), True, True),
         (site.a.v4, False, True),
         (HOST, False, True),

@@ -36,7 +36,6 @@ from edgeagent.proto.timers import Jitter
 if TYPE_CHECKING:
     from edgeagent.proto.firewall import Firewall, Marks
     from edgeagent.proto.policy import Slice
-    from edgeagent.proto.targets import Targets
 
 
 class Unsent:
@@ -107,9 +106,10 @@ class Device:
         """What peers send to this IPv4 address of our own host is dropped."""
         self._shared.kept = address
 
-    def take_for(self, targets: Targets) -> None:
-        """Packets for others than these are dropped from now on, those of flows that an engine carries too."""
-        self._shared.targets = targets
+    def take_for(self, own: frozenset[bytes], behind: Callable[[bytes, bool], bool] | None) -> None:
+        """From now on packets are taken for `own` addresses, and for those that `behind` says yes to (of an address,
+        and whether a plain client sent it); those of flows that an engine carries are looked at again."""
+        self._shared.own, self._shared.behind = own, behind
         self.allowed_ips.moves += 1
 
     def set_private_key(self, now: float, key: bytes | None) -> None:
@@ -390,8 +390,8 @@ class Device:
         if not is_owner and not any(holds(prefix, source) for prefix in peer.sources):
             shared.drops[DropReason.INNER_SOURCE] += 1
             return False
-        targets = shared.targets
-        taken = targets is None or target in targets.own or targets.hold(target, peer.record is None)
+        own, behind = shared.own, shared.behind
+        taken = own is None or target in own or (behind is not None and behind(target, peer.record is None))
         if not taken or target == shared.kept:
             shared.drops[DropReason.INNER_DESTINATION] += 1
             return False

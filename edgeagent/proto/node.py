@@ -66,7 +66,6 @@ from edgeagent.proto.relay_endpoint import RelayEndpoint
 from edgeagent.proto.relay_sessions import StreamWish
 from edgeagent.proto.resolver import Resolver
 from edgeagent.proto.tai64n import Tai64nClock
-from edgeagent.proto.targets import Targets
 from edgeagent.proto.walltime import WallFloor
 from edgeagent.proto.whereabouts import Whereabouts
 
@@ -632,7 +631,12 @@ class Node:
         said = (about.addresses, about.approved, about.clients, about.routes if about.clients else None)
         if said != self._taken_for:
             self._taken_for = said
-            self.device.take_for(Targets(about))
+            behind = None
+            if about.approved or about.clients:
+                from edgeagent.proto.targets import Targets  # most devices route nothing
+
+                behind = Targets(about).hold
+            self.device.take_for(frozenset(about.addresses), behind)
 
     def _use_policy(self, now: float) -> None:
         """What the map says of who may reach whom. A map that says the same as before judges nothing again."""

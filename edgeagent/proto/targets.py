@@ -13,16 +13,15 @@ _KNOWN_MAX = 1_024
 
 
 class Targets:
-    """Of one map: its own addresses, those of its plain clients, and the prefixes that it routes with the hub's leave.
+    """Of one map, beside the device's own addresses: its plain clients, and what it routes with the hub's leave.
 
     An exit node with that leave takes what is for the internet, and nothing that is for its own neighbours: those are
     prefixes to be approved as such. Plain clients send through us whatever a device may send.
     """
 
-    __slots__ = ("_behind", "_exits", "_known", "_network", "own")
+    __slots__ = ("_behind", "_exits", "_known", "_network")
 
     def __init__(self, device_map: DeviceMap) -> None:
-        self.own = frozenset(device_map.addresses)
         clients = [(address, 8 * len(address)) for _, *both in device_map.clients for address in both]
         self._behind = [*clients, *(prefix for prefix in device_map.approved if prefix[1])]
         self._exits = any(not length for _, length in device_map.approved)
@@ -31,10 +30,6 @@ class Targets:
 
     def hold(self, address: bytes, is_client: bool) -> bool:
         """Whether a packet for `address` (4 or 16 B) is taken; `is_client`: from a plain client of ours."""
-        if address in self.own:
-            return True
-        if not self._behind and not self._exits:
-            return False
         key = address, is_client
         known = self._known.get(key)
         if known is None:
