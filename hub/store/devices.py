@@ -103,7 +103,8 @@ def find(
     key = tuple_(column, device.c.id)
     down = sort.startswith("-")
     if after:
-        mark = tuple_(*_unpack(after, sort.removeprefix("-") in _TEXTS))
+        value, last_id = _unpack(after, sort.removeprefix("-") in _TEXTS)
+        mark = tuple_(bool(value) if column is device.c.online else value, last_id)
         where.append(key < mark if down else key > mark)
     order = (column.desc(), device.c.id.desc()) if down else (column, device.c.id)
     query = select(device.c.id, column.label("sort_key")).where(*where).order_by(*order).limit(limit + 1)

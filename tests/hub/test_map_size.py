@@ -1,4 +1,4 @@
-"""The largest map that there can be: every part of it at its own ceiling, from the hub's tables to the device's flash."""
+"""The largest map that there can be: every part at its own ceiling, from the tables of the hub to the flash of a device."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from edgeagent.proto.control import (
     MAP_ROUTES_MAX,
     NODE_KEYS_MAX,
     PASS_BYTES_MAX,
-    RELAYS_MAX,
     ROUTES_MAX,
     STATEMENT_BYTES_MAX,
     TAGS_MAX,
@@ -76,7 +75,7 @@ def largest() -> tuple[Hub, Dev]:
         "c": [[b"k" * 32, 1 << 40, 1 << 40, b"s" * 64]] * LOCK_SIGNATURES_MAX,
         "k": [[b"k" * 32, 1 << 40, b"s" * 64]] * NODE_KEYS_MAX,
     }
-    hub.scribe.lock.of_map = lambda tx, device, keys: {"lk": lock}  # type: ignore[method-assign]
+    hub.scribe.lock.of_map = lambda tx, device, node_keys: {"lk": lock}  # type: ignore[method-assign]
     with hub.store.write() as tx:
         tx.save_relay_list(encode(filled(lambda n: [relay(number) for number in range(n)], RELAY_LIST_BYTES_MAX)))
         tx.save_names(encode(filled(names_of, NAMES_BYTES_MAX)))
@@ -131,4 +130,4 @@ def test_all_of_it_fits(largest: tuple[Hub, Dev]) -> None:
 def test_no_setting_of_a_device_makes_it_deaf() -> None:
     """A map in an admission, with the certificate beside it, and the envelope around both."""
     (lowest, _), _, _ = TABLE["message_bytes"]
-    assert MAP_BYTES_MAX + CA_BYTES_MAX + 1_024 < lowest
+    assert lowest > MAP_BYTES_MAX + CA_BYTES_MAX + 1_024

@@ -17,9 +17,9 @@ from hub.core.audit import Entry
 from hub.core.model import Device, DeviceState
 from hub.core.people import Person
 from hub.core.roles import Access, Principal
+from hub.database import open_database
 from hub.setup import Owner, initialise
 from hub.state import State
-from hub.database import open_database
 from hub.store.sqlite import SqliteTx
 from hub.store.websettings import WebSettings
 from hub.web.app import make_app

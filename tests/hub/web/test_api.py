@@ -16,9 +16,9 @@ from hub import setup
 from hub.core.audit import START, first_break
 from hub.core.model import DeviceState, Kind
 from hub.core.roles import PERMISSIONS, Access
+from hub.database import open_database
 from hub.state import State
 from hub.store import schema
-from hub.database import open_database
 from tests.hub.kit import load_crypto
 from tests.hub.web.kit import PASSWORD, Browser, Site, device_id
 
@@ -166,6 +166,7 @@ def test_ones_own_password(owner: Browser) -> None:
     assert owner.sign_in(password=new).status_code == 303
 
 
+@pytest.mark.parametrize("database_url", [""], ids=["sqlite"])  # a server's database is backed up there
 def test_a_restored_hub_has_no_sessions(owner: Browser, tmp_path: Path) -> None:
     setup.backup(owner.site.state, tmp_path / "backup.db")
     other = State(tmp_path / "other")

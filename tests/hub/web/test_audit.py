@@ -16,8 +16,8 @@ from hub.core import audit
 from hub.core.audit import START, first_break, record
 from hub.core.memory import MemoryStore
 from hub.core.store import Store
-from hub.store import schema
 from hub.database import open_database
+from hub.store import schema
 from tests.hub.kit import WALL_S, load_crypto, make_network, make_sqlite, seeded
 from tests.hub.web.kit import Site
 

@@ -250,6 +250,11 @@ def test_sorts_and_marks_that_make_no_sense(store: SqliteStore) -> None:
             found(store, "", **options)
 
 
+def test_a_mark_that_somebody_made_up_is_no_error_of_ours(store: SqliteStore) -> None:
+    made = devices._pack(5, "d-")
+    assert len(found(store, "", sort="online", after=made)) == 2
+
+
 def test_lists_are_answered_from_the_index(tmp_path: Path) -> None:
     """10,000 rows of the table itself would be ten times as much to read."""
     with closing(make_sqlite(tmp_path / "hub.db", make_network(load_crypto(), seeded(0)))) as store, store.read() as tx:
