@@ -1,4 +1,4 @@
-"""The largest map that there can be: every part at its own ceiling, from the tables of the hub to the flash of a device."""
+"""The largest map that there can be: every part at its own ceiling, from the hub to the flash of a device."""
 
 from __future__ import annotations
 
