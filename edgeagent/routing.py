@@ -189,19 +189,19 @@ class Routing:
         wanted = self._wanted_sysctls(inside, exits=exits, v6=v6)
         sysctls = self._remember()
         sysctls.restore([name for name in sysctls.before if name not in wanted and name != _rp("all")])
-        self._set(wanted)
         text = ruleset.text()
-        if text == self._applied and not anew:
-            return
-        self._tables = True
-        self._note()
-        try:
-            forwarding.nft(text)
+        if text != self._applied or anew:
+            self._tables = True
+            self._note()
+            try:
+                forwarding.nft(text)
+            except forwarding.NftError as error:
+                self.problems["router"] = f"{error}"
+                return  # nothing is forwarded that no table looks at
             if text != self._applied:
                 self._applied = text
                 self._tunnel.look()
-        except forwarding.NftError as error:
-            self.problems["router"] = f"{error}"
+        self._set(wanted)
 
     def _wanted_sysctls(self, routed: list[Prefix], *, exits: bool, v6: bool) -> dict[str, str]:
         """Packets are forwarded by what the interface says that they come in by: ours, and for their answers those that

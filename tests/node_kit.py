@@ -236,6 +236,7 @@ class World:
             "na": 0,
             "set": board.settings,
             **({} if board.policy is None else {"po": board.policy}),
+            **({"ra": board.routes} if board.routes else {}),
             **changes,
         }
         return sign_object(

@@ -290,6 +290,7 @@ def test_idle_peers_are_let_go(world: World) -> None:
 def test_routes_behind_a_peer(world: World) -> None:
     a, b = world.add(1, "a"), world.add(2, "b")
     b.routes = [[bytes((192, 168, 7, 0)), 24]]
+    world.say_map(b)
     world.run(2)
     behind = bytes((192, 168, 7, 9))
     packet = send(world, a, behind)

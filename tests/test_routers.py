@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 from edgeagent.proto import prefixes, topics
 from edgeagent.proto.allowedips import AllowedIPs
 from edgeagent.proto.errors import DropReason
+from edgeagent.proto.ip import ip_to_bytes
 from edgeagent.proto.prefixes import Prefix
 from edgeagent.proto.refusals import ControlDrop
 from edgeagent.proto.routers import AGAIN_S, PROOF_S, PROOFS, Group, Routers
+from edgeagent.proto.targets import Targets
 from tests.control_kit import NETWORK
 from tests.node_kit import Board, World, icmp_errors, ipv4, send
+from tests.policy_kit import udp
 
 SITE = (bytes((192, 168, 7, 0)), 24)
 HOST = bytes((192, 168, 7, 9))
@@ -34,6 +37,7 @@ class Site(World):
         self.routers = [self.add(2 + n, f"r{n + 1}") for n in range(routers)]
         for board in self.routers:
             board.routes = [list(SITE)]
+            self.say_map(board)
         self.say_map(self.a)
         self.run(2)
 
@@ -180,6 +184,7 @@ def test_with_all_dead_it_does_not_spin_and_asks_for_others(site: Site) -> None:
     assert site.asked_routes >= 2
     new = site.add(7, "r7")
     new.routes = [list(SITE)]
+    site.say_map(new)
     site.run(2)
     site.routers.append(new)
     site.until_answered(3 * AGAIN_S)
@@ -237,6 +242,7 @@ def test_an_exit_node_gets_what_is_nowhere_else(site: Site) -> None:
     a, (first, _) = site.a, site.routers
     leaves = site.add(8, "exit")
     leaves.routes = [[bytes(4), 0], [bytes(16), 0]]
+    site.say_map(leaves)
     stranger = site.add(9, "stranger")
     site.run(2)
     internet = bytes((9, 9, 9, 9))
@@ -341,5 +347,74 @@ def test_others_reach_a_client_through_its_gateway(site: Site) -> None:
     gateway, phone = site.routers[0], bytes((100, 64, 3, 3))
     body = {"rec": site.record(gateway, body={"cl": [phone]}), "fk": gateway.feed_key, "fg": 1}
     site.say(site.a, "rec", body)
+    site.say_map(gateway, cl=[[b"k" * 32, phone, bytes(16)]])
     packet = send(site, site.a, phone)
     assert gateway.received == [packet]
+
+
+def taken(site: Site, to: Board, target: bytes) -> bool:
+    """Whether a packet that `a` sends to `to` in spite of all is taken there."""
+    packet = udp(site.a.v4 if len(target) == 4 else site.a.v6, target, 1, 2)
+    device, peer = site.a.node.device, site.a.node.peering.links[to.id].peer
+    ours = device.allowed_ips.lookup(target)
+    device.allowed_ips.insert(target, 8 * len(target), peer)
+    before = len(to.received)
+    site.a.node.handle_packets(site.now, [packet])
+    site.crank()
+    if ours is not peer:
+        device.allowed_ips.remove(target, 8 * len(target), peer)
+    return packet in to.received[before:]
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["127.0.0.1", "127.8.8.8", "169.254.1.1", "224.0.0.251", "255.255.255.255", "0.0.0.0", "192.168.1.1", "10.0.0.1",
+     "172.17.0.2", "100.64.7.7", "240.0.0.1", "fe80::1", "ff02::fb", "::1", "fd00::77", "::ffff:7f00:1", "::7f00:1"],
+)  # fmt: skip
+def test_nobody_reaches_more_than_what_a_device_is_and_routes(site: Site, target: str) -> None:
+    """Whatever the kernel would forward: it may do so for containers, and a host answers by all of its addresses."""
+    site.talk(5)
+    address = ip_to_bytes(target)
+    router, plain, exits = site.routers[0], site.add(7, "plain"), site.add(8, "exit")
+    exits.routes = [[bytes(4), 0], [bytes(16), 0]]
+    for board in (plain, exits):
+        site.say_map(board)
+        site.run(1)
+        send(site, site.a, board)
+        site.run(1)
+    for board in (router, plain, exits):
+        before = board.node.device.drops[DropReason.INNER_DESTINATION]
+        assert not taken(site, board, address), board.name
+        assert board.node.device.drops[DropReason.INNER_DESTINATION] == before + 1
+        assert taken(site, board, board.v4) and taken(site, board, board.v6)
+    internet = bytes((9, 9, 9, 9))
+    assert [taken(site, board, internet) for board in (router, plain, exits)] == [False, False, True]
+    assert [taken(site, board, HOST) for board in (router, plain, exits)] == [True, False, False]
+
+
+def test_what_is_no_longer_approved_is_no_longer_taken(site: Site) -> None:
+    site.talk(5)
+    router = site.routers[0]
+    moves = router.node.device.allowed_ips.moves
+    assert taken(site, router, HOST)
+    site.say_map(router)
+    assert router.node.device.allowed_ips.moves == moves, "the same as before"
+    router.routes = []
+    site.say_map(router)
+    assert not taken(site, router, HOST)
+    assert router.node.device.allowed_ips.moves > moves, "an engine lets go of its flows"
+
+
+def test_a_plain_client_reaches_the_network_and_nothing_beside_the_gateway(site: Site) -> None:
+    device_map = site.routers[0].node.map
+    device_map.clients = [(b"k" * 32, bytes((100, 64, 3, 3)), bytes(16))]
+    device_map.approved, device_map.routes = [], [SITE]
+    targets = Targets(device_map)
+    for address, device, client in (
+        (bytes((100, 64, 3, 3)), True, True),
+        (site.a.v4, False, True),
+        (HOST, False, True),
+        (bytes((192, 168, 1, 1)), False, False),
+        (bytes((127, 0, 0, 1)), False, False),
+    ):
+        assert (targets.hold(address, False), targets.hold(address, True)) == (device, client)

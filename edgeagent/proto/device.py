@@ -106,6 +106,12 @@ class Device:
         """What peers send to this IPv4 address of our own host is dropped."""
         self._shared.kept = address
 
+    def take_for(self, own: frozenset[bytes], behind: Callable[[bytes, bool], bool] | None) -> None:
+        """From now on packets are taken for `own` addresses, and for those that `behind` says yes to (of an address,
+        and whether a plain client sent it); those of flows that an engine carries are looked at again."""
+        self._shared.own, self._shared.behind = own, behind
+        self.allowed_ips.moves += 1
+
     def set_private_key(self, now: float, key: bytes | None) -> None:
         """32 B, or None to fall silent. Running sessions may still receive and are renewed under the new key."""
         shared = self._shared
@@ -324,8 +330,8 @@ class Device:
     def _receive(
         self, now: float, datagram: bytes, endpoint: Endpoint, outer_ecn: int, heard: dict[Keypair, bool]
     ) -> None:
-        """Paper 5.4.6, in this order: key → decrypt → replay window → roam → trim → allowed IPs → policy → ECN →
-        deliver."""
+        """Paper 5.4.6, in this order: key → decrypt → replay window → roam → trim → allowed IPs → destination →
+        policy → ECN → deliver."""
         shared = self._shared
         kind, index, counter = TRANSPORT_HEADER.unpack_from(datagram)
         if kind != TRANSPORT:
@@ -359,18 +365,19 @@ class Device:
         self._deliver(now, peer, packet, outer_ecn)
 
     def _deliver(self, now: float, peer: Peer, packet: bytes, outer_ecn: int) -> bool:
-        """Of a packet that was opened: trim → allowed IPs → policy → ECN → deliver. False where it is dropped, or comes
-        through another router than the one that answers go to: no engine is to take such a flow for its own."""
+        """Of a packet that was opened: trim → allowed IPs → destination → policy → ECN → deliver. False where it is
+        dropped, or comes through another router than the one that answers go to: no engine is to take such a flow for
+        its own."""
         shared = self._shared
         version = packet[0] >> 4
         size = len(packet)
         if version == 4 and size >= 20:
             length = packet[2] << 8 | packet[3]
-            source = packet[12:16]
+            source, target = packet[12:16], packet[16:20]
             sound = 20 <= length <= size
         elif version == 6 and size >= 40:
             length = (packet[4] << 8 | packet[5]) + 40
-            source = packet[8:24]
+            source, target = packet[8:24], packet[24:40]
             sound = length <= size
         else:
             sound = False
@@ -383,7 +390,9 @@ class Device:
         if not is_owner and not any(holds(prefix, source) for prefix in peer.sources):
             shared.drops[DropReason.INNER_SOURCE] += 1
             return False
-        if version == 4 and packet[16:20] == shared.kept:
+        own, behind = shared.own, shared.behind
+        taken = own is None or target in own or (behind is not None and behind(target, peer.record is None))
+        if not taken or target == shared.kept:
             shared.drops[DropReason.INNER_DESTINATION] += 1
             return False
         if self.firewall is not None:

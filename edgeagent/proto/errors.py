@@ -52,7 +52,7 @@ class DropReason(Enum):
     REPLAYED = "replayed"  # transport data with a counter seen before or behind the window (RFC 6479)
     INNER_MALFORMED = "inner-malformed"  # a decrypted packet that is not IPv4 or IPv6, or whose length lies
     INNER_SOURCE = "inner-source"  # a decrypted packet whose source is not among the peer's allowed IPs
-    INNER_DESTINATION = "inner-destination"  # a decrypted packet for this host's name server, which serves no peer
+    INNER_DESTINATION = "inner-destination"  # a decrypted packet for nobody that may be reached here
     INNER_ECN = "inner-ecn"  # congestion was marked outside, the packet inside cannot carry the mark (RFC 6040)
     NO_PEER = "no-peer"  # a packet to an address that is no peer's
     NO_ENDPOINT = "no-endpoint"  # a packet to a peer whose endpoint is not known

@@ -50,7 +50,7 @@ TABLE: dict[str, tuple[tuple[int, int], tuple[int, int, int], str]] = {
     "negatives": ((1, 1 << 20), (64, 256, 1_024), "refusals remembered"),
     "tombstones": ((1, 1 << 20), (64, 256, 1_024), "removals remembered"),
     "unknown_initiations": ((1, 1 << 12), (8, 16, 32), "initiations of strangers that wait for the hub's answer"),
-    "message_bytes": ((32_768, 65_536), (65_536, 65_536, 65_536), "one control message"),
+    "message_bytes": ((61_440, 65_536), (65_536, 65_536, 65_536), "one control message"),
     "log_lines": ((1, 1 << 16), (64, 256, 512), "lines in the log ring"),
 }
 FRAGMENTS_MAX = 256  # datagrams in pieces whose first one a policy has judged

@@ -117,6 +117,7 @@ class Node:
         self._dirty = False
         self.events: BoundedQueue[NodeEvent] = BoundedQueue(limits.events)
         self._sweep_at: float | None = None
+        self._taken_for: object = None  # what the device's targets were made from
         self._policy_said: object = None  # what the device's policy was made from
         self.limits = limits
         self.identity = identity
@@ -180,6 +181,7 @@ class Node:
         self._set_wall(now)
         self._renew_key(now)
         self.reach.use_map(now, self.map)
+        self._take_for()
         self._use_policy(now)
         self._meet_clients(now)
         if self.map.routes or any(entry.record.routes for entry in self.client.records):
@@ -590,6 +592,7 @@ class Node:
             self._meet_clients(now)
             self.whereabouts.handle_map(now)
             self.reach.use_map(now, self.map)
+            self._take_for()
             self._use_policy(now)
             self.events.append(AdmissionChanged())
             self.events.append(MapChanged(self.map))
@@ -621,6 +624,19 @@ class Node:
                 self._tell_gone(link, "silent")
         elif isinstance(event, UnknownPeer) and not self.removed:
             self.resolver.stranger(now, event)
+
+    def _take_for(self) -> None:
+        """Whom packets of peers may be for. A map that says the same as before ends no engine's flows."""
+        about = self.map
+        said = (about.addresses, about.approved, about.clients, about.routes if about.clients else None)
+        if said != self._taken_for:
+            self._taken_for = said
+            behind = None
+            if about.approved or about.clients:
+                from edgeagent.proto.targets import Targets  # most devices route nothing
+
+                behind = Targets(about).hold
+            self.device.take_for(frozenset(about.addresses), behind)
 
     def _use_policy(self, now: float) -> None:
         """What the map says of who may reach whom. A map that says the same as before judges nothing again."""

@@ -49,6 +49,7 @@ class Shared:
     """What all peers of a device have in common: providers, tables, our own keys, and the outputs."""
 
     __slots__ = (
+        "behind",
         "crypto",
         "drops",
         "entropy",
@@ -61,6 +62,7 @@ class Shared:
         "limits",
         "mtu",
         "narrow",
+        "own",
         "packets",
         "static_private",
         "static_public",
@@ -84,6 +86,9 @@ class Shared:
         self.packets: list[bytes] = []  # for the TUN
         # Of an endpoint, whether it is reached through the tunnel: what is sent there comes back to be sent
         self.is_inside: Callable[[Endpoint], bool] = lambda endpoint: False
+        # Whom packets of peers may be for: our addresses (None: anybody), and others by word of `behind`
+        self.own: frozenset[bytes] | None = None
+        self.behind: Callable[[bytes, bool], bool] | None = None
         self.kept = b""  # an IPv4 address of this host that no peer may send to
         self.established: Established | None = None  # with an engine that moves established flows itself
         self.narrow: NarrowPaths | None = None  # made when the first path turns out to take less than the TUN

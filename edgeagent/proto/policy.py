@@ -20,7 +20,7 @@ _Prefix = tuple[bytes, int]
 
 # What is no address of the internet: RFC 6890's special blocks that are not globally reachable, and multicast. The
 # blocks for documentation are left in: nobody has them, so nothing is lost.
-_NOT_INTERNET: tuple[_Prefix, ...] = (
+NOT_INTERNET: tuple[_Prefix, ...] = (
     (bytes(4), 8),
     (bytes((10, 0, 0, 0)), 8),
     (bytes((100, 64, 0, 0)), 10),
@@ -160,7 +160,7 @@ class Slice:
         self.version: int = body["v"]
         self.me = Identity(tags, body["u"])
         self._addresses = frozenset(addresses)
-        self._not_internet = Prefixes((*_NOT_INTERNET, *networks))
+        self._not_internet = Prefixes((*NOT_INTERNET, *networks))
         self._sources = _Selectors([sources for sources, _, _ in body["in"]])
         self._in = _Selectors([targets for _, targets, _ in body["in"]])
         self._in_services = [_Services(services) for _, _, services in body["in"]]

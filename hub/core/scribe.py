@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from edgeagent.proto import topics
-from edgeagent.proto.codec import decode
+from edgeagent.proto.codec import decode, encode
 from edgeagent.proto.crypto import Crypto
 from edgeagent.proto.envelope import write_down, write_hub_state
 from edgeagent.proto.keys import Entropy
@@ -37,6 +37,7 @@ UNKNOWN_TTL_S = 60
 FORBIDDEN_TTL_S = 300
 POLICY_TTL_S = 30  # of a refusal by policy: an operator who opens a way tries it soon
 PASS_REGIONS_MAX = PASS_RELAYS_MAX = 8
+PASS_NAMES_BYTES_MAX = 720  # what they may take of a pass
 NODE_KEYS_SHOWN_MAX = 4
 _DATES_SLACK_S = 3_600
 _EMPTY = b""
@@ -248,6 +249,8 @@ class Scribe:
         """One for each node key. They name regions, so that they hold for relays that come later, too."""
         regions = list(dict.fromkeys(relay["rg"] for relay in relays))[:PASS_REGIONS_MAX]
         others = [relay["id"] for relay in relays if relay["rg"] not in regions][:PASS_RELAYS_MAX]
+        while len(encode([regions, others])) > PASS_NAMES_BYTES_MAX:
+            (others or regions).pop()
         end = wall_s + PASS_LIFE_S
         if device.not_after:
             end = min(end, device.not_after)

@@ -103,7 +103,8 @@ def find(
     key = tuple_(column, device.c.id)
     down = sort.startswith("-")
     if after:
-        mark = tuple_(*_unpack(after, sort.removeprefix("-") in _TEXTS))
+        value, last_id = _unpack(after, sort.removeprefix("-") in _TEXTS)
+        mark = tuple_(bool(value) if column is device.c.online else value, last_id)
         where.append(key < mark if down else key > mark)
     order = (column.desc(), device.c.id.desc()) if down else (column, device.c.id)
     query = select(device.c.id, column.label("sort_key")).where(*where).order_by(*order).limit(limit + 1)
@@ -189,12 +190,13 @@ def _condition(connection: Connection, term: Term, value: str, wall_s: int) -> C
         return _contains(column, value)
     if "*" in value:
         escaped = value.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-        return column.like(escaped.replace("*", "%"), escape="\\")
+        return column.ilike(escaped.replace("*", "%"), escape="\\")
     return column == value
 
 
 def _contains(column: ColumnElement[Any], value: str) -> ColumnElement[bool]:
-    return func.coalesce(column, "").contains(value, autoescape=True)
+    """In whatever case: databases do not agree on what LIKE makes of it."""
+    return func.coalesce(column, "").icontains(value, autoescape=True)
 
 
 def _time(term: Term, value: str, wall_s: int) -> ColumnElement[bool]:

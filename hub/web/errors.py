@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse
+from sqlalchemy.exc import DataError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
@@ -109,6 +110,10 @@ def install(app: FastAPI) -> None:
         said = "; ".join(f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in error.errors()[:8])
         return problem(request, 422, "invalid", said)
 
+    async def on_data(request: Request, error: Exception) -> Response:
+        # PostgreSQL takes no NUL in texts, SQLite does
+        return problem(request, 422, "invalid", "There is a character in it that no text of ours can have.")
+
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         return problem(request, error.status_code, f"http-{error.status_code}", error.detail)
@@ -119,5 +124,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Problem, on_problem)
     app.add_exception_handler(HubError, on_hub_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(DataError, on_data)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(Exception, on_bug)

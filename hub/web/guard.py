@@ -82,7 +82,7 @@ class Guard:
     def _refusal(self, request: Request) -> str:
         if request.headers.get("host", "").lower() not in self._hosts or len(request.headers.getlist("host")) != 1:
             return "host"
-        if request.method in SAFE or request.headers.get("authorization") or request.url.path in _OF_DEVICES:
+        if request.method in SAFE or _has_token(request) or request.url.path in _OF_DEVICES:
             return ""
         origin = request.headers.get("origin")
         if origin is None:  # old browsers, and programs: a browser that sends neither does not send the cookie along
@@ -104,6 +104,11 @@ class Guard:
             await send(message)
 
         return send_
+
+
+def _has_token(request: Request) -> bool:
+    """No page of another site can send an API token; names and passwords in a link's URL make a browser send others."""
+    return request.headers.get("authorization", "").lower().startswith("bearer ")
 
 
 class _Bounded:

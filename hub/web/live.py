@@ -16,13 +16,11 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from hub.core.roles import PERMISSIONS, Principal
 from hub.io.live import Listener
-from hub.web import cookies
-from hub.web.auth import CurrentUser, by_session
+from hub.web.auth import CurrentUser, current_user
 from hub.web.errors import Problem
 
 VIEWERS_MAX = 256
@@ -55,11 +53,15 @@ class Broadcaster:
             self._timer.cancel()
         self._listener.close()
 
+    def demand_room(self, person: str) -> None:
+        """Raises Problem when there are too many viewers."""
+        if len(self._queues) >= VIEWERS_MAX or Counter(self._queues.values())[person] >= VIEWERS_MAX_EACH:
+            raise Problem(503, "too-many-viewers", "Too many pages are open. Close some.")
+
     @contextlib.contextmanager
     def viewer(self, person: str) -> Any:
         """A queue of messages. Raises Problem when there are too many viewers."""
-        if len(self._queues) >= VIEWERS_MAX or Counter(self._queues.values())[person] >= VIEWERS_MAX_EACH:
-            raise Problem(503, "too-many-viewers", "Too many pages are open. Close some.")
+        self.demand_room(person)
         queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(QUEUE_MAX)
         self._queues[queue] = person
         try:
@@ -102,27 +104,29 @@ def may_hear(who: Principal, message: dict[str, Any]) -> bool:
 @router.get("/live")
 async def live(request: Request, who: CurrentUser) -> Response:
     broadcaster: Broadcaster = request.app.state.broadcaster
-    token = cookies.session_token(request) if who.session else None
-    stack = contextlib.ExitStack()
-    queue = stack.enter_context(broadcaster.viewer(who.user))
+    broadcaster.demand_room(who.user)
+    return StreamingResponse(listen(request, who), media_type="text/event-stream", headers={"x-accel-buffering": "no"})
 
-    async def events() -> AsyncIterator[str]:
-        with stack:
-            yield "retry: 3000\n\n"
-            while True:
+
+async def listen(request: Request, who: Principal) -> AsyncIterator[str]:
+    """What one viewer is sent. However much there is to say, in between it is asked whether they may still hear it."""
+    loop = asyncio.get_running_loop()
+    # The place is taken here: who goes away before the first line has had none
+    with request.app.state.broadcaster.viewer(who.user) as queue:
+        yield "retry: 3000\n\n"
+        look_at = loop.time() + BEAT_S
+        while True:
+            message = None
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(look_at):
+                    message = await queue.get()
+            if loop.time() >= look_at:
                 try:
-                    async with asyncio.timeout(BEAT_S):
-                        message = await queue.get()
-                except TimeoutError:
-                    if token is not None:
-                        try:
-                            await run_in_threadpool(by_session, request.app.state.backend, token)
-                        except Problem:
-                            return
-                    yield ": still here\n\n"
-                    continue
-                if may_hear(who, message):
-                    name = "device" if "device" in message else message.get("kind", "all")
-                    yield f"event: {name}\ndata: {json.dumps(message)}\n\n"
-
-    return StreamingResponse(events(), media_type="text/event-stream", headers={"x-accel-buffering": "no"})
+                    who = await current_user(request)
+                except Problem:
+                    return
+                yield ": still here\n\n"
+                look_at = loop.time() + BEAT_S
+            if message is not None and may_hear(who, message):
+                name = "device" if "device" in message else message.get("kind", "all")
+                yield f"event: {name}\ndata: {json.dumps(message)}\n\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from edgeagent.proto import prefixes
 from edgeagent.proto.prefixes import EXIT
 from edgeagent.proto.refusals import ControlError
 from edgeagent.proto.routewish import RouteWish
-from edgeagent.routing import describe
+from edgeagent.routing import Routing, describe
 
 SITE, SITE_6 = prefixes.parse("192.168.7.0/24"), prefixes.parse("fd00:7::/64")
 NETWORKS = (prefixes.parse("100.64.0.0/10"), prefixes.parse("fd12:3456:789a::/48"))
@@ -256,3 +257,33 @@ def test_who_is_asked(tmp_path: Path) -> None:
     found = markedlookup._from_hosts(b"hub.EXAMPLE", str(hosts))
     assert [address for _, address in found] == ["192.0.2.1", "2001:db8::1"]
     assert markedlookup._from_hosts(b"other", str(hosts)) == []
+
+
+def test_without_its_table_nothing_is_forwarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A switch that is on before somebody looks at what comes in opens the site to every peer."""
+    switch = tmp_path / "net/ipv4/conf/mesh0/forwarding"
+    switch.parent.mkdir(parents=True)
+    switch.write_text("0")
+    loaded: list[str] = []
+
+    def refuse(script: str) -> None:
+        assert switch.read_text() == "0"
+        if not loaded:
+            loaded.append(script)
+            raise NftError("nft: no such kernel module")
+
+    monkeypatch.setattr(forwarding, "find_nft", lambda: "/usr/sbin/nft")
+    monkeypatch.setattr(forwarding, "nft", refuse)
+    routing: Any = Routing.__new__(Routing)
+    device_map = SimpleNamespace(approved=[SITE], clients=[], v4=NETWORKS[0], v6=NETWORKS[1])
+    routing._node = SimpleNamespace(map=device_map)
+    routing._tunnel = SimpleNamespace(tun=SimpleNamespace(name="mesh0", index=7), look=lambda: None)
+    routing._sysctls, routing.problems, routing._applied, routing._tables = Sysctls({}, str(tmp_path)), {}, None, False
+    routing._note = lambda: None
+    routing._wanted_sysctls = lambda *prefixes, **options: {"net/ipv4/conf/mesh0/forwarding": "1"}
+    wish = RouteWish()
+    wish.change({"advertise": ["192.168.7.0/24"]})
+    routing._be_router(wish, anew=False)
+    assert switch.read_text() == "0" and "router" in routing.problems
+    routing._be_router(wish, anew=False)
+    assert switch.read_text() == "1"

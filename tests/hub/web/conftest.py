@@ -1,4 +1,4 @@
-"""Every test has a hub of its own, and its application runs."""
+"""Every test has a hub of its own, on each kind of database, and its application runs."""
 
 from __future__ import annotations
 
@@ -11,9 +11,15 @@ from starlette.testclient import TestClient
 from tests.hub.web.kit import HERE, Browser, Site
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """Where the hub's database is: "" for a file."""
+    return "" if request.param == "sqlite" else request.getfixturevalue("postgres_url")
+
+
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    site = Site(tmp_path / "hub")
+def site(tmp_path: Path, database_url: str) -> Iterator[Site]:
+    site = Site(tmp_path / "hub", database_url=database_url)
     with TestClient(site.app, base_url=HERE):  # its lifespan
         yield site
 

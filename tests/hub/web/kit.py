@@ -17,9 +17,10 @@ from hub.core.audit import Entry
 from hub.core.model import Device, DeviceState
 from hub.core.people import Person
 from hub.core.roles import Access, Principal
+from hub.database import open_database
 from hub.setup import Owner, initialise
 from hub.state import State
-from hub.store.sqlite import SqliteStore, SqliteTx
+from hub.store.sqlite import SqliteTx
 from hub.store.websettings import WebSettings
 from hub.web.app import make_app
 from tests.hub.kit import load_crypto
@@ -31,7 +32,7 @@ PASSWORD = "correct horse battery staple"
 class Site:
     """The application on a new hub. `secrets` collects what must never be seen anywhere."""
 
-    def __init__(self, directory: Path, settings: WebSettings | None = None) -> None:
+    def __init__(self, directory: Path, settings: WebSettings | None = None, database_url: str = "") -> None:
         self.state = State(directory)
         initialise(
             self.state,
@@ -39,13 +40,14 @@ class Site:
             listen="127.0.0.1:8883",
             addresses=["127.0.0.1"],
             owner=Owner("olga", PASSWORD),
+            database_url=database_url,
         )
         self.app = make_app(self.state, settings)
         self.secrets: list[str] = [PASSWORD]
 
     @contextmanager
     def write(self) -> Iterator[SqliteTx]:
-        with closing(SqliteStore(self.state.database)) as store, store.write() as tx:
+        with closing(open_database(self.state)) as store, store.write() as tx:
             yield tx
 
     def add_person(self, login: str, role: Access) -> Person:
@@ -77,7 +79,7 @@ class Site:
         return text
 
     def audit(self, verb: str = "") -> list[Entry]:
-        with closing(SqliteStore(self.state.database)) as store, store.read() as tx:
+        with closing(open_database(self.state)) as store, store.read() as tx:
             return [entry for entry in tx.audit_rows(limit=10_000) if not verb or entry.verb == verb]
 
     def browser(self) -> Browser:

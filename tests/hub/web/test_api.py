@@ -16,9 +16,9 @@ from hub import setup
 from hub.core.audit import START, first_break
 from hub.core.model import DeviceState, Kind
 from hub.core.roles import PERMISSIONS, Access
+from hub.database import open_database
 from hub.state import State
 from hub.store import schema
-from hub.store.sqlite import SqliteStore
 from tests.hub.kit import load_crypto
 from tests.hub.web.kit import PASSWORD, Browser, Site, device_id
 
@@ -78,7 +78,7 @@ def test_a_device_is_removed_and_the_hub_must_tell_all(site: Site, program: Test
     assert program.delete("/api/v1/devices/box-1").status_code == 204
     assert program.get("/api/v1/devices/box-1").status_code == 404
     assert program.get(f"/api/v1/devices/{device.id}").json()["state"] == "removed"
-    with closing(SqliteStore(site.state.database)) as store, store.read() as tx:
+    with closing(open_database(site.state)) as store, store.read() as tx:
         assert device.id in tx.accounts_in_flight()
 
 
@@ -166,11 +166,12 @@ def test_ones_own_password(owner: Browser) -> None:
     assert owner.sign_in(password=new).status_code == 303
 
 
+@pytest.mark.parametrize("database_url", [""], ids=["sqlite"])  # a server's database is backed up there
 def test_a_restored_hub_has_no_sessions(owner: Browser, tmp_path: Path) -> None:
     setup.backup(owner.site.state, tmp_path / "backup.db")
     other = State(tmp_path / "other")
     setup.restore(other, tmp_path / "backup.db", force=False)
-    with closing(SqliteStore(other.database)) as store, store.read() as tx:
+    with closing(open_database(other)) as store, store.read() as tx:
         rows = tx.audit_rows()
         assert tx.connection.execute(schema.session.select()).all() == []
     assert rows[-1].verb == "restore" and first_break(START, 1, rows)[0] is None

@@ -16,8 +16,8 @@ from hub.core import audit
 from hub.core.audit import START, first_break, record
 from hub.core.memory import MemoryStore
 from hub.core.store import Store
+from hub.database import open_database
 from hub.store import schema
-from hub.store.sqlite import SqliteStore
 from tests.hub.kit import WALL_S, load_crypto, make_network, make_sqlite, seeded
 from tests.hub.web.kit import Site
 
@@ -167,7 +167,7 @@ def test_a_store_that_is_read_in_pages(site: Site) -> None:
     with site.write() as tx:
         for number in range(2_500):
             record(tx, WALL_S, "cli:root", "test", f"thing:{number}")
-    with closing(SqliteStore(site.state.database)) as store, store.read() as tx:
+    with closing(open_database(site.state)) as store, store.read() as tx:
         after, before, next_id = 0, START, 1
         while page := tx.audit_rows(after=after, limit=1_000):
             broken, before, next_id = first_break(before, next_id, page)

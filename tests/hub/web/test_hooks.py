@@ -129,9 +129,9 @@ def test_what_the_coordinator_sees_is_told(near: Site, receiver: Receiver) -> No
     add_hook(near, receiver.url, "device.joined", "device.online", "device.offline", "device.waiting")
     from contextlib import closing
 
-    from hub.store.sqlite import SqliteStore
+    from hub.database import open_database
 
-    with closing(SqliteStore(near.state.database)) as store:
+    with closing(open_database(near.state)) as store:
         with store.read() as tx:
             network = tx.network()
         hub = Hub(store, load_crypto(), network)

@@ -7,13 +7,17 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fastapi import Request
 
+from hub import people
 from hub.core.roles import Access, Principal
 from hub.io.live import DEVICES_MAX, Listener, announce
 from hub.web import live
+from hub.web.auth import current_user
 from hub.web.errors import Problem
 from tests.hub.web.kit import Browser, Site
 
@@ -147,3 +151,58 @@ def test_the_store_says_what_was_changed(owner: Browser, tmp_path: Path) -> None
         listener.close()
     assert {"device": device.id} in said and {"kind": "tokens"} in said and {"kind": "audit"} in said
     assert json.dumps(said).count("one") == 0
+
+
+def listening(site: Site, owner: Browser, busy: bool) -> list[str]:
+    """What a viewer is sent whose account is disabled meanwhile, in a network where things happen all the time or
+    nothing does."""
+
+    async def run() -> list[str]:
+        broadcaster = live.Broadcaster(Quiet(), {})
+        cookie = "; ".join(f"{name}={value}" for name, value in owner.client.cookies.items())
+        headers = [(b"host", b"127.0.0.1:8480"), (b"cookie", cookie.encode())]
+        scope = {"type": "http", "method": "GET", "path": "/live", "query_string": b"", "headers": headers}
+        request = Request({**scope, "app": SimpleNamespace(state=SimpleNamespace(**site.app.state._state))})
+        request.app.state.broadcaster = broadcaster
+        lines = live.listen(request, await current_user(request))
+        got = [await anext(lines)]
+        with site.write() as tx:
+            people.set_disabled(tx, 1, "test", people.find_person(tx, "ada"), True)
+        async with asyncio.timeout(10):
+            while True:
+                if busy:
+                    for queue in broadcaster._queues:
+                        if queue.empty():
+                            queue.put_nowait({"kind": "tokens"})
+                try:
+                    got.append(await anext(lines))
+                except StopAsyncIteration:
+                    assert len(broadcaster) == 0
+                    return got
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_who_is_shut_out_hears_no_more(site: Site, monkeypatch: pytest.MonkeyPatch, busy: bool) -> None:
+    monkeypatch.setattr(live, "BEAT_S", 0.2)
+    site.add_person("ada", Access.ADMIN)
+    browser = site.browser()
+    assert browser.sign_in("ada").status_code == 303
+    got = listening(site, browser, busy)
+    assert got[0].startswith("retry") and (len(got) > 1) is busy
+
+
+def test_a_viewer_that_goes_away_at_once_takes_no_place(site: Site, owner: Browser) -> None:
+    """Its stream is never begun, so nothing in it is ever ended."""
+
+    async def run() -> None:
+        broadcaster = live.Broadcaster(Quiet(), {})
+        request = SimpleNamespace(app=SimpleNamespace(state=SimpleNamespace(broadcaster=broadcaster)))
+        who = Principal("u-1", "olga", "", Access.OWNER)
+        for _ in range(2 * live.VIEWERS_MAX_EACH):
+            answer: Any = await live.live(request, who)  # type: ignore[arg-type]
+            await answer.body_iterator.aclose()
+        assert len(broadcaster) == 0
+
+    asyncio.run(run())

@@ -58,6 +58,20 @@ def test_another_origin(owner: Browser, headers: dict[str, str]) -> None:
     assert owner.client.get("/api/v1/tokens").json()["tokens"] == []
 
 
+def test_characters_that_a_database_cannot_hold(site: Site) -> None:
+    answer = site.browser().client.post("/login", data={"login": "ol\0ga", "password": PASSWORD})
+    assert answer.status_code in (403, 422)
+
+
+def test_a_password_in_a_link_is_no_token(site: Site) -> None:
+    """`http://a:b@hub/login`: browsers send it as Basic, from pages of any site."""
+    browser = site.browser()
+    headers = {"Origin": "https://evil.test", "Authorization": "Basic YTpi"}
+    answer = browser.client.post("/login", data={"login": "olga", "password": PASSWORD}, headers=headers)
+    assert answer.status_code == 403 and not browser.client.cookies
+    assert last_refusal(site)[1] == "origin"
+
+
 def test_no_origin_at_all(owner: Browser) -> None:
     csrf = owner.csrf
     del owner.client.headers["Origin"]
