@@ -164,7 +164,8 @@ def approve(scribe: Scribe, tx: Tx, device: Device, wanted: list[Prefix]) -> lis
         wanted = list(routes)
         if not wanted:
             raise HubError(
-                f"{device.name}: it offers no routes. On the device: edgeagent routes set --advertise-routes 192.168.7.0/24"
+                f"{device.name}: it offers no routes. On the device: "
+                "edgeagent routes set --advertise-routes 192.168.7.0/24"
             )
     if any(prefix in EXIT for prefix in wanted) and any(prefix in routes for prefix in EXIT):
         wanted = [prefix for prefix in wanted if prefix not in EXIT or prefix in routes]

@@ -106,8 +106,10 @@ def _draft(tx: SqliteTx, what: str, key: str) -> lock.Draft:
         return lock.first_draft(view, tx, [parse_key(each) for each in dict.fromkeys(key.split())])
     if what in ("on", "off"):
         return locking.draft_request(view, tx, now_s, on=what == "on")
-    if what in ("add", "remove"):
-        return locking.draft_request(view, tx, now_s, **{what: parse_key(key.strip())})
+    if what == "add":
+        return locking.draft_request(view, tx, now_s, add=parse_key(key.strip()))
+    if what == "remove":
+        return locking.draft_request(view, tx, now_s, remove=parse_key(key.strip()))
     raise HubError(f"{what[:20]!r} is no change of a lock")
 
 

@@ -76,12 +76,10 @@ def groups_of(rows: list[Row]) -> list[Group]:
 def exits_of(rows: list[Row]) -> Group:
     """One member for each device: that it offers one of IPv4 and IPv6 alone is seldom, and decided as one."""
     by_device: dict[str, Row] = {}
-    for row in rows:
-        known = by_device.setdefault(row.device.id, row)
-        if (row.advertised and not row.approved) or (known is not row and row.state == "in use" and known.state != "waits for approval"):
-            by_device[row.device.id] = row
+    for row in sorted(rows, key=lambda row: (row.advertised and not row.approved, row.state == "in use")):
+        by_device[row.device.id] = row  # what waits for somebody counts before what is in use
     # Whoever uses an exit node names it: none is the first choice.
-    return Group("exit", [_member(row, primary=False) for row in by_device.values()])
+    return Group("exit", [_member(row, primary=False) for _, row in sorted(by_device.items())])
 
 
 def _members(rows: list[Row]) -> list[Member]:
