@@ -234,14 +234,9 @@ def revoke(
     edgehub lock revoke z5mnfn2kspa4rqvkq6nmx3yl --key-file /media/stick/lock.key
     """
     with open_store() as store, store.read() as tx:
-        found = tx.device(device) or actions.find_device(tx, device)
-        made = [signature.sequence for signature in tx.lock_signatures([found.id])]  # maybe by a clock that is ahead
-    _change(
-        key_file,
-        request,
-        f"what was signed of {found.name or found.id} is void",
-        revoke=(found.id, max([int(time.time()), *made])),
-    )
+        what = locking.revocation(tx, int(time.time()), device)
+        name = _name(tx, what[0])
+    _change(key_file, request, f"what was signed of {name} is void", revoke=what)
 
 
 # Common parts

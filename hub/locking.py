@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgeagent.proto.lock import Statement
-from hub.core import lock
+from hub.core import actions, lock
 from hub.core.lock_signer import Answer, DeviceRequest, SignedStatement, key_text
 from hub.core.model import Device, HubError, LockSignature
 from hub.core.store import Tx
@@ -44,6 +44,13 @@ def draft_request(view: lock.LockView, tx: Tx, wall_s: int, *, force: bool = Fal
     if draft.on and not force:
         lock.refuse_to_silence(lock.standings(view, tx, wall_s), keys=draft.keys)
     return draft
+
+
+def revocation(tx: Tx, wall_s: int, device: str) -> tuple[str, int]:
+    """(id, until when), for `lock.next_draft`: all that was signed of a device so far, of a removed one (id) too."""
+    found = tx.device(device) or actions.find_device(tx, device)
+    made = [signature.sequence for signature in tx.lock_signatures([found.id])]  # maybe by a clock that is ahead
+    return found.id, max([wall_s, *made])
 
 
 def take_statement(do: Doing, raw: bytes, *, anew: bool = False) -> None:

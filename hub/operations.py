@@ -13,6 +13,7 @@ from edgeagent.proto.token import Token as JoinToken
 from hub.core import actions, audit, clients, naming, policing, routes
 from hub.core.model import Client, Device, Kind, Token
 from hub.core.oidc import Oidc, check_settings
+from hub.core.people import check_login
 from hub.core.policy.compile import Policy
 from hub.core.scribe import Scribe
 from hub.store import oidcsettings
@@ -33,12 +34,26 @@ class Doing:
 
 
 def create_token(
-    do: Doing, *, uses: int = 1, not_after: int = 0, tags: tuple[str, ...] = (), needs_approval: bool = False
+    do: Doing,
+    *,
+    uses: int = 1,
+    not_after: int = 0,
+    tags: tuple[str, ...] = (),
+    needs_approval: bool = False,
+    user: str = "",
 ) -> JoinToken:
+    """`user`: whose the devices are that join with it, a login."""
     token = actions.create_token(
-        do.scribe, do.tx, do.wall_s, uses=uses, not_after=not_after, tags=tags, needs_approval=needs_approval
+        do.scribe,
+        do.tx,
+        do.wall_s,
+        uses=uses,
+        not_after=not_after,
+        tags=tags,
+        needs_approval=needs_approval,
+        user=check_login(user) if user else "",
     )
-    do.note("token.create", f"token:{token.claim}", uses=uses, expires=not_after, tags=" ".join(tags))
+    do.note("token.create", f"token:{token.claim}", uses=uses, expires=not_after, tags=" ".join(tags), user=user)
     return token
 
 

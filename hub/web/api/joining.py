@@ -36,6 +36,7 @@ class TokenOut(BaseModel):
     not_after: int
     needs_approval: bool
     tags: list[str]
+    user: str = Field(description="Whose the devices are; empty: nobody's.")
 
 
 class TokenList(BaseModel):
@@ -48,6 +49,7 @@ class NewToken(BaseModel, extra="forbid"):
     expires_in: Life = 86_400
     tags: Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length=actions.TAGS_MAX)] = []
     needs_approval: bool = False
+    user: Annotated[str, Field(max_length=253, description="Whose the devices are: a login.")] = ""
 
     model_config = {"json_schema_extra": {"examples": [{"uses": 50, "expires_in": 604800, "tags": ["tag:camera"]}]}}
 
@@ -90,6 +92,7 @@ def to_out(token: Token, wall_s: int) -> TokenOut:
         not_after=token.not_after,
         needs_approval=token.needs_approval,
         tags=list(token.tags),
+        user=token.user,
     )
 
 
@@ -116,7 +119,12 @@ def create_token(
     with backend.doing(who) as do:
         not_after = do.wall_s + body.expires_in if body.expires_in else 0
         token = operations.create_token(
-            do, uses=body.uses, not_after=not_after, tags=tuple(body.tags), needs_approval=body.needs_approval
+            do,
+            uses=body.uses,
+            not_after=not_after,
+            tags=tuple(body.tags),
+            needs_approval=body.needs_approval,
+            user=body.user,
         )
     return TokenMade(token=token.encode(providers.load()), id=token.claim, not_after=not_after)
 
