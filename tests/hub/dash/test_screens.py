@@ -47,6 +47,12 @@ def open_device(page: Page) -> None:
     page.wait_for_selector("#h-known")
 
 
+def open_gateway(page: Page) -> None:
+    page.goto(page.url.partition("/devices")[0] + "/devices?q=name:gw-lyon-1")
+    page.locator("a.dev-name").click()
+    page.wait_for_selector("#h-routes")
+
+
 def make_token(page: Page) -> None:
     page.fill("#tags", "tag:camera")
     page.get_by_role("button", name="Make the token").click()
@@ -132,6 +138,7 @@ PAGES: tuple[tuple[str, str, Callable[[Page], None] | None], ...] = (
     ("devices", "/devices", None),
     ("devices-chosen", "/devices", choose_three),
     ("device", "/devices", open_device),
+    ("device-gateway", "/devices", open_gateway),
     ("topology", "/topology", draw_graph),
     ("map", "/map", draw_map),
     ("add", "/add", None),
