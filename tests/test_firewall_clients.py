@@ -22,18 +22,18 @@ DROP = DropReason.POLICY
 
 
 class Gateway:
-    """Whose slice is `rules`; nothing that it may begin itself. Two clients, and a device behind tag:ops."""
+    """Whose slice is `rules` and `out`. It has two clients."""
 
-    def __init__(self, rules: list[Any]) -> None:
-        self.firewall = Firewall(1_000.0, self.policy(rules), 64, None)
+    def __init__(self, rules: list[Any], out: list[Any] | None = None) -> None:
+        self.firewall = Firewall(1_000.0, self.policy(rules, out), 64, None)
         self.ops: Any = FakePeer("ops", [PEER4], ["tag:ops"])
         self.other: Any = FakePeer("other", [OTHER4], ["tag:other"])
         self.phone: Any = self.client("phone")
         self.printer: Any = self.client("printer")
 
     @staticmethod
-    def policy(rules: list[Any]) -> Slice:
-        body = POLICY.check({"v": 1, "u": "", "in": rules, "out": []}, "po")
+    def policy(rules: list[Any], out: list[Any] | None = None) -> Slice:
+        body = POLICY.check({"v": 1, "u": "", "in": rules, "out": out or []}, "po")
         return Slice(body, (), (ME4, ME6), NETWORKS, (PHONE, PRINTER), ELSEWHERE)
 
     @staticmethod
@@ -51,12 +51,12 @@ class Gateway:
 
 @pytest.mark.parametrize("target", [PEER4, SITE[:3] + b"\x05"])
 def test_what_a_client_sends_to_others_is_theirs_to_judge(target: bytes) -> None:
-    gateway = Gateway([])
-    assert gateway.come(gateway.phone, tcp(PHONE, target, 5000, 22, SYN)) is None
-    # The answer comes from the device, and goes on to the client
-    assert gateway.come(gateway.ops, tcp(target, PHONE, 22, 5000, SYN | ACK)) is DROP, "out has not carried it yet"
-    gateway.firewall.use(1_000.0, gateway.policy([[["*"], ["*"], [[0, 0, 65535]]]]))
-    assert gateway.come(gateway.phone, tcp(PHONE, target, 5000, 22, SYN)) is None
+    gateway = Gateway([], out=[[["tag:ops", [SITE, 24]], [[TCP, 22, 22]]]])  # what its client may reach
+    syn, answer = tcp(PHONE, target, 5000, 22, SYN), tcp(target, PHONE, 22, 5000, SYN | ACK)
+    assert gateway.come(gateway.ops, answer) is DROP, "it answers nothing"
+    assert gateway.come(gateway.phone, syn) is None and gateway.go(gateway.ops, syn)
+    assert gateway.come(gateway.ops, answer) is None and gateway.go(gateway.phone, answer)
+    assert not gateway.go(gateway.ops, tcp(PHONE, target, 5000, 23, SYN)), "answered early"
 
 
 @pytest.mark.parametrize("target", [ME4, PRINTER, OWN_SITE[:3] + b"\x05", bytes((8, 8, 8, 8))])
