@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from edgeagent import ceiling
-from edgeagent.proto.node_status import peers
-from edgeagent.proto.telemetry import write
+from edgeagent.proto.node_status import peers, policy
+from edgeagent.proto.telemetry import POLICY_COUNTS, write
 from edgeagent.usage import member_tables
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class Watch:
                 "l": self._ledger(now),
                 "u": self._uplinks(now),
                 "d": self._drops(now),
+                **self._policy(),
             }
         )
 
@@ -117,7 +118,7 @@ class Watch:
                     counts[reason.value] = counts.get(reason.value, 0) + count
         return [[reason, count] for reason, count in sorted(counts.items(), key=lambda item: -item[1])]
 
-
-def _rate(new: int, old: int, span_s: float) -> int:
-    """Bytes a second; 0 the first time, and where a peer was forgotten meanwhile."""
-    return max(0, round((new - old) / span_s)) if span_s > 0 else 0
+    def _policy(self) -> dict[str, Any]:
+        """Nothing where none is in force."""
+        told = policy(self._member.node)
+        return {} if told is None else {"po": told["version"], "pc": [told[name] for name in POLICY_COUNTS]}

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
+from hub import operations
 from hub.core import actions, clients
-from hub.opening import change, open_store
+from hub.opening import doing, open_store
 from hub.output import ago, print_error, print_json, print_table
 
 app = typer.Typer(
@@ -39,10 +40,9 @@ def add(
     edgehub client add printer --gateway gw-1 --endpoint 203.0.113.7:51820 --public-key "$(wg pubkey < key)"
     """
     key = clients.read_key(public_key) if public_key else None
-    with change() as (tx, scribe, wall_s):
-        found = actions.find_device(tx, gateway)
-        added = clients.add(scribe, tx, wall_s, name=name, gateway=found, public_key=key)
-        text = clients.config(tx, added, endpoint=endpoint)
+    with doing() as do:
+        found = actions.find_device(do.tx, gateway)
+        added, text = operations.add_client(do, name=name, gateway=found, endpoint=endpoint, public_key=key)
     if as_json:
         print_json({"name": name, "gateway": found.name, "addresses": clients.addresses(added.client), "config": text})
         return
@@ -97,8 +97,8 @@ def remove(name: Annotated[str, typer.Argument(metavar="NAME", help="As `edgehub
     \b
     edgehub client remove phone-anna
     """
-    with change() as (tx, scribe, _):
-        clients.remove(scribe, tx, name)
+    with doing() as do:
+        operations.remove_client(do, name)
     print_error(f"{name} is removed. Its configuration is of no use any more")
 
 

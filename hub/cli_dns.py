@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
+from hub import operations
 from hub.core import naming
 from hub.core.model import HubError
-from hub.opening import change, open_store
+from hub.opening import doing, open_store
 from hub.output import print_error, print_json, print_pairs, print_table
 
 app = typer.Typer(
@@ -68,8 +69,8 @@ def set_split(
     edgehub dns set-split 20.10.in-addr.arpa 10.20.0.53
     edgehub dns set-split plant.example [fd00:20::53]:5353
     """
-    with change() as (tx, _, _):
-        naming.set_split(tx, domain, resolvers)
+    with doing() as do:
+        operations.set_split(do, domain, resolvers)
     _told()
 
 
@@ -80,8 +81,8 @@ def unset_split(domain: Annotated[str, typer.Argument(help="As `edgehub dns show
     \b
     edgehub dns unset-split corp.example
     """
-    with change() as (tx, _, _):
-        naming.unset_split(tx, domain)
+    with doing() as do:
+        operations.unset_split(do, domain)
     _told()
 
 
@@ -104,8 +105,8 @@ def search(
         with open_store() as store, store.read() as tx:
             sys.stdout.write("".join(f"{domain}\n" for domain in naming.as_json(tx)["search"]))
         return
-    with change() as (tx, _, _):
-        naming.set_search(tx, None if default else domains or [])
+    with doing() as do:
+        operations.set_search(do, None if default else domains or [])
     _told()
 
 
@@ -126,8 +127,8 @@ def resolvers(
         with open_store() as store, store.read() as tx:
             sys.stdout.write("".join(f"{each}\n" for each in naming.as_json(tx)["resolvers"]))
         return
-    with change() as (tx, _, _):
-        naming.set_resolvers(tx, addresses or [])
+    with doing() as do:
+        operations.set_resolvers(do, addresses or [])
     _told()
 
 
@@ -144,9 +145,9 @@ def record_add(
     edgehub dns record add db CNAME db-2
     edgehub dns record add @ TXT 'run by plant IT'
     """
-    with change() as (tx, _, _):
-        made = naming.add_record(tx, name, kind, value)
-        domain = tx.network().domain
+    with doing() as do:
+        made = operations.add_record(do, name, kind, value)
+        domain = do.tx.network().domain
     print_error(f"{naming.full_name(made.name, domain)} {made.kind} {naming.shown_value(made, domain)}: added")
     _told()
 
@@ -163,8 +164,8 @@ def record_remove(
     edgehub dns record remove printer
     edgehub dns record remove printer A 192.168.7.20
     """
-    with change() as (tx, _, _):
-        gone = naming.remove_record(tx, name, kind, value)
+    with doing() as do:
+        gone = operations.remove_record(do, name, kind, value)
     print_error(f"{len(gone)} record{'s' * (len(gone) != 1)} removed")
     _told()
 

@@ -9,13 +9,14 @@ from typing import Annotated, Any
 import typer
 
 from edgeagent import crypto as providers
+from hub import locking
 from hub.core import actions, lock
 from hub.core.lock_signer import DeviceRequest, Signer, key_text, parse_key
-from hub.core.model import HubError, LockSignature
-from hub.core.scribe import Scribe
+from hub.core.model import HubError
 from hub.io.locklines import request_line
 from hub.lockfiles import confirm, read_key, signer_of, write_lines
-from hub.opening import change, open_store
+from hub.opening import doing, open_store
+from hub.operations import Doing
 from hub.output import ago, parse_duration, print_error, print_json, print_pairs, print_table
 from hub.store.sqlite import SqliteTx
 
@@ -57,9 +58,9 @@ def init(
     """
     signer = signer_of(key_file, request, make=True)
     keys = [*([signer.public] if signer else []), *(parse_key(text) for text in public or ())]
-    with change() as (tx, scribe, wall_s):
-        draft = lock.first_draft(scribe.lock, tx, list(dict.fromkeys(keys)), anew=replace)
-        done = _say(tx, scribe, wall_s, draft, signer, request, anew=replace)
+    with doing() as do:
+        draft = lock.first_draft(do.scribe.lock, do.tx, list(dict.fromkeys(keys)), anew=replace)
+        done = _say(do, draft, signer, request, anew=replace)
     if done:
         print_error("the network has a lock; it is not on yet. Next: edgehub lock sign --all, then edgehub lock on")
 
@@ -165,9 +166,8 @@ def sign(
         view = lock.LockView(providers.load(), tx.network().id)
         requests = requests_for(view, tx, devices or [], everyone=everyone, by=signer.public, valid=valid)
     confirm(requests, yes=yes)
-    with change() as (tx, scribe, wall_s):
-        for request in requests:
-            take(tx, scribe, signer.device(request, wall_s))
+    with doing() as do:
+        locking.take_signatures(do, [signer.device(request, do.wall_s) for request in requests])
     print_error(f"{len(requests)} devices are signed")
 
 
@@ -234,14 +234,9 @@ def revoke(
     edgehub lock revoke z5mnfn2kspa4rqvkq6nmx3yl --key-file /media/stick/lock.key
     """
     with open_store() as store, store.read() as tx:
-        found = tx.device(device) or actions.find_device(tx, device)
-        made = [signature.sequence for signature in tx.lock_signatures([found.id])]  # maybe by a clock that is ahead
-    _change(
-        key_file,
-        request,
-        f"what was signed of {found.name or found.id} is void",
-        revoke=(found.id, max([int(time.time()), *made])),
-    )
+        what = locking.revocation(tx, int(time.time()), device)
+        name = _name(tx, what[0])
+    _change(key_file, request, f"what was signed of {name} is void", revoke=what)
 
 
 # Common parts
@@ -259,49 +254,27 @@ def _lacks(standing: lock.Standing) -> list[str]:
 def _change(key_file: Path | None, request: str, done: str, *, force: bool = False, **what: Any) -> None:
     """The statement in force with a change: signed here, or written down to be signed elsewhere."""
     signer = signer_of(key_file, request)
-    with change() as (tx, scribe, wall_s):
-        draft = lock.next_draft(scribe.lock, tx, **what)
-        if draft.on and not force:
-            lock.refuse_to_silence(lock.standings(scribe.lock, tx, wall_s), keys=draft.keys)
-        said = _say(tx, scribe, wall_s, draft, signer, request)
+    with doing() as do:
+        draft = locking.draft_request(do.scribe.lock, do.tx, do.wall_s, force=force, **what)
+        said = _say(do, draft, signer, request)
     if said:
         print_error(done)
 
 
-def _say(
-    tx: SqliteTx,
-    scribe: Scribe,
-    wall_s: int,
-    draft: lock.Draft,
-    signer: Signer | None,
-    request: str,
-    *,
-    anew: bool = False,
-) -> bool:
+def _say(do: Doing, draft: lock.Draft, signer: Signer | None, request: str, *, anew: bool = False) -> bool:
     if signer is not None:
-        lock.take_statement(scribe.lock, scribe.crypto, tx, signer.statement(draft, wall_s), anew=anew)
+        locking.take_statement(do, signer.statement(draft, do.wall_s), anew=anew)
         return True
     write_lines(request, [request_line(draft)])
     print_error(f"have it signed: edgehub lock sign-requests {request} --key-file F --out OUT; then import-signatures")
     return False
 
 
-def put_in_force(tx: SqliteTx, scribe: Scribe, wall_s: int, raw: bytes, *, anew: bool, force: bool) -> None:
-    before = lock.standings(scribe.lock, tx, wall_s)  # whoever the statement itself revokes is meant to be cut off
-    statement = lock.take_statement(scribe.lock, scribe.crypto, tx, raw, anew=anew)
-    if statement.on and not force:
-        lock.refuse_to_silence(before, keys=tuple(statement.keys))
-
-
-def take(tx: SqliteTx, scribe: Scribe, signature: LockSignature) -> None:
-    scribe.push(tx, lock.take_signature(scribe.lock, scribe.crypto, tx, signature))
-
-
 def requests_for(
     view: lock.LockView, tx: SqliteTx, names: list[str], *, everyone: bool, by: bytes | None, valid: str
 ) -> list[DeviceRequest]:
     """`by`: with --all, those that this key has not signed; None: those that no key has."""
-    statement = lock.require(view, tx)
+    lock.require(view, tx)
     if bool(names) is everyone:
         raise HubError("sign: name devices, or all with --all. `edgehub lock pending` shows those that are not signed")
     try:
@@ -309,14 +282,7 @@ def requests_for(
     except ValueError as error:
         raise HubError(f"--for {error}") from error
     found = [actions.find_device(tx, name) for name in names]
-    if everyone:
-        standings = lock.standings(view, tx, int(time.time()))
-        found = [each.device for each in standings if (by not in each.by if by else not each.by)]
-    network = tx.network().id
-    return [
-        DeviceRequest(network, each.id, each.name or "-", each.device_key, end, statement.revoked.get(each.id, -1))
-        for each in found
-    ]
+    return locking.requests(view, tx, int(time.time()), found, by=by, end=end)
 
 
 def _name(tx: SqliteTx, device_id: str) -> str:

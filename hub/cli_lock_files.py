@@ -10,13 +10,13 @@ from typing import Annotated
 import typer
 
 from edgeagent import crypto as providers
-from hub.cli_lock import Devices, Force, Yes, app, put_in_force, requests_for, take
+from hub import locking
+from hub.cli_lock import Devices, Force, Yes, app, requests_for
 from hub.core import lock
-from hub.core.lock_signer import SignedStatement, key_text
-from hub.core.model import HubError
+from hub.core.lock_signer import key_text
 from hub.io.locklines import answer_line, read_answers, read_requests, request_line
 from hub.lockfiles import confirm, new_passphrase, read_key, read_lines, write_lines
-from hub.opening import change, open_store
+from hub.opening import doing, open_store
 from hub.output import print_error
 
 __all__ = ["app"]  # of cli_lock, with the commands of both
@@ -88,13 +88,6 @@ def import_signatures(
     edgehub lock import-signatures signed.txt
     """
     answers = read_answers(read_lines(file))
-    with change() as (tx, scribe, wall_s):
-        for answer in answers:
-            network = answer.network if isinstance(answer, SignedStatement) else answer[0]
-            if network != tx.network().id:
-                raise HubError(f"{file}: signatures for network {network}, and this is {tx.network().id}")
-            if isinstance(answer, SignedStatement):
-                put_in_force(tx, scribe, wall_s, answer.raw, anew=replace, force=force)
-            else:
-                take(tx, scribe, answer[1])
+    with doing() as do:
+        locking.take_answers(do, answers, anew=replace, force=force)
     print_error(f"{len(answers)} signatures are in force")

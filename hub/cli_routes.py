@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from edgeagent.proto import prefixes
+from hub import operations
 from hub.core import actions, routes
-from hub.opening import change, open_store
+from hub.opening import doing, open_store
 from hub.output import print_error, print_json, print_table
 
 app = typer.Typer(
@@ -85,10 +85,10 @@ def approve(device: Name, prefix: Wanted = None) -> None:
     edgehub routes approve gw-2 exit
     edgehub routes approve gw-2
     """
-    with change() as (tx, scribe, _):
-        found = actions.find_device(tx, device)
-        new = routes.approve(scribe, tx, found, routes.read_prefixes(prefix or []))
-    print_error(f"{found.name}: {_list(new) or 'nothing that was not approved before'}" + (" approved" if new else ""))
+    with doing() as do:
+        found = actions.find_device(do.tx, device)
+        new = ", ".join(operations.approve_routes(do, found, prefix or []))
+    print_error(f"{found.name}: {new or 'nothing that was not approved before'}" + (" approved" if new else ""))
 
 
 @app.command()
@@ -99,11 +99,7 @@ def unapprove(device: Name, prefix: Wanted = None) -> None:
     edgehub routes unapprove gw-2 192.168.7.0/24
     edgehub routes unapprove gw-2
     """
-    with change() as (tx, scribe, _):
-        found = actions.find_device(tx, device)
-        gone = routes.unapprove(scribe, tx, found, routes.read_prefixes(prefix or []))
-    print_error(f"{found.name}: {_list(gone) or 'nothing'} is no longer approved")
-
-
-def _list(found: list[tuple[bytes, int]]) -> str:
-    return ", ".join(map(prefixes.to_text, found))
+    with doing() as do:
+        found = actions.find_device(do.tx, device)
+        gone = ", ".join(operations.unapprove_routes(do, found, prefix or []))
+    print_error(f"{found.name}: {gone or 'nothing'} is no longer approved")

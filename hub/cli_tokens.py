@@ -25,6 +25,7 @@ def create(
     expires: Annotated[str, typer.Option(help="How long it works: 30m, 24h, 7d, 2w, or never.")] = "24h",
     tag: Annotated[list[str] | None, typer.Option(help="A tag for the devices, as tag:camera. Repeatable.")] = None,
     needs_approval: Annotated[bool, typer.Option("--needs-approval", help="A person must let each device in.")] = False,
+    user: Annotated[str, typer.Option(help="Whose the devices are, for the policy: a login.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Make a token and print it, alone, on standard output. It is shown once: the hub keeps only a hash.
@@ -33,11 +34,12 @@ def create(
     edgehub token create
     edgehub token create --uses 50 --expires 7d --tag tag:camera > cameras.token
     edgehub token create --needs-approval --uses 0 --expires never
+    edgehub token create --user ada@example.org
     """
     with doing() as do:
         not_after = 0 if expires == "never" else do.wall_s + _seconds(expires)
         token = operations.create_token(
-            do, uses=uses, not_after=not_after, tags=tuple(tag or ()), needs_approval=needs_approval
+            do, uses=uses, not_after=not_after, tags=tuple(tag or ()), needs_approval=needs_approval, user=user
         )
     wait_for_broker(token.claim)
     text = token.encode(providers.load())
@@ -111,4 +113,5 @@ def _as_json(token: Token) -> dict[str, Any]:
         "created": token.created_s,
         "needs_approval": token.needs_approval,
         "tags": list(token.tags),
+        "user": token.user,
     }

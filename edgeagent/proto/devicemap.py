@@ -96,6 +96,16 @@ class DeviceMap:
         ends = (not_after for key, not_after, _ in self.lock["k"] if key == node_key)
         return max(ends, default=0) < wall_s + SIGNATURE_LEFT_S
 
+    def elsewhere(self) -> list[tuple[bytes, int]]:
+        """Prefixes that others route and that share no address with what it routes itself."""
+        from edgeagent.proto.prefixes import overlap  # only gateways ask
+
+        return [
+            prefix
+            for prefix in self.routes or ()
+            if prefix[1] and not any(overlap(prefix, own) for own in self.approved)
+        ]
+
     def overlaps(self, address: bytes, length: int) -> bool:
         """Whether a prefix shares an address with the network's own."""
         prefix, own_length = self.v4 if len(address) == 4 else self.v6

@@ -112,7 +112,10 @@ class Firewall:
                 return False
             self.flows.used(now, flow, head.flags, inbound=False)
             return True
-        if not self._may_reach(holder, head.target, head.protocol, head.destination_port):
+        if self.policy.is_for_client(head.source, head.target):
+            if not self._may_bring(head):
+                return False
+        elif not self._may_reach(holder, head.target, head.protocol, head.destination_port):
             return False
         # An answer or a reset to what is not known here is not the beginning of anything
         if head.kind in (heads.PLAIN, heads.ECHO_REQUEST) and not head.flags & heads.RST:
@@ -193,7 +196,17 @@ class Firewall:
                     return self.flows.find(now, other, key)
         return flow
 
+    def _may_bring(self, head: Head) -> bool:
+        """What is forwarded to a plain client, which judges nothing: what was let in, or by rules on addresses."""
+        if self.policy.brings(head.source, head.target):
+            key = flow_key(head, inbound=True)
+            flows = (holder.items.get(key) for holder in self.flows.table.holders.values())
+            return any(flow is not None and flow.state != REVOKED for flow in flows)
+        return self.policy.admits(NOBODY, False, head.source, head.target, head.protocol, head.destination_port)
+
     def _admits(self, holder: Holder[Flow], source: bytes, target: bytes, protocol: int, port: int) -> bool:
+        if holder.record is None and self.policy.passes_on(source, target):
+            return True
         identity = holder.identity or NOBODY
         return self.policy.admits(identity, source in holder.addresses, source, target, protocol, port)
 
@@ -204,6 +217,10 @@ class Firewall:
         local, remote, local_port, remote_port = flow.ends
         if flow.inbound:
             allowed = self._admits(flow.holder, remote, local, flow.protocol, local_port)
+        elif self.policy.brings(local, remote):
+            allowed = True  # it goes on for as long as what brings it here does
+        elif self.policy.is_for_client(local, remote):
+            allowed = self.policy.admits(NOBODY, False, local, remote, flow.protocol, remote_port)
         else:
             allowed = self._may_reach(flow.holder, remote, flow.protocol, remote_port)
         if flow.state == REVOKED:

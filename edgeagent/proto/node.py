@@ -641,7 +641,10 @@ class Node:
     def _use_policy(self, now: float) -> None:
         """What the map says of who may reach whom. A map that says the same as before judges nothing again."""
         about = self.map
-        said = (about.policy, about.tags, about.addresses, about.v4, about.v6) if about.policy is not None else None
+        clients = [address for _, v4, v6 in about.clients for address in (v4, v6)]
+        elsewhere = about.elsewhere() if clients else []
+        who = (about.tags, about.addresses, (about.v4, about.v6), clients, elsewhere)
+        said = (about.policy, *who) if about.policy is not None else None
         if said == self._policy_said:
             return
         self._policy_said = said
@@ -650,7 +653,7 @@ class Node:
             return
         from edgeagent.proto.policy import Slice  # only who has a policy pays for it
 
-        self.device.set_policy(now, Slice(about.policy, about.tags, about.addresses, (about.v4, about.v6)))
+        self.device.set_policy(now, Slice(about.policy, *who))
 
     def _need_routers(self) -> Routers:
         if self.peering.routers is None:

@@ -147,20 +147,30 @@ def _bounds(ranges: list[tuple[int, int]]) -> list[int]:
 class Slice:
     """A map's `po`, checked by its schema. `addresses` are the device's own, `networks` the network's prefixes.
 
-    `me` is the device's own identity. Unknown selectors match nothing.
+    `me` is the device's own identity. `clients` are the addresses of the plain WireGuard clients that it is the gateway
+    of, `elsewhere` the prefixes that others route and it does not. Unknown selectors match nothing.
     """
 
-    __slots__ = ("_addresses", "_in", "_in_services", "_not_internet", "_out", "_out_services", "_sources", "body",
-                 "me", "version")  # fmt: skip
+    __slots__ = ("_addresses", "_clients", "_elsewhere", "_in", "_in_services", "_mesh", "_not_internet", "_out",
+                 "_out_services", "_sources", "body", "me", "version")  # fmt: skip
 
     def __init__(
-        self, body: dict[str, Any], tags: Iterable[str], addresses: Iterable[bytes], networks: Iterable[_Prefix]
+        self,
+        body: dict[str, Any],
+        tags: Iterable[str],
+        addresses: Iterable[bytes],
+        networks: Iterable[_Prefix],
+        clients: Iterable[bytes] = (),
+        elsewhere: Iterable[_Prefix] = (),
     ) -> None:
         self.body = body
         self.version: int = body["v"]
         self.me = Identity(tags, body["u"])
         self._addresses = frozenset(addresses)
         self._not_internet = Prefixes((*NOT_INTERNET, *networks))
+        self._clients = frozenset(clients)
+        self._mesh = Prefixes(networks) if self._clients else None
+        self._elsewhere = Prefixes((*networks, *elsewhere)) if self._clients else None
         self._sources = _Selectors([sources for sources, _, _ in body["in"]])
         self._in = _Selectors([targets for _, targets, _ in body["in"]])
         self._in_services = [_Services(services) for _, _, services in body["in"]]
@@ -184,6 +194,29 @@ class Slice:
         """The same for a flow that goes out to `target`, an address of the peer of `identity` or one that it routes."""
         names = self._names(identity) if is_own_address else self._words(_ANY, target)
         return any(self._out_services[rule].hold(protocol, port) for rule in self._out.matching(names, target))
+
+    def passes_on(self, source: bytes, target: bytes) -> bool:
+        """Whether what a plain client sends is for another device, which judges it by the client's address."""
+        return (
+            self._elsewhere is not None
+            and source in self._clients
+            and target not in self._addresses
+            and target not in self._clients
+            and self._elsewhere.hold(target)
+        )
+
+    def brings(self, source: bytes, target: bytes) -> bool:
+        """Whether a packet is one of another device, or of another client, for a plain client of ours."""
+        return (
+            self._mesh is not None
+            and target in self._clients
+            and source not in self._addresses
+            and self._mesh.hold(source)
+        )
+
+    def is_for_client(self, source: bytes, target: bytes) -> bool:
+        """Whether a packet is for a plain client of ours, and not from ourselves."""
+        return target in self._clients and source not in self._addresses
 
     def is_internet(self, address: bytes) -> bool:
         """Whether "internet" matches: outside private, shared, link-local, multicast blocks and the network's own."""

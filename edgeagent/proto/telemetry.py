@@ -12,10 +12,13 @@ from edgeagent.proto.schema import Fields, Flag, List, Nullable, Row, Text, Uint
 SAMPLE_BYTES_MAX = 4_096
 PEERS_MAX, TABLES_MAX, DROPS_MAX = 32, 48, 32
 
+# Flows that others began, that the device began, that a change ended; packets of others, and its own, that were dropped
+POLICY_COUNTS = ("admitted", "opened", "revoked", "denied", "prohibited")
+
 _NAME = Text(64)
 _SIGNED = Uint(-(1 << 31), (1 << 31) - 1)
-# device, name, path (direct, relay, none), what carries it (uplink, or relay and how), latency µs, B/s received and
-# sent, bytes received and sent since the peer is known
+# device, name, path (direct, relay, none, refused), what carries it (uplink, or relay and how), latency µs, B/s received
+# and sent, bytes received and sent since the peer is known
 _PEER = Row(_NAME, _NAME, _NAME, _NAME, Nullable(Uint()), Uint(), Uint(), Uint(), Uint())
 SAMPLE = Fields(
     {
@@ -30,7 +33,10 @@ SAMPLE = Fields(
         "u": List(Row(_NAME, _NAME, Flag(), Flag(), _NAME, Nullable(_SIGNED)), UPLINKS_MAX),
         "d": List(Row(_NAME, Uint()), DROPS_MAX),  # reason, count: the most frequent
     },
-    {"po": Uint()},  # version of the policy in force
+    {
+        "po": Uint(),  # version of the policy in force
+        "pc": Row(Uint(), Uint(), Uint(), Uint(), Uint()),  # what came of it: POLICY_COUNTS, since the agent's start
+    },
     grows=True,
 )
 
@@ -83,4 +89,5 @@ def read(data: bytes) -> dict[str, Any]:
         ],
         "drops": dict(found["d"]),
         "policy": found.get("po"),
+        "policy_counts": dict(zip(POLICY_COUNTS, found["pc"], strict=True)) if "pc" in found else None,
     }

@@ -29,6 +29,7 @@ def create_token(
     tags: tuple[str, ...] = (),
     needs_approval: bool = False,
     kind: Kind = Kind.DEVICE,
+    user: str = "",
 ) -> JoinToken:
     """A new join token; its secret is in what is returned, and nowhere else. `uses` and `not_after`: 0 = no limit."""
     _check_tags(tags)
@@ -51,6 +52,7 @@ def create_token(
             tags=tags,
             needs_approval=needs_approval,
             kind=kind,
+            user=user,
         )
     )
     tx.put_out(Outgoing(Op.ADMIT, claim, password.encode(), role=Role.CLAIM))

@@ -145,11 +145,12 @@ def _come_in(scribe: Scribe, tx: Tx, join: Join, token: Token, old: Device | Non
         credential=make_credential(scribe.entropy, join.password),
         last_seen_s=wall_s,
         kind=token.kind,
+        user=token.user,
     )
     if old is not None:  # expired or removed: what it still has stays, and its feed's generation goes on
         device.name, device.v4, device.v6 = old.name, old.v4, old.v6
         device.feed_key, device.feed_generation = old.feed_key, old.feed_generation
-        device.user, device.created_s, device.removed_s = old.user, old.created_s, old.removed_s
+        device.user, device.created_s, device.removed_s = token.user or old.user, old.created_s, old.removed_s
     try:
         if device.name is None:
             device.name = hostnames.choose_name(

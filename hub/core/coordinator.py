@@ -193,7 +193,7 @@ class Coordinator:
                 self.scribe.push(tx, device)
         if device.kind is Kind.DEVICE:
             approves = partial(self.scribe.policing.approves_route, tx)
-            refused = routes.take_word(self.scribe, tx, device, body, approves)
+            refused = routes.take_word(self.scribe, tx, device, body, approves, wall_s)
             if refused:
                 self.drops[HubDrop.ROUTE_REFUSED] += refused
         tx.save_device(device)

@@ -23,6 +23,10 @@ EVENTS = {
     "relay.offline": "a relay is gone",
     "relay.removed": "a relay was removed",
     "policy.changed": "another policy holds",
+    "route.waiting": "a device offers a route, which waits for a person's approval",
+    "client.added": "a plain WireGuard client has an address",
+    "client.removed": "a plain WireGuard client was removed",
+    "lock.changed": "another statement of the network lock holds",
     "test": "somebody pressed the button",
 }
 

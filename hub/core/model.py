@@ -116,6 +116,7 @@ class Token:
     finished_s: int = 0  # when it was used up, expired or revoked; 0 = it still works
     account: bool = True  # the broker still knows the claim's user
     kind: Kind = Kind.DEVICE  # of what joins with it; a relay's region is its one tag
+    user: str = ""  # whose the devices are that join with it: a login
 
     def refusal(self, wall_s: int) -> str | None:
         """Why nobody new may join with it, as `admit` says it; None when it is good."""

@@ -94,7 +94,10 @@ def facts_of(tx: Tx, device: Device) -> Facts:
     if device.v6 is not None:
         addresses.append(device.v6)
     routes = tuple(sorted(in_use(tx.routes(device.id))))
-    return Facts(tags=device.tags, user=device.user, addresses=tuple(addresses), routes=routes, id=device.id)
+    clients = tuple(address for each in tx.clients(device.id) for address in (each.v4.to_bytes(4, "big"), each.v6))
+    return Facts(
+        tags=device.tags, user=device.user, addresses=tuple(addresses), routes=routes, id=device.id, clients=clients
+    )
 
 
 def groups_digest(groups: list[str]) -> bytes:

@@ -47,7 +47,7 @@ class Row:
 # From devices
 
 
-def take_word(scribe: Scribe, tx: Tx, device: Device, body: dict[str, Any], approves: Approves) -> int:
+def take_word(scribe: Scribe, tx: Tx, device: Device, body: dict[str, Any], approves: Approves, wall_s: int) -> int:
     """What a birth says of routes. Returns how many of them are refused."""
     offered = [(address, length) for address, length in body.get("ro", [])]
     good = [prefix for prefix in dict.fromkeys(offered) if why_refused(scribe.network, prefix) is None]
@@ -64,7 +64,11 @@ def take_word(scribe: Scribe, tx: Tx, device: Device, body: dict[str, Any], appr
             new = replace(old, advertised=True, snat=snat)
         if new != old:
             tx.save_route(new)
+            tx.note("routes")
             known[prefix] = new
+        if old is None and not new.approved:
+            name = device.name or ""
+            tx.emit("route.waiting", wall_s, device=device.id, name=name, prefix=prefixes.to_text(prefix))
     kept = 0
     for prefix, old in list(known.items()):
         if prefix in good:
@@ -74,9 +78,11 @@ def take_word(scribe: Scribe, tx: Tx, device: Device, body: dict[str, Any], appr
             known[prefix] = replace(old, advertised=False)
             if old.advertised:
                 tx.save_route(known[prefix])
+                tx.note("routes")
         else:
             del known[prefix]
             tx.drop_route(device.id, *prefix)
+            tx.note("routes")
     if in_use(known.values()) != before:
         _changed(scribe, tx, device)
     return len(set(offered)) - len(good)
@@ -158,7 +164,8 @@ def approve(scribe: Scribe, tx: Tx, device: Device, wanted: list[Prefix]) -> lis
         wanted = list(routes)
         if not wanted:
             raise HubError(
-                f"{device.name}: it offers no routes. On the device: edgeagent routes set --advertise 192.168.7.0/24"
+                f"{device.name}: it offers no routes. On the device: "
+                "edgeagent routes set --advertise-routes 192.168.7.0/24"
             )
     if any(prefix in EXIT for prefix in wanted) and any(prefix in routes for prefix in EXIT):
         wanted = [prefix for prefix in wanted if prefix not in EXIT or prefix in routes]

@@ -83,6 +83,13 @@ def save_telemetry(connection: Connection, device_id: str, wall_s: int, sample: 
         connection.execute(insert(telemetry).values(device=device_id, wall_s=wall_s, sample=sample))
 
 
+def recent_telemetry(connection: Connection, since_s: int, limit: int) -> list[tuple[str, bytes]]:
+    """(device, sample) of those that were watched since then, the newest first."""
+    query = select(telemetry.c.device, telemetry.c.sample).where(telemetry.c.wall_s >= since_s)
+    rows = connection.execute(query.order_by(telemetry.c.wall_s.desc()).limit(limit))
+    return [(row.device, row.sample) for row in rows]
+
+
 def load_telemetry(connection: Connection, device_id: str) -> tuple[int, bytes] | None:
     row = connection.execute(
         select(telemetry.c.wall_s, telemetry.c.sample).where(telemetry.c.device == device_id)

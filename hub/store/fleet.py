@@ -18,6 +18,7 @@ from hub.store.sqlite import to_token
 TAG_SETS_MAX = 2_000
 EDGES_EACH = 12  # of a device in the graph, at most on average
 DAY_S = 86_400
+AT_CEILING = "dropped at the ceiling"
 
 _IS_DEVICE = device.c.kind == Kind.DEVICE.value
 _ACTIVE = device.c.state == DeviceState.ACTIVE.value
@@ -54,6 +55,14 @@ def health(connection: Connection, wall_s: int) -> Health:
         ).where(_IS_DEVICE, _THERE)
     ).one()
     return Health(*(int(value) for value in row))
+
+
+def short_of_memory(connection: Connection) -> int:
+    """Admitted devices that say (edgeagent/usage.py) that they dropped input at their memory's ceiling. It reads all
+    that all of them say: once a minute is enough, because each says it once a day."""
+    query = select(func.count()).select_from(device).where(_IS_DEVICE, _ACTIVE, device.c.facts.contains(AT_CEILING))
+    count: int = connection.execute(query).scalar_one()
+    return count
 
 
 def tag_counts(connection: Connection, limit: int) -> list[tuple[str, int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, and_, delete, func, insert, or_, select
+from sqlalchemy import Connection, and_, delete, func, insert, not_, or_, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from edgeagent.proto.prefixes import mask
@@ -58,6 +58,14 @@ def prefixes_in_use(connection: Connection, limit: int) -> list[tuple[bytes, int
         .limit(limit)
     )
     return [(row.address, row.length) for row in connection.execute(query)]
+
+
+def waiting(connection: Connection) -> int:
+    """How many devices offer something that nobody has approved yet."""
+    query = select(func.count(route.c.device.distinct())).join(device, device.c.id == route.c.device)
+    query = query.where(route.c.advertised, not_(route.c.approved), device.c.state == DeviceState.ACTIVE.value)
+    count: int = connection.execute(query).scalar_one()
+    return count
 
 
 def add_client(connection: Connection, new: Client) -> None:

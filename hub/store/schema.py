@@ -72,6 +72,7 @@ token = Table(
     Column("finished_s", Integer, nullable=False),
     Column("account", Boolean, nullable=False),
     Column("kind", Text, nullable=False, server_default="device"),
+    Column("user", Text, nullable=False, server_default=""),
     CheckConstraint("uses = 0 OR used <= uses", name="uses"),
 )
 Index("ix_token_finish", token.c.not_after, sqlite_where=TOKEN_TO_FINISH, postgresql_where=TOKEN_TO_FINISH)

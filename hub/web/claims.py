@@ -59,6 +59,9 @@ class ClaimOut(BaseModel):
 
 class Approval(BaseModel, extra="forbid"):
     tags: Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length=TAGS_MAX)] = []
+    user: Annotated[str, Field(max_length=253, description="Whose it is, a login; empty: nobody's.")] = ""
+
+    model_config = {"json_schema_extra": {"examples": [{"user": "ada@example.org"}, {"tags": ["tag:camera"]}]}}
 
 
 @device_router.post("/join/begin")
@@ -125,10 +128,10 @@ def approve(
     """The device gets a join token for itself alone, which works for a quarter of an hour."""
     with backend.doing(who) as do:
         claim = _waiting(do.tx, code)
-        token = operations.create_token(do, uses=1, not_after=do.wall_s + LIFE_S, tags=tuple(body.tags))
+        token = operations.create_token(do, uses=1, not_after=do.wall_s + LIFE_S, tags=tuple(body.tags), user=body.user)
         claim.token, claim.state = token.encode(providers.load()), ClaimState.APPROVED
         claims.save(do.tx.connection, claim)
-        do.note("claim.approve", f"token:{token.claim}", host=claim.host, address=claim.address)
+        do.note("claim.approve", f"token:{token.claim}", host=claim.host, address=claim.address, user=body.user)
         do.tx.note("claims")
 
 

@@ -53,6 +53,9 @@ MENU: tuple[tuple[str, tuple[Place, ...]], ...] = (
         "Network",
         (
             Place("/policy", "Policy", "shield-check", "policy:read", "p"),
+            Place("/routes", "Routes", "route", "routes:read", "e"),
+            Place("/names", "Names", "world", "names:read", "w"),
+            Place("/lock", "Network lock", "lock", "lock:read", "l"),
             Place("/tokens", "Join tokens", "ticket", "tokens:read", "k"),
             Place("/relays", "Relays", "access-point", "relays:read", "r"),
         ),
@@ -159,6 +162,7 @@ def link_of(thing: str) -> str:
     if kind == "device":
         return f"/devices/{quote(name)}"
     places = {"token": "/tokens", "relay": "/relays", "user": "/users", "apitoken": "/api-tokens", "policy": "/policy"}
+    places |= {"client": "/routes", "name": "/names", "domain": "/names", "lock": "/lock"}
     return places.get(kind, f"/audit?object={quote(thing)}")
 
 

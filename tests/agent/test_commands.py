@@ -7,6 +7,7 @@ import selectors
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,8 +20,11 @@ from edgeagent.io.keystore import Keystore, StateFile
 from edgeagent.io.logring import LogRing
 from edgeagent.proto.budget import POLICIES, UNMETERED, Level
 from edgeagent.proto.causes import Direction
+from edgeagent.proto.commands import Entry
+from edgeagent.proto.errors import DropReason
 from edgeagent.proto.ledger import Cause
 from edgeagent.proto.node_events import Commanded, NodeKeyRenewed
+from edgeagent.proto.policy import Slice
 from edgeagent.proto.refusals import ControlDrop
 from edgeagent.watch import Watch
 from tests.control_kit import WALL_S
@@ -487,3 +491,17 @@ def test_a_watch_does_not_pile_up_and_ends_with_the_connection(watched: Rig) -> 
     watched.later(5)
     assert watched.commands._watch is None
     assert watched.commands.describe()[0]["code"] == "no-connection"
+
+
+def test_a_sample_says_which_policy_is_in_force_and_what_came_of_it(rig: Rig) -> None:
+    entry = Entry(bytes(8), "watch", "ada", WALL_S + 60, WALL_S, {"s": 10, "ev": 1})
+    member: Any = SimpleNamespace(node=rig.node)
+    context: Any = None  # of which a sample's other parts are
+    watch = Watch(rig.world.now, entry, context, member)
+    assert watch._policy() == {}
+    rig.node.device.set_policy(rig.world.now, Slice({"v": 7, "u": "", "in": [], "out": []}, (), (), ()))
+    firewall = rig.node.device.firewall
+    assert firewall is not None
+    firewall.admitted, firewall.opened = 3, 2
+    rig.node.device.drops[DropReason.POLICY] += 5
+    assert watch._policy() == {"po": 7, "pc": [3, 2, 0, 5, 0]}

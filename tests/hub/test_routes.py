@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from base64 import b64encode
+from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
@@ -389,3 +391,34 @@ def test_a_gateway_with_clients_keeps_its_key(hub: Hub) -> None:
     assert ends == [hub.wall_s + NODE_KEY_LIFE_S, WALL_S + NODE_KEY_LIFE_S]
     read_all(hub, gateway)
     assert said(gateway)["nk"] == [[gateway.identity.node_key, ends[0]]]
+
+
+def test_policy_of_a_gateway_speaks_of_its_clients(hub: Hub) -> None:
+    """Their addresses as targets in what comes in, as sources in what goes out; and of nobody's else."""
+    gateway, other = admitted(hub, 2)
+    made = add(hub, gateway, "phone")
+    phone = str(IPv4Address(made.client.v4))
+    text = json.dumps(
+        {
+            "hosts": {"phone": phone, "elsewhere": "100.127.1.1"},
+            "acls": [
+                {"action": "accept", "src": ["tag:ops"], "dst": ["phone:22", "elsewhere:23"]},
+                {"action": "accept", "src": ["phone"], "dst": ["tag:server:443"]},
+            ],
+            "tagOwners": {"tag:ops": [], "tag:server": []},
+        }
+    )
+    with hub.store.write() as tx:
+        policing.set_policy(tx, hub.wall_s, text, "test")
+        rows = [tx.device(each.id) for each in (gateway, other)]
+        slices = [hub.scribe.policing.slice_of(tx, row) for row in rows if row is not None]
+        assert rows[1] is not None and rows[0] is not None
+        rows[1].tags = ("tag:server",)
+        assert hub.scribe.policing.may_meet(tx, rows[0], rows[1])
+        tx.drop_client(made.client.key)
+        assert not hub.scribe.policing.may_meet(tx, rows[0], rows[1])
+    address = made.client.v4.to_bytes(4, "big")
+    assert slices[0] is not None and slices[1] is not None
+    assert [(sources, targets) for sources, targets, _ in slices[0]["in"]] == [(["tag:ops"], [[address, 32]])]
+    assert [targets for targets, _ in slices[0]["out"]] == [["tag:server"]]
+    assert slices[1]["in"] == slices[1]["out"] == []

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from edgeagent.proto.control import TAGS_MAX
+from edgeagent.proto.control import CLIENTS_MAX, TAGS_MAX
 from hub.core.policy.compile import MESH, Flow, Policy, Side
 from hub.core.policy.document import Prefix, covers
 from hub.core.policy.merging import BYTES_MAX, RULES_MAX, Cost, Raw
 from hub.core.policy.problems import PolicyError, Problem
+
+_ADDRESSES_MAX = 1 + CLIENTS_MAX
 
 
 def check_ceilings(policy: Policy) -> None:
@@ -41,7 +43,8 @@ def cost_of(policy: Policy, tags: tuple[str, ...], user: str) -> Cost:
 
 
 class _Bill:
-    """Costs if there were only the first `count` flows. Devices may route everything, and have one IPv4 address."""
+    """Costs if there were only the first `count` flows. Devices may route everything, and have one IPv4 address and
+    those of the plain clients that they are the gateway of."""
 
     def __init__(self, policy: Policy, count: int) -> None:
         self._policy = policy
@@ -50,7 +53,8 @@ class _Bill:
         self._anywhere_out, own_out = _addresses(policy.sources, ("*",))
         costs = [self._cost(own_in.get(prefix, 0), own_out.get(prefix, 0)) for prefix in {*own_in, *own_out}]
         self.address = Cost(
-            max((cost.rules for cost in costs), default=0), max((cost.size for cost in costs), default=0)
+            sum(sorted((cost.rules for cost in costs), reverse=True)[:_ADDRESSES_MAX]),
+            sum(sorted((cost.size for cost in costs), reverse=True)[:_ADDRESSES_MAX]),
         )
 
     def base(self, words: Iterable[str]) -> Cost:

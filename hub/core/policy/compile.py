@@ -34,13 +34,15 @@ is_internet: Callable[[bytes], bool] = Slice({"v": 0, "u": "", "in": [], "out": 
 
 @dataclass(slots=True, frozen=True)
 class Facts:
-    """What a policy looks at in a device. `addresses` are its own, 4 or 16 B; `routes` those that it may route."""
+    """What a policy looks at in a device. `addresses` are its own, 4 or 16 B; `routes` those that it may route;
+    `clients` are addresses of the plain WireGuard clients that it is the gateway of."""
 
     tags: tuple[str, ...] = ()
     user: str = ""
     addresses: tuple[bytes, ...] = ()
     routes: tuple[Prefix, ...] = ()
     id: str = ""
+    clients: tuple[bytes, ...] = ()
 
     @property
     def person(self) -> str:
@@ -223,8 +225,9 @@ def may_tag(policy: Policy | None, user: str, roles: Iterable[str], tag: str) ->
 
 
 def concerns(prefix: Prefix, facts: Facts) -> bool:
-    """Whether an address of the device, or one that it may route, is in the prefix. Nobody routes the mesh's own."""
-    if any(holds(prefix, address) for address in facts.addresses):
+    """Whether an address of the device, or one that it may route, is in the prefix. Nobody routes the mesh's own, but
+    for those of plain clients."""
+    if any(holds(prefix, address) for address in (*facts.addresses, *facts.clients)):
         return True
     return not covers(MESH, prefix) and any(overlap(prefix, route) for route in facts.routes)
 

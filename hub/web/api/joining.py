@@ -12,8 +12,9 @@ from pydantic import BaseModel, Field
 from edgeagent import crypto as providers
 from hub import operations
 from hub.core import actions, relays
-from hub.core.model import HubError, Token
+from hub.core.model import Device, HubError, Token
 from hub.core.roles import Principal
+from hub.store.sqlite import SqliteTx
 from hub.web.api.common import After, Limit
 from hub.web.auth import CurrentBackend, allowed
 from hub.web.errors import Problem
@@ -36,6 +37,7 @@ class TokenOut(BaseModel):
     not_after: int
     needs_approval: bool
     tags: list[str]
+    user: str = Field(description="Whose the devices are; empty: nobody's.")
 
 
 class TokenList(BaseModel):
@@ -48,6 +50,7 @@ class NewToken(BaseModel, extra="forbid"):
     expires_in: Life = 86_400
     tags: Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length=actions.TAGS_MAX)] = []
     needs_approval: bool = False
+    user: Annotated[str, Field(max_length=253, description="Whose the devices are: a login.")] = ""
 
     model_config = {"json_schema_extra": {"examples": [{"uses": 50, "expires_in": 604800, "tags": ["tag:camera"]}]}}
 
@@ -90,6 +93,7 @@ def to_out(token: Token, wall_s: int) -> TokenOut:
         not_after=token.not_after,
         needs_approval=token.needs_approval,
         tags=list(token.tags),
+        user=token.user,
     )
 
 
@@ -116,7 +120,12 @@ def create_token(
     with backend.doing(who) as do:
         not_after = do.wall_s + body.expires_in if body.expires_in else 0
         token = operations.create_token(
-            do, uses=body.uses, not_after=not_after, tags=tuple(body.tags), needs_approval=body.needs_approval
+            do,
+            uses=body.uses,
+            not_after=not_after,
+            tags=tuple(body.tags),
+            needs_approval=body.needs_approval,
+            user=body.user,
         )
     return TokenMade(token=token.encode(providers.load()), id=token.claim, not_after=not_after)
 
@@ -135,23 +144,14 @@ def list_relays(backend: CurrentBackend, who: Annotated[Principal, allowed("rela
     """All of them, by region."""
     with backend.read() as tx:
         found = tx.relays()
-    said = [(relay, relays.fields_of(relay)) for relay in found]
-    out = [
-        RelayOut(
-            id=relay.id,
-            name=relay.name,
-            region=relays.region_of(relay),
-            online=relay.online,
-            members=relay.members,
-            version=relay.version,
-            last_seen=relay.last_seen_s,
-            created=relay.created_s,
-            addresses=fields.get("h", []),
-            key=b64encode(fields["k"]).decode() if fields else "",
-        )
-        for relay, fields in said
-    ]
-    return sorted(out, key=lambda relay: (relay.region, relay.name or "", relay.id))
+    return sorted(map(_relay_out, found), key=lambda relay: (relay.region, relay.name or "", relay.id))
+
+
+@router.get("/relays/{relay_id}", tags=["relays"])
+def get_relay(backend: CurrentBackend, who: Annotated[Principal, allowed("relays:read")], relay_id: str) -> RelayOut:
+    """By id or name."""
+    with backend.read() as tx:
+        return _relay_out(_find_relay(tx, relay_id))
 
 
 @router.post("/relays/invite", status_code=201, tags=["relays"])
@@ -168,8 +168,27 @@ def invite_relay(
 @router.delete("/relays/{relay_id}", status_code=204, tags=["relays"])
 def remove_relay(backend: CurrentBackend, who: Annotated[Principal, allowed("relays:write")], relay_id: str) -> None:
     with backend.doing(who) as do:
-        try:
-            relay = actions.find_relay(do.tx, relay_id)
-        except HubError:
-            raise Problem(404, "no-relay", f"Relay {relay_id}: there is none of this id.") from None
-        operations.remove(do, relay)
+        operations.remove(do, _find_relay(do.tx, relay_id))
+
+
+def _find_relay(tx: SqliteTx, text: str) -> Device:
+    try:
+        return actions.find_relay(tx, text)
+    except HubError:
+        raise Problem(404, "no-relay", f"Relay {text}: there is none of this id.") from None
+
+
+def _relay_out(relay: Device) -> RelayOut:
+    fields = relays.fields_of(relay)
+    return RelayOut(
+        id=relay.id,
+        name=relay.name,
+        region=relays.region_of(relay),
+        online=relay.online,
+        members=relay.members,
+        version=relay.version,
+        last_seen=relay.last_seen_s,
+        created=relay.created_s,
+        addresses=fields.get("h", []),
+        key=b64encode(fields["k"]).decode() if fields else "",
+    )

@@ -18,7 +18,7 @@
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     const tags = form.elements.tags.value.split(/[\s,]+/).filter(Boolean);
-    decide("approve", { tags }, "Approved. The device comes in within some seconds.");
+    decide("approve", { tags, user: form.elements.user.value.trim() }, "Approved. The device comes in within some seconds.");
   });
   form.querySelector("[data-claim-deny]").addEventListener("click", () => decide("deny", {}, "Denied."));
 })();

@@ -6,10 +6,27 @@ from fastapi import FastAPI, Request, Response
 
 from hub.web import look
 from hub.web.assets import Assets, NoPages
-from hub.web.views import devices, joining, operating, overview, people, pictures, policy, relays, system
+from hub.web.views import (
+    devices,
+    joining,
+    lock,
+    names,
+    operating,
+    overview,
+    people,
+    pictures,
+    policy,
+    relays,
+    routes,
+    system,
+)
 
 ROUTERS = tuple(
-    part.router for part in (overview, devices, operating, pictures, joining, policy, relays, people, system)
+    part.router
+    for part in (
+        *(overview, devices, operating, pictures, joining),
+        *(policy, routes, names, lock, relays, people, system),
+    )
 )
 
 

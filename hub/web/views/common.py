@@ -37,6 +37,11 @@ SAID = {
     "hook-tested": "A test event is on its way; what came of it stands beside the web hook soon.",
     "hook-removed": "The web hook was removed.",
     "asked": "The device was asked. Its answer appears below when it comes.",
+    "route-approved": "Approved. The others use it as soon as they have heard of it.",
+    "route-unapproved": "Not approved any more. The others stop using it as soon as they have heard of it.",
+    "client-removed": "The client was removed. Its configuration is of no use any more.",
+    "names-saved": "Saved. Devices hear of it with their next maps, which are being written.",
+    "lock-taken": "The signatures are in force. Devices are told now.",
 }
 
 
@@ -106,6 +111,22 @@ class Pager:
     def to(self, **changes: str) -> str:
         query = {name: value for name, value in {**self.query, **changes}.items() if value}
         return f"{self.path}?{urlencode(query)}" if query else self.path
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What is wrong with a form, to be said at the field that it is about."""
+
+    field: str = ""
+    text: str = ""
+
+
+def trouble(error: HubError, fields: dict[str, str], default: str = "") -> Trouble:
+    """`fields`: by the first word of an error, without the dashes of a command line's option; else `default`, or the
+    first of them."""
+    text = str(error).removeprefix("--")
+    word = text.replace(":", " ").partition(" ")[0].partition("-")[0].lower()
+    return Trouble(fields.get(word, default or next(iter(fields.values()))), text)
 
 
 Model = TypeVar("Model", bound=BaseModel)

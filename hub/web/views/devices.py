@@ -24,6 +24,7 @@ from hub.web.backend import Backend
 from hub.web.errors import Problem
 from hub.web.views import operating
 from hub.web.views.common import PAGE_SIZE, Pager, back, is_part, page, page_query
+from hub.web.views.routes import own_routes
 
 router = APIRouter(include_in_schema=False)
 
@@ -115,6 +116,7 @@ def show(request: Request, who: Reader, backend: CurrentBackend, device_id: str)
         keys = tx.node_keys(device.id)
         events = audits.newest(tx.connection, object_=f"device:{device.id}", limit=EVENTS_SHOWN)
         domain = tx.network().domain
+        prefixes, exits = own_routes(tx, device) if who.may("routes:read") else ([], None)
         panels = {} if is_part(request) else operating.panels(tx, device, who)
     context: dict[str, Any] = {
         **panels,
@@ -127,6 +129,8 @@ def show(request: Request, who: Reader, backend: CurrentBackend, device_id: str)
         "more_known": len(known) > KNOWN_SHOWN,
         "events": events if who.may("audit:read") else [],
         "domain": domain,
+        "prefixes": prefixes,
+        "exits": exits,
     }
     return page(request, "device_body.html" if is_part(request) else "device.html", context)
 

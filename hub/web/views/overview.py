@@ -9,8 +9,13 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Request, Response
 
+from edgeagent import crypto as providers
+from edgeagent.proto.refusals import ControlError
+from edgeagent.proto.telemetry import read as read_sample
+from hub.core import lock
 from hub.core.roles import Principal
-from hub.store import audits, claims, devices, fleet
+from hub.store import audits, claims, commands, devices, fleet, routes
+from hub.store import lock as lock_rows
 from hub.store.sqlite import SqliteTx
 from hub.web.auth import CurrentBackend, allowed
 from hub.web.views.common import is_part, page
@@ -21,6 +26,9 @@ EVENTS_SHOWN = 12
 VERSIONS_SHOWN = 8
 RECENT_SHOWN = 5
 ALERTS_MAX = 12
+SAMPLES_MAX = 50
+TIGHT = 0.9  # of a memory ceiling
+MEMORY_EVERY_S = 60
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,11 @@ def show(request: Request, who: Annotated[Principal, allowed("devices:read")], b
         recent = fleet.latest(tx.connection, RECENT_SHOWN)
         relays = tx.relays()
         alerts = find_alerts(tx, health, len([relay for relay in relays if not relay.online]))
+        alerts += network_alerts(tx, who, now_s)
+        paths = find_paths(tx, now_s)
+        alerts += memory_alerts(_short_of_memory(request, tx, now_s), paths)
+        version = tx.policy_version() if who.may("policy:read") else 0
+        policy = tx.policy(version) if version else None
         asking = len(claims.waiting(tx.connection, now_s)) if who.may("claims:read") else 0
         events = audits.newest(tx.connection, limit=EVENTS_SHOWN) if who.may("audit:read") else []
     if asking:
@@ -56,10 +69,83 @@ def show(request: Request, who: Annotated[Principal, allowed("devices:read")], b
         "recent": recent,
         "relays": relays,
         "relays_online": sum(relay.online for relay in relays),
-        "alerts": alerts[:ALERTS_MAX],
+        "alerts": sorted(alerts, key=lambda alert: ("bad", "warn", "info").index(alert.kind))[:ALERTS_MAX],
+        "paths": paths,
+        "policy": policy,
         "events": events,
     }
     return page(request, "overview_body.html" if is_part(request) else "overview.html", context)
+
+
+@dataclass(frozen=True)
+class Paths:
+    """What devices that somebody looked at within a day said of the ways to their peers."""
+
+    devices: int = 0
+    direct: int = 0
+    relayed: int = 0
+    latencies_ms: tuple[float, ...] = ()  # of direct paths, in order
+    tight: tuple[str, ...] = ()  # ids of those whose memory is nearly at its ceiling
+
+    @property
+    def median_ms(self) -> float | None:
+        return self.latencies_ms[len(self.latencies_ms) // 2] if self.latencies_ms else None
+
+
+def find_paths(tx: SqliteTx, now_s: int) -> Paths:
+    direct = relayed = count = 0
+    latencies: list[float] = []
+    tight: list[str] = []
+    for device, data in commands.recent_telemetry(tx.connection, now_s - fleet.DAY_S, SAMPLES_MAX):
+        try:
+            sample = read_sample(data)
+        except ControlError:
+            continue  # of a newer agent, or an older hub
+        count += 1
+        ways = [peer["path"] for peer in sample["peers"]]
+        direct, relayed = direct + ways.count("direct"), relayed + ways.count("relay")
+        latencies += [
+            peer["latency_ms"]
+            for peer in sample["peers"]
+            if peer["path"] == "direct" and peer["latency_ms"] is not None
+        ]
+        memory = sample["memory"]
+        if memory["ceiling_kib"] and memory["used_kib"] > TIGHT * memory["ceiling_kib"]:
+            tight.append(device)
+    return Paths(count, direct, relayed, tuple(sorted(latencies)), tuple(tight))
+
+
+def network_alerts(tx: SqliteTx, who: Principal, now_s: int) -> list[Alert]:
+    """Of routes and of the lock."""
+    found = []
+    if who.may("routes:read") and (count := routes.waiting(tx.connection)):
+        text = f"{_devices(count)} offering routes that wait for approval"
+        found.append(Alert("warn", "route", text, "Is it the network that you mean? Then approve it", "/routes"))
+    statement = lock.LockView(providers.load(), tx.network().id).in_force(tx) if who.may("lock:read") else None
+    if statement is not None:
+        _, unsigned, ending = lock_rows.counts(tx.connection, statement, now_s)
+        if unsigned:
+            text = f"{_devices(unsigned)} not signed by a lock key"
+            what = "The others refuse them until a key signs" if statement.on else "The lock cannot be turned on before"
+            found.append(Alert("bad" if statement.on else "warn", "lock", text, what, "/lock"))
+        if ending:
+            text = f"Signatures of {_devices(ending)} end within 30 days"
+            found.append(Alert("warn", "lock", text, "Sign them again in time", "/lock"))
+    return found
+
+
+def memory_alerts(short: int, paths: Paths) -> list[Alert]:
+    found = []
+    if short:
+        text = f"{_devices(short)} dropped input at the memory’s ceiling"
+        what = "A larger ceiling, or fewer peers: see what each says of its tables"
+        found.append(Alert("warn", "cpu", text, what, _to(f'fact~"{fleet.AT_CEILING}" state:active')))
+    if paths.tight:
+        text = f"{_devices(len(paths.tight))} close to the memory’s ceiling when somebody looked"
+        found.append(
+            Alert("warn", "cpu", text, "Its page shows which table is full", f"/devices/{paths.tight[0]}#h-now")
+        )
+    return found
 
 
 def find_alerts(tx: SqliteTx, health: fleet.Health, relays_away: int) -> list[Alert]:
@@ -89,6 +175,13 @@ def find_alerts(tx: SqliteTx, health: fleet.Health, relays_away: int) -> list[Al
             Alert("info", "ban", text, "They can join again with a token, or be removed", _to("state:expired"))
         )
     return found
+
+
+def _short_of_memory(request: Request, tx: SqliteTx, now_s: int) -> int:
+    known: tuple[int, int] = getattr(request.app.state, "short_of_memory", (0, 0))
+    if not 0 <= now_s - known[0] < MEMORY_EVERY_S:
+        known = request.app.state.short_of_memory = (now_s, fleet.short_of_memory(tx.connection))
+    return known[1]
 
 
 def _devices(count: int) -> str:

@@ -191,9 +191,10 @@ def add_live(tx: SqliteTx, wall_s: int, device_id: str, peers: list[str]) -> Non
             for at, (peer, name) in enumerate((peer, _name(tx, peer)) for peer in peers)
         ],
         "l": [["wlan0", names.index(name), sent, received] for name, (sent, received) in causes.items()],
-        "u": [["wlan0", "up", True, False, "", -58], ["wwan0", "up", False, True, "31 % used", -97]],
+        "u": [["wlan0", "alive", True, False, "normal", None], ["wwan0", "untested", False, True, "thrifty", -97]],
         "d": [["replayed", 4], ["no-peer", 2]],
         "po": 1,
+        "pc": [212, 88, 1, 37, 0],
     }
     tx.save_telemetry(device_id, wall_s, telemetry.write(sample))
     for at, (verb, state, text) in enumerate(

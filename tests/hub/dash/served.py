@@ -21,6 +21,7 @@ from hub.state import State
 from hub.store import websettings
 from hub.store.sqlite import SqliteStore
 from tests.hub.dash.fleet import POLICY, add_fleet, add_live, add_people
+from tests.hub.dash.network import add_lock, add_names, add_routes
 from tests.hub.rig import DEADLINE_S, free_port
 
 ROOT = Path(__file__).parents[3]
@@ -46,6 +47,9 @@ class Served:
             set_policy(tx, wall_s, POLICY, "ada@example.org")
             ids = add_fleet(tx, wall_s, count)
             add_live(tx, wall_s, ids[0], ids[1:8])
+            add_routes(tx, wall_s, ids)
+            add_names(tx)
+            add_lock(tx, wall_s, ids)
             return ids
 
     def say(self, device_id: str, *, up: int) -> None:

@@ -117,7 +117,10 @@ def test_relays(site: Site, program: TestClient) -> None:
     [shown] = program.get("/api/v1/relays").json()
     assert (shown["name"], shown["online"], shown["key"]) == ("fra-1", False, "")
     assert program.get("/api/v1/devices/fra-1").status_code == 404
+    assert program.get(f"/api/v1/relays/{relay.id}").json() == shown
+    assert program.get("/api/v1/relays/..%22").status_code == 404
     assert program.delete(f"/api/v1/relays/{relay.id}").status_code == 204
+    assert program.get(f"/api/v1/relays/{relay.id}").status_code == 404
     assert program.get("/api/v1/relays").json() == []
 
 
@@ -320,9 +323,15 @@ def test_every_way_in_asks_for_the_right(site: Site) -> None:
         "/api/v1/policy": {"text": ""},
         "/api/v1/policy/check": {"text": ""},
         "/api/v1/me/password": {"old": "x", "new": "y"},
+        "/api/v1/clients": {"name": "x", "gateway": "x", "endpoint": "x.test:1"},
+        "/api/v1/dns/search": {"domains": None},
+        "/api/v1/dns/resolvers": {"resolvers": []},
+        "/api/v1/dns/split/{domain}": {"resolvers": []},
+        "/api/v1/dns/records": {"name": "x", "type": "A", "value": "192.0.2.1"},
+        "/api/v1/lock/signatures": {"lines": ["{}"]},
     }
     for path, methods in paths.items():
-        if path == "/api/v1/me":
+        if path in ("/api/v1/me", "/api/v1/routes"):
             continue
         for method in methods:
             body = bodies.get(path, {}) if method in ("post", "patch", "put") else None

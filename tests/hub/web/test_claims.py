@@ -94,12 +94,12 @@ def test_a_device_comes_in_by_its_link(olga: Browser, port: int) -> None:
     assert "gate-7" in page.text and "OpenWrt 23.05" in page.text and "127.0.0.1" in page.text
     [listed] = olga.client.get("/api/v1/claims").json()
     assert (listed["code"], listed["host"], listed["facts"]) == (code, "gate-7", FACTS)
-    assert olga.send("POST", f"/api/v1/claims/{code.lower()}/approve", tags=["tag:cam"]).status_code == 204
+    assert olga.send("POST", f"/api/v1/claims/{code.lower()}/approve", tags=["tag:cam"], user="ada").status_code == 204
     device.join()
     token = JoinToken.decode(load_crypto(), device.token)
     assert (token.uses, token.tags) == (1, ["tag:cam"])
     [joined] = olga.client.get("/api/v1/tokens").json()["tokens"]
-    assert (joined["id"], joined["uses"]) == (token.claim, 1)
+    assert (joined["id"], joined["uses"], joined["user"]) == (token.claim, 1, "ada")
     verbs = [entry.verb for entry in olga.site.audit()]
     assert verbs[-2:] == ["token.create", "claim.approve"]
     with olga.site.write() as tx:
@@ -202,3 +202,14 @@ def test_codes() -> None:
     for text in ("", "AAAA-BBBB", "BCDF-GHJ", "BCDFGHJKL", "x" * 1_000, "BCDF/GHJK"):
         assert tidy_code(text) == ""
     assert len(clean_facts({str(number): "x" * 1_000 for number in range(99)})) == rules.FACTS_MAX
+
+
+@pytest.mark.parametrize("user", ["..", 'a"b', "a\nb", "Ü", "a" * 64, "ada@"])
+def test_whose_it_is_must_be_a_login(olga: Browser, port: int, user: str) -> None:
+    device = Asking(port)
+    assert olga.send("POST", f"/api/v1/claims/{device.code}/approve", user=user).status_code == 400
+    assert olga.client.get("/api/v1/claims").json()[0]["code"] == device.code  # it still waits
+    assert olga.client.get("/api/v1/tokens").json()["tokens"] == []
+    assert olga.send("POST", f"/api/v1/claims/{device.code}/deny").status_code == 204
+    device.join()
+    assert device.error is not None and device.error.refused
