@@ -83,6 +83,15 @@ class Session:
         self._link = None
         self.connected = False
 
+    def detach(self) -> None:
+        """An end by an error: what the broker holds for this hub waits for the next one."""
+        if self._link is not None:
+            self._link.drop()
+            self._link = None
+        self.connected = False
+        if self.child is not None:
+            self.child.detach()
+
     # what the poll loop needs
 
     def fileno(self) -> int:

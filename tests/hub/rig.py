@@ -79,6 +79,10 @@ class Rig:
             return load_site(tx.connection)
 
     def start(self) -> None:
+        self.wait_connected(self.launch())
+
+    def launch(self) -> int:
+        """Without waiting for anything; the process id."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "hub", "--state-dir", str(self.state.directory), "serve", "--no-web"],
@@ -86,7 +90,7 @@ class Rig:
                 stderr=log,
                 cwd=Path(__file__).parents[2],
             )
-        self.wait_connected(self.process.pid)
+        return self.process.pid
 
     def wait_connected(self, pid: int) -> None:
         def connected() -> bool:
