@@ -61,7 +61,10 @@ def members(connection: Connection) -> list[Member]:
 
 
 def end_silent(connection: Connection, silent_s: float) -> str:
-    """End the session of a leader that was not heard of for so long: its machine is gone, or it hangs. Its name, or ""."""
+    """End the session of a leader that was not heard of for so long: its machine is gone, or it hangs.
+
+    Its name; "" when there is none.
+    """
     for row in connection.execute(_MEMBERS):
         if row.leads and row.silent_s > silent_s:
             connection.execute(_END, {"pid": row.pid})

@@ -37,11 +37,13 @@ from tests.hub.kit import load_crypto, seeded
 DEADLINE_S = 20.0
 
 
-def wait_until(condition: Callable[[], bool], what: str, turn: Callable[[], object] | None = None) -> None:
+def wait_until(
+    condition: Callable[[], bool], what: str, turn: Callable[[], object] | None = None, deadline_s: float = DEADLINE_S
+) -> None:
     """`turn` is called while the condition does not hold; without it the processor is given away for a moment."""
-    deadline = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + deadline_s
     while not condition():
-        assert time.monotonic() < deadline, f"not within {DEADLINE_S} s: {what}"
+        assert time.monotonic() < deadline, f"not within {deadline_s} s: {what}"
         if turn is not None:
             turn()
         else:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from hub.store.postgres import LeadLost, PostgresStore
 from hub.store.schema import delivery
 from tests.hub.kit import Dev, load_crypto, make_network, make_postgres, seeded
 from tests.hub.postgres import PostgresServer
-from tests.hub.rig import Client, Rig, wait_until
+from tests.hub.rig import Client, Rig
+from tests.hub.rig import wait_until as wait_for
 from tests.hub.test_external import ExternalRig
 
 needs_mosquitto = pytest.mark.skipif(
@@ -36,6 +38,8 @@ needs_mosquitto = pytest.mark.skipif(
 )
 JOINS, BATCHES = 24, 4
 ASKS, ASKS_AT_ONCE = 64, 16
+
+wait_until = partial(wait_for, deadline_s=90.0)  # three hubs start at once, again and again
 
 
 class Together:
@@ -53,7 +57,6 @@ class Together:
             self.hubs.append(other)
         for hub in self.hubs:
             hub.launch()
-        self.wait_ready()
 
     @property
     def first(self) -> Rig:
@@ -106,6 +109,7 @@ def together(tmp_path: Path, postgres_server: PostgresServer) -> Iterator[Togeth
     with contextlib.ExitStack() as stack:
         made = Together(tmp_path, postgres_server.url(postgres_server.database()))
         stack.callback(made.end)
+        made.wait_ready()
         yield made
 
 
