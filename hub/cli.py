@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -41,7 +42,9 @@ from hub.database import demand_none, read_url
 from hub.opening import current_state, open_store, use_state
 from hub.output import FAILED, NOT_RUNNING, OK, ago, print_error, print_json, print_pairs
 from hub.state import DEFAULT, VARIABLE, State
-from hub.store import websettings
+from hub.store import lead, websettings
+from hub.store.lead import Member
+from hub.store.postgres import PostgresStore
 
 app = typer.Typer(
     help="The hub of a private WireGuard network: admits devices, names them, and tells them about each other.",
@@ -194,6 +197,7 @@ def status(as_json: Json = False) -> None:
         network, counts, online = tx.network(), tx.device_counts(), tx.online_count()
         waiting, jobs, tokens = tx.outgoing_depth(), tx.job_count(), tx.token_count()
         relays, policy = tx.relays(), tx.policy_version()
+        members = lead.members(tx.connection) if isinstance(store, PostgresStore) else []
     running = state.is_running()
     said = state.read_status() if running else {}
     if as_json:
@@ -211,16 +215,21 @@ def status(as_json: Json = False) -> None:
                 "policy": policy,
                 "waiting": {"outgoing": waiting, "jobs": jobs},
                 "process": said,
+                "hubs": [asdict(member) for member in members],
             }
         )
     else:
         devices = ", ".join(f"{counts[kind]} {kind.value}" for kind in DeviceState if counts.get(kind))
         link = "connected" if said.get("connected") else "not connected"
+        broker = f"{said.get('broker')}, {link}, process {said.get('broker_pid') or '-'}" if running else "-"
+        if said.get("role") == "standby":
+            broker = "the leader's"
         pairs = [
             ("network", f"{network.id} ({network.domain})"),
             ("address", ", ".join(network.hosts)),
             ("hub", f"process {said.get('pid')}, since {ago(said.get('since', 0))}" if running else "not running"),
-            ("broker", f"{said.get('broker')}, {link}, process {said.get('broker_pid') or '-'}" if running else "-"),
+            *((("leads" if member.leads else "waits"), _member_line(member)) for member in members),
+            ("broker", broker),
             ("devices", f"{devices or 'none'}; {online} online"),
             ("relays", f"{len(relays)}; {sum(relay.online for relay in relays)} online"),
             ("tokens", str(tokens)),
@@ -234,6 +243,11 @@ def status(as_json: Json = False) -> None:
         if not running:
             print_error("the hub is not running. Start it with `edgehub serve`, or `systemctl start edgehub`")
     raise typer.Exit(OK if running else NOT_RUNNING)
+
+
+def _member_line(member: Member) -> str:
+    host, _, pid = member.name.rpartition(" ")
+    return f"{host}, process {pid}, since {ago(member.since_s)}"
 
 
 @app.command()

@@ -17,6 +17,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from sqlalchemy.exc import DBAPIError
+
 from edgeagent import crypto as providers
 from hub.core import chores
 from hub.core.coordinator import Coordinator
@@ -28,8 +30,10 @@ from hub.io.poke import Receiver
 from hub.io.webchild import WebChild
 from hub.moving import bring_up_to_date
 from hub.session import Session
+from hub.standby import Standby, lost
 from hub.state import State
 from hub.store.meta import load_site
+from hub.store.postgres import LeadLost, PostgresStore
 
 TICK_S = 1.0
 DATES_S = 30.0
@@ -44,16 +48,42 @@ def serve(state: State, *, web: bool = True) -> None:
     """Run until SIGTERM or SIGINT; `web`: with the dashboard and API beside it. Raises HubError."""
     demand_one(state)
     listening = inherited()
-    with state.running():
+    with state.running(), _signals() as signals:
         bring_up_to_date(state)
-        with contextlib.closing(open_database(state)) as store, _signals() as signals:
-            server = Server(state, store, signals, WebChild(state.directory, listening) if web else None)
-            try:
-                server.run()
-            except BaseException:
-                server.detach()
+        child = WebChild(state.directory, listening) if web else None
+        try:
+            if state.database_url():
+                _serve_in_turn(state, signals, child)
+            else:
+                _serve_one(state, open_database(state), signals, child)
+        finally:
+            if child is not None:
+                child.stop()
+
+
+def _serve_in_turn(state: State, signals: socket.socket, web: WebChild | None) -> None:
+    """Whenever it is this hub's turn among those on one server's database."""
+    standby = Standby(state, signals, web)
+    while (store := standby.wait()) is not None:
+        try:
+            _serve_one(state, store, signals, web)
+        except (LeadLost, DBAPIError) as error:
+            if not (why := lost(error)):
                 raise
-            server.close()
+            log.warning("hub: it does not lead any more (%s)", why)
+        else:
+            return
+
+
+def _serve_one(state: State, store: Database, signals: socket.socket, web: WebChild | None) -> None:
+    with contextlib.closing(store):
+        server = Server(state, store, signals, web)
+        try:
+            server.run()
+        except BaseException:
+            server.detach()
+            raise
+        server.close()
 
 
 class Server:
@@ -108,10 +138,7 @@ class Server:
 
     def detach(self) -> None:
         """An end by an error: the broker goes on, and the next hub adopts it."""
-        if self._web is not None:
-            self._web.stop()
-        if self._session.child is not None:
-            self._session.child.detach()
+        self._session.detach()
         self._poke.close()
 
     def _poll(self) -> None:
@@ -211,6 +238,8 @@ class Server:
             "web_restarts": self._web.restarts if self._web is not None else None,
             "drops": dict(sorted(drops.items())),
         }
+        if isinstance(self._store, PostgresStore):
+            status["role"] = "leader"
         if status != self._status:
             self._status = status
             self._state.write_status(status)

@@ -22,11 +22,11 @@ from hub.io.mosquitto import Files, MosquittoChild
 from hub.io.mqtt import IN_FLIGHT_MAX, Confirmed, Connected, Disconnected, Endpoint, MqttLink, Received
 from hub.io.pki import der_to_pem
 from hub.state import State
-from hub.store.meta import Site
+from hub.store.meta import Site, load_has_plugin, save_has_plugin
 
 RECONNECT_FIRST_S, RECONNECT_LAST_S = 0.05, 15.0
 ANSWER_TIMEOUT_S = 30.0  # for the broker to answer about an account
-PROBE_TIMEOUT_S = 3.0  # for the broker to list its accounts, and so to show that it has the plugin
+PROBE_TIMEOUT_S = 10.0  # for the broker to list its accounts, and so to show that it has the plugin
 GOODBYE_S = 2.0
 
 log = logging.getLogger("edgehub")
@@ -49,6 +49,8 @@ class Session:
         self._files = PasswordFile(state.external, self._network.id, site.user)
         self._accounts: Accounts = Dynsec(self._network.id)
         self.child = None if site.external else self._make_child()
+        with store.read() as tx:
+            self._has_plugin = not site.external or load_has_plugin(tx.connection)
         self.endpoint = _endpoint(site, self._network)
         self.connected = False
         self._link: MqttLink | None = None
@@ -82,6 +84,15 @@ class Session:
         link.close()
         self._link = None
         self.connected = False
+
+    def detach(self) -> None:
+        """An end by an error: what the broker holds for this hub waits for the next one."""
+        if self._link is not None:
+            self._link.drop()
+            self._link = None
+        self.connected = False
+        if self.child is not None:
+            self.child.detach()
 
     # what the poll loop needs
 
@@ -124,7 +135,7 @@ class Session:
         if self._asked and min(self._asked.values()) < now:
             self._give_up(now, "it does not answer about an account")
         if self._comparing_until is not None and self._comparing_until < now:
-            if self.child is not None:
+            if self._has_plugin:
                 self._give_up(now, "it does not list its accounts")
             else:
                 self._go_without_plugin()
@@ -251,6 +262,11 @@ class Session:
         """Bring the accounts of a broker that ran without this hub in step with the database."""
         self._comparing_until = None
         self._compare_next = False
+        if not self._has_plugin:
+            # From now on one that is slow to answer is not taken for one without, to which accounts go by files.
+            self._has_plugin = True
+            with self._store.write() as tx:
+                save_has_plugin(tx.connection)
         known = {user for user, _ in self._known_accounts()}
         with self._store.read() as tx:
             in_flight = tx.accounts_in_flight()

@@ -17,8 +17,8 @@ POLICY_COUNTS = ("admitted", "opened", "revoked", "denied", "prohibited")
 
 _NAME = Text(64)
 _SIGNED = Uint(-(1 << 31), (1 << 31) - 1)
-# device, name, path (direct, relay, none, refused), what carries it (uplink, or relay and how), latency µs, B/s received
-# and sent, bytes received and sent since the peer is known
+# device, name, path (direct, relay, none, refused), what carries it (uplink, or relay and how), latency µs, B/s
+# received and sent, bytes received and sent since the peer is known
 _PEER = Row(_NAME, _NAME, _NAME, _NAME, Nullable(Uint()), Uint(), Uint(), Uint(), Uint())
 SAMPLE = Fields(
     {

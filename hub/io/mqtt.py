@@ -137,6 +137,12 @@ class MqttLink:
         if raw is not None:
             raw.close()
 
+    def drop(self) -> None:
+        """End without a good-bye: the broker publishes the will."""
+        raw = self._client.socket()
+        if raw is not None:
+            raw.close()
+
     def _on_connect(self, _client: Any, _data: Any, flags: Any, reason: Any, _properties: Any) -> None:
         if reason.is_failure:
             self._events.append(Disconnected(f"refused: {reason}"))

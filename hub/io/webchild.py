@@ -41,7 +41,12 @@ class WebChild:
         return self._child.pid if self._child is not None else 0
 
     def start(self, now: float) -> None:
-        """It says by itself what is wrong, on our stderr. Its standard input is a pipe that ends when we do."""
+        """It says by itself what is wrong, on our stderr. Its standard input is a pipe that ends when we do.
+
+        Nothing happens when one runs, or is about to.
+        """
+        if self._child is not None or self.next_at is not None:
+            return
         handed = [] if self._listening is None else [self._listening]
         self._child = subprocess.Popen(
             [sys.executable, "-m", "hub.web", str(self._directory), *map(str, handed)],

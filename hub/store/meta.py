@@ -87,6 +87,15 @@ def load_names(connection: Connection) -> bytes:
     return _load(connection, "names")
 
 
+def save_has_plugin(connection: Connection) -> None:
+    """That the broker somebody else runs has answered as Mosquitto's dynamic security plugin does."""
+    _save(connection, {"broker_plugin": b"seen"})
+
+
+def load_has_plugin(connection: Connection) -> bool:
+    return bool(_load(connection, "broker_plugin"))
+
+
 def _load(connection: Connection, name: str) -> bytes:
     found: bytes | None = connection.execute(select(meta.c.value).where(meta.c.name == name)).scalar()
     return found or b""

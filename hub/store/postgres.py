@@ -11,7 +11,7 @@ from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.pool import NullPool
 
 from hub.core.model import HubError
-from hub.store import database
+from hub.store import database, lead
 from hub.store.sqlite import SqliteTx
 
 LOCK_TIMEOUT_S = 10.0
@@ -19,6 +19,8 @@ CONNECT_TIMEOUT_S = 10
 
 # One writer at a time, as with SQLite: what a transaction reads, nobody changes before it ends.
 LOCK = f"SELECT pg_advisory_xact_lock({database.APPLICATION_ID})"
+# A lost server is noticed within these, not after the kernel's hours.
+_KEEPALIVE = {"keepalives_idle": 5, "keepalives_interval": 3, "keepalives_count": 3}
 _CHANGES = text("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint")
 
 
@@ -37,6 +39,7 @@ def open_engine(url: str) -> Engine:
             connect_args={
                 "connect_timeout": CONNECT_TIMEOUT_S,
                 "application_name": "edgehub",
+                **_KEEPALIVE,
                 "options": f"-c lock_timeout={LOCK_TIMEOUT_S * 1000:.0f} -c idle_in_transaction_session_timeout=60s",
             },
         )
@@ -44,16 +47,28 @@ def open_engine(url: str) -> Engine:
         raise HubError("database: psycopg is not installed. Run: pip install 'edgemesh[postgres]'") from error
 
 
+class NoConnection(HubError):
+    """The server is not there, or does not let us in."""
+
+
+class LeadLost(Exception):
+    """The connection whose session led is gone: another hub may lead by now."""
+
+
 class PostgresStore:
-    """One connection to the server, made anew when it was lost. Raises HubError without one, or for other tables."""
+    """One connection to the server, made anew when it was lost; not so when it led: then LeadLost is raised.
+
+    Raises NoConnection, and HubError for other tables.
+    """
 
     def __init__(self, url: str) -> None:
+        self._leads = False
         self._engine = open_engine(url)
         try:
             found = database.revision(self._engine)
         except OperationalError as error:
             self._engine.dispose()
-            raise HubError(
+            raise NoConnection(
                 f"database: no connection ({first_line(error)}). Is the server there, and the URL right?"
             ) from error
         if found != database.NEWEST:
@@ -64,12 +79,32 @@ class PostgresStore:
             )
         self._connection = self._engine.connect()
 
+    def take_lead(self, name: str) -> bool:
+        """Whether this connection leads from now on, among the hubs on this database. `name`: "HOST PID"."""
+        with self._connection.begin():
+            lead.call(self._connection, name)
+            self._leads = lead.take(self._connection)
+        return self._leads
+
+    def end_silent_leader(self, silent_s: float) -> str:
+        """See `hub.store.lead.end_silent`."""
+        with self._connection.begin():
+            return lead.end_silent(self._connection, silent_s)
+
+    def members(self) -> list[lead.Member]:
+        """Hubs that serve, the leader first."""
+        with self._connection.begin():
+            return lead.members(self._connection)
+
     @contextmanager
     def write(self) -> Iterator[SqliteTx]:
+        self._demand_lead()
         with self._connection.begin():
             try:
                 self._connection.exec_driver_sql(LOCK)
             except OperationalError as error:
+                if self._leads and error.connection_invalidated:
+                    raise LeadLost(first_line(error)) from error
                 raise HubError(
                     f"the database is busy ({first_line(error)}): another hub holds it for more than "
                     f"{LOCK_TIMEOUT_S:.0f} s. Try again"
@@ -78,15 +113,21 @@ class PostgresStore:
 
     @contextmanager
     def read(self) -> Iterator[SqliteTx]:
+        self._demand_lead()
         with self._connection.begin():
             self._connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             yield SqliteTx(self._connection)
 
     def changes(self) -> int:
         """A number that changes when anybody has written."""
+        self._demand_lead()
         with self._connection.begin():
             number: int = self._connection.execute(_CHANGES).scalar_one()
         return number
+
+    def _demand_lead(self) -> None:
+        if self._leads and self._connection.invalidated:
+            raise LeadLost("the connection to the database was lost")
 
     def close(self) -> None:
         self._connection.close()

@@ -37,11 +37,13 @@ from tests.hub.kit import load_crypto, seeded
 DEADLINE_S = 20.0
 
 
-def wait_until(condition: Callable[[], bool], what: str, turn: Callable[[], object] | None = None) -> None:
+def wait_until(
+    condition: Callable[[], bool], what: str, turn: Callable[[], object] | None = None, deadline_s: float = DEADLINE_S
+) -> None:
     """`turn` is called while the condition does not hold; without it the processor is given away for a moment."""
-    deadline = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + deadline_s
     while not condition():
-        assert time.monotonic() < deadline, f"not within {DEADLINE_S} s: {what}"
+        assert time.monotonic() < deadline, f"not within {deadline_s} s: {what}"
         if turn is not None:
             turn()
         else:
@@ -79,6 +81,10 @@ class Rig:
             return load_site(tx.connection)
 
     def start(self) -> None:
+        self.wait_connected(self.launch())
+
+    def launch(self) -> int:
+        """Without waiting for anything; the process id."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "hub", "--state-dir", str(self.state.directory), "serve", "--no-web"],
@@ -86,7 +92,7 @@ class Rig:
                 stderr=log,
                 cwd=Path(__file__).parents[2],
             )
-        self.wait_connected(self.process.pid)
+        return self.process.pid
 
     def wait_connected(self, pid: int) -> None:
         def connected() -> bool:

@@ -32,7 +32,7 @@ PASSWORD = "the operator's own password"
 class ExternalRig(Rig):
     """A hub whose broker is not its own."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, database_url: str = "") -> None:
         self.ca_key_pem, ca_der = make_ca("someone else's", time.time())
         self.ca_pem = der_to_pem(ca_der)
         ca_file, password_file = directory / "ca.pem", directory / "password"
@@ -48,9 +48,25 @@ class ExternalRig(Rig):
             listen="8883",
             addresses=[],
             external=External(f"127.0.0.1:{self.port}", ca_file, "admin", password_file),
+            database_url=database_url,
         )
         self.process = None
         self.log = directory / "serve.log"
+
+    def start_broker(self, directory: Path) -> MosquittoChild:
+        """Theirs, with the plugin."""
+        net = self.network.id
+
+        def accounts() -> bytes:
+            content = json.loads(document(net, "admin", make_credential(os.urandom, PASSWORD), ()))
+            content["roles"] = [role for role in content["roles"] if role["rolename"] == "hub"]
+            return json.dumps(content).encode()
+
+        files = Files(self.chain_pem, self.key_pem, access_list(net, "admin"), accounts)
+        broker = MosquittoChild(directory, "127.0.0.1", self.port, files)
+        broker.start(0.0)
+        wait_until(lambda: "ACL pattern" in broker.last_words() or broker.pid == 0, "their broker")
+        return broker
 
 
 @pytest.fixture
@@ -65,16 +81,8 @@ def rig(tmp_path: Path) -> Iterator[ExternalRig]:
 def test_with_the_plugin(rig: ExternalRig, tmp_path: Path) -> None:
     net = rig.network.id
 
-    def accounts() -> bytes:
-        content = json.loads(document(net, "admin", make_credential(os.urandom, PASSWORD), ()))
-        content["roles"] = [role for role in content["roles"] if role["rolename"] == "hub"]
-        return json.dumps(content).encode()
-
-    files = Files(rig.chain_pem, rig.key_pem, access_list(net, "admin"), accounts)
-    broker = MosquittoChild(tmp_path / "theirs", "127.0.0.1", rig.port, files)
-    broker.start(0.0)
+    broker = rig.start_broker(tmp_path / "theirs")
     try:
-        wait_until(lambda: "ACL pattern" in broker.last_words() or broker.pid == 0, "their broker")
         rig.start()
         member = rig.join(rig.token())
         assert member.is_in
