@@ -50,8 +50,10 @@ class Watch:
         amounts = [(name, int(t.get("used", t.get("peak", 0))), int(t["ceiling"])) for name, t in tables.items()]
         amounts.sort(key=lambda row: -row[1] / max(1, row[2]))
         rows = self._peers(now)
+        firewall = member.node.device.firewall
         return write(
             {
+                **({} if firewall is None else {"po": firewall.policy.version}),
                 "t": max(0, int(context.wall.at(now))),
                 "up": int(now - context.started_at),
                 "m": [used.get("rss_kib", 0), own.kib, own.hits],
@@ -116,8 +118,3 @@ class Watch:
                 if count:
                     counts[reason.value] = counts.get(reason.value, 0) + count
         return [[reason, count] for reason, count in sorted(counts.items(), key=lambda item: -item[1])]
-
-
-def _rate(new: int, old: int, span_s: float) -> int:
-    """Bytes a second; 0 the first time, and where a peer was forgotten meanwhile."""
-    return max(0, round((new - old) / span_s)) if span_s > 0 else 0
