@@ -38,6 +38,7 @@ def make_app(state: State, settings: websettings.WebSettings | None = None) -> F
         )
         broadcaster.start()
         app.state.broadcaster = broadcaster
+        app.state.live_mark = lambda: broadcaster.mark
         try:
             yield
         finally:
@@ -53,6 +54,7 @@ def make_app(state: State, settings: websettings.WebSettings | None = None) -> F
     app.state.claim_polls = LockedBuckets(claims.POLL_PER_S, claims.POLL_BURST)
     app.state.metrics = metrics.Metrics(backend)
     app.state.tries = signin.Tries()
+    app.state.live_mark = lambda: ""  # nothing is broadcast before it has started
     app.state.on_settings = lambda: None  # the process that runs this may want to know that its settings changed
     errors.install(app)
     app.add_middleware(Guard, settings=settings)

@@ -35,6 +35,7 @@ def backend_of(request: Request) -> Backend:
 async def current_user(request: Request) -> Principal:
     """Raises NotSignedIn, or Forbidden for a session or token that does not count any more."""
     backend = backend_of(request)
+    request.state.live_mark = request.app.state.live_mark()  # before anything that a page shows is read
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         who = await run_in_threadpool(_by_api_token, backend, secret.strip())

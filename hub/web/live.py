@@ -11,11 +11,12 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections import Counter
+import secrets
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from starlette.responses import StreamingResponse
 
 from hub.core.roles import PERMISSIONS, Principal
@@ -26,6 +27,7 @@ from hub.web.errors import Problem
 VIEWERS_MAX = 256
 VIEWERS_MAX_EACH = 16  # of one person
 QUEUE_MAX = 64
+RECENT_MAX = 256  # messages that a page may have missed between its making and its stream
 GATHER_S = 0.25  # what changes within this time is said once
 DEVICES_MAX = 64  # in one gathering; more are one `devices`
 BEAT_S = 20.0  # a comment so often, and a look whether the session still counts
@@ -43,6 +45,14 @@ class Broadcaster:
         self._queues: dict[asyncio.Queue[dict[str, Any]], str] = {}
         self._heard: dict[str, dict[str, Any]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT_MAX)
+        self._said = 0
+        self._epoch = secrets.token_hex(4)  # of this process: another one's numbers say nothing
+
+    @property
+    def mark(self) -> str:
+        """For a page that is made now: its stream begins here, however late it is opened."""
+        return f"{self._epoch}-{self._said}"
 
     def start(self) -> None:
         asyncio.get_running_loop().add_reader(self._listener.fileno(), self._read)
@@ -59,11 +69,12 @@ class Broadcaster:
             raise Problem(503, "too-many-viewers", "Too many pages are open. Close some.")
 
     @contextlib.contextmanager
-    def viewer(self, person: str) -> Any:
-        """A queue of messages. Raises Problem when there are too many viewers."""
+    def viewer(self, person: str, mark: str = "") -> Any:
+        """A queue of messages, first those since `mark`. Raises Problem when there are too many viewers."""
         self.demand_room(person)
         queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(QUEUE_MAX)
         self._queues[queue] = person
+        self._put(queue, self._since(mark))
         try:
             yield queue
         finally:
@@ -85,14 +96,29 @@ class Broadcaster:
         heard, self._heard = list(self._heard.values()), {}
         if sum("device" in message for message in heard) > DEVICES_MAX:
             heard = [message for message in heard if "device" not in message] + [{"kind": "devices"}]
+        self._recent += heard
+        self._said += len(heard)
         for queue in self._queues:
-            for message in heard:
-                if queue.qsize() >= QUEUE_MAX - 1:
-                    while not queue.empty():
-                        queue.get_nowait()
-                    queue.put_nowait({"kind": "all"})
-                    break
-                queue.put_nowait(message)
+            self._put(queue, heard)
+
+    def _since(self, mark: str) -> list[dict[str, Any]]:
+        if not mark:
+            return []
+        epoch, _, number = mark.partition("-")
+        missed = self._said - int(number) if epoch == self._epoch and number.isdecimal() else -1
+        if not 0 <= missed <= len(self._recent):
+            return [{"kind": "all"}]
+        return list(self._recent)[len(self._recent) - missed :]
+
+    @staticmethod
+    def _put(queue: asyncio.Queue[dict[str, Any]], messages: list[dict[str, Any]]) -> None:
+        for message in messages:
+            if queue.qsize() >= QUEUE_MAX - 1:
+                while not queue.empty():
+                    queue.get_nowait()
+                queue.put_nowait({"kind": "all"})
+                break
+            queue.put_nowait(message)
 
 
 def may_hear(who: Principal, message: dict[str, Any]) -> bool:
@@ -102,17 +128,19 @@ def may_hear(who: Principal, message: dict[str, Any]) -> bool:
 
 
 @router.get("/live")
-async def live(request: Request, who: CurrentUser) -> Response:
+async def live(request: Request, who: CurrentUser, since: Annotated[str, Query(max_length=32)] = "") -> Response:
     broadcaster: Broadcaster = request.app.state.broadcaster
     broadcaster.demand_room(who.user)
-    return StreamingResponse(listen(request, who), media_type="text/event-stream", headers={"x-accel-buffering": "no"})
+    return StreamingResponse(
+        listen(request, who, since), media_type="text/event-stream", headers={"x-accel-buffering": "no"}
+    )
 
 
-async def listen(request: Request, who: Principal) -> AsyncIterator[str]:
+async def listen(request: Request, who: Principal, since: str = "") -> AsyncIterator[str]:
     """What one viewer is sent. However much there is to say, in between it is asked whether they may still hear it."""
     loop = asyncio.get_running_loop()
     # The place is taken here: who goes away before the first line has had none
-    with request.app.state.broadcaster.viewer(who.user) as queue:
+    with request.app.state.broadcaster.viewer(who.user, since) as queue:
         yield "retry: 3000\n\n"
         look_at = loop.time() + BEAT_S
         while True:

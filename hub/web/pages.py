@@ -31,7 +31,14 @@ def render(
 ) -> Response:
     """`who` is the Principal or None, `csrf` what forms carry (`<input type=hidden name=csrf value="{{ csrf }}">`)."""
     who = getattr(request.state, "who", None)
-    known = {"request": request, "who": who, "csrf": who.csrf if who is not None else "", "next": "/", **context}
+    known = {
+        "request": request,
+        "who": who,
+        "csrf": who.csrf if who is not None else "",
+        "live_mark": getattr(request.state, "live_mark", ""),
+        "next": "/",
+        **context,
+    }
     response = HTMLResponse(environment.get_template(template).render(known), status, headers)
     if clear_session:
         cookies.clear(request, response)

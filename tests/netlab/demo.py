@@ -113,15 +113,14 @@ class Demo:
             step.done = "all paths direct, all sessions fresh, `wg show` and `edgeagent peers` agree"
         if self.dashboard is not None:
             with self._step("dashboard") as step:
-                until(lambda: self.mesh.status()["process"].get("web_pid"), DASHBOARD_READY_S, "the dashboard")
-                step.done = f"{url_of(self.dashboard)}   login admin   password {self.mesh.password}"
+                until_dashboard(self.mesh)
+                step.done = way_in(self.mesh, self.dashboard)
         self._refresh()
 
     def stay(self) -> None:
         """Keep the table fresh, with a ping of each pair, until Ctrl-C."""
         if self.dashboard is not None:
-            login = f"login [bold]admin[/]   password [bold]{self.mesh.password}[/]"
-            self.console.print(f"\n[bold]Dashboard[/]  {url_of(self.dashboard)}   {login}")
+            self.console.print(f"\n[bold]Dashboard[/]  {way_in(self.mesh, self.dashboard)}")
         self.console.print(self.view.shells([device.host for device in self.mesh.devices]))
         with ThreadPoolExecutor(len(self._pairs())) as pool:
             if not self.console.is_terminal:
@@ -192,9 +191,14 @@ def dashboard() -> socket.socket | None:
     return socket.socket(fileno=int(number)) if number else None
 
 
-def url_of(listening: socket.socket) -> str:
+def until_dashboard(mesh: Mesh) -> None:
+    until(lambda: mesh.status()["process"].get("web_pid"), DASHBOARD_READY_S, "the dashboard")
+
+
+def way_in(mesh: Mesh, listening: socket.socket) -> str:
+    """Where the dashboard is, and who may sign in."""
     host, port = listening.getsockname()
-    return f"http://{host}:{port}"
+    return f"http://{host}:{port}   login [bold]admin[/]   password [bold]{mesh.password}[/]"
 
 
 class Step:

@@ -18,7 +18,7 @@ from rich.live import Live
 from rich.text import Text
 
 from tests.netlab import Lab, LabError, LabTimeout, until
-from tests.netlab.demo import LOG_LINES_ON_FAILURE, Step
+from tests.netlab.demo import LOG_LINES_ON_FAILURE, Step, dashboard, until_dashboard, way_in
 from tests.netlab.demo_nat_view import Pair, View, chart
 from tests.netlab.flow import Flow
 from tests.netlab.homes import SECOND_HOME, Homes, Member, RelayHost, Way
@@ -78,6 +78,7 @@ class Demo:
         self.lab = lab
         self.console = console
         self.pairs: list[Pair] = []
+        self.dashboard = dashboard()
         self._broke: tuple[str, float] | None = None  # what was broken last, and when
         self._flows = ExitStack()
 
@@ -87,13 +88,17 @@ class Demo:
         """Hub and relays on the internet, each device behind its router."""
         with self._step("hub") as step:
             self.homes = Homes(self.lab)
-            self.homes.start()
+            self.homes.start(dashboard=self.dashboard)
             step.done = f"edgehub and its broker on {self.homes.mesh.hub.address}:{self.homes.mesh.port}"
         with self._step("relays") as step:
             for name, delay_ms in RELAYS.items():
                 self.homes.add_relay(name, region=name.partition("-")[0], delay_ms=delay_ms)
             self.homes.until_online(*self.homes.relays)
             step.done = ", ".join(f"{relay.name} on {relay.host.address}" for relay in self.homes.relays)
+        if self.dashboard is not None:
+            with self._step("dashboard") as step:
+                until_dashboard(self.homes.mesh)
+                step.done = way_in(self.homes.mesh, self.dashboard)
         homes = self.homes
         mobile = homes.carrier(Kind.SYMMETRIC, delay_ms=20.0)
         modem = homes.home(Kind.SYMMETRIC, delay_ms=25.0, prefix=SECOND_HOME)
@@ -201,6 +206,8 @@ class Demo:
 
     def stay(self) -> None:
         """Until Ctrl-C."""
+        if self.dashboard is not None:
+            self.console.print(f"\n[bold]Dashboard[/]  {way_in(self.homes.mesh, self.dashboard)}")
         self.console.print(self.view.shells([member.host for member in self.homes.members]))
         while True:
             time.sleep(3600)

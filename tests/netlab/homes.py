@@ -160,9 +160,9 @@ class Homes:
 
     # Building
 
-    def start(self, *relays: str) -> None:
+    def start(self, *relays: str, dashboard: socket.socket | None = None) -> None:
         """The hub, and relays of these names in one region, until devices will be told of them all."""
-        self.mesh.start_hub()
+        self.mesh.start_hub(dashboard)
         self._token = self.mesh.token("--uses", "0")
         for name in relays:
             self.add_relay(name)

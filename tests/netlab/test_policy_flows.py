@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.netlab import Lab, rights, until
+from tests.netlab import Lab, echo, rights, until
 from tests.netlab.mesh import Device, Mesh
 from tests.netlab.process import Process
 
@@ -19,54 +18,6 @@ pytestmark = pytest.mark.netlab
 
 PORT = 7000  # TCP and UDP; what comes is sent back
 CUT_WITHIN_S = 10.0  # the issue's figure
-SERVER = """
-import selectors, socket, sys
-host, port = sys.argv[1], int(sys.argv[2])
-tcp, udp = socket.create_server((host, port)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-udp.bind((host, port))
-selector = selectors.DefaultSelector()
-for each in (tcp, udp):
-    selector.register(each, selectors.EVENT_READ)
-print("ready", flush=True)
-while True:
-    for key, _ in selector.select():
-        if key.fileobj is tcp:
-            selector.register(tcp.accept()[0], selectors.EVENT_READ)
-            continue
-        try:
-            data, source = key.fileobj.recvfrom(65536)
-            if key.fileobj is udp:
-                udp.sendto(data, source)
-            elif data:
-                key.fileobj.sendall(data)
-            else:
-                selector.unregister(key.fileobj)
-        except OSError as error:  # what was asked of it is prohibited by now
-            print(error, flush=True)
-            if key.fileobj is not udp:
-                selector.unregister(key.fileobj)
-"""
-# One line a round trip; the last one says why it ended
-CLIENT = """
-import socket, sys, time
-kind, host, port, size = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-try:
-    if kind == "tcp":
-        connection = socket.create_connection((host, port), timeout=3)
-    else:
-        connection = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        connection.connect((host, port))
-        connection.settimeout(3)
-    while True:
-        connection.sendall(bytes(size))
-        left = size
-        while left > 0:
-            left -= len(connection.recv(65536))
-        print("echo", time.time(), flush=True)
-        time.sleep(0.05)
-except OSError as error:
-    print("end", type(error).__name__, error.errno, flush=True)
-"""
 OPEN = {"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}]}
 TAGS: dict[str, Any] = {"tagOwners": {"tag:ops": [], "tag:edge": []}}
 OPS_TO_EDGE = {**TAGS, "acls": [{"action": "accept", "src": ["tag:ops"], "dst": [f"tag:edge:{PORT}"]}]}
@@ -86,8 +37,7 @@ class Site:
                 device.host.env["EDGEAGENT_ENGINE"] = engine
             device.up(self.mesh.token("--tag", f"tag:{tag}"))
             for port in (PORT, PORT + 1):
-                words = (sys.executable, "-c", SERVER, device.address, str(port))
-                device.host.start(*words, name=f"server{port}").expect("ready")
+                echo.serve(device.host, device.address, port)
 
     def set_policy(self, policy: dict[str, Any]) -> int:
         """At the hub; returns when all devices have it."""
@@ -103,10 +53,7 @@ class Site:
         return None if policy is None else policy["version"]
 
     def client(self, source: str, to: str, *, kind: str = "tcp", port: int = PORT, size: int = 500) -> Process:
-        target = self.devices[to].address
-        return self.devices[source].host.start(
-            sys.executable, "-c", CLIENT, kind, target, str(port), str(size), name=f"{source}-{to}-{kind}-{port}"
-        )
+        return echo.client(self.devices[source].host, self.devices[to].address, port, kind=kind, size=size)
 
     def reaches(self, source: str, to: str, *, kind: str = "tcp", port: int = PORT, size: int = 500) -> bool:
         client = self.client(source, to, kind=kind, port=port, size=size)
@@ -127,14 +74,6 @@ def site() -> Iterator[Site]:
         yield Site(lab)
 
 
-def echoes(client: Process) -> list[float]:
-    return [float(line.split()[1]) for line in client.text().splitlines() if line.startswith("echo")]
-
-
-def has_echoes(client: Process) -> bool:
-    return len(echoes(client)) > 20
-
-
 def test_one_policy_after_the_other(site: Site) -> None:
     """Everything at first; then only what rules say, and no longer what they have said."""
     assert site.reaches("edge-1", "edge-2") and site.reaches("edge-2", "ops-1", kind="udp")
@@ -150,12 +89,12 @@ def test_one_policy_after_the_other(site: Site) -> None:
     assert site.drops("edge-1", "prohibited") > 0, "it may reach nobody, and is told at once"
     clients = {edge: site.client("ops-1", edge) for edge in ("edge-1", "edge-2")}
     for edge, client in clients.items():
-        until(partial(has_echoes, client), 15, f"a flow to {edge}")
+        until(partial(echo.is_alive, client), 15, f"a flow to {edge}")
     cut_at = time.time()
     site.set_policy({**TAGS, "acls": []})
     until(lambda: time.time() > cut_at + CUT_WITHIN_S + 1, CUT_WITHIN_S + 5, "the end")
     for edge, client in clients.items():
-        last = echoes(client)[-1]
+        last = echo.echoes(client)[-1]
         print(f"{edge}: cut {last - cut_at:.2f} s after the change")
         assert last < cut_at + CUT_WITHIN_S
         assert site.devices[edge].ask("status")["policy"]["revoked"] >= 1

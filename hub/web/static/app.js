@@ -71,7 +71,8 @@
     for (const region of $$("[data-live]")) for (const kind of region.dataset.live.split(" ")) kinds.add(kind.split("=")[0]);
     let stream = null, missed = false, timer = 0;
     const open = () => {
-      stream = new EventSource("/live");
+      // From when the page was made: what changed until now would be missed
+      stream = new EventSource(`/live?since=${missed ? "" : mark.dataset.liveSince}`);
       stream.onopen = () => {
         show("on", "live");
         if (missed) hear("all", {});

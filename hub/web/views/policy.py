@@ -200,5 +200,6 @@ def _diff(tx: SqliteTx, text: str) -> dict[str, Any]:
     lines = [
         DiffLine(kinds.get(line[0], ""), line[1:] if line[0] in "+- " else "⋯")
         for line in list(difflib.unified_diff(before, text.splitlines(), lineterm=""))[2:]
+        if not line.startswith("@@ -1,")  # nothing is left out before the first line
     ]
     return {"diff": lines[:DIFF_MAX], "diff_cut": len(lines) > DIFF_MAX, "first": False}

@@ -37,10 +37,10 @@ class Window:
         self.page.on("console", self._on_console)
         self.page.on("pageerror", lambda error: self.complaints.append(f"script: {error}"))
 
-    def sign_in(self, url: str, login: str = "ada@example.org") -> None:
+    def sign_in(self, url: str, login: str = "ada@example.org", password: str = PASSWORD) -> None:
         self.page.goto(f"{url}/login")
         self.page.fill("#login", login)
-        self.page.fill("#password", PASSWORD)
+        self.page.fill("#password", password)
         self.page.get_by_role("button", name="Sign in", exact=True).click()
         self.page.wait_for_url(f"{url}/")
 

@@ -110,6 +110,38 @@ def test_a_viewer_that_reads_nothing_is_told_that_it_missed_something() -> None:
     assert len(got) < live.QUEUE_MAX and {"kind": "all"} in got
 
 
+def test_what_changed_while_a_page_was_on_its_way() -> None:
+    """Between the making of the page and the opening of its stream."""
+
+    async def run() -> None:
+        quiet = Quiet()
+        broadcaster = live.Broadcaster(quiet, {})
+
+        def say(name: str) -> None:
+            quiet.messages = [{"kind": name}]
+            broadcaster._read()
+            broadcaster._say()
+
+        def told(mark: str) -> list[dict[str, Any]]:
+            with broadcaster.viewer("u-1", mark) as queue:
+                return [queue.get_nowait() for _ in range(queue.qsize())]
+
+        say("tokens")
+        mark = broadcaster.mark
+        assert told(mark) == []
+        say("users")
+        say("policy")
+        assert told(mark) == [{"kind": "users"}, {"kind": "policy"}]
+        assert told("") == []
+        everything = [{"kind": "all"}]
+        assert told("beef-1") == told("nonsense") == told(mark + "0") == told(mark.replace("-", "--")) == everything
+        for number in range(live.RECENT_MAX):
+            say(f"kind-{number}")
+        assert told(mark) == everything
+
+    asyncio.run(run())
+
+
 def test_what_else_is_to_be_done() -> None:
     done: list[str] = []
     heard([[{"kind": "settings"}, {"kind": "tokens"}]], settings=lambda: done.append("settings"))
