@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from edgeagent import crypto as providers
 from hub import operations
 from hub.core import actions, relays
-from hub.core.model import Device, HubError, Token
+from hub.core.model import Device, DeviceState, HubError, Token
 from hub.core.roles import Principal
 from hub.store.sqlite import SqliteTx
 from hub.web.api.common import After, Limit
@@ -173,9 +173,12 @@ def remove_relay(backend: CurrentBackend, who: Annotated[Principal, allowed("rel
 
 def _find_relay(tx: SqliteTx, text: str) -> Device:
     try:
-        return actions.find_relay(tx, text)
+        found: Device | None = actions.find_relay(tx, text)
     except HubError:
-        raise Problem(404, "no-relay", f"Relay {text}: there is none of this id.") from None
+        found = None
+    if found is None or found.state is DeviceState.REMOVED:
+        raise Problem(404, "no-relay", f"Relay {text}: there is none of this id.")
+    return found
 
 
 def _relay_out(relay: Device) -> RelayOut:

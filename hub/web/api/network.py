@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
@@ -288,7 +288,7 @@ def _names(tx: SqliteTx, response: Response) -> NamesOut:
     return NamesOut(**found)
 
 
-def _client_fields(client: Client, gateway: Device | None) -> dict[str, object]:
+def _client_fields(client: Client, gateway: Device | None) -> dict[str, Any]:
     return {
         "name": client.name,
         "gateway": gateway.name if gateway is not None else None,
