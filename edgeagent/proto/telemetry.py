@@ -12,13 +12,13 @@ from edgeagent.proto.schema import Fields, Flag, List, Nullable, Row, Text, Uint
 SAMPLE_BYTES_MAX = 4_096
 PEERS_MAX, TABLES_MAX, DROPS_MAX = 32, 48, 32
 
-# Flows that others began, that the device began, that a change ended; packets of others, and its own, that were dropped
+# Flows that others began, that it began, that a change ended; packets of others, and of its own, that it dropped
 POLICY_COUNTS = ("admitted", "opened", "revoked", "denied", "prohibited")
 
 _NAME = Text(64)
 _SIGNED = Uint(-(1 << 31), (1 << 31) - 1)
 # device, name, path (direct, relay, none, refused), what carries it (uplink, or relay and how), latency µs, B/s
-# received and sent, bytes received and sent since the peer is known
+# and then bytes received and sent, the latter since the peer is known
 _PEER = Row(_NAME, _NAME, _NAME, _NAME, Nullable(Uint()), Uint(), Uint(), Uint(), Uint())
 SAMPLE = Fields(
     {
