@@ -185,6 +185,7 @@ def test_routes_never_hide_the_network(world: World) -> None:
     c = world.add(3, "c")
     mesh = [[bytes((100, 64, 0, 0)), 10], [bytes((100, 64, 0, 3)), 32], [bytes(4), 0], [bytes(16), 0]]
     b.routes = [*mesh, [bytes((10, 0, 0, 0)), 8]]
+    world.say_map(b)
     world.say_rec(a, b)
     packet = send(world, a, c)
     world.run(2)

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -266,7 +267,7 @@ def test_a_second_hub_and_a_broker_that_is_the_first_ones_own(tmp_path: Path, po
         attach(State(tmp_path / "second"), url)
         done = subprocess.run(
             [
-                shutil.which("python") or "python3",
+                sys.executable,
                 "-m",
                 "hub",
                 "--state-dir",

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
-import sqlite3
 from base64 import urlsafe_b64decode
-from contextlib import closing
 from hashlib import blake2s
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
 from hub.core.roles import PERMISSIONS, Access
+from hub.store.schema import metadata
 from tests.hub.web.kit import PASSWORD, Browser, Site
 
 
@@ -92,9 +92,9 @@ def test_what_is_stored_signs_nobody_in(owner: Browser) -> None:
     token = site.token("olga", *PERMISSIONS)
     cookie = owner.client.cookies["edgehub"]
     dump = ""
-    with closing(sqlite3.connect(site.state.database)) as connection:
-        for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
-            for row in connection.execute(f"SELECT * FROM {name}"):
+    with site.write() as tx:
+        for table in metadata.sorted_tables:
+            for row in tx.connection.execute(select(table)):
                 dump += " ".join(value.hex() if isinstance(value, bytes) else str(value) for value in row) + "\n"
     assert PASSWORD not in dump and cookie not in dump and token not in dump
     assert token.split("_")[2] not in dump
