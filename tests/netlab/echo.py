@@ -73,7 +73,8 @@ def client(host: Host, address: str, port: int, *, kind: str = "tcp", size: int 
 
 def echoes(flow: Process) -> list[float]:
     """When each round trip was over, in seconds since 1970."""
-    return [float(line.split()[1]) for line in flow.text().splitlines() if line.startswith("echo")]
+    whole_lines = flow.text().split("\n")[:-1]  # the last one may still be being written
+    return [float(line.split()[1]) for line in whole_lines if line.startswith("echo")]
 
 
 def is_alive(flow: Process) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import sys
 from typing import Any
 
 from tests.netlab.host import Host, Net
@@ -12,6 +13,15 @@ from tests.netlab.lab import Lab
 from tests.netlab.process import LabError, Process, until
 
 BROKER_PORT = 8883
+# As systemd hands a socket over: descriptor 3, for the process of that number. No shell: dash takes no numbers above 9.
+HAND_OVER = """
+import os, sys
+if int(sys.argv[1]) != 3:
+    os.dup2(int(sys.argv[1]), 3)
+os.set_inheritable(3, True)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
 HUB_READY_TIMEOUT_S = 30.0
 JOIN_TIMEOUT_S = 30.0
 
@@ -96,8 +106,8 @@ class Mesh:
             host, port = dashboard.getsockname()
             self.hub.run("edgehub", "web", "set", "--url", f"http://{host}:{port}")
             number = dashboard.fileno()
-            hand_over = f'LISTEN_PID=$$ LISTEN_FDS=1 exec "$@" 3<&{number}'
-            self.server = self.hub.start("sh", "-c", hand_over, "sh", "edgehub", "serve", name="edgehub", fds=[number])
+            command = (sys.executable, "-I", "-c", HAND_OVER, str(number), "edgehub", "serve")
+            self.server = self.hub.start(*command, name="edgehub", fds=[number])
         until(self._is_ready, HUB_READY_TIMEOUT_S, "the hub's answer")
 
     def token(self, *options: str) -> str:
