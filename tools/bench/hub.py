@@ -53,7 +53,11 @@ def hub(say: Callable[[str], None]) -> Iterator[Figure]:
             fleet.join_all(JOIN_TIMEOUT_S, say)
             yield Figure(f"join, {DEVICES:,} devices", DEVICES / (time.monotonic() - began), "devices/s", peer=NO_PEER)
             say(f"{ASKS_PER_S} questions a second")
-            asked_ms = sorted(asks(fleet, random.Random(1)))
+            took_ms, unanswered = asks(fleet, random.Random(1))
+            asked_ms = sorted(took_ms)
+            yield Figure(
+                f"questions of {ASKS_PER_S * ASKING_S:,} without an answer", unanswered, "", peer=NO_PEER, at_most=0
+            )
             yield Figure("ask → answer, median", statistics.median(asked_ms), "ms", peer=NO_PEER)
             p99 = asked_ms[int(len(asked_ms) * 0.99)]
             yield Figure(f"ask → answer, p99 at {ASKS_PER_S}/s", p99, "ms", peer=NO_PEER, at_most=ASK_MS_MAX)
@@ -87,8 +91,8 @@ def hub(say: Callable[[str], None]) -> Iterator[Figure]:
             rig.end()
 
 
-def asks(fleet: Fleet, chance: random.Random) -> list[float]:
-    """Milliseconds from each question to its answer; the pairs have not met before."""
+def asks(fleet: Fleet, chance: random.Random) -> tuple[list[float], int]:
+    """(ms from each question to its answer, questions without one for five seconds); the pairs have not met before."""
     asked: dict[tuple[str, str], float] = {}
     took: list[float] = []
 
@@ -108,9 +112,7 @@ def asks(fleet: Fleet, chance: random.Random) -> list[float]:
             asked.setdefault((asker.device_id, subject.host), now)
             fleet.settle(now, asker)
     fleet.run(5.0, until=lambda: not asked)
-    if asked:
-        raise TimeoutError(f"{len(asked)} of {ASKS_PER_S * ASKING_S} questions were not answered")
-    return took
+    return took, len(asked)
 
 
 def roams(fleet: Fleet, rig: Rig) -> tuple[float, float, float]:
