@@ -8,11 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from hub import moving
 from hub.core.memory import MemoryStore
 from hub.core.store import Store
 from hub.store.migrate import migrate_server
-from tests.hub.kit import Hub, load_crypto, make_network, make_postgres, make_sqlite, seeded
+from tests.hub.kit import Hub, copy_empty, load_crypto, make_network, make_postgres, make_sqlite, seeded
 from tests.hub.postgres import PostgresServer
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _empty_databases() -> Iterator[None]:
+    """Hubs made in this process start with a copy; commands that tests run make theirs themselves."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(moving, "create_file", copy_empty)
+        yield
 
 
 @pytest.fixture(scope="session")

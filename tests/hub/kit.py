@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import tempfile
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol
@@ -22,8 +25,8 @@ from hub.core.coordinator import Coordinator
 from hub.core.memory import MemoryStore
 from hub.core.model import Network, Op, Outgoing
 from hub.core.store import Store, Tx
+from hub.store import migrate
 from hub.store.meta import save_network
-from hub.store.migrate import create_file
 from hub.store.postgres import PostgresStore
 from hub.store.sqlite import SqliteStore
 
@@ -52,8 +55,23 @@ def make_network(crypto: Crypto, entropy: Entropy, **changes: Any) -> Network:
     return Network(**{**fields, **changes})
 
 
+@functools.cache
+def _empty_database() -> bytes:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "empty.db")
+        migrate.create_file(path)
+        return path.read_bytes()
+
+
+def copy_empty(path: Path) -> None:
+    """`migrate.create_file`, whose migrations ran once: they take longer than most tests."""
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(_empty_database())
+
+
 def make_sqlite(path: Path, network: Network) -> SqliteStore:
-    create_file(path)
+    copy_empty(path)
     store = SqliteStore(path)
     with store.write() as tx:
         save_network(tx.connection, network)
