@@ -10,7 +10,7 @@ import typer
 
 from hub import operations
 from hub.core.model import HubError
-from hub.core.oidc import Oidc
+from hub.core.oidc import Oidc, keep_secret
 from hub.opening import doing, open_store
 from hub.output import print_error, print_json, print_pairs
 from hub.store import oidcsettings, websettings
@@ -67,7 +67,9 @@ def set_(
     if not changes:
         raise HubError("nothing to change: give at least one option. `edgehub oidc show` shows what there is")
     with doing() as do:
-        new: Oidc = replace(oidcsettings.load(do.tx.connection), **changes)  # type: ignore[arg-type]
+        found = oidcsettings.load(do.tx.connection)
+        new: Oidc = replace(found, **{"client_secret": "", **changes})  # type: ignore[arg-type]
+        new = keep_secret(new, found)
         operations.set_oidc(do, new)
         url = websettings.load(do.tx.connection).url or f"http://{websettings.DEFAULT_LISTEN}"
     print_error(f"redirect address for the provider: {url}/login/oidc/callback")

@@ -64,13 +64,17 @@ def add_person(
         raise HubError(f"login {login}: somebody has it. Choose another")
     if people.people_count(tx.connection) >= PEOPLE_MAX:
         raise HubError(f"{PEOPLE_MAX} people: there is no room for another")
-    new = Person(make_id(os.urandom, "u-"), login, check_name(name), role, wall_s)
+    new = Person(make_id(os.urandom, "u-"), login, check_name(name), role, wall_s, role_from=_role_from(actor))
     if password:
         new.password = hash_password(check_password(password, login))
     people.add_person(tx.connection, new)
     audit.record(tx, wall_s, actor, "user.add", f"user:{login}", {"role": role.value})
     tx.note("users")
     return new
+
+
+def _role_from(actor: str) -> str:
+    return actor if actor == "oidc" else ""
 
 
 def find_person(tx: SqliteTx, text: str) -> Person:
@@ -84,11 +88,19 @@ def find_person(tx: SqliteTx, text: str) -> Person:
 def set_role(tx: SqliteTx, wall_s: int, actor: str, target: Person, role: Access) -> None:
     """Ends the sessions: what a page offers, and what the cookie stands for, is another now."""
     _keep_an_owner(tx, target, still=role is Access.OWNER)
-    before, target.role = target.role, role
+    before, target.role, target.role_from = target.role, role, _role_from(actor)
     people.save_person(tx.connection, target)
     people.end_sessions(tx.connection, wall_s, person_id=target.id)
     detail = {"before": before.value, "after": role.value}
     audit.record(tx, wall_s, actor, "user.role", f"user:{target.login}", detail)
+    tx.note("users")
+
+
+def take_away(tx: SqliteTx, wall_s: int, actor: str, target: Person) -> None:
+    """Whoever gave the role gives it no more: sessions end, and API tokens are revoked."""
+    people.end_sessions(tx.connection, wall_s, person_id=target.id)
+    people.revoke_api_tokens(tx.connection, wall_s, person_id=target.id)
+    audit.record(tx, wall_s, actor, "user.role-lost", f"user:{target.login}", {"before": target.role.value})
     tx.note("users")
 
 

@@ -21,6 +21,7 @@ from edgeagent.proto.commands import (
     OPEN_MAX,
     OUTPUT_BYTES_MAX,
     REFUSED,
+    REST_S,
     VERBS,
     Book,
     answer,
@@ -117,6 +118,18 @@ def test_so_many_may_wait_and_no_more() -> None:
     assert book.take(WALL_S, cmd(101))[1] is None
 
 
+@pytest.mark.parametrize("verb", ["reboot-agent", "rekey"])
+def test_a_hub_in_wrong_hands_keeps_no_device_busy(verb: str) -> None:
+    book = Book(None)
+    first, _ = book.take(WALL_S, cmd(1, verb))
+    first.settle(WALL_S, DONE)
+    again = Book(None)
+    again.load(book.export())  # it was started again
+    for each in (book, again):
+        assert each.take(WALL_S + REST_S - 1, cmd(2, verb))[0].code == "too-soon"
+        assert each.take(WALL_S + REST_S, cmd(3, verb))[1] is None  # what was refused does not count
+
+
 def test_a_command_is_forgotten_only_when_it_would_be_too_late_for_it() -> None:
     book = Book(None)
     for number in range(BOOK_MAX + IDS_MAX):
@@ -174,7 +187,8 @@ def test_a_damaged_book_is_refused_whole(data: bytes) -> None:
 def test_a_full_book_fits_its_file() -> None:
     book = Book(None)
     for number in range(BOOK_MAX + IDS_MAX):
-        entry, drop = book.take(WALL_S, cmd((1 << 63) + number, "reboot-agent", by="x" * 128))
+        command = cmd((1 << 63) + number, "reboot-agent", by="x" * 128, ends_in_s=600_000)
+        entry, drop = book.take(WALL_S + REST_S * number, command)
         assert drop is None
         entry.settle(WALL_S, DONE)
     assert len(book.export()) <= BOOK_BYTES_MAX

@@ -66,6 +66,8 @@ VERBS: dict[str, Schema] = {
 UNWATCH = "unwatch"  # takes a watch back that has the same id
 # Not to be done twice, so kept on flash before they are begun. The others change nothing.
 _DURABLE = ("reboot-agent", "rekey", "run")
+# A hub in wrong hands could keep a fleet busy with these and nothing else.
+_RESTED, REST_S = ("reboot-agent", "rekey"), 60
 
 ACCEPTED, RUNNING, DONE, FAILED, REFUSED, EXPIRED = "accepted", "running", "done", "failed", "refused", "expired"
 OPEN = (ACCEPTED, RUNNING)
@@ -176,6 +178,8 @@ class Book:
             entry.settle(wall_s, REFUSED, "not-allowed", "the device's own settings forbid it (allow-commands)")
         elif entry.expires_s > wall_s + LIFE_MAX_S:
             entry.settle(wall_s, REFUSED, "too-far", f"it ends later than {LIFE_MAX_S // 86_400} days from now")
+        elif entry.verb in _RESTED and self._is_too_soon(wall_s, entry.verb):
+            entry.settle(wall_s, REFUSED, "too-soon", f"the one before was less than {REST_S} s ago")
         elif sum(known.is_open for known in self._entries.values()) >= OPEN_MAX:
             entry.settle(wall_s, REFUSED, "busy", f"{OPEN_MAX} commands wait or run")
         else:
@@ -183,6 +187,10 @@ class Book:
                 entry.args = schema.check(args, entry.verb)
             except ControlError as error:
                 entry.settle(wall_s, REFUSED, "bad-arguments", str(error))
+
+    def _is_too_soon(self, wall_s: float, verb: str) -> bool:
+        same = (entry for entry in self._entries.values() if entry.verb == verb and entry.is_durable)
+        return any(abs(wall_s - entry.at_s) < REST_S for entry in same)
 
     def _make_room(self, wall_s: float) -> bool:
         if len(self._entries) < BOOK_MAX:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import re
 from base64 import urlsafe_b64encode
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
 
@@ -103,6 +103,13 @@ def check_settings(settings: Oidc) -> Oidc:
         raise HubError("oidc: a client id and its secret are needed too (--client-id, --client-secret-file)")
     check_roles(settings.roles, settings.default_role)
     return settings
+
+
+def keep_secret(new: Oidc, before: Oidc) -> Oidc:
+    """Without a secret of their own `new` settings go on with the one of `before`, where they name the same provider
+    and client: another provider would be told it."""
+    same = (new.issuer, new.client_id) == (before.issuer, before.client_id)
+    return replace(new, client_secret=before.client_secret) if same and not new.client_secret else new
 
 
 def check_roles(roles: dict[str, str], default: str) -> None:

@@ -40,6 +40,7 @@ class Person:
     subject: str | None = None
     disabled_s: int = 0
     seen_s: int = 0
+    role_from: str = ""  # "oidc": groups there gave the role, and take it; "" = somebody here did
 
 
 @dataclass(slots=True)

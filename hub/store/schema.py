@@ -243,6 +243,7 @@ person = Table(
     Column("disabled_s", Integer, nullable=False),
     Column("created_s", Integer, nullable=False),
     Column("seen_s", Integer, nullable=False),
+    Column("role_from", Text, nullable=False),  # "oidc", or empty: somebody's decision here
     UniqueConstraint("issuer", "subject"),
 )
 

@@ -64,8 +64,8 @@ class Backend:
         with self.write() as (tx, scribe, wall_s):
             yield Doing(tx, scribe, wall_s, who.actor)
 
-    def note_refusal(self, actor: str, why: str, what: str, address: str) -> None:
-        """Audit a request that was refused; of a flood only some, with the number of those before that were not."""
+    def note_refusal(self, actor: str, why: str, what: str, address: str, verb: str = "refused") -> None:
+        """Audit a request or a password that was refused; of a flood only some, with the number of those before."""
         with self._lock:
             if not self._refusals.allow(self.clock(), ""):
                 self._unsaid += 1
@@ -75,7 +75,7 @@ class Backend:
         if unsaid:
             detail["before"] = unsaid
         with self.write() as (tx, _, wall_s):
-            audit.record(tx, wall_s, actor, "refused", what, detail)
+            audit.record(tx, wall_s, actor, verb, what, detail)
 
     def secret(self, purpose: str) -> bytes:
         """32 bytes that only this hub knows, the same in all its processes."""

@@ -28,6 +28,7 @@ from hub.web import cookies
 from hub.web.auth import CurrentBackend, allowed
 from hub.web.errors import Problem, client_address
 from hub.web.pages import render
+from hub.web.throttle import source
 
 BEGIN_BURST, BEGIN_PER_S = 10, 1 / 30
 POLL_BURST, POLL_PER_S = 10, 2 / POLL_S
@@ -68,7 +69,7 @@ class Approval(BaseModel, extra="forbid"):
 def begin(request: Request, backend: CurrentBackend, body: Begin) -> Response:
     """A code for people and a secret for the device."""
     address = client_address(request)
-    if not request.app.state.claim_begins.allow(backend.clock(), address):
+    if not request.app.state.claim_begins.allow(backend.clock(), source(address)):
         raise Problem(429, "too-many-tries", "Too many devices ask from there. Wait a minute.", Retry_After="60")
     secret = make_secret(os.urandom)
     host = body.host if is_host_name(body.host) else ""

@@ -24,7 +24,7 @@ from hub.core.oidc import ALGORITHMS, Oidc, Untrusted, Vouched, challenge, check
 from hub.core.people import Person, check_login
 from hub.core.roles import Access
 from hub.io.fetch import Answer, FetchError, fetch
-from hub.people import add_person, set_role
+from hub.people import add_person, set_role, take_away
 from hub.store import oidcsettings, people
 from hub.store.sqlite import SqliteTx
 from hub.web import cookies
@@ -140,6 +140,8 @@ def come_back(
         vouched = check_claims(settings, claims, kept["nonce"], int(time.time()))
         with backend.write() as (tx, _, wall_s):
             person = _person(tx, wall_s, vouched, address)
+        if person is None:
+            raise Untrusted("oidc-no-role", "the groups that let you in are no longer yours")
     except Untrusted as refused:
         backend.note_refusal(f"address:{address}", refused.code, "GET /login/oidc/callback", address)
         log.warning("oidc: %s", refused)
@@ -161,15 +163,20 @@ def _settings(backend: Backend) -> Oidc:
     return settings
 
 
-def _person(tx: SqliteTx, wall_s: int, vouched: Vouched, address: str) -> Person:
-    """Who it is, made or brought up to date. Raises Untrusted."""
+def _person(tx: SqliteTx, wall_s: int, vouched: Vouched, address: str) -> Person | None:
+    """Who it is, made or brought up to date; None: the role went with the groups. Raises Untrusted."""
     person = people.person_by_subject(tx.connection, vouched.issuer, vouched.subject)
     if person is None:
         person = _newcomer(tx, wall_s, vouched)
     if person.disabled_s:
         raise Untrusted("disabled", "this user is disabled")
     # Owners stay what they are: nobody takes the hub from them at the provider.
-    if vouched.role is not None and person.role not in (vouched.role, Access.OWNER):
+    if person.role is Access.OWNER:
+        return person
+    if vouched.role is None and person.role_from:
+        take_away(tx, wall_s, "oidc", person)
+        return None
+    if vouched.role is not None and person.role is not vouched.role:
         set_role(tx, wall_s, "oidc", person, vouched.role)
     return person
 

@@ -7,7 +7,6 @@ from typing import Annotated
 from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import RedirectResponse
 
-from hub.core import audit
 from hub.core.people import PASSWORD_MAX, Person, digest
 from hub.people import close_session, open_session, password_fits
 from hub.store import people
@@ -16,7 +15,7 @@ from hub.web.auth import CurrentBackend, CurrentUser
 from hub.web.backend import Backend
 from hub.web.errors import Problem, client_address
 from hub.web.pages import sign_in_page as page
-from hub.web.throttle import LockedBuckets
+from hub.web.throttle import LockedBuckets, source
 
 router = APIRouter(include_in_schema=False)
 
@@ -52,10 +51,9 @@ def sign_in(
         person = people.person_by_login(tx.connection, login)
     fits = password_fits(person, password)
     if not fits or person is None or person.disabled_s:
-        with backend.write() as (tx, _, wall_s):
-            # A login that nobody has may be a password typed into the wrong field.
-            who = f"user:{person.login}" if person is not None else "user:?"
-            audit.record(tx, wall_s, f"address:{address}", "signin.failed", who, {"how": "password"})
+        # A login that nobody has may be a password typed into the wrong field.
+        who = f"user:{person.login}" if person is not None else "user:?"
+        backend.note_refusal(f"address:{address}", "password", who, address, verb="signin.failed")
         said = "This login and password do not fit together."
         return page(request, said, safe_next(next), 403)
     return enter(request, backend, person, "password", safe_next(next))
@@ -93,7 +91,7 @@ class Tries:
 
     def take(self, now: float, address: str, login: str) -> bool:
         """`login` "": no account is named."""
-        return self._addresses.allow(now, address) and (not login or self._accounts.allow(now, login))
+        return self._addresses.allow(now, source(address)) and (not login or self._accounts.allow(now, login))
 
     def __len__(self) -> int:
         return len(self._addresses) + len(self._accounts)

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import threading
+from ipaddress import IPv6Address, ip_address
 
 from hub.core.ratelimit import TokenBuckets
 
 KEYS_MAX = 4_096
+
+
+def source(address: str) -> str:
+    """Who is counted for an address: of IPv6 the /64, which any home and any server has whole."""
+    try:
+        parsed = ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if not isinstance(parsed, IPv6Address):
+        return address
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(IPv6Address(int(parsed) >> 64 << 64))
 
 
 class LockedBuckets:

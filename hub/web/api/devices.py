@@ -134,14 +134,14 @@ def list_devices(
 @router.post("/devices/bulk")
 def bulk(backend: CurrentBackend, who: Annotated[Principal, allowed("devices:write")], body: Bulk) -> BulkOut:
     """One transaction for all; those that it cannot be done to are named with the reason."""
-    if not body.ids and not body.filter:
+    if not body.ids and not body.filter.strip():
         raise Problem(422, "invalid", "ids or filter: one of them is needed.")
     done: list[str] = []
     refused: dict[str, str] = {}
     more = False
     with backend.doing(who) as do:
         ids = body.ids
-        if body.filter:
+        if body.filter.strip():
             ids = devices.ids(do.tx.connection, parse(body.filter), do.wall_s, BULK_MAX + 1)
             more = len(ids) > BULK_MAX
         for device_id in ids[:BULK_MAX]:

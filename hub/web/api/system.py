@@ -16,7 +16,7 @@ from hub import operations
 from hub.core import audit, web
 from hub.core.events import EVENTS, HOOKS_MAX, Webhook
 from hub.core.model import DeviceState, HubError
-from hub.core.oidc import Oidc
+from hub.core.oidc import Oidc, keep_secret
 from hub.core.people import make_id, make_secret
 from hub.core.roles import PERMISSIONS, Principal
 from hub.store import audits, hooks, oidcsettings, websettings
@@ -213,13 +213,12 @@ def change_oidc(
     request: Request,
     response: Response,
 ) -> OidcOut:
-    """For owners, with If-Match. An empty issuer ends it; without a secret the one that is there stays."""
+    """For owners, with If-Match. An empty issuer ends it; without a secret the one stays that the same issuer gave."""
     with backend.doing(who) as do:
         found = oidcsettings.load(do.tx.connection)
         check_if_match(request, etag(asdict(found)), needed=True)
         values = body.model_dump()
-        values["client_secret"] = body.client_secret or (found.client_secret if body.issuer else "")
-        new = Oidc(**{**values, "domains": tuple(domain.lower() for domain in body.domains)})
+        new = keep_secret(Oidc(**{**values, "domains": tuple(domain.lower() for domain in body.domains)}), found)
         operations.set_oidc(do, new)
     response.headers["ETag"] = etag(asdict(new))
     return _oidc_out(request, new)

@@ -22,8 +22,10 @@ from joserfc.jwk import RSAKey
 from joserfc.jws import JWSRegistry
 from werkzeug.serving import BaseWSGIServer, make_server
 
-from hub.core.oidc import Oidc, Untrusted, challenge, check_claims
+from hub.core.model import HubError
+from hub.core.oidc import Oidc, Untrusted, challenge, check_claims, check_settings, keep_secret
 from hub.core.roles import Access
+from hub.people import set_role
 from hub.store import oidcsettings, people
 from hub.store.sqlite import SqliteTx
 from hub.web.oidc import Provider, open_token
@@ -238,6 +240,35 @@ def test_the_role_follows_the_groups_but_owners_stay(sso: Site) -> None:
         people.save_person(tx.connection, ada)
     sign_in(sso, "sub-ada")
     assert person(sso, "ada@example.org").role is Access.OWNER
+
+
+def test_a_role_goes_with_the_groups_that_gave_it(sso: Site) -> None:
+    browser, _ = sign_in(sso, "sub-ada")
+    token = sso.token("ada@example.org", "devices:read")
+    configure(sso, replace(settings_of(sso), roles={"others": "viewer"}))
+    _, answer = sign_in(sso, "sub-ada")
+    assert answer.status_code == 403 and json.loads(sso.audit("refused")[-1].detail)["why"] == "oidc-no-role"
+    assert browser.client.get("/api/v1/me").status_code == 403
+    assert sso.program(token).get("/api/v1/devices").status_code == 403
+    assert [entry.object for entry in sso.audit("user.role-lost")] == ["user:ada@example.org"]
+    configure(sso, replace(settings_of(sso), roles={"fleet": "viewer"}))
+    assert sign_in(sso, "sub-ada")[1].status_code == 303  # the groups came back
+    ada = person(sso, "ada@example.org")
+    with sso.write() as tx:
+        set_role(tx, int(time.time()), "cli:test", ada, Access.AUDITOR)
+    configure(sso, replace(settings_of(sso), roles={"others": "viewer"}))
+    assert sign_in(sso, "sub-ada")[1].status_code == 303  # somebody here gave that role
+    assert person(sso, "ada@example.org").role is Access.AUDITOR
+
+
+def test_another_provider_is_not_told_the_secret_of_the_one_before() -> None:
+    before = Oidc("https://a.test", "hub", "secret a")
+    assert keep_secret(replace(before, label="in", client_secret=""), before).client_secret == "secret a"
+    assert keep_secret(replace(before, client_secret="new"), before).client_secret == "new"
+    for changed in (replace(before, issuer="https://b.test"), replace(before, client_id="other"), Oidc()):
+        assert keep_secret(replace(changed, client_secret=""), before).client_secret == ""
+    with pytest.raises(HubError, match="secret"):
+        check_settings(keep_secret(replace(before, issuer="https://b.test", client_secret=""), before))
 
 
 def test_a_disabled_user_stays_out(sso: Site) -> None:

@@ -322,6 +322,20 @@ def test_tries_are_counted(site: Site) -> None:
     assert last_refusal(site)[1] == "too-many-tries"
 
 
+def test_a_whole_prefix_counts_as_one() -> None:
+    assert throttle.source("2001:db8:1:2:3:4:5:6") == throttle.source("2001:db8:1:2::1") == "2001:db8:1:2::"
+    assert throttle.source("fe80::1%eth0") == "fe80::"
+    assert throttle.source("::ffff:192.0.2.1") == throttle.source("192.0.2.1") == "192.0.2.1"
+    assert throttle.source("testclient") == "testclient"
+
+
+def test_tries_at_many_accounts_leave_few_rows(site: Site) -> None:
+    backend = site.app.state.backend
+    for number in range(200):
+        backend.note_refusal(f"address:{number}", "password", "user:?", str(number), verb="signin.failed")
+    assert len(site.audit("signin.failed")) < 100
+
+
 def test_the_tables_of_tries_do_not_grow(site: Site) -> None:
     tries = site.app.state.tries
     for number in range(throttle.KEYS_MAX + 100):
