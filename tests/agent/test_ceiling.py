@@ -153,6 +153,7 @@ def agent_that(monkeypatch: pytest.MonkeyPatch, turns: Sequence[BaseException | 
     agent._crash_path = "/nonexistent/crash"
     pauses: list[float] = []
     monkeypatch.setattr(daemon, "sleep", pauses.append)
+    monkeypatch.setattr(ceiling, "gc", SimpleNamespace(collect=lambda: 0))  # of a test run's heap: half a second
     left = iter(turns)
 
     def turn(_deadline: float | None) -> None:
