@@ -92,6 +92,8 @@ def read_slice(data: bytes) -> dict[str, Any]:
     if not isinstance(limits, dict):
         raise ValueError("limits: a table of name and number expected")
     for name, value in limits.items():
+        if type(value) is not int:
+            raise ValueError("limits: whole numbers expected")
         try:
             read_limits(f"{name}={value}")
         except ValueError as error:
