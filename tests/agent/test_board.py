@@ -1,4 +1,4 @@
-"""Which board it is, by slice or by itself; a slice is a default below what the operator sets, and never stops an agent."""
+"""Which board it is, by slice or by itself; a slice is below what the operator sets, and never stops an agent."""
 
 from __future__ import annotations
 
@@ -115,8 +115,9 @@ BROKEN = {
     '{"v": 1, "id": "x", "profile": "huge"}': "profile: one of small, normal, large expected",
     '{"v": 1, "id": "x", "limits": [1]}': "limits: a table of name and number expected",
     '{"v": 1, "id": "x", "limits": {"pears": 3}}': "limits: want limits that there are, not 'pears'",
-    '{"v": 1, "id": "x", "limits": {"peers": "3,flows=9"}}': "limits: want ",
-    '{"v": 1, "id": "x", "limits": {"peers": true}}': "limits: want peers to be a whole number",
+    '{"v": 1, "id": "x", "limits": {"peers": "3,flows=9"}}': "limits: whole numbers expected",
+    '{"v": 1, "id": "x", "limits": {"peers": true}}': "limits: whole numbers expected",
+    '{"v": 1, "id": "x", "limits": {"peers": 0}}': "limits: want peers to be a whole number",
     '{"v": 1, "id": "x", "ceiling_mib": true}': "ceiling_mib: a whole number from 16 to 65536 expected",
 }
 
