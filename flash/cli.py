@@ -10,7 +10,7 @@ from importlib import metadata
 
 from boards.schema import BoardError
 from edgeagent.proto.errors import EdgeError
-from flash import cli_boards, cli_image, cli_write
+from flash import cli_batch, cli_boards, cli_image, cli_write
 from flash.errors import FlashError
 
 OK, FAILED, USAGE = range(3)
@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     cli_boards.add(verbs)
     cli_image.add(verbs)
     cli_write.add(verbs)
+    cli_batch.add(verbs)
     return made
 
 
