@@ -186,8 +186,8 @@ class UciDefaults:
         if image.root is None and image.has_squashfs:
             return (
                 "its root is a squashfs, which cannot be written to; what a sysupgrade keeps is not guessed. "
-                "Take the ext4 image of the same target, or build one: edgeflash image --overlay DIR, and OpenWrt's image "
-                "builder with FILES=DIR"
+                "Take the ext4 image of the same target, or build one: edgeflash image --overlay DIR, and OpenWrt's "
+                "image builder with FILES=DIR"
             )
         if image.root is None or not image.root.exists("/etc/openwrt_release"):
             return "it is no OpenWrt (no ext4 with /etc/openwrt_release)"

@@ -21,7 +21,7 @@ from typing import BinaryIO
 from uuid import UUID
 
 from flash.errors import FlashError
-from flash.run import run
+from flash.run import epoch_s, run
 
 CHUNK = 1 << 20
 IMAGE_BYTES_MAX = 256 << 30
@@ -175,13 +175,25 @@ def make_rootfs(source: Path, kind: str, file: BinaryIO, size: int = 0) -> int:
         # As root the owners are what they are; for anybody else nothing but root's would make sense on a device
         as_root = [] if os.geteuid() == 0 else ["fakeroot"]
         run([*as_root, "sh", "-c", make, "sh", str(source)], fds=fds)
+        _one_time(source, fds[0])
     else:
         with tempfile.TemporaryDirectory(prefix="edgeflash-") as folder:
             # fakeroot remembers owners and device nodes from one to the other
             script = f'tar -C "$1" --numeric-owner -xpf "$2" && {make}'
             run(["fakeroot", "sh", "-c", script, "sh", folder, str(source.resolve())], fds=fds)
+            _one_time(Path(folder), fds[0])
     _make_dense(file, size)
     return size
+
+
+def _one_time(folder: Path, fd: int) -> None:
+    """mke2fs takes over when a file was unpacked on this machine: equal inputs would make unequal images."""
+    lines = []
+    for path in ["", *(f"/{found.relative_to(folder)}" for found in folder.rglob("*"))]:
+        if not set(path) & set('"\n\r'):
+            lines += [f'sif "{path or "/"}" {field} @{epoch_s()}' for field in ("ctime", "atime")]
+    feed = "\n".join(lines).encode("utf-8", "surrogateescape")
+    run(["debugfs", "-w", "-f", "-", f"/proc/self/fd/{fd}"], feed=feed, fds=[fd])
 
 
 def _measure(source: Path, kind: str) -> tuple[int, bytes]:
