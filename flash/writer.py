@@ -68,10 +68,10 @@ class Card:
                 began = time.monotonic()
                 _compare(target, plan, tell, path)
                 step = "writing the first block"
-                first = plan.first
-                target.write(0, first)
+                for offset, data in reversed(plan.first):
+                    target.write(offset, data)
                 target.flush()
-                if target.read(0, len(first)) != first:
+                if any(target.read(offset, len(data)) != data for offset, data in plan.first):
                     raise FlashError("the first block is not what was written: the card is bad. Take another.")
                 self.verified_s = time.monotonic() - began
             finally:
@@ -95,7 +95,7 @@ class Card:
             if block is None:
                 break
             offset, data = block
-            if offset:
+            if offset >= BLOCK:
                 target.write(offset, data)
             done += len(data)
             tell(self.device.path, "writing", done, plan.total)
@@ -108,7 +108,7 @@ class Plan:
 
     def __init__(self, total: int) -> None:
         self.total = total  # bytes that are written
-        self.first = b""
+        self.first: list[tuple[int, bytes]] = []  # what is in the first block: all of it, or what a block map has of it
         self.digests: list[tuple[int, int, bytes]] = []  # offset, length, digest
         self.failed = ""
 
@@ -122,14 +122,14 @@ def write(source: Path, kind: str, size: int, bmap: Bmap | None, devices: Sequen
         thread.start()
     try:
         for offset, data in blocks(source, kind, size, bmap):
-            if offset == 0:
-                plan.first = data
+            if offset < BLOCK:
+                plan.first.append((offset, data))
             plan.digests.append((offset, len(data), _digest(data)))
             for card in cards:
                 card.hand((offset, data))
             if all(card.error for card in cards):
                 break
-        if not plan.first:
+        if not plan.first or plan.first[0][0]:
             raise FlashError(f"{source}: its first block is not in the block map, and no device starts without one.")
     except (FlashError, OSError, EOFError) as error:
         plan.failed = str(error)
@@ -289,7 +289,7 @@ class _Target:
 def _compare(target: _Target, plan: Plan, tell: Tell, path: str) -> None:
     done = 0
     for offset, size, digest in plan.digests:
-        if offset and target.digest(offset, size) != digest:
+        if offset >= BLOCK and target.digest(offset, size) != digest:
             raise FlashError(_differs("", offset, size).lstrip(": "))
         done += size
         tell(path, "verifying", done, plan.total)
