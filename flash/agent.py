@@ -8,6 +8,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path, PurePosixPath
 
@@ -41,6 +42,14 @@ class Agent:
                 return archive.read(f"edgeagent/dist/{name}")
         except KeyError:
             return (resources.files("edgeagent") / "dist" / name).read_bytes()
+
+    def library(self) -> bytes:
+        """The C library in a zipapp; empty where there is none, and for packages."""
+        if self.kind != "zipapp":
+            return b""
+        with suppress(KeyError), zipfile.ZipFile(io.BytesIO(self.data)) as archive:
+            return archive.read("edgeagent/engine/fast/libedgefast.so")
+        return b""
 
     def files(self) -> dict[str, Entry]:
         """What a .deb puts where; directories are implied."""

@@ -45,7 +45,6 @@ def add(verbs: Any) -> None:
 def add_common(made: argparse.ArgumentParser, one_board: bool = True) -> None:
     """What one image and many have in common."""
     made.add_argument("--agent", metavar="FILE", help="the agent: .deb, .ipk, .apk or zipapp (none: the image has it)")
-    made.add_argument("--library", metavar="FILE", help="libedgefast.so for the board, with a zipapp")
     made.add_argument(
         "--init",
         metavar="FORMAT",
@@ -83,7 +82,6 @@ def order_of(options: argparse.Namespace, board_id: str) -> Any:
         init=options.init,
         system=options.system,
         settings=settings_of(options.set),
-        library=read_file(options.library) if options.library else b"",
         network_config=read_file(options.network_config) if options.network_config else b"",
         rootfs_bytes=size_of(options.size),
     )

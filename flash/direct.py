@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from hashlib import md5
 from pathlib import PurePosixPath
 
 from flash.agent import depends, fields
+from flash.elf import mismatch
 from flash.errors import FlashError
 from flash.ext4 import Entry
 from flash.image import Image
@@ -26,6 +28,12 @@ def check_agent(image: Image, payload: Payload) -> None:
             raise FlashError("there is no agent in the image. Give one: --agent FILE, as tools/package makes them.")
         return
     if agent.kind == "zipapp":
+        library = agent.library()
+        if library and (why := mismatch(library, system.abi)):
+            raise FlashError(
+                f"{agent.path}: the C library in it {why}, and {payload.board.id} runs {system.abi}. "
+                f"Take the zipapp for that: tools/package zipapp --arch {system.abi}"
+            )
         return
     wanted = ("ipk", "apk") if payload.openwrt else ("deb",)
     if agent.kind not in wanted or (system.package not in ("none", agent.kind)):
@@ -52,6 +60,18 @@ def need_python(image: Image, payload: Payload) -> None:
         raise FlashError("there is no Python 3 in the image (/usr/bin/python3). Take an image with it, or a package.")
     if int(match[1]) < PYTHON_MIN:
         raise FlashError(f"the image has Python 3.{match[1]}, and the agent needs 3.{PYTHON_MIN}. Take a newer image.")
+    libraries = (
+        "/usr/lib",
+        "/lib",
+        *(f"/usr/lib/{name}" for name in image.root.names("/usr/lib") if "-linux-" in name),
+    )
+    if image.root.exists("/usr/lib/python3/dist-packages/nacl"):
+        return
+    if not any(name.startswith("libsodium.so.") for path in libraries for name in image.root.names(path)):
+        raise FlashError(
+            "there is neither libsodium nor PyNaCl in the image, and the agent needs one of them. Build the image with "
+            "the package libsodium23 (Debian) or libsodium (OpenWrt)."
+        )
 
 
 def need_packages(image: Image, payload: Payload) -> None:
@@ -86,6 +106,9 @@ def agent_in_place(image: Image, payload: Payload) -> dict[str, Entry]:
     if status:
         stanza = control["control"].decode("utf-8", "replace").strip().split("\n\n")[0]
         head, _, rest = stanza.partition("\n")
+        if conffiles := control.get("conffiles", b"").decode().split():
+            sums = (f" {path} {md5(files[path].data, usedforsecurity=False).hexdigest()}" for path in conffiles)
+            rest += "\nConffiles:\n" + "\n".join(sums)
         status = f"{status.rstrip()}\n\n{head}\nStatus: install ok installed\n{rest}\n\n"
         folders = {str(parent) for path in files for parent in PurePosixPath(path).parents if str(parent) != "/"}
         listed = "".join(f"{path}\n" for path in ["/.", *sorted(folders | set(files))])

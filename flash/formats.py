@@ -228,7 +228,8 @@ class Direct:
         assert image.root is not None
         need_python(image, payload)
         need_packages(image, payload)
-        entries = payload.files() | agent_in_place(image, payload)
+        # In this order: the settings are ours, and not those that a package has for a start
+        entries = agent_in_place(image, payload) | payload.files()
         entries |= systemd_files(image, payload, entries)
         image.root.write(entries, payload.directories())
         return sorted(entries)

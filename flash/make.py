@@ -21,7 +21,7 @@ DIRECT = "direct"
 class Order:
     """What all images of one run have in common. `init` empty: what the board's systems say, as found in the image."""
 
-    __slots__ = ("agent", "board", "init", "library", "network_config", "rootfs_bytes", "settings", "source", "system")
+    __slots__ = ("agent", "board", "init", "network_config", "rootfs_bytes", "settings", "source", "system")
 
     def __init__(
         self,
@@ -32,7 +32,6 @@ class Order:
         init: str = "",
         system: str = "",
         settings: Mapping[str, str] | None = None,
-        library: bytes = b"",
         network_config: bytes = b"",
         rootfs_bytes: int = 0,
     ) -> None:
@@ -42,7 +41,6 @@ class Order:
         self.init = init
         self.system = system
         self.settings = dict(settings or {})
-        self.library = library
         self.network_config = network_config
         self.rootfs_bytes = rootfs_bytes
         check_settings(self.settings)
@@ -96,7 +94,6 @@ def payload_of(
         token=token,
         hostname=hostname,
         settings={**order.settings, **(settings or {})},
-        library=order.library,
         network_config=order.network_config,
     )
 

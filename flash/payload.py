@@ -21,9 +21,17 @@ SEED = "edgeagent"  # the folder on a boot partition
 _SERVICE = "edgeagent.service"
 _SHARE = "/usr/share/edgeagent/agent"
 
+HOME = "/usr/lib/edgeagent"  # as packages have it
+_COMMAND = b"""\
+#!/bin/sh
+# Made by edgeflash. -P: nothing is imported from the directory at hand.
+exec /usr/bin/python3 -P /usr/lib/edgeagent/edgeagent.pyz "$@"
+"""
+
 # The files of SEED, and where install.sh puts them: (name, path, mode)
 _SEEDED = (
-    ("agent.pyz", "/usr/bin/edgeagent", 0o755),
+    ("agent.pyz", f"{HOME}/edgeagent.pyz", 0o755),
+    ("edgeagent.sh", "/usr/bin/edgeagent", 0o755),
     ("edgeagent.service", "/etc/systemd/system/edgeagent.service", 0o644),
     ("edgeagent.conf", CONFIG, 0o600),
     ("board.json", BOARD, 0o644),
@@ -75,7 +83,6 @@ class Payload:
         token: str,
         hostname: str = "",
         settings: Mapping[str, str] | None = None,
-        library: bytes = b"",
         network_config: bytes = b"",
     ) -> None:
         self.board = board
@@ -83,7 +90,6 @@ class Payload:
         self.agent = agent
         self.token = token
         self.hostname = hostname
-        self.library = library
         self.network_config = network_config
         self.openwrt = system.init == "uci-defaults"
         self.settings = dict(settings or {})
@@ -92,8 +98,6 @@ class Payload:
         if self.openwrt:
             self.settings.setdefault("state-dir", STATE_OPENWRT)
         check_settings(self.settings)
-        if library and (agent is None or agent.kind != "zipapp"):
-            raise FlashError("--library: goes with a zipapp only; packages have the C library in them.")
 
     @property
     def state(self) -> str:
@@ -117,15 +121,12 @@ class Payload:
             f"{self.state}/token": Entry(state_file(self.token), 0o600),
         }
         if self.agent is not None and self.agent.kind == "zipapp":
-            found["/usr/bin/edgeagent"] = Entry(self.agent.data, 0o755)
+            found[f"{HOME}/edgeagent.pyz"] = Entry(self.agent.data, 0o755)
+            found["/usr/bin/edgeagent"] = Entry(_COMMAND, 0o755)
             if self.openwrt:
                 found["/etc/init.d/edgeagent"] = Entry(self.agent.dist("edgeagent.init"), 0o755)
             else:
                 found["/etc/systemd/system/edgeagent.service"] = Entry(self.agent.dist("edgeagent.service"))
-            if self.library:
-                found["/usr/lib/edgeagent/libedgefast.so"] = Entry(self.library, 0o755)
-                if not self.openwrt:
-                    found["/etc/default/edgeagent"] = Entry(_LIBRARY_SETTING)
         return found
 
     def seed(self) -> dict[str, bytes]:
@@ -135,17 +136,12 @@ class Payload:
             files[self.agent.file_name] = self.agent.data
             if self.agent.kind == "zipapp":
                 files["edgeagent.service"] = self.agent.dist("edgeagent.service")
-            if self.library:
-                files["libedgefast.so"] = self.library
-                files["edgeagent.default"] = _LIBRARY_SETTING
+                files["edgeagent.sh"] = _COMMAND
         files["install.sh"] = self._install(files)
         return files
 
     def _install(self, files: Mapping[str, bytes]) -> bytes:
         body = [f"put {name} {path} {mode:o}" for name, path, mode in _SEEDED if name in files]
-        if self.library:
-            body += ["put libedgefast.so /usr/lib/edgeagent/libedgefast.so 755"]
-            body += ["put edgeagent.default /etc/default/edgeagent 644"]
         if self.agent is not None and self.agent.kind == "deb":
             # Where the package needs others, apt brings them; without a network this fails, and is tried by who called
             body += [
@@ -177,9 +173,6 @@ class Payload:
             "apk": f"apk info -e edgeagent >/dev/null || apk add --allow-untrusted {_SHARE}.apk || exit 1",
         }.get(self.agent.kind if self.agent is not None else "", "")
         return _UCI_DEFAULTS.format(hostname=hostname, install=install).encode()
-
-
-_LIBRARY_SETTING = b"EDGEAGENT_FAST_LIBRARY=/usr/lib/edgeagent/libedgefast.so\n"
 
 
 def check_settings(settings: Mapping[str, str]) -> None:

@@ -55,6 +55,7 @@ DEBIAN: Files = {
     "usr/bin/python3.11": elf(),
     "usr/lib/systemd/systemd": elf(),
     "usr/lib/systemd/system-generators/systemd-run-generator": elf(),
+    "usr/lib/aarch64-linux-gnu/libsodium.so.23": elf(),
     "etc/hostname": "localhost\n",
     "etc/hosts": "127.0.0.1\tlocalhost\n127.0.1.1\told\n",
     "etc/machine-id": "0123456789abcdef0123456789abcdef\n",
@@ -72,6 +73,7 @@ OPENWRT: Files = {
     "bin/sh": "-> busybox",
     "bin/busybox": elf(62),
     "lib/ld-musl-x86_64.so.1": elf(62),
+    "usr/lib/libsodium.so.26": elf(62),
     "usr/bin/python3": "-> python3.11",
     "usr/bin/python3.11": elf(62),
 }
@@ -207,7 +209,7 @@ def token(number: int = 0, not_after: int = 0, tags: Sequence[str] = ()) -> str:
     return made.encode(crypto.load())
 
 
-def zipapp(folder: Path) -> Path:
+def zipapp(folder: Path, library: bytes = b"") -> Path:
     path = folder / "agent.pyz"
     data = io.BytesIO(b"#!/usr/bin/env python3\n")
     data.seek(0, io.SEEK_END)
@@ -217,6 +219,8 @@ def zipapp(folder: Path) -> Path:
             zipfile.ZipInfo("edgeagent/dist/edgeagent.service"), "[Service]\nExecStart=/usr/bin/edgeagent run\n"
         )
         archive.writestr(zipfile.ZipInfo("edgeagent/dist/edgeagent.init"), "#!/bin/sh /etc/rc.common\n")
+        if library:
+            archive.writestr(zipfile.ZipInfo("edgeagent/engine/fast/libedgefast.so"), library)
     path.write_bytes(data.getvalue())
     return path
 
@@ -226,9 +230,15 @@ def deb(folder: Path, arch: str = "arm64", depends: str = "python3 (>= 3.11)") -
     control += "Description: an agent\n of a mesh\n"
     members = {
         "debian-binary": b"2.0\n",
-        "control.tar.gz": _tar({"./control": control.encode(), "./postinst": b"#!/bin/sh\n"}),
+        "control.tar.gz": _tar(
+            {"./control": control.encode(), "./postinst": b"#!/bin/sh\n", "./conffiles": b"/etc/edgeagent.conf\n"}
+        ),
         "data.tar.xz": _tar(
-            {"./usr/bin/edgeagent": b"#!/usr/bin/python3\n", "./lib/systemd/system/edgeagent.service": b"[Service]\n"},
+            {
+                "./usr/bin/edgeagent": b"#!/usr/bin/python3\n",
+                "./lib/systemd/system/edgeagent.service": b"[Service]\n",
+                "./etc/edgeagent.conf": b"# of the package\n",
+            },
             "xz",
         ),
     }

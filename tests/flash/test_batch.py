@@ -16,6 +16,7 @@ from edgeagent.proto.token import Token
 from flash import batch
 from flash.cli import main
 from flash.errors import FlashError
+from flash.make import make_image
 from tests.flash import kit
 from tests.flash.kit import DEBIAN, MIB, cat, tool
 from tests.flash.test_image import joins_with
@@ -104,7 +105,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_tokens_that_are_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, table = tmp_path / "out", "name\nu1\nu2\nu3\n"
-    tokens, real = tokens_file(tmp_path, 0, 1, 2), batch.make_image
+    tokens, real = tokens_file(tmp_path, 0, 1, 2), make_image
     calls: list[str] = []
 
     def fails_once(order: Any, target: Path, *words: Any, **more: Any) -> Any:

@@ -78,7 +78,7 @@ def test_files_go_straight_into_a_root_file_system(tmp_path: Path) -> None:
     assert image(tmp_path, source, "--init", "direct", "--hostname", "cam-1", "--set", "dns=off") == 0
     out = tmp_path / "out.img"
     tool("e2fsck", "-fn", out)
-    assert cat(out, "/usr/bin/edgeagent") == (tmp_path / "agent.pyz").read_bytes()
+    assert cat(out, "/usr/lib/edgeagent/edgeagent.pyz") == (tmp_path / "agent.pyz").read_bytes()
     assert b"dns = off\nhostname = cam-1\n" in cat(out, "/etc/edgeagent.conf")
     assert json.loads(cat(out, "/etc/edgeagent/board.json"))["id"] == "qemu-arm64"
     assert joins_with(tmp_path, cat(out, "/var/lib/edgeagent/token")) == kit.token()
@@ -177,14 +177,14 @@ def test_install_sh_puts_everything_in_its_place_twice(tmp_path: Path) -> None:
         == 0
     )
     start, _ = part(tmp_path / "out.img", 1)
-    names = ("install.sh", "agent.pyz", "token", "edgeagent.conf", "board.json", "edgeagent.service")
+    names = ("install.sh", "agent.pyz", "edgeagent.sh", "token", "edgeagent.conf", "board.json", "edgeagent.service")
     seed = kit.tree(
         tmp_path / "seed", {name: cat_fat(tmp_path / "out.img", f"edgeagent/{name}", start) for name in names}
     )
     root, tools = tmp_path / "fs", kit.tree(tmp_path / "tools", {"systemctl": "#!/bin/sh\n", "hostname": "#!/bin/sh\n"})
     kit.tree(root, {"etc/hosts": "127.0.0.1\tlocalhost\n127.0.1.1\told\n"})
     script = seed.joinpath("install.sh").read_text()
-    for place in ("/usr/bin", "/etc/", "/var/lib"):
+    for place in ("/usr/bin", "/usr/lib", "/etc/", "/var/lib"):
         script = script.replace(f" {place}", f" {root}{place}").replace(f">{place}", f">{root}{place}")
     seed.joinpath("install.sh").write_text(script)
     for each in tools.iterdir():
@@ -246,6 +246,9 @@ def test_a_deb_in_place_is_known_to_dpkg(tmp_path: Path) -> None:
     said = tool("dpkg-query", f"--admindir={admin}", "-W", "-f", "${Status} ${Version}", "edgeagent")
     assert said.endswith("install ok installed 0.1.0")
     assert b"/usr/bin/edgeagent\n" in cat(out, "/var/lib/dpkg/info/edgeagent.list")
+    sums = tool("dpkg-query", f"--admindir={admin}", "-W", "-f", "${Conffiles}", "edgeagent")
+    assert hashlib.md5(b"# of the package\n").hexdigest() in sums
+    assert cat(out, "/etc/edgeagent.conf").startswith(b"# Made by edgeflash.")
     link = tool("debugfs", "-R", "stat /etc/systemd/system/multi-user.target.wants/edgeagent.service", out)
     assert 'Fast link dest: "/lib/systemd/system/edgeagent.service"' in link
 
@@ -339,6 +342,14 @@ def test_packages_that_do_not_fit_are_refused(tmp_path: Path, capsys: pytest.Cap
         (source, "is no agent that can be put into an image"),
     ):
         assert said in refused(capsys, tmp_path, source, "--init", "direct", "--agent", str(agent))
+    agent = kit.zipapp(tmp_path, kit.elf(40, wide=False))
+    said = refused(capsys, tmp_path, source, "--init", "direct", "--agent", str(agent))
+    assert "the C library in it is for ARM (32 bits, little-endian)" in said
+    agent = kit.zipapp(tmp_path, kit.elf())
+    assert image(tmp_path, source, "--init", "direct", "--agent", str(agent)) == 0
+    (tmp_path / "out.img").unlink()
+    bare = kit.ext4(tmp_path, {name: text for name, text in DEBIAN.items() if "sodium" not in name}, name="bare.ext4")
+    assert "neither libsodium nor PyNaCl" in refused(capsys, tmp_path, bare, "--init", "direct")
 
 
 def test_tokens_that_cannot_work_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
