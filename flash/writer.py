@@ -15,7 +15,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import Empty, Full, Queue
 
@@ -106,17 +106,19 @@ class Card:
 class Plan:
     """What all cards of a run get: filled by the reader, block by block, before a card hears of the block."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, source: Path | None) -> None:
         self.total = total  # bytes that are written
+        self.source = source  # to compare with; None for one that is packed, of which there are digests
         self.first: list[tuple[int, bytes]] = []  # what is in the first block: all of it, or what a block map has of it
-        self.digests: list[tuple[int, int, bytes]] = []  # offset, length, digest
+        self.blocks: list[tuple[int, int, bytes]] = []  # offset, length, digest or nothing
         self.failed = ""
 
 
 def write(source: Path, kind: str, size: int, bmap: Bmap | None, devices: Sequence[Device], tell: Tell) -> list[Card]:
     """Write an image of `size` bytes, all of it, or with `bmap` what that maps. FlashError when the image is bad."""
     cards = [Card(device) for device in devices]
-    plan = Plan(sum(end - start for start, end in map(bmap.bytes_of, bmap.ranges)) if bmap else size)
+    total = sum(end - start for start, end in map(bmap.bytes_of, bmap.ranges)) if bmap else size
+    plan = Plan(total, source if kind == "raw" else None)
     threads = [threading.Thread(target=card.run, args=(size, plan, tell), daemon=True) for card in cards]
     for thread in threads:
         thread.start()
@@ -124,7 +126,7 @@ def write(source: Path, kind: str, size: int, bmap: Bmap | None, devices: Sequen
         for offset, data in blocks(source, kind, size, bmap):
             if offset < BLOCK:
                 plan.first.append((offset, data))
-            plan.digests.append((offset, len(data), _digest(data)))
+            plan.blocks.append((offset, len(data), b"" if kind == "raw" else _digest(data)))
             for card in cards:
                 card.hand((offset, data))
             if all(card.error for card in cards):
@@ -267,14 +269,6 @@ class _Target:
             found += os.pread(self._fd, size - whole, offset + whole)
         return found
 
-    def digest(self, offset: int, size: int) -> bytes:
-        """Of what `read` would return, without a copy of it."""
-        if self._direct >= 0 and offset % ALIGN == 0 and size % ALIGN == 0:
-            with memoryview(self._buffer) as view, view[:size] as part:
-                _all(os.preadv(self._direct, [part], offset), size)
-                return _digest(part)
-        return _digest(self.read(offset, size))
-
     def flush(self) -> None:
         os.fsync(self._fd)
 
@@ -287,12 +281,28 @@ class _Target:
 
 
 def _compare(target: _Target, plan: Plan, tell: Tell, path: str) -> None:
+    """All but the first block, with the source itself where it can be read again, else with its digests."""
     done = 0
-    for offset, size, digest in plan.digests:
-        if offset >= BLOCK and target.digest(offset, size) != digest:
-            raise FlashError(_differs("", offset, size).lstrip(": "))
-        done += size
-        tell(path, "verifying", done, plan.total)
+    with _opened(plan.source) as source:
+        for offset, size, digest in plan.blocks:
+            if offset >= BLOCK:
+                found = target.read(offset, size)
+                same = found == os.pread(source, size, offset) if source >= 0 else _digest(found) == digest
+                if not same:
+                    raise FlashError(_differs("", offset, size).lstrip(": "))
+            done += size
+            tell(path, "verifying", done, plan.total)
+
+
+@contextmanager
+def _opened(path: Path | None) -> Iterator[int]:
+    """The file opened for reading; -1 for none."""
+    fd = -1 if path is None else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        if fd >= 0:
+            os.close(fd)
 
 
 def _blocks_of(stream: Iterator[bytes]) -> Iterator[bytes]:
@@ -313,7 +323,7 @@ def _blocks_of(stream: Iterator[bytes]) -> Iterator[bytes]:
         yield b"".join(kept)
 
 
-def _digest(data: bytes | memoryview) -> bytes:
+def _digest(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
