@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import lzma
 import mmap
 import os
 import stat
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -51,8 +53,8 @@ class Card:
                 self._blocks.put(block, timeout=TICK_S)
                 return
 
-    def run(self, size: int, plan: Plan, tell: Tell) -> None:
-        """In a thread of its own: everything, with `error` for what went wrong."""
+    def run(self, size: int, plan: Plan, feed: Iterator[tuple[int, bytes]] | None, tell: Tell) -> None:
+        """In a thread of its own: everything, with `error` for what went wrong. `feed` None: what is handed to it."""
         path = self.device.path
         step = "opening"
         try:
@@ -61,7 +63,7 @@ class Card:
                 step = "writing"
                 began = time.monotonic()
                 target.clear(size)
-                self._write(target, plan, tell)
+                self._write(target, plan, self._handed(plan) if feed is None else feed, tell)
                 target.flush()
                 self.written_s = time.monotonic() - began
                 step = "reading back"
@@ -83,24 +85,26 @@ class Card:
         finally:
             self._ended.set()
 
-    def _write(self, target: _Target, plan: Plan, tell: Tell) -> None:
+    def _write(self, target: _Target, plan: Plan, feed: Iterator[tuple[int, bytes]], tell: Tell) -> None:
         done = 0
-        while True:
-            try:
-                block = self._blocks.get(timeout=TICK_S)
-            except Empty:
-                if plan.failed:
-                    raise FlashError(plan.failed) from None
-                continue
-            if block is None:
-                break
-            offset, data = block
+        for offset, data in feed:
+            plan.go_on()
             if offset >= BLOCK:
                 target.write(offset, data)
             done += len(data)
             tell(self.device.path, "writing", done, plan.total)
-        if plan.failed:
-            raise FlashError(plan.failed)
+        plan.go_on()
+
+    def _handed(self, plan: Plan) -> Iterator[tuple[int, bytes]]:
+        while True:
+            try:
+                block = self._blocks.get(timeout=TICK_S)
+            except Empty:
+                plan.go_on()
+                continue
+            if block is None:
+                return
+            yield block
 
 
 class Plan:
@@ -113,37 +117,62 @@ class Plan:
         self.blocks: list[tuple[int, int, bytes]] = []  # offset, length, digest or nothing
         self.failed = ""
 
+    def go_on(self) -> None:
+        """FlashError when the image turned out bad, or somebody has interrupted."""
+        if self.failed:
+            raise FlashError(self.failed)
+
+    def feed(self, source: Path, kind: str, size: int, bmap: Bmap | None) -> Iterator[tuple[int, bytes]]:
+        """The blocks of the image, each noted here first."""
+        try:
+            for offset, data in blocks(source, kind, size, bmap):
+                if offset < BLOCK:
+                    self.first.append((offset, data))
+                self.blocks.append((offset, len(data), b"" if kind == "raw" else _digest(data)))
+                yield offset, data
+        except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+            raise FlashError(
+                f"{source}: {error}. It changed since it was looked over; the card is not written."
+            ) from None
+        if not self.first or self.first[0][0]:
+            raise FlashError(f"{source}: its first block is not in the block map, and no device starts without one.")
+
 
 def write(source: Path, kind: str, size: int, bmap: Bmap | None, devices: Sequence[Device], tell: Tell) -> list[Card]:
     """Write an image of `size` bytes, all of it, or with `bmap` what that maps. FlashError when the image is bad."""
     cards = [Card(device) for device in devices]
     total = sum(end - start for start, end in map(bmap.bytes_of, bmap.ranges)) if bmap else size
     plan = Plan(total, source if kind == "raw" else None)
-    threads = [threading.Thread(target=card.run, args=(size, plan, tell), daemon=True) for card in cards]
+    feed = plan.feed(source, kind, size, bmap)
+    # One card reads by itself, as dd does; of several the slowest sets the pace
+    words = (size, plan, feed if len(cards) == 1 else None, tell)
+    threads = [threading.Thread(target=card.run, args=words, daemon=True) for card in cards]
     for thread in threads:
         thread.start()
     try:
-        for offset, data in blocks(source, kind, size, bmap):
-            if offset < BLOCK:
-                plan.first.append((offset, data))
-            plan.blocks.append((offset, len(data), b"" if kind == "raw" else _digest(data)))
-            for card in cards:
-                card.hand((offset, data))
-            if all(card.error for card in cards):
-                break
-        if not plan.first or plan.first[0][0]:
-            raise FlashError(f"{source}: its first block is not in the block map, and no device starts without one.")
-    except (FlashError, OSError, EOFError) as error:
-        plan.failed = str(error)
-    except BaseException:  # an interrupt too: the threads must not go on to the first block
-        plan.failed = "interrupted. The card is not written; write it again."
-        raise
-    finally:
-        for card in cards:
-            card.hand(None)
+        if len(cards) > 1:
+            _hand_out(feed, cards, plan)
         for thread in threads:
             thread.join()
+    except BaseException:  # an interrupt: no card must go on to its first block
+        plan.failed = "interrupted. The card is not written; write it again."
+        for thread in threads:
+            thread.join()
+        raise
     return cards
+
+
+def _hand_out(feed: Iterator[tuple[int, bytes]], cards: Sequence[Card], plan: Plan) -> None:
+    try:
+        for block in feed:
+            for card in cards:
+                card.hand(block)
+            if all(card.error for card in cards):
+                break
+    except FlashError as error:
+        plan.failed = str(error)
+    for card in cards:
+        card.hand(None)
 
 
 def verify(source: Path, kind: str, size: int, bmap: Bmap | None, device: Device, tell: Tell) -> None:
@@ -285,6 +314,7 @@ def _compare(target: _Target, plan: Plan, tell: Tell, path: str) -> None:
     done = 0
     with _opened(plan.source) as source:
         for offset, size, digest in plan.blocks:
+            plan.go_on()
             if offset >= BLOCK:
                 found = target.read(offset, size)
                 same = found == os.pread(source, size, offset) if source >= 0 else _digest(found) == digest
