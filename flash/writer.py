@@ -32,6 +32,7 @@ QUEUED = 3  # blocks that wait for a card that is slower than the others
 TICK_S = 0.5
 _PULLED = (errno.EIO, errno.ENODEV, errno.ENXIO, errno.ENOMEDIUM, errno.EREMOTEIO)
 
+Block = tuple[int, bytes | memoryview]  # where it is in the image, and what
 Tell = Callable[[str, str, int, int], None]  # path of the card, step, bytes done, bytes in all
 
 
@@ -43,17 +44,17 @@ class Card:
         self.error = ""
         self.written_s = 0.0
         self.verified_s = 0.0
-        self._blocks: Queue[tuple[int, bytes] | None] = Queue(QUEUED)
+        self._blocks: Queue[Block | None] = Queue(QUEUED)
         self._ended = threading.Event()
 
-    def hand(self, block: tuple[int, bytes] | None) -> None:
+    def hand(self, block: Block | None) -> None:
         """Queue a block; returns at once when the card has failed."""
         while not self._ended.is_set():
             with suppress(Full):
                 self._blocks.put(block, timeout=TICK_S)
                 return
 
-    def run(self, size: int, plan: Plan, feed: Iterator[tuple[int, bytes]] | None, tell: Tell) -> None:
+    def run(self, size: int, plan: Plan, feed: Iterator[Block] | None, tell: Tell) -> None:
         """In a thread of its own: everything, with `error` for what went wrong. `feed` None: what is handed to it."""
         path = self.device.path
         step = "opening"
@@ -85,7 +86,7 @@ class Card:
         finally:
             self._ended.set()
 
-    def _write(self, target: _Target, plan: Plan, feed: Iterator[tuple[int, bytes]], tell: Tell) -> None:
+    def _write(self, target: _Target, plan: Plan, feed: Iterator[Block], tell: Tell) -> None:
         done = 0
         for offset, data in feed:
             plan.go_on()
@@ -95,7 +96,7 @@ class Card:
             tell(self.device.path, "writing", done, plan.total)
         plan.go_on()
 
-    def _handed(self, plan: Plan) -> Iterator[tuple[int, bytes]]:
+    def _handed(self, plan: Plan) -> Iterator[Block]:
         while True:
             try:
                 block = self._blocks.get(timeout=TICK_S)
@@ -122,12 +123,15 @@ class Plan:
         if self.failed:
             raise FlashError(self.failed)
 
-    def feed(self, source: Path, kind: str, size: int, bmap: Bmap | None) -> Iterator[tuple[int, bytes]]:
-        """The blocks of the image, each noted here first."""
+    def feed(self, source: Path, kind: str, size: int, bmap: Bmap | None, one: bool) -> Iterator[Block]:
+        """The blocks of the image, each noted here first. For `one` card a block may be gone with the next."""
+        found: Iterator[Block] = blocks(source, kind, size, bmap)
+        if one and kind == "raw" and bmap is None:
+            found = _aligned_blocks(source, size)
         try:
-            for offset, data in blocks(source, kind, size, bmap):
+            for offset, data in found:
                 if offset < BLOCK:
-                    self.first.append((offset, data))
+                    self.first.append((offset, bytes(data)))
                 self.blocks.append((offset, len(data), b"" if kind == "raw" else _digest(data)))
                 yield offset, data
         except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
@@ -143,7 +147,7 @@ def write(source: Path, kind: str, size: int, bmap: Bmap | None, devices: Sequen
     cards = [Card(device) for device in devices]
     total = sum(end - start for start, end in map(bmap.bytes_of, bmap.ranges)) if bmap else size
     plan = Plan(total, source if kind == "raw" else None)
-    feed = plan.feed(source, kind, size, bmap)
+    feed = plan.feed(source, kind, size, bmap, len(cards) == 1)
     # One card reads by itself, as dd does; of several the slowest sets the pace
     words = (size, plan, feed if len(cards) == 1 else None, tell)
     threads = [threading.Thread(target=card.run, args=words, daemon=True) for card in cards]
@@ -162,7 +166,7 @@ def write(source: Path, kind: str, size: int, bmap: Bmap | None, devices: Sequen
     return cards
 
 
-def _hand_out(feed: Iterator[tuple[int, bytes]], cards: Sequence[Card], plan: Plan) -> None:
+def _hand_out(feed: Iterator[Block], cards: Sequence[Card], plan: Plan) -> None:
     try:
         for block in feed:
             for card in cards:
@@ -191,7 +195,7 @@ def verify(source: Path, kind: str, size: int, bmap: Bmap | None, device: Device
         target.close()
 
 
-def blocks(source: Path, kind: str, size: int, bmap: Bmap | None) -> Iterator[tuple[int, bytes]]:
+def blocks(source: Path, kind: str, size: int, bmap: Bmap | None) -> Iterator[Block]:
     """(offset, at most BLOCK bytes) of the image in order; with `bmap` what is mapped, checked by its checksums."""
     if bmap is None:
         at = 0
@@ -265,7 +269,7 @@ class _Target:
         self._direct = -1
         with suppress(OSError):  # tmpfs has none
             self._direct = os.open(f"/proc/self/fd/{self._fd}", flags | os.O_DIRECT)
-        self._buffer = mmap.mmap(-1, BLOCK)  # page-aligned, as O_DIRECT wants it
+        self._buffer = _aligned()
         self._size = device.size
 
     def clear(self, size: int) -> None:
@@ -276,10 +280,12 @@ class _Target:
             self.write(end - 34 * 512, bytes(34 * 512))
         self.flush()
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, data: bytes | memoryview) -> None:
         whole = len(data) - len(data) % ALIGN if self._direct >= 0 and offset % ALIGN == 0 else 0
-        if whole:
-            self._buffer[:whole] = data[:whole] if whole != len(data) else data
+        if whole and isinstance(data, memoryview):  # aligned already
+            _all(os.pwrite(self._direct, data[:whole], offset), whole)
+        elif whole:
+            self._buffer[:whole] = data[:whole]
             with memoryview(self._buffer) as view, view[:whole] as part:
                 _all(os.pwrite(self._direct, part, offset), whole)
         if whole < len(data):
@@ -335,6 +341,26 @@ def _opened(path: Path | None) -> Iterator[int]:
             os.close(fd)
 
 
+def _aligned() -> mmap.mmap:
+    """BLOCK bytes, page-aligned as O_DIRECT wants them, in large pages, of which the kernel pins fewer a request."""
+    buffer = mmap.mmap(-1, BLOCK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without large pages
+        buffer.madvise(mmap.MADV_HUGEPAGE)
+    return buffer
+
+
+def _aligned_blocks(source: Path, size: int) -> Iterator[tuple[int, memoryview]]:
+    """As `blocks`, of a raw image, each at the same place in memory as the one before: nothing is copied."""
+    at = 0
+    with source.open("rb", buffering=0) as raw, memoryview(_aligned()) as view:
+        while count := raw.readinto(view):
+            with view[:count] as part:
+                yield at, part
+            at += count
+    if at != size:
+        raise FlashError(f"{source}: changed while it was read.")
+
+
 def _blocks_of(stream: Iterator[bytes]) -> Iterator[bytes]:
     """The same bytes, BLOCK at a time."""
     kept: list[bytes] = []
@@ -353,7 +379,7 @@ def _blocks_of(stream: Iterator[bytes]) -> Iterator[bytes]:
         yield b"".join(kept)
 
 
-def _digest(data: bytes) -> bytes:
+def _digest(data: bytes | memoryview) -> bytes:
     return hashlib.sha256(data).digest()
 
 

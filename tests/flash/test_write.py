@@ -107,7 +107,7 @@ def test_a_card_that_is_pulled_starts_nothing_and_the_others_go_on(
     pulled, good = card(tmp_path, name="pulled"), card(tmp_path, name="good")
     writes, real = {"n": 0}, writer._Target.write
 
-    def gone(self: writer._Target, offset: int, data: bytes) -> None:
+    def gone(self: writer._Target, offset: int, data: bytes | memoryview) -> None:
         if os.readlink(f"/proc/self/fd/{self._fd}") == str(pulled):
             writes["n"] += 1
             if writes["n"] > after + 2:  # two empty the card
@@ -128,8 +128,8 @@ def test_a_card_that_keeps_something_else_is_found(
 ) -> None:
     path, real = card(tmp_path), writer._Target.write
 
-    def forgetful(self: writer._Target, offset: int, data: bytes) -> None:
-        real(self, offset, data[:-1] + b"?" if offset == 8 * MIB else data)
+    def forgetful(self: writer._Target, offset: int, data: bytes | memoryview) -> None:
+        real(self, offset, bytes(data[:-1]) + b"?" if offset == 8 * MIB else data)
 
     monkeypatch.setattr(writer._Target, "write", forgetful)
     status, events, _ = write(capsys, image, path)
