@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from flash.devices import Device
+from flash.devices import Device, refusal
 from flash.errors import FlashError
 from flash.make import Made, Order, make_image
 from flash.source import kind_of, make_rootfs, part_file, unpack
@@ -115,6 +115,8 @@ class Batch:
             try:
                 made = self._make(unit, target, token_for)
                 kind, size = look_over(target, None)
+                if why := refusal(device, size, fixed=True):  # whether it may be no card has been asked already
+                    raise FlashError(why)
                 (card,) = write(target, kind, size, None, [device], self._telling.progress)
                 if card.error:
                     raise FlashError(card.error)

@@ -174,6 +174,15 @@ def test_units_go_onto_cards_in_turns(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "em1." not in (tmp_path / "units.csv.report.json").read_text()
 
 
+def test_a_card_that_is_too_small_is_in_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    card = tmp_path / "card"
+    card.write_bytes(b"\xaa" * MIB)
+    more = ("--tokens", tokens_file(tmp_path, 0), "--devices", str(card), "--fixed", "--yes")
+    assert run(tmp_path, "name\nu1\n", *more) == 1
+    assert "line 2: u1: " in (err := capsys.readouterr().err) and "Take a larger card" in err
+    assert card.read_bytes() == b"\xaa" * MIB
+
+
 @pytest.mark.parametrize(
     ("table", "said"),
     [

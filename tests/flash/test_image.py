@@ -369,6 +369,20 @@ def test_a_full_file_system_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
     assert "with 4194304 to spare" in refused(capsys, tmp_path, source, "--init", "direct")
 
 
+def test_a_full_disk_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, small = kit.ext4(tmp_path, {**DEBIAN, "fill": bytes(range(256)) * 40_000}), tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", small], capture_output=True, text=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"no mount: {mounted.stderr.strip()}")
+    try:
+        assert image(tmp_path, source, *DIRECT, "-o", str(small / "out.img")) == 1
+        assert list(small.iterdir()) == []
+    finally:
+        subprocess.run(["umount", small], check=True)
+    assert "the disk is full. Free some room" in capsys.readouterr().err
+
+
 def test_an_image_is_not_set_up_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert image(tmp_path, kit.pi_image(tmp_path, DEBIAN), board="rpi-4b") == 0
     first = tmp_path / "first.img"
