@@ -37,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    except OSError as error:
+        print(f"edgeflash: {error.filename or 'this machine'}: {error.strerror or error}.", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         return 130
     return status
