@@ -230,7 +230,7 @@ SETTINGS: dict[str, tuple[str, str, Callable[[str], str | int], str]] = {
         "EDGEAGENT_TRIAL",
         "600",
         _integer(20, 86_400),
-        "seconds within which a version that an update brought must show that it is sound, or the one before it returns",
+        "seconds in which a version that an update brought must show that it is sound; else the one before it returns",
     ),
     "allow-commands": (
         "EDGEAGENT_ALLOW_COMMANDS",

@@ -20,6 +20,7 @@ import os
 import sys
 from contextlib import suppress
 from hashlib import blake2s, sha256
+from time import monotonic
 
 from edgeagent.io import durable
 
@@ -49,10 +50,11 @@ class SlotError(Exception):
 class Choice:
     """`committed` and `trial` name slots; `starts` counts those of the trial, whose rollout, version and seconds it has.
 
+    `boot` and `since_s` say when the trial began: the kernel's boot id, and seconds since that boot.
     `returned` is (rollout, version, why) of the last trial that was given up.
     """
 
-    __slots__ = ("committed", "returned", "rollout", "starts", "trial", "trial_s", "version")
+    __slots__ = ("boot", "committed", "returned", "rollout", "since_s", "starts", "trial", "trial_s", "version")
 
     def __init__(self) -> None:
         self.committed = FACTORY
@@ -61,11 +63,24 @@ class Choice:
         self.rollout = 0
         self.version = ""
         self.trial_s = 0
+        self.boot = ""
+        self.since_s = 0
         self.returned: tuple[int, str, str] | None = None
 
     def begin_trial(self, slot: str, rollout: int, version: str, trial_s: int) -> None:
-        self.trial, self.starts = slot, 0
+        self.trial, self.starts, self.boot, self.since_s = slot, 0, "", 0
         self.rollout, self.version, self.trial_s = rollout, version, trial_s
+
+    def start(self, boot: str, now_s: int) -> str:
+        """Count a start. Returns why there is to be none: enough were made, or too long ago, as far as can be told."""
+        if self.starts >= TRIAL_STARTS:
+            return f"it was started {self.starts} times and did not commit itself"
+        if self.starts and self.boot == boot and now_s - self.since_s >= self.trial_s:
+            return f"it did not commit itself in {self.trial_s} s"
+        if self.boot != boot:
+            self.boot, self.since_s = boot, now_s
+        self.starts += 1
+        return ""
 
     def commit(self) -> None:
         self.committed, self.trial, self.returned = self.trial, "", None
@@ -87,9 +102,9 @@ class Choice:
         try:
             fields = json.loads(line)
             self = cls()
-            for name in ("committed", "trial", "version"):
+            for name in ("boot", "committed", "trial", "version"):
                 setattr(self, name, _text(fields[name]))
-            for name in ("starts", "rollout", "trial_s"):
+            for name in ("rollout", "since_s", "starts", "trial_s"):
                 setattr(self, name, _number(fields[name]))
             if fields["returned"] is not None:
                 rollout, version, why = fields["returned"]
@@ -174,13 +189,9 @@ def pick(directory: str, run_directory: str) -> Picked:
     why = ""
     if choice.trial:
         slot = choice.trial
-        why = check_slot(directory, slot)
-        if not why and choice.starts >= TRIAL_STARTS:
-            why = f"it was started {choice.starts} times and did not commit itself"
+        why = check_slot(directory, slot) or choice.start(_boot_id(), int(monotonic()))
         if why:
             choice.give_up(why)
-        else:
-            choice.starts += 1
         try:
             write_choice(directory, choice)
         except OSError as error:
@@ -194,6 +205,14 @@ def pick(directory: str, run_directory: str) -> Picked:
     if not fault and not _count_start(run_directory, choice.committed):
         fault = f"slot {choice.committed}: it ended {UNSETTLED_STARTS} times soon after its start"
     return Picked(FACTORY, fault) if fault else Picked(choice.committed, why)
+
+
+def _boot_id() -> str:
+    try:
+        with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+            return file.read(64).decode("ascii", "replace").strip()
+    except OSError:
+        return ""
 
 
 def settled(run_directory: str) -> None:
