@@ -81,6 +81,10 @@ class Updates:
         if self.slot != slots.FACTORY:
             context.accounts.defer("settled", self._settled, now + SETTLED_S, SETTLED_S / 2)
 
+    @property
+    def on_trial(self) -> bool:
+        return self._trial_ends is not None
+
     # Inputs
 
     def follow_map(self, now: float) -> None:

@@ -99,6 +99,13 @@ def test_good_and_broken_versions(site: Site) -> None:
     seen = json.loads(site.mesh.hub.run("edgehub", "devices", "show", "a", "--json").stdout)
     assert seen["version"] == "0.2.0"
 
+    # A broken one comes back to the slot that was committed, not to the factory's
+    site.publish("worse.pyz", zipapp("0.4.0", "exits"), version="0.4.0", abi="any")
+    site.want("a", up={"v": "0.4.0", "r": 2, "t": "worse.pyz"})
+    until(lambda: choice(a).get("returned"), 90, "it is given up")
+    until(lambda: version(a) == "0.2.0", 30, "the good one is back")
+    assert choice(a)["committed"] == "a"
+
     kinds = ("exits", "lacks a module", "hangs", "is deaf")
     devices = {kind: site.device(f"d{number}") for number, kind in enumerate(kinds)}
     for number, (kind, device) in enumerate(devices.items()):
@@ -107,6 +114,21 @@ def test_good_and_broken_versions(site: Site) -> None:
     for kind, device in devices.items():
         until(lambda device=device: choice(device).get("returned"), 200, f"what {kind} is given up")  # type: ignore[misc]
         until(lambda device=device: version(device) == VERSION, 30, "the old one is back")  # type: ignore[misc]
-        print(kind, choice(device))
     for device in devices.values():
         until(lambda device=device: a.host.ping(device.address), 20, f"{device.name} answers a")  # type: ignore[misc]
+
+
+def test_settings_that_lead_nowhere_are_taken_back(site: Site) -> None:
+    device = site.device("e")
+    status = site.state / "status.json"
+    site.want("e", se={"g": 1, "c": 30, "k": {"log-level": "debug", "budget": "wwan0=2MB/day"}})
+    log = device.host.processes[-1]
+    log.expect("settings of the hub, 1: confirmed", 60)
+    log.expect("DEBUG", 10)
+    site.want("e", se={"g": 2, "c": 30, "k": {"uplinks": "nowhere0", "log-level": "debug"}})
+    log.expect("taken back, because the hub was not reached", 90)
+    log.expect("connected to 198.51.100.1:8883", 30)
+    site.want("e", se={"g": 3, "c": 30, "k": {"state-dir": "/tmp"}})
+    log.expect("state-dir: not a setting that the hub may change", 30)
+    device.host.run("edgeagent", "status")
+    assert json.loads(status.read_text())["drops"] == {}
