@@ -241,6 +241,13 @@ def check_board(settings: Settings) -> Iterator[Finding]:
         yield Finding("board", OK, found, meaning)
 
 
+def check_slots(settings: Settings) -> Iterator[Finding]:
+    from edgeagent.doctor_slots import slot_rows, watchdog_rows
+
+    for row in (*slot_rows(settings), *watchdog_rows(settings)):
+        yield Finding(*row)
+
+
 def check_state(settings: Settings) -> Iterator[Finding]:
     folder, name = settings.state_dir, "state folder"
     meaning = "Keys and what was learned are kept there; without it the agent does not start."
@@ -379,6 +386,7 @@ CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     check_clock,
     check_random,
     check_board,
+    check_slots,
     check_state,
     check_memory,
     check_agent,
