@@ -1,4 +1,4 @@
-"""What `edgeagent doctor` says of slots and of the watchdog, as rows: check, state, what there is, what it means, what to do."""
+"""What `edgeagent doctor` says of slots and of the watchdog: check, state, what is there, its meaning, what to do."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def slot_rows(settings: Settings) -> Iterator[Row]:
     else:
         said = f"slot {choice.committed} is committed: {slots.read_manifest(directory, choice.committed)['version']}"
     if choice.trial:
-        said += f"; slot {choice.trial} is on trial: {choice.version}, started {choice.starts} of {slots.TRIAL_STARTS} times"
+        starts = f"started {choice.starts} of {slots.TRIAL_STARTS} times"
+        said += f"; slot {choice.trial} is on trial: {choice.version}, {starts}"
     if choice.returned is None:
         yield "slots", OK, said, _SLOTS, ""
         return

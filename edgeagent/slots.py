@@ -7,8 +7,8 @@ the installed package     the factory slot: never written, and what runs where a
 ```
 
 Each start of a slot on trial is counted on flash before it is made; a slot that has not committed itself after
-TRIAL_STARTS of them, or that is not whole, is given up. So the old agent comes back by itself, whatever the new one does: ends, hangs (an
-alarm that outlives exec ends it), or never reaches the hub (then it says so itself, and ends).
+TRIAL_STARTS of them, or that is not whole, is given up. So the old agent comes back by itself, whatever the new one
+does: ends, hangs (an alarm that outlives exec ends it), or never reaches the hub (then it says so itself, and ends).
 
 agentd.py of the factory asks `launch` where there is a choice, and goes on as the agent of the slot that it names.
 """
@@ -49,7 +49,8 @@ class SlotError(Exception):
 
 
 class Choice:
-    """`committed` and `trial` name slots; `starts` counts those of the trial, whose rollout, version and seconds it has.
+    """`committed` and `trial` name slots; `starts` counts those of the trial, whose rollout, version and seconds it
+    has.
 
     `boot` and `since_s` say when the trial began: the kernel's boot id, and seconds since that boot.
     `returned` is (rollout, version, why) of the last trial that was given up.

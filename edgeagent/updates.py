@@ -1,9 +1,9 @@
 """The version that runs here: what the hub wants is fetched and tried, and a slot on trial is committed or given up.
 
-Which slot is started is the launcher's to say (slots.py); what is believed of a file is TUF's (proto/tuf.py). This brings the two
-together with the connection, the budget and the flash, and holds the gate that a slot on trial has to pass:
-the hub was heard on this start's connection, a peer's handshake came where there was a peer before, and memory stays below
-its ceiling, all of it for HOLD_S. Loaded when a version is wanted, or by an agent on trial.
+Which slot is started is the launcher's to say (slots.py); what is believed of a file is TUF's (proto/tuf.py). This
+brings the two together with the connection, the budget and the flash, and holds the gate that a slot on trial has to
+pass: the hub was heard on this start's connection, a peer's handshake came where there was a peer before, and memory
+stays below its ceiling, all of it for HOLD_S. Loaded when a version is wanted, or by an agent on trial.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ ROLES = ("root", "timestamp", "snapshot", "targets")
 
 
 class Updates:
-    """Drive it: `follow_map`, `take_part`, `connection_changed`, `settle` after any input, `on_timeout` at `poll_timeout()`.
+    """Drive it: `follow_map`, `take_part`, `connection_changed`, `settle` after any input, `on_timeout` at
+    `poll_timeout()`.
 
     `restart_wanted`: the agent is to end in order, and the launcher to be asked what is started now.
     """

@@ -52,7 +52,7 @@ def test_a_trial_has_one_deadline_over_all_its_starts(directory: Path, monkeypat
 def test_a_reboot_in_between_is_no_deadline(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds of another boot say nothing."""
     install(directory, NEW, "0.2.0", 7)
-    boots = iter("one two three".split())
+    boots = iter(("one", "two", "three"))
     monkeypatch.setattr(slots, "_boot_id", lambda: next(boots))
     monkeypatch.setattr(slots, "monotonic", lambda: 1e6)
     assert [pick(directory).slot for _ in range(3)] == ["a"] * 3

@@ -1,7 +1,8 @@
-"""A power cut after every operation, within every write, with and without what was not synced: the launcher always has an agent.
+"""A power cut after every operation, within every write, with and without what was not synced: the launcher always
+has an agent.
 
-The operations are recorded as they are made on a real directory, and played again on a model of a file system that may lose
-what was not synced: contents, names, or both, as file systems do.
+The operations are recorded as they are made on a real directory, and played again on a model of a file system that
+may lose what was not synced: contents, names, or both, as file systems do.
 """
 
 from __future__ import annotations

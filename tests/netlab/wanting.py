@@ -1,4 +1,5 @@
-"""A hub whose maps say what a file tells, `<state>/wanted.json`: {device name: {"up": {…}, "se": {…}}}, and the root of updates.
+"""A hub whose maps say what a file tells, `<state>/wanted.json`: {device name: {"up": {…}, "se": {…}}}, and the root
+of updates.
 
 It stands where a rollout would, so that the device's side is tried with nothing but a hub.
 """
