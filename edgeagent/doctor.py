@@ -353,7 +353,9 @@ def check_agent(settings: Settings) -> Iterator[Finding]:
         yield Finding("agent", FAILED, f"{settings.socket}: {error}", "An agent listens and does not answer.",
                       "edgeagent down, then edgeagent up; its log says more: edgeagent status --log.")  # fmt: skip
     else:
-        if version == VERSION:
+        from edgeagent.doctor_slots import slot_version
+
+        if version in (VERSION, slot_version(settings)):
             yield Finding("agent", OK, f"running, version {version}", meaning)
         else:
             yield Finding("agent", WARNING, f"running, version {version}; installed is {VERSION}",

@@ -58,6 +58,18 @@ def slot_rows(settings: Settings) -> Iterator[Row]:
     yield "slots", WARNING, f"{said}; {version} was given up: {why}", _SLOTS, mend
 
 
+def slot_version(settings: Settings) -> str | None:
+    """Of the version that an update has committed; None where it is the installed one, or nobody can tell."""
+    directory = slots.directory_of(settings.state_dir)
+    try:
+        choice = slots.read_choice(directory)
+        if choice is None or choice.committed == slots.FACTORY:
+            return None
+        return str(slots.read_manifest(directory, choice.committed)["version"])
+    except (slots.SlotError, OSError):
+        return None
+
+
 def watchdog_rows(settings: Settings, drivers: str = DRIVERS) -> Iterator[Row]:
     try:
         devices = sorted(os.listdir(drivers))

@@ -154,4 +154,3 @@ def edited(data: bytes, change: Any) -> bytes:
     document = json.loads(data)
     change(document)
     return json.dumps(document, indent=1).encode()
-

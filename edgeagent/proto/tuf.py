@@ -102,7 +102,8 @@ class Trust:
     def bytes_max(self, role: str) -> int:
         """How long the role's file may be."""
         meta = self._named(role) if role in ("snapshot", "targets") else {}
-        return min(BYTES_MAX[role], meta.get("length", BYTES_MAX[role]))
+        length: int = meta.get("length", BYTES_MAX[role])
+        return min(BYTES_MAX[role], length)
 
     def file(self, role: str) -> str:
         """The name of the file that comes next for this role."""

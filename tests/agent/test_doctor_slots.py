@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgeagent import config, slots
-from edgeagent.doctor_slots import OK, WARNING, slot_rows, watchdog_rows
+from edgeagent.doctor_slots import OK, WARNING, slot_rows, slot_version, watchdog_rows
 from tests.agent.test_slots_powercut import NEW, commit, install
 
 
@@ -37,6 +37,7 @@ def test_slots_through_their_life(settings: config.Settings, tmp_path: Path) -> 
     state, found, todo = said(settings)
     assert state == WARNING and "roll out a mended one" in todo
     assert found == "slot a is committed: 0.2.0; 0.3.0 was given up: it was started 3 times and did not commit itself"
+    assert slot_version(settings) == "0.2.0"
     (directory / "a" / slots.PROGRAM).write_bytes(b"")
     assert said(settings)[0] == WARNING and "not as long as its manifest says" in said(settings)[1]
     (directory / slots.CHOICE).write_bytes(b"x")

@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from edgeagent import slots, zipped
+from edgeagent.io import durable
 from edgeagent.slotwriter import NoSpace, SlotWriter
 from tests.agent.test_slots_powercut import NEW, OLD, TRIAL_S, commit, install, program, target_of, zipapp
 
@@ -124,7 +126,7 @@ def damage_program(slot: Path) -> None:
     (slot / slots.PROGRAM).write_bytes(data[:-1] + bytes((data[-1] ^ 1,)))
 
 
-DAMAGES = {
+DAMAGES: dict[str, Callable[[Path], object]] = {
     "a byte of the program": damage_program,
     "half of the program": lambda slot: (slot / slots.PROGRAM).write_bytes(NEW[: len(NEW) // 2]),
     "no program": lambda slot: (slot / slots.PROGRAM).unlink(),
@@ -179,7 +181,7 @@ def test_a_start_that_cannot_be_counted_is_not_made(directory: Path, monkeypatch
     def refuse(*_: object) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(slots.durable, "replace", refuse)
+    monkeypatch.setattr(durable, "replace", refuse)
     assert (pick(directory).slot, pick(directory).why) == (slots.FACTORY, f"{directory}: Read-only file system")
 
 
