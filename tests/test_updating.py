@@ -174,7 +174,13 @@ def test_it_goes_on_at_the_byte_after_a_restart_and_after_a_lost_connection() ->
     rig.connect()
     rig.want()
     offsets: list[int] = []
-    rig.spoil = lambda body: offsets.append(body["o"]) or body if body["f"].startswith("targets/") else body
+
+    def note(body: dict[str, Any]) -> dict[str, Any]:
+        if body["f"].startswith("targets/"):
+            offsets.append(body["o"])
+        return body
+
+    rig.spoil = note
     rig.exchange()
     assert offsets[0] == had and rig.machine.is_installed
 

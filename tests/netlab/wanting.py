@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -35,4 +34,4 @@ def wanting(tx: Tx, device: Device) -> dict[str, Any]:
 
 if __name__ == "__main__":
     on_routes.for_map = wanting
-    sys.exit(main())
+    main()
