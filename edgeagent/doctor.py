@@ -242,9 +242,9 @@ def check_board(settings: Settings) -> Iterator[Finding]:
 
 
 def check_slots(settings: Settings) -> Iterator[Finding]:
-    from edgeagent.doctor_slots import slot_rows, watchdog_rows
+    from edgeagent.doctor_slots import image_rows, slot_rows, watchdog_rows
 
-    for row in (*slot_rows(settings), *watchdog_rows(settings)):
+    for row in (*slot_rows(settings), *watchdog_rows(settings), *image_rows()):
         yield Finding(*row)
 
 

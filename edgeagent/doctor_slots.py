@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from edgeagent import slots
+from edgeagent.io import osupdate
 from edgeagent.version import VERSION
 
 if TYPE_CHECKING:
@@ -101,6 +102,22 @@ def watchdog_rows(settings: Settings, drivers: str = DRIVERS) -> Iterator[Row]:
             f"The running agent says why: edgeagent status --log. In use by others? fuser {setting.partition(',')[0]}."
         )
         yield "watchdog", WARNING, f"{about}: named, and nobody feeds it", _WATCHDOG, mend
+
+
+def image_rows(path: str = osupdate.PATH) -> Iterator[Row]:
+    backend = osupdate.find(path)
+    if backend is None or not backend.ask:
+        return
+    meaning = f"{backend.name} updates the whole system here; one that nobody keeps goes at the next boot."
+    try:
+        on_trial = osupdate.is_on_trial(backend, path)
+    except osupdate.OsUpdateError as error:
+        yield "system image", NOT_CHECKED, str(error), meaning, "Run it as root, and see what the program itself says."
+        return
+    if on_trial:
+        yield "system image", WARNING, "booted, and on trial", meaning, f"Where it is good: {' '.join(backend.keep)}"
+    else:
+        yield "system image", OK, f"kept ({backend.name})", meaning, ""
 
 
 def _word(drivers: str, name: str, file: str) -> str:

@@ -126,6 +126,11 @@ def damage_program(slot: Path) -> None:
     (slot / slots.PROGRAM).write_bytes(data[:-1] + bytes((data[-1] ^ 1,)))
 
 
+def put_a_directory(slot: Path) -> None:
+    (slot / slots.PROGRAM).unlink()
+    (slot / slots.PROGRAM).mkdir()
+
+
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "a byte of the program": damage_program,
     "half of the program": lambda slot: (slot / slots.PROGRAM).write_bytes(NEW[: len(NEW) // 2]),
@@ -140,10 +145,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "a manifest that is a list": lambda slot: (slot / slots.MANIFEST).write_text("[1]"),
     "a file in place of the slot": lambda slot: (slot.rename(slot.with_name("gone")), slot.write_text("")),
     "no slot": lambda slot: slot.rename(slot.with_name("gone")),
-    "a directory in place of the program": lambda slot: (
-        (slot / slots.PROGRAM).unlink(),
-        (slot / slots.PROGRAM).mkdir(),
-    ),
+    "a directory in place of the program": put_a_directory,
 }
 
 
