@@ -171,6 +171,18 @@ def _parser() -> argparse.ArgumentParser:
         help="programs that the hub may run here (/etc/edgeagent/scripts)",
     )
     group.add_argument(
+        "--watchdog",
+        metavar="DEVICE",
+        default=argparse.SUPPRESS,
+        help="the board's watchdog: auto, off, /dev/watchdog[,SECONDS] (auto: as the board's description says)",
+    )
+    group.add_argument(
+        "--trial",
+        metavar="S",
+        default=argparse.SUPPRESS,
+        help="seconds in which a version that an update brought must show that it is sound (600)",
+    )
+    group.add_argument(
         "--lock",
         metavar="KEYS",
         default=argparse.SUPPRESS,
@@ -383,6 +395,17 @@ def _parser() -> argparse.ArgumentParser:
             "and packages. Its ceilings are defaults: what you set wins. docs/boards.md has more.",
         )
     )
+    image = verb(
+        "image",
+        _image,
+        "images of the whole system, by RAUC, SWUpdate, Mender or sysupgrade, whichever is here",
+        epilog="edgeagent image: is the booted system on trial? edgeagent image install /tmp/board.raucb: write one, "
+        "which the next boot tries. edgeagent image keep: the booted one is good. Exit status 4: there is no such "
+        "program here.",
+    )
+    image.add_argument("what", nargs="?", choices=("status", "install", "keep"), default="status", help="(status)")
+    image.add_argument("file", nargs="?", metavar="FILE", help="the image to install")
+    as_json(image)
     crypto = verb(
         "crypto",
         _crypto,
@@ -675,6 +698,29 @@ def _board(options: argparse.Namespace) -> int:
     if settings.board:
         board |= {"id": settings.board, "by": "the setting board"}
     print(json.dumps(board) if options.json else show(board))
+    return OK
+
+
+def _image(options: argparse.Namespace) -> int:
+    from edgeagent.io import osupdate
+
+    if (options.what == "install") is (options.file is None):
+        raise CommandError(USAGE, "image: install FILE, keep, or status.")
+    backend = osupdate.find()
+    if backend is None:
+        raise CommandError(REFUSED, "image: none of rauc, mender-update, swupdate, sysupgrade is installed here.")
+    try:
+        if options.what == "install":
+            osupdate.install(backend, os.path.abspath(options.file))
+        elif options.what == "keep":
+            osupdate.keep(backend)
+        on_trial = osupdate.is_on_trial(backend)
+    except osupdate.OsUpdateError as error:
+        raise CommandError(FAILED, f"image: {error}.") from None
+    if options.json:
+        print(json.dumps({"program": backend.name, "on_trial": on_trial}))
+    else:
+        print(f"{backend.name}: the booted system is {'on trial: edgeagent image keep' if on_trial else 'kept'}")
     return OK
 
 

@@ -55,6 +55,11 @@ class State:
         return self.directory / "live"
 
     @property
+    def updates(self) -> Path:
+        """`metadata` and `targets` of the repository of updates, which devices fetch."""
+        return self.directory / "updates"
+
+    @property
     def lock(self) -> Path:
         return self.directory / "serve.lock"
 
