@@ -171,7 +171,7 @@ class Coordinator:
         elif verb == "answer":
             self._handle_answer(now, wall_s, tx, device, signed.body)
             tx.save_seen(device_id, wall_s)
-        else:
+        elif "nk" in signed.body:
             self._handle_report(wall_s, tx, device, signed.body)
         if device.online is not was_online:
             event = f"{device.kind.value}.{'online' if device.online else 'offline'}"
