@@ -13,8 +13,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-OURS = ("edgeagent", "hub", "relay", "boards", "hil", "tools", "tests")
-PRODUCT = ("edgeagent", "hub", "relay")
+OURS = ("edgeagent", "hub", "relay", "boards", "flash", "hil", "tools", "tests")
+PRODUCT = ("edgeagent", "hub", "relay", "flash")
 
 # A pure module reads no clock, entropy, socket, file or thread, and logs nothing. What it may use of others is listed,
 # so that whatever is new is looked at once.
@@ -80,6 +80,7 @@ RULES = (
     # A relay talks to hubs as a device does, and a second MQTT client would be worse: ARCHITECTURE.md, "Parts".
     Rule("relay", (*GROUND, "relay", *CONTROL_SHELLS)),
     Rule("boards", ("boards",)),
+    Rule("flash", ("edgeagent.proto", "boards", "flash")),  # on an operator's machine
     Rule("hil", ("hil", "boards")),
     Rule("tools", ("tools", "tests", "hil", "boards", *PRODUCT)),
     Rule("tests", OURS),
