@@ -22,7 +22,7 @@ from edgeagent.proto.envelope import read_join, read_up
 from edgeagent.proto.keys import Entropy
 from edgeagent.proto.refusals import ControlDrop, ControlError
 from edgeagent.proto.signed import Signed
-from hub.core import admission, commands, lock, relays, routes
+from hub.core import admission, commands, lock, relays, rollouts, routes
 from hub.core.credential import is_strong
 from hub.core.model import OUTBOX_MAX, Device, DeviceState, HubDrop, JobKind, Kind, Network
 from hub.core.ratelimit import TokenBuckets
@@ -47,7 +47,7 @@ class Coordinator:
             "birth": TokenBuckets(0.2, 20),
             "state": TokenBuckets(0.5, 40),
             "ask": TokenBuckets(5.0, 128),
-            "report": TokenBuckets(1 / 600, 4),
+            "report": TokenBuckets(1 / 60, 16),  # a node key; and of an update four, at most
             "relay": TokenBuckets(1 / 20, 8),
             "answer": TokenBuckets(16.0, 160),  # the output of one command is 37 of them, and a device sends 8 a second
             "sample": TokenBuckets(2.0, 8),
@@ -173,6 +173,8 @@ class Coordinator:
             tx.save_seen(device_id, wall_s)
         elif "nk" in signed.body:
             self._handle_report(wall_s, tx, device, signed.body)
+        elif (drop := rollouts.take_report(self.scribe, tx, device, signed.body, wall_s)) is not None:
+            self.drops[drop] += 1
         if device.online is not was_online:
             event = f"{device.kind.value}.{'online' if device.online else 'offline'}"
             tx.emit(event, wall_s, device=device.id, name=device.name or "")

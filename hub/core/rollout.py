@@ -2,8 +2,8 @@
 
 A rollout's devices are chosen when it is made, and ordered by a hash of (rollout, device). Each group says how many of
 them may have been begun in all while it is under way. A device is begun while it is online, so one that is not holds
-nobody up: another takes its place, and it is begun in a later group, in the last one whenever it comes back. See `STATES`
-for what leads from where to where, and `step` for what is decided.
+nobody up: another takes its place, and it is begun in a later group, in the last one whenever it comes back.
+See `STATES` for what leads from where to where, and `step` for what is decided.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import re
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from hashlib import blake2s
+from itertools import pairwise
 from typing import Any
 
+from edgeagent.proto.updatestate import UpdateState
 from hub.core.model import HubError
 from hub.core.windows import Windows
 from hub.core.windows import read as read_windows
@@ -118,9 +120,6 @@ class Progress(Enum):
 WANTING = (Progress.WANTED, Progress.WAITING, Progress.FETCHING, Progress.TRIAL)
 TAKEN_BACK = (Progress.WANTED, Progress.WAITING, Progress.FETCHING, Progress.RETRY)  # when it pauses
 
-# What a device says (`edgeagent/proto/control.py`, UPDATE_STATE).
-IDLE, WAITS, FETCHES, TRIES, COMMITTED, RETURNED, REFUSED = range(7)
-
 
 @dataclass(slots=True, frozen=True)
 class Group:
@@ -207,7 +206,7 @@ class RolloutDevice:
 
 @dataclass(slots=True, frozen=True)
 class Counts:
-    """Devices of a rollout. Of the chosen, those that were removed since, or that there is nothing for, are `skipped`."""
+    """Devices of a rollout. Those that were removed since, or that there is nothing for, are `skipped`."""
 
     pending: int = 0
     candidates: int = 0  # pending, online, and wanted by no other rollout
@@ -377,39 +376,41 @@ def take_back(row: RolloutDevice, wall_s: int) -> bool:
     return True
 
 
-def hear(row: RolloutDevice, code: int, version: str, why: str, wall_s: int, tries: int, jitter: float) -> bool:
+def hear(
+    row: RolloutDevice, said: UpdateState, version: str, why: str, wall_s: int, *, tries: int, jitter: float
+) -> bool:
     """What the device says of it. `jitter`: 0 to 1. Whether anything has changed but its words."""
     before = row.state
-    if code == IDLE or before is Progress.SKIPPED:
-        return False
-    if before is Progress.PENDING and code in (WAITS, FETCHES, REFUSED):
+    if said is UpdateState.IDLE or before is Progress.SKIPPED or (before.is_over and said is not UpdateState.COMMITTED):
+        return False  # what has said its end, or was given up, can only turn out well yet
+    if before is Progress.RETRY and said not in (UpdateState.TRIAL, UpdateState.COMMITTED):
+        return False  # the same again: a map is slower than a report
+    if before is Progress.PENDING and said in (UpdateState.WAITING, UpdateState.FETCHING, UpdateState.REFUSED):
         return False  # it was taken back, and the device will hear of that
-    if before.is_over and code != COMMITTED:
-        return False  # it has said its end before, or was given up
     row.version = version or row.version
     row.tries = max(1, row.tries)
-    if code == COMMITTED:
-        row.state, row.due_s, row.why = Progress.DONE, 0, why
-    elif code in (RETURNED, REFUSED):
-        if before is Progress.RETRY:
-            return False  # the same again: maps may be slower than reports
-        _fail(row, why or ("returned to the old version" if code == RETURNED else "refused"), wall_s, tries, jitter)
-    elif before is Progress.RETRY and code != TRIES:
-        return False
+    row.changed_s, row.why = wall_s, why
+    if said is UpdateState.COMMITTED:
+        row.state, row.due_s = Progress.DONE, 0
+    elif said is UpdateState.RETURNED:
+        _fail(row, why or "returned to what it had before", wall_s, tries, jitter)
+    elif said is UpdateState.REFUSED:
+        _fail(row, why or "refused", wall_s, 0, jitter)
     else:
-        row.state, within_s = {
-            WAITS: (Progress.WAITING, 0),
-            FETCHES: (Progress.FETCHING, FETCHING_S),
-            TRIES: (Progress.TRIAL, TRIAL_S),
-        }[code]
+        row.state, within_s = _UNDER_WAY[said]
         row.due_s = wall_s + within_s if within_s else 0
-        row.why = why
-    row.changed_s = wall_s
     return row.state is not before
 
 
-def overdue(row: RolloutDevice, online: bool, wall_s: int, tries: int, jitter: float) -> bool:
-    """Its time has come and nothing was heard. Whether it has failed; not for RETRY, which is begun again."""
+_UNDER_WAY = {
+    UpdateState.WAITING: (Progress.WAITING, 0),
+    UpdateState.FETCHING: (Progress.FETCHING, FETCHING_S),
+    UpdateState.TRIAL: (Progress.TRIAL, TRIAL_S),
+}
+
+
+def overdue(row: RolloutDevice, wall_s: int, *, online: bool, tries: int, jitter: float) -> bool:
+    """Its time has come and nothing was heard. Whether it has failed. Not for RETRY, which is begun again."""
     if row.state is Progress.TRIAL:
         _fail(row, "not heard of since its trial began", wall_s, tries, jitter)
     elif online:
@@ -453,10 +454,8 @@ def read_groups(text: str) -> tuple[Group, ...]:
         groups.append(Group(percent=number) if found[2] else Group(count=number))
     if not groups or len(groups) > GROUPS_MAX or groups[-1] != Group(percent=100):
         raise HubError(f"groups: 1 to {GROUPS_MAX} of them expected, the last one 100%. {_GROUPS_SAID}")
-    for before, after in zip(groups, groups[1:], strict=False):
-        grows = after.percent > before.percent if bool(after.percent) == bool(before.percent) else bool(after.percent)
-        grows = after.count > before.count if after.count and before.count else grows
-        if not grows:
+    for before, after in pairwise(groups):
+        if (after.percent, after.count) <= (before.percent, before.count) or (before.percent and not after.percent):
             raise HubError(f"groups: {after} does not come after {before}: each must be larger. {_GROUPS_SAID}")
     return tuple(groups)
 
