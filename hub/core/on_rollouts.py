@@ -29,8 +29,13 @@ def for_map(tx: Tx, device: Device) -> dict[str, Any]:
 
 
 def target_of(plan: Plan, device: Device) -> str:
-    """ "" where the version is not there for it. A device that tells no ABI gets what is for any, or the only one."""
-    abi = device.facts.get(ABI_FACT, "")
-    if not abi and len(plan.targets) == 1:
-        return next(iter(plan.targets.values()))
+    """The name of the target that has the version for this device; "" where there is none.
+
+    By the ABI that the device tells (as in `aarch64-musl`). One that tells none gets what is there for its machine
+    alone, or for any.
+    """
+    abi, machine = device.facts.get(ABI_FACT, ""), device.facts.get("arch", "").replace("_", "-")
+    fits = [each for each in plan.targets if machine and each.startswith(f"{machine}-")]
+    if not abi and len(fits) == 1:
+        abi = fits[0]
     return plan.targets.get(abi) or plan.targets.get("any", "")
