@@ -37,6 +37,11 @@ def main(arguments: list[str]) -> int:
             token = pipe.read().decode("ascii", "replace")
     status = run(settings, token, None if control_fd is None else int(control_fd), in_background=in_background)
     if status == RESTART:
+        if os.path.exists(f"{settings.state_dir}/slots/choice"):
+            from edgeagent import slots
+
+            kept = [word for word in arguments if not word.startswith(_ONCE)]
+            slots.relaunch(kept + ["--background=on"] * (control_fd is not None or in_background))
         words = [word for word in sys.orig_argv[1:] if not word.startswith(_ONCE)]
         if control_fd is not None or in_background:
             words.append("--background=on")

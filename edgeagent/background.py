@@ -89,7 +89,8 @@ def _execute(arguments: list[str], settings: Settings) -> NoReturn:
     environment["EDGEAGENT_PROXY"] = settings.proxy  # may hold a password: arguments can be read by others
     # -P: nothing is imported from beside the file. no_debug_ranges: tracebacks have lines, not columns.
     words = [sys.executable, "-P", "-X", "utf8", "-X", "no_debug_ranges", *_optimization(package[0])]
-    os.execve(sys.executable, [*words, f"{package[0]}/agentd.py", *arguments], environment)
+    script = "slots.py" if os.path.exists(f"{settings.state_dir}/slots/choice") else "agentd.py"
+    os.execve(sys.executable, [*words, f"{package[0]}/{script}", *arguments], environment)
 
 
 def _optimization(package: str) -> list[str]:
@@ -104,7 +105,7 @@ def _optimization(package: str) -> list[str]:
 
 def _arguments(settings: Settings) -> list[str]:
     names = ["state_dir", "socket", "interface", "mtu", "uplinks", "hostname", "metered", "budget", "dns"]
-    names += ["memory_profile", "limits", "memory_ceiling", "allow_commands", "scripts", "lock", "log_level"]
+    names += ["memory_profile", "limits", "memory_ceiling", "allow_commands", "scripts", "lock", "log_level", "trial"]
     if settings.port_fixed:
         names.append("port")
     switches = [] if settings.port_mapping else ["--port-mapping=off"]

@@ -226,6 +226,12 @@ SETTINGS: dict[str, tuple[str, str, Callable[[str], str | int], str]] = {
         "how this host's programs get the network's names: auto: by whatever resolves names here; resolved, "
         "resolvconf, dnsmasq, file (/etc/resolv.conf); server: answer at 100.100.100.100 and change nothing; off",
     ),
+    "trial": (
+        "EDGEAGENT_TRIAL",
+        "600",
+        _integer(20, 86_400),
+        "seconds within which a version that an update brought must show that it is sound, or the one before it returns",
+    ),
     "allow-commands": (
         "EDGEAGENT_ALLOW_COMMANDS",
         "all",
@@ -275,6 +281,7 @@ class Settings:
         "scripts",
         "socket",
         "state_dir",
+        "trial",
         "uplinks",
     )
 
@@ -293,6 +300,7 @@ class Settings:
     allow_commands: str
     scripts: str
     lock: str
+    trial: int
     log_level: str
     proxy: str
     uplinks: str

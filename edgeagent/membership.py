@@ -31,6 +31,7 @@ from edgeagent.proto.node_events import (
     RelayNamesChanged,
     Removed,
     Resolved,
+    UpdatePart,
     UplinkChanged,
 )
 from edgeagent.proto.records import Record
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from edgeagent.proto.records import Query
     from edgeagent.proto.routewish import RouteWish
     from edgeagent.routing import Routing
+    from edgeagent.updates import Updates
 
     OnResolved = Callable[[Record | None], None]
 
@@ -77,6 +79,7 @@ class Membership:
         self.lookups: dict[Query, list[OnResolved]] = {}
         self._bindings: Bindings | None = None
         self._commands: Commands | None = None
+        self._updates: Updates | None = None
         self._level_changes = 0  # of those, which are followed
         self.node = Node(
             now,
@@ -105,6 +108,7 @@ class Membership:
         context.accounts.watch(self.relays.streams, Cause.RELAY, self.relays.carried_of)
         context.accounts.set_hub_budget(now, self.node.map)
         self._look_for_bindings(now)
+        self._follow_updates(now)
         self.naming: Naming | None = None
         if context.settings.dns != "off":
             from edgeagent.naming import Naming
@@ -119,8 +123,8 @@ class Membership:
 
     @property
     def restart_wanted(self) -> bool:
-        """The hub wants the agent to be begun anew."""
-        return self._commands is not None and self._commands.restart_wanted
+        """The hub wants the agent to be begun anew, or another slot is to be started."""
+        return any(part is not None and part.restart_wanted for part in (self._commands, self._updates))
 
     def commands(self, now: float) -> Commands:
         """Made when there is one, or somebody asks: most devices are never told to do anything."""
@@ -142,6 +146,8 @@ class Membership:
             log.info("connected to %s", event.broker)
             self.refused = False
             self.node.handle_connected(now, event.session_present)
+            if self._updates is not None:
+                self._updates.connection_changed(now, True)
         elif isinstance(event, Closed):
             log.warning("no connection: %s", event.reason)
             self.refused = event.refused
@@ -156,6 +162,7 @@ class Membership:
             self._bindings.poll_timeout() if self._bindings is not None else None,
             self.naming.poll_timeout() if self.naming is not None else None,
             self._commands.poll_timeout() if self._commands is not None else None,
+            self._updates.poll_timeout() if self._updates is not None else None,
             self.routing.poll_timeout() if self.routing is not None else None,
             self.node.next_connect_at if self._link.is_idle else None,
         ]
@@ -182,6 +189,8 @@ class Membership:
             self.naming.on_timeout(now)
         if self._commands is not None:
             self._commands.on_timeout(now)
+        if self._updates is not None:
+            self._updates.on_timeout(now)
         due = self._cache.poll_timeout()
         if due is not None and due <= now:
             self.save_cache(now)
@@ -203,6 +212,8 @@ class Membership:
         if self._commands is not None:
             self._commands.settle(now)
             self._take_events(now)  # of the key that it may have renewed
+        if self._updates is not None:
+            self._updates.settle(now)
         if changes := self.node.drain_subscriptions():
             self._link.subscribe([topic for topic, wanted in changes if wanted])
             self._link.unsubscribe([topic for topic, wanted in changes if not wanted])
@@ -239,6 +250,17 @@ class Membership:
         else:
             self.routing.set_wish(now, wish)
 
+    def _follow_updates(self, now: float) -> None:
+        """Most of the time no version is wanted, and nothing on trial."""
+        if self._updates is None:
+            device_map = self.node.map
+            if device_map.update is None and os.environ.get("EDGEAGENT_SLOT", "factory") == "factory":
+                return
+            from edgeagent.updates import Updates
+
+            self._updates = Updates(now, self._context, self, self._link)
+        self._updates.follow_map(now)
+
     def farewell(self, now: float) -> None:
         """Publish that the device goes, and keep what it knows."""
         if self._commands is not None:
@@ -263,6 +285,8 @@ class Membership:
             self._bindings.close()
         if self._commands is not None:
             self._commands.close()
+        if self._updates is not None:
+            self._updates.close()
         for job in ("bindings", "bindings-save", "figures"):
             self._context.accounts.undefer(job)
         self._link.steer = None
@@ -293,6 +317,8 @@ class Membership:
         self.node.handle_disconnected(now)
         if self._commands is not None:
             self._commands.connection_lost()
+        if self._updates is not None:
+            self._updates.connection_changed(now, False)
 
     def _set_figures(self) -> None:
         """How full it is here goes with the facts that the hub keeps of a device."""
@@ -376,6 +402,7 @@ class Membership:
         if self.naming is not None:
             self.naming.apply(now, event.map)
         self._follow_routes(now)
+        self._follow_updates(now)
         self._context.accounts.set_hub_budget(now, event.map)
 
     def _resolved(self, now: float, event: Resolved) -> None:
@@ -416,6 +443,10 @@ class Membership:
     def _commanded(self, now: float, event: Commanded) -> None:
         self.commands(now).take(now, event.body)
 
+    def _update_part(self, now: float, event: UpdatePart) -> None:
+        if self._updates is not None:
+            self._updates.take_part(now, event.body)
+
     def _reconnect(self, now: float, event: ReconnectWanted) -> None:
         log.info("the hub wants this device to connect anew")
         self._link.close()
@@ -453,4 +484,5 @@ _EVENTS: dict[type[NodeEvent], Callable[[Membership, float, Any], None]] = {
     ReconnectWanted: Membership._reconnect,
     Removed: Membership._removed,
     Commanded: Membership._commanded,
+    UpdatePart: Membership._update_part,
 }

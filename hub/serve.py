@@ -23,6 +23,7 @@ from edgeagent import crypto as providers
 from hub.core import chores
 from hub.core.coordinator import Coordinator
 from hub.database import Database, demand_one, open_database
+from hub.fetching import Fetching
 from hub.io import live
 from hub.io.listening import inherited
 from hub.io.mqtt import IN_FLIGHT_MAX
@@ -99,6 +100,7 @@ class Server:
             site = load_site(tx.connection)
         self._coordinator = Coordinator(providers.load(), os.urandom, network)
         self._scribe = self._coordinator.scribe
+        self._fetching = Fetching(self._scribe.crypto, self._scribe.entropy, network, state.updates)
         self._session = Session(state, store, self._scribe, site, changed=self._note_change)
         self._poke = Receiver(state.poke)
         self._look = True  # there may be rows or jobs that were not looked at
@@ -204,6 +206,9 @@ class Server:
                     self._coordinator.handle_message(now, int(time.time()), tx, message.topic, message.payload)
                 tx.drop_outgoing(self._session.take_done())
             self._session.acknowledge(batch)
+            fetches, self._coordinator.fetches = self._coordinator.fetches, []
+            for device, body in fetches:
+                self._session.publish_once(*self._fetching.answer(now, int(time.time()), device, body))
             live.announce(self._state.live, tx.changes)
             self._look = True
 

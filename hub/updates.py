@@ -1,5 +1,5 @@
-"""The repository of updates, as The Update Framework 1.0 has it: made, filled and renewed by python-tuf, which is loaded
-only here.
+"""The repository of updates, as The Update Framework 1.0 has it: made, filled and renewed by python-tuf, which is
+loaded only here.
 
     updates/metadata/    N.root.json  N.targets.json  N.snapshot.json  timestamp.json     devices fetch them
     updates/targets/     SHA256.NAME                                                      and these
@@ -63,8 +63,8 @@ class Repository:
     # Roots
 
     def draft(self, wall_s: int, *, root_public: bytes = b"", renew: tuple[str, ...] = ()) -> Metadata[Root]:
-        """The next root, unsigned: the first one, or one with new keys for the roles `renew`, and another root key where
-        `root_public` (Ed25519, 32 B) says so. New online keys are put aside until `install`."""
+        """The next root, unsigned: the first one, or one with new keys for the roles `renew`, and another root key
+        where `root_public` (Ed25519, 32 B) says so. New online keys are put aside until `install`."""
         from tuf.api.metadata import Metadata, Role, Root
 
         number = published.newest_root(self.metadata)
@@ -192,7 +192,7 @@ class Repository:
     def _publish(
         self, wall_s: int, *, targets: Metadata[Any] | None = None, only_timestamp: bool = False, anew: bool = False
     ) -> None:
-        """Targets where they have changed, then snapshot, then timestamp. `anew`: all of them, with the keys that are."""
+        """Targets where they have changed, then snapshot, then timestamp. `anew`: all, with the keys of the root."""
         from tuf.api.metadata import Metadata, MetaFile, Snapshot, Targets, Timestamp
 
         first = anew and not self.exists
