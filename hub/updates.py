@@ -114,8 +114,9 @@ class Repository:
 
     # Versions
 
-    def publish(self, agent: AgentFile, wall_s: int) -> str:
-        """Let devices fetch it; the name of the target. What is there already stays as it is."""
+    def publish(self, agent: AgentFile, wall_s: int, *, downgrade: bool = False) -> str:
+        """Let devices fetch it; the name of the target. What is there already stays as it is. `downgrade`: devices that
+        run a newer one shall take it all the same."""
         from tuf.api.metadata import TargetFile
 
         targets = self._load("targets")
@@ -132,15 +133,17 @@ class Repository:
         if agent.version in known.revoked:
             raise HubError(f"version {agent.version}: it was revoked. Give what mends it another number")
         newest = max((each for each in known.targets if each.abi == agent.abi), key=_by_version, default=None)
-        if newest is not None and version_key(agent.version) < version_key(newest.version):
+        if not downgrade and newest is not None and version_key(agent.version) < version_key(newest.version):
             raise HubError(
                 f"version {agent.version} for {agent.abi}: older than {newest.version}, which is published. "
-                "Devices take no older one: give what shall follow it a higher number"
+                "Devices take no older one: give what shall follow it a higher number, or say --downgrade"
             )
         if len(known.targets) >= TARGETS_MAX:
             raise HubError(f"updates: {TARGETS_MAX} files are published. Revoke old versions first")
         target = TargetFile(len(agent.data), {"sha256": digest}, agent.name)
         target.unrecognized_fields["custom"] = {"version": agent.version, "abi": agent.abi, "published": wall_s}
+        if downgrade:
+            target.unrecognized_fields["custom"]["downgrade"] = True
         self._write(self.targets / f"{digest}.{agent.name}", agent.data)
         targets.signed.targets[agent.name] = target
         self._publish(wall_s, targets=targets)

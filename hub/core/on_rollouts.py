@@ -9,6 +9,7 @@ from hub.core.rollout import Plan, RolloutKind
 from hub.core.store import Tx
 
 ABI_FACT = "abi"
+TRIES_SPAN = 16  # `r` is the rollout's number times this, and the try's: a device takes each but once
 
 
 def for_map(tx: Tx, device: Device) -> dict[str, Any]:
@@ -25,7 +26,9 @@ def for_map(tx: Tx, device: Device) -> dict[str, Any]:
     if rollout.kind is RolloutKind.SETTINGS:
         return {**found, "se": {"g": row.order, "c": plan.confirm_s, "k": plan.settings}}
     target = target_of(plan, device)
-    return {**found, "up": {"v": plan.version, "r": rollout.id, "t": target}} if target else found
+    return (
+        {**found, "up": {"v": plan.version, "r": rollout.id * TRIES_SPAN + row.tries, "t": target}} if target else found
+    )
 
 
 def target_of(plan: Plan, device: Device) -> str:

@@ -22,7 +22,7 @@ from hub.core.windows import Windows
 from hub.core.windows import read as read_windows
 
 GROUPS_MAX = 16
-TRIES_MAX = 10
+TRIES_MAX = 10  # below TRIES_SPAN in on_rollouts.py
 RETRY_FIRST_S, RETRY_LAST_S = 600, 12 * 3_600  # doubling between, a quarter more or less
 JITTER = 0.25
 SILENT_S = 6 * 3_600  # a device that is online and says nothing of what it was told, for so long, has failed

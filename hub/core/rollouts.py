@@ -13,7 +13,7 @@ from edgeagent.proto.control import SETTING_BYTES_MAX, SETTINGS_MAX
 from edgeagent.proto.updatestate import UpdateState
 from hub.core import rollout as engine
 from hub.core.model import Device, HubDrop, HubError, JobKind
-from hub.core.on_rollouts import ABI_FACT, target_of
+from hub.core.on_rollouts import ABI_FACT, TRIES_SPAN, target_of
 from hub.core.rollout import (
     TAKEN_BACK,
     Counts,
@@ -150,9 +150,11 @@ def counts(tx: Tx, rollout: Rollout, candidates: int = 0) -> Counts:
 
 def take_report(scribe: Scribe, tx: Tx, device: Device, body: Mapping[str, Any], wall_s: int) -> HubDrop | None:
     """What a device says of a version or of settings; why it was dropped, if it was."""
+    attempt = 0
     if "up" in body:
         said = body["up"]
-        row = tx.rollouts.device(said["r"], device.id)
+        number, attempt = divmod(said["r"], TRIES_SPAN)
+        row = tx.rollouts.device(number, device.id)
     else:
         said = body["se"]
         row = next((each for each in tx.rollouts.of_device(device.id) if each.order == said["g"]), None)
@@ -165,8 +167,9 @@ def take_report(scribe: Scribe, tx: Tx, device: Device, body: Mapping[str, Any],
         return None  # its map has another one by now
     if other is not None and other.rollout != row.rollout and state is UpdateState.TRIAL:
         return None
-    if not rollout.state.is_open and state is not UpdateState.COMMITTED:
-        return None
+    if state is not UpdateState.COMMITTED and (not rollout.state.is_open or 0 < attempt < row.tries):
+        return None  # it is over, or this was an earlier try
+    row.tries = max(row.tries, min(attempt, rollout.plan.tries))
     changed = engine.hear(row, state, version, why, wall_s, tries=rollout.plan.tries, jitter=_jitter(scribe))
     if row.group < 0 and row.state is not Progress.PENDING:
         row.group = rollout.group

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -91,7 +92,7 @@ def test_a_version_comes_to_a_fleet_group_by_group(hub: Hub) -> None:
     fleet = Fleet(hub, 4)
     number = fleet.start()
     (canary,) = fleet.wanted()
-    assert fleet.body(canary)["up"] == {"v": "0.2.0", "r": number, "t": "edgeagent-0.2.0-any.pyz"}
+    assert fleet.body(canary)["up"] == {"v": "0.2.0", "r": number * 16 + 1, "t": "edgeagent-0.2.0-any.pyz"}
     for state in (UpdateState.FETCHING, UpdateState.TRIAL, UpdateState.COMMITTED):
         fleet.say(canary, state)
     assert fleet.rollout(number).state is RolloutState.SOAKING
@@ -122,6 +123,20 @@ def test_a_broken_version_pauses_after_the_canary_and_nobody_else_hears_of_it(hu
     assert row is not None and row.state is Progress.RETRY and row.why == "the hub was not reached"
     fleet.later(3 * DAY_S)
     assert fleet.wanted() == []
+
+
+def test_a_try_again_has_another_number_and_what_is_said_of_the_first_counts_no_more(hub: Hub) -> None:
+    fleet = Fleet(hub, 1)
+    number = fleet.start(replace(PLAN, fail_percent=0))
+    (device,) = fleet.devices
+    first = fleet.body(device)["up"]["r"]
+    fleet.say(device, UpdateState.RETURNED, "no handshake")
+    fleet.later(750)
+    assert fleet.body(device)["up"]["r"] == first + 1
+    hub.hear(device.write("report", {"up": {"r": first, "s": 5, "v": "0.1", "w": "no handshake"}}))
+    assert fleet.progress(number) == [Progress.WANTED]
+    fleet.say(device, UpdateState.COMMITTED)
+    assert fleet.progress(number) == [Progress.DONE]
 
 
 def test_pausing_takes_back_what_has_not_come_to_its_trial(hub: Hub) -> None:
@@ -163,10 +178,10 @@ def test_a_device_in_two_rollouts_is_wanted_by_one_at_a_time(hub: Hub) -> None:
     fleet = Fleet(hub, 2)
     plan = Plan("0.2.0", {"any": "t"}, groups=read_groups("100%"))
     first, second = fleet.start(plan), fleet.start(Plan("0.3.0", {"any": "u"}, groups=read_groups("100%")))
-    assert [fleet.body(device)["up"]["r"] for device in fleet.devices] == [first, first]
+    assert [fleet.body(device)["up"]["r"] // 16 for device in fleet.devices] == [first, first]
     fleet.say(fleet.devices[0], UpdateState.COMMITTED)
     fleet.later(30)
-    assert [fleet.body(device)["up"]["r"] for device in fleet.devices] == [second, first]
+    assert [fleet.body(device)["up"]["r"] // 16 for device in fleet.devices] == [second, first]
 
 
 def test_one_that_is_offline_is_begun_when_it_comes_back(hub: Hub) -> None:
