@@ -196,13 +196,13 @@ class Repository:
         self, wall_s: int, *, targets: Metadata[Any] | None = None, only_timestamp: bool = False, anew: bool = False
     ) -> None:
         """Targets where they have changed, then snapshot, then timestamp. `anew`: all, with the keys of the root."""
-        from tuf.api.metadata import Metadata, MetaFile, Snapshot, Targets, Timestamp
+        from tuf.api.metadata import MetaFile, Snapshot, Targets, Timestamp
 
         first = anew and not self.exists
         if anew:
-            targets = Metadata(Targets(version=0)) if first else self._load("targets")
-        snapshot = Metadata(Snapshot(version=0)) if first else self._load("snapshot")
-        timestamp = Metadata(Timestamp(version=0)) if first else self._load("timestamp")
+            targets = _unnumbered(Targets()) if first else self._load("targets")
+        snapshot = _unnumbered(Snapshot()) if first else self._load("snapshot")
+        timestamp = _unnumbered(Timestamp()) if first else self._load("timestamp")
         if targets is not None:
             data = self._sign(targets, wall_s)
             self._write(self.metadata / f"{targets.signed.version}.targets.json", data)
@@ -331,6 +331,14 @@ def _public_key(public: bytes) -> Any:
     from securesystemslib.signer import SSlibKey
 
     return SSlibKey.from_crypto(Ed25519PublicKey.from_public_bytes(public))
+
+
+def _unnumbered(signed: Any) -> Metadata[Any]:
+    """The first of its role: numbers are given when it is signed."""
+    from tuf.api.metadata import Metadata
+
+    signed.version = 0
+    return Metadata(signed)
 
 
 def _bytes(metadata: Metadata[Any]) -> bytes:
