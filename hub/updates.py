@@ -27,13 +27,14 @@ from hub.agentfile import AgentFile
 from hub.core.filters import version_key
 from hub.core.model import HubError
 from hub.io import lockkey
+from hub.renewal import HALF_LIFE_S
 
 if TYPE_CHECKING:
     from securesystemslib.signer import CryptoSigner
     from tuf.api.metadata import Metadata, Root
 
 ONLINE = ("targets", "snapshot", "timestamp")
-LIFE_S = {"root": 5 * 365 * 86_400, "targets": 365 * 86_400, "snapshot": 30 * 86_400, "timestamp": 7 * 86_400}
+LIFE_S = {"root": 5 * 365 * 86_400, **{role: 2 * half_s for role, half_s in HALF_LIFE_S.items()}}
 KEPT = 10  # metadata of older versions, for devices that are fetching it
 TARGETS_MAX = 256
 DRAFT_MARK = "edgehub-update-root"
@@ -169,7 +170,7 @@ class Repository:
         due = [
             role.name
             for role in self.read().roles
-            if role.name in ONLINE and (force or role.expires_s - wall_s < LIFE_S[role.name] // 2)
+            if role.name in ONLINE and (force or role.expires_s - wall_s < HALF_LIFE_S[role.name])
         ]
         if due:
             targets = self._load("targets") if "targets" in due else None
