@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from hub import published, rolling
 from hub.core.model import Device, HubError
 from hub.core.roles import Principal
-from hub.core.rollout import Plan, Progress, Rollout, RolloutDevice, RolloutState
+from hub.core.rollout import Counts, Plan, Progress, Rollout, RolloutDevice, RolloutState
 from hub.operations import Doing
 from hub.output import parse_duration
 from hub.store import devices
@@ -81,7 +81,7 @@ class View:
     rollout: Rollout
     what: str
     groups: list[rolling.GroupView]
-    counts: Any
+    counts: Counts
     can: list[str]
 
     @property
@@ -89,8 +89,8 @@ class View:
         return MARKS[self.rollout.state]
 
     @property
-    def share(self) -> float:
-        return self.counts.done / self.counts.total if self.counts.total else 0.0
+    def title(self) -> str:
+        return f"Version {self.rollout.plan.version}" if self.rollout.plan.version else f"Settings: {self.what}"
 
 
 @dataclass(frozen=True)
