@@ -64,6 +64,11 @@ def run(settings: Settings, token: str | None, control_fd: int | None, *, in_bac
     selector = selectors.DefaultSelector()
     try:
         keystore.open()
+        if os.path.exists(keystore.path(StateFile.SETTINGS)):
+            from edgeagent.settingstrial import overlay
+
+            overlay(settings, keystore)
+            log.setLevel(getattr(logging, settings.log_level.upper()))
         context = Context(
             monotonic(), settings=settings, crypto=crypto.load(), keystore=keystore, selector=selector, ring=ring
         )

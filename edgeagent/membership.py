@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from edgeagent.proto.records import Query
     from edgeagent.proto.routewish import RouteWish
     from edgeagent.routing import Routing
+    from edgeagent.settingstrial import SettingsTrial
     from edgeagent.updates import Updates
 
     OnResolved = Callable[[Record | None], None]
@@ -80,6 +81,7 @@ class Membership:
         self._bindings: Bindings | None = None
         self._commands: Commands | None = None
         self._updates: Updates | None = None
+        self._settings: SettingsTrial | None = None
         self._level_changes = 0  # of those, which are followed
         self.node = Node(
             now,
@@ -124,7 +126,7 @@ class Membership:
     @property
     def restart_wanted(self) -> bool:
         """The hub wants the agent to be begun anew, or another slot is to be started."""
-        return any(part is not None and part.restart_wanted for part in (self._commands, self._updates))
+        return any(part is not None and part.restart_wanted for part in (self._commands, self._updates, self._settings))
 
     def commands(self, now: float) -> Commands:
         """Made when there is one, or somebody asks: most devices are never told to do anything."""
@@ -163,6 +165,7 @@ class Membership:
             self.naming.poll_timeout() if self.naming is not None else None,
             self._commands.poll_timeout() if self._commands is not None else None,
             self._updates.poll_timeout() if self._updates is not None else None,
+            self._settings.poll_timeout() if self._settings is not None else None,
             self.routing.poll_timeout() if self.routing is not None else None,
             self.node.next_connect_at if self._link.is_idle else None,
         ]
@@ -191,6 +194,8 @@ class Membership:
             self._commands.on_timeout(now)
         if self._updates is not None:
             self._updates.on_timeout(now)
+        if self._settings is not None:
+            self._settings.on_timeout(now)
         due = self._cache.poll_timeout()
         if due is not None and due <= now:
             self.save_cache(now)
@@ -214,6 +219,8 @@ class Membership:
             self._take_events(now)  # of the key that it may have renewed
         if self._updates is not None:
             self._updates.settle(now)
+        if self._settings is not None:
+            self._settings.settle(now)
         if changes := self.node.drain_subscriptions():
             self._link.subscribe([topic for topic, wanted in changes if wanted])
             self._link.unsubscribe([topic for topic, wanted in changes if not wanted])
@@ -251,15 +258,24 @@ class Membership:
             self.routing.set_wish(now, wish)
 
     def _follow_updates(self, now: float) -> None:
-        """Most of the time no version is wanted, and nothing on trial."""
-        if self._updates is None:
-            device_map = self.node.map
-            if device_map.update is None and os.environ.get("EDGEAGENT_SLOT", "factory") == "factory":
-                return
+        """Most of the time no version is wanted, no setting, and nothing is on trial."""
+        device_map = self.node.map
+        if self._updates is None and (
+            device_map.update is not None or os.environ.get("EDGEAGENT_SLOT", "factory") != "factory"
+        ):
             from edgeagent.updates import Updates
 
             self._updates = Updates(now, self._context, self, self._link)
-        self._updates.follow_map(now)
+        if self._updates is not None:
+            self._updates.follow_map(now)
+        if self._settings is None and (
+            device_map.trial is not None or os.path.exists(self._context.keystore.path(StateFile.SETTINGS))
+        ):
+            from edgeagent.settingstrial import SettingsTrial
+
+            self._settings = SettingsTrial(now, self._context, self)
+        if self._settings is not None and (self._updates is None or not self._updates.on_trial):
+            self._settings.follow(now, device_map.trial)
 
     def farewell(self, now: float) -> None:
         """Publish that the device goes, and keep what it knows."""
@@ -299,7 +315,7 @@ class Membership:
     def _connect(self, now: float) -> None:
         node = self.node
         self._agree_on_keepalive()
-        self._set_figures()
+        self._set_figures(now)
         node.begin_session(now)
         self._take_events(now)
         will = node.last_will(now)
@@ -319,16 +335,19 @@ class Membership:
             self._commands.connection_lost()
         if self._updates is not None:
             self._updates.connection_changed(now, False)
+        if self._settings is not None:
+            self._settings.connection_lost(unsure=bool(self._link.unacknowledged))
 
-    def _set_figures(self) -> None:
+    def _set_figures(self, now: float) -> None:
         """How full it is here goes with the facts that the hub keeps of a device."""
         from edgeagent.usage import facts
 
-        self.node.set_facts(self._context.facts | facts(self, self._context.ceiling))
+        context = self._context
+        self.node.set_facts(context.facts | facts(now, self, context.ceiling, context.keystore.flash))
 
     def _tell_figures(self, now: float) -> None:
         self._context.accounts.defer("figures", self._tell_figures, now + DAY_S, DAY_S / 2)
-        self._set_figures()
+        self._set_figures(now)
         self.node.tell_facts(now)
 
     def _follow_price(self, now: float) -> None:

@@ -10,7 +10,7 @@ Each start of a slot on trial is counted on flash before it is made; a slot that
 TRIAL_STARTS of them, or that is not whole, is given up. So the old agent comes back by itself, whatever the new one does: ends, hangs (an
 alarm that outlives exec ends it), or never reaches the hub (then it says so itself, and ends).
 
-`edgeagent run` and `up` execute this file where there are slots; it replaces itself with the agent.
+agentd.py of the factory asks `launch` where there is a choice, and goes on as the agent of the slot that it names.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ import os
 import sys
 from contextlib import suppress
 from hashlib import blake2s, sha256
+from time import monotonic
 
+from edgeagent import zipped
 from edgeagent.io import durable
 
 TYPE_CHECKING = False  # what the typing module would say, and 5 ms
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    from typing import Any
 
 FACTORY = "factory"
 SLOTS = ("a", "b")
@@ -49,10 +51,11 @@ class SlotError(Exception):
 class Choice:
     """`committed` and `trial` name slots; `starts` counts those of the trial, whose rollout, version and seconds it has.
 
+    `boot` and `since_s` say when the trial began: the kernel's boot id, and seconds since that boot.
     `returned` is (rollout, version, why) of the last trial that was given up.
     """
 
-    __slots__ = ("committed", "returned", "rollout", "starts", "trial", "trial_s", "version")
+    __slots__ = ("boot", "committed", "returned", "rollout", "since_s", "starts", "trial", "trial_s", "version")
 
     def __init__(self) -> None:
         self.committed = FACTORY
@@ -61,11 +64,24 @@ class Choice:
         self.rollout = 0
         self.version = ""
         self.trial_s = 0
+        self.boot = ""
+        self.since_s = 0
         self.returned: tuple[int, str, str] | None = None
 
     def begin_trial(self, slot: str, rollout: int, version: str, trial_s: int) -> None:
-        self.trial, self.starts = slot, 0
+        self.trial, self.starts, self.boot, self.since_s = slot, 0, "", 0
         self.rollout, self.version, self.trial_s = rollout, version, trial_s
+
+    def start(self, boot: str, now_s: int) -> str:
+        """Count a start. Returns why there is to be none: enough were made, or too long ago, as far as can be told."""
+        if self.starts >= TRIAL_STARTS:
+            return f"it was started {self.starts} times and did not commit itself"
+        if self.starts and self.boot == boot and now_s - self.since_s >= self.trial_s:
+            return f"it did not commit itself in {self.trial_s} s"
+        if self.boot != boot:
+            self.boot, self.since_s = boot, now_s
+        self.starts += 1
+        return ""
 
     def commit(self) -> None:
         self.committed, self.trial, self.returned = self.trial, "", None
@@ -87,9 +103,9 @@ class Choice:
         try:
             fields = json.loads(line)
             self = cls()
-            for name in ("committed", "trial", "version"):
+            for name in ("boot", "committed", "trial", "version"):
                 setattr(self, name, _text(fields[name]))
-            for name in ("starts", "rollout", "trial_s"):
+            for name in ("rollout", "since_s", "starts", "trial_s"):
                 setattr(self, name, _number(fields[name]))
             if fields["returned"] is not None:
                 rollout, version, why = fields["returned"]
@@ -174,13 +190,9 @@ def pick(directory: str, run_directory: str) -> Picked:
     why = ""
     if choice.trial:
         slot = choice.trial
-        why = check_slot(directory, slot)
-        if not why and choice.starts >= TRIAL_STARTS:
-            why = f"it was started {choice.starts} times and did not commit itself"
+        why = check_slot(directory, slot) or choice.start(_boot_id(), int(monotonic()))
         if why:
             choice.give_up(why)
-        else:
-            choice.starts += 1
         try:
             write_choice(directory, choice)
         except OSError as error:
@@ -194,6 +206,14 @@ def pick(directory: str, run_directory: str) -> Picked:
     if not fault and not _count_start(run_directory, choice.committed):
         fault = f"slot {choice.committed}: it ended {UNSETTLED_STARTS} times soon after its start"
     return Picked(FACTORY, fault) if fault else Picked(choice.committed, why)
+
+
+def _boot_id() -> str:
+    try:
+        with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+            return file.read(64).decode("ascii", "replace").strip()
+    except OSError:
+        return ""
 
 
 def settled(run_directory: str) -> None:
@@ -217,45 +237,47 @@ def _count_start(run_directory: str, slot: str) -> bool:
     return True
 
 
-def relaunch(arguments: list[str]) -> NoReturn:
-    """Begin anew in this process, with whichever slot is the one now. OSError when that cannot be."""
-    factory = os.environ.get(FACTORY_VARIABLE) or os.path.dirname(os.path.abspath(__file__))
-    os.execv(sys.executable, [sys.executable, *_flags(), f"{factory}/slots.py", *arguments])
+def factory_words(words: list[str]) -> list[str]:
+    """What the interpreter is given to be the factory's launcher, from what it was given to be this agent of a slot."""
+    factory = os.environ.get(FACTORY_VARIABLE, "")
+    at = words.index(_BOOT)
+    program = [factory] if factory.endswith(".py") else [factory, zipped.AGENTD]
+    return [*words[: at - 1], *program, *words[at + 2 :]]
 
 
 def directory_of(state_dir: str) -> str:
     return f"{state_dir}/slots"
 
 
-def main(arguments: list[str]) -> NoReturn:
-    """The arguments of the agent, which it gets as they are."""
-    given = dict(argument.removeprefix("--").partition("=")[::2] for argument in arguments)
+def launch(arguments: list[str], state_dir: str, run_directory: str) -> None:
+    """Go on as the agent of the slot that is to run, in this process; returns where that is the factory's.
+
+    `arguments` are the agent's, which it gets as they are.
+    """
+    import signal
+
+    directory = directory_of(state_dir)
     try:
-        picked = pick(directory_of(given["state-dir"]), os.path.dirname(given["socket"]))
+        picked = pick(directory, run_directory)
     except Exception as error:  # noqa: BLE001  a bug here would be the end of the device
         picked = Picked(FACTORY, f"launcher: {type(error).__name__}: {error}")
     if picked.why:
         print(f"edgeagent: {picked.slot}: {picked.why}", file=sys.stderr)
-    environment = dict(os.environ)
-    package = os.path.dirname(os.path.abspath(__file__))
-    environment[SLOT_VARIABLE] = picked.slot
-    environment[FACTORY_VARIABLE] = package
-    environment[WHY_VARIABLE] = picked.why[:200]
-    words = [sys.executable, *_flags()]
+    os.environ[SLOT_VARIABLE] = picked.slot
+    os.environ[WHY_VARIABLE] = picked.why[:200]
     if picked.slot == FACTORY:
-        words.append(f"{package}/agentd.py")
-        environment.pop("EDGEAGENT_FAST_LIBRARY", None)
-    else:
-        folder = f"{directory_of(given['state-dir'])}/{picked.slot}"
-        words += ["-c", _BOOT, f"{folder}/{PROGRAM}"]
-        if os.path.exists(f"{folder}/{LIBRARY}"):
-            environment["EDGEAGENT_FAST_LIBRARY"] = f"{folder}/{LIBRARY}"
-    import signal
-
+        signal.alarm(0)  # what an agent on trial has left
+        return
+    os.environ[FACTORY_VARIABLE] = zipped.archive() or f"{os.path.dirname(os.path.abspath(__file__))}/agentd.py"
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     signal.alarm(picked.trial_s + ALARM_SLACK_S if picked.trial_s else 0)  # alarms outlive exec(3)
-    os.execve(sys.executable, [*words, *arguments], environment)
+    with suppress(OSError):
+        os.execv(
+            sys.executable,
+            [sys.executable, *_flags(), "-c", _BOOT, f"{directory}/{picked.slot}/{PROGRAM}", *arguments],
+        )
+    os.environ[SLOT_VARIABLE] = FACTORY  # the interpreter cannot be started: this one runs
 
 
 def _flags() -> list[str]:
@@ -279,7 +301,3 @@ def _number(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise TypeError
     return value
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

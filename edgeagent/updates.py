@@ -76,9 +76,14 @@ class Updates:
             may_fetch=self._may_fetch,
         )
         self._load()
+        self.machine.connection_changed(now, member.node.client.connected)
         self._look_at_choice(now)
         if self.slot != slots.FACTORY:
             context.accounts.defer("settled", self._settled, now + SETTLED_S, SETTLED_S / 2)
+
+    @property
+    def on_trial(self) -> bool:
+        return self._trial_ends is not None
 
     # Inputs
 

@@ -1,1 +1,1 @@
-"""edgeflash: from an image and a board to a card that comes up as a member of a fleet; runs on an operator's machine."""
+"""edgeflash: from an image and a board to a card that comes up as a member; runs on an operator's machine."""

@@ -71,8 +71,10 @@ CONTROL_SHELLS = ("edgeagent.io.keystore", "edgeagent.io.mqtt", "edgeagent.io.pa
 RULES = (
     Rule("edgeagent.proto", ("edgeagent.proto",), pure=True),
     Rule("edgeagent.crypto", GROUND),
-    Rule("edgeagent.io", GROUND),
-    Rule("edgeagent.engine", (*GROUND, "edgeagent.engine")),  # twins of one thing; sockets and TUN are handed to them
+    Rule("edgeagent.zipped", ()),  # where we run from: the cellar of shells
+    Rule("edgeagent.io", (*GROUND, "edgeagent.zipped")),
+    # Twins of one thing; sockets and TUN are handed to them.
+    Rule("edgeagent.engine", (*GROUND, "edgeagent.engine", "edgeagent.zipped")),
     Rule("edgeagent", ("edgeagent",)),
     Rule("hub.core", ("edgeagent.proto", "hub.core"), pure=True),
     Rule("hub.core.windows", ("hub.core",), pure=True, also=("datetime", "zoneinfo")),  # asks no clock: converts
