@@ -32,7 +32,8 @@ BEGIN_MAX = 128  # devices in one step: each gets a map
 TAKE_BACK_MAX = 500
 OPEN_MAX = 32
 KEPT_MAX = 200  # that are over
-REASON_BYTES_MAX = 200
+# What devices let the hub change (edgeagent/settingstrial.py); a test compares the two.
+SETTINGS = ("budget", "log-level", "memory-ceiling", "metered", "port-mapping", "trial", "uplinks")
 
 
 def create(
@@ -192,7 +193,7 @@ def _begin(scribe: Scribe, tx: Tx, rollout: Rollout, row: RolloutDevice, wall_s:
         abi = device.facts.get(ABI_FACT, "") or "that it does not tell"
         engine.skip(row, f"version {rollout.plan.version} is not published for its ABI, {abi}", wall_s)
     else:
-        order = (scribe.network.epoch << 40) + tx.next_seq()  # a restored hub has a higher epoch
+        order = (wall_s << 20) + tx.next_seq() % (1 << 20)  # higher than before, also where a backup was restored
         engine.begin(row, rollout.group, order, wall_s)
         tx.add_job(JobKind.MAP, "", row.device)
     tx.rollouts.save_device(row)
@@ -249,6 +250,8 @@ def _check_settings(settings: Mapping[str, str]) -> None:
     if not 1 <= len(settings) <= SETTINGS_MAX:
         raise HubError(f"settings: {len(settings)} of them; 1 to {SETTINGS_MAX} expected, as NAME=VALUE")
     for name, value in settings.items():
+        if name not in SETTINGS:
+            raise HubError(f"setting {name[:40]}: the hub may change {', '.join(SETTINGS)}, and no other")
         if len(value.encode()) > SETTING_BYTES_MAX or not value.isprintable():
             raise HubError(f"setting {name}: printable text of at most {SETTING_BYTES_MAX} bytes expected")
 

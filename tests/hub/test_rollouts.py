@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgeagent import settingstrial
 from edgeagent.proto.updatestate import UpdateState
 from hub.core import chores, rollouts
 from hub.core.memory import MemoryStore
@@ -244,10 +245,15 @@ def test_what_cannot_be_made_says_why(hub: Hub) -> None:
             (RolloutKind.VERSION, Plan("9"), ["x"], "version 9: it is not published"),
             (RolloutKind.VERSION, PLAN, [], "no device fits"),
             (RolloutKind.SETTINGS, Plan(), ["x"], "settings: 0 of them"),
-            (RolloutKind.SETTINGS, Plan(settings={"a": "x" * 256}), ["x"], "setting a: printable text"),
+            (RolloutKind.SETTINGS, Plan(settings={"budget": "x" * 256}), ["x"], "setting budget: printable text"),
+            (RolloutKind.SETTINGS, Plan(settings={"state-dir": "/"}), ["x"], "setting state-dir: the hub may change"),
         ):
             with pytest.raises(HubError, match=said):
                 rollouts.create(tx, kind, "", plan, devices, hub.wall_s, actor="cli:x")
+
+
+def test_the_hub_knows_which_settings_devices_let_it_change() -> None:
+    assert rollouts.SETTINGS == settingstrial.NAMES
 
 
 def test_only_the_newest_of_those_that_are_over_are_kept(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,6 @@ from hub.core import rollout as engine
 from hub.core import rollouts
 from hub.core.rollout import Event, Plan, Progress, Rollout, RolloutDevice, RolloutKind, read_groups
 from hub.core.windows import read as read_windows
-from hub.published import read as read_published
 from hub.state import State
 from hub.store.sqlite import SqliteTx
 from tests.hub import agentfiles
@@ -58,7 +57,7 @@ def add_rollouts(tx: SqliteTx, state: State, wall_s: int, ids: list[str]) -> Non
         tx.rollouts.save_device(row)
     engine.move(paused, Event.THRESHOLD, wall_s - 5_000, "1 of 2 failed; 10 % pause it")
     tx.rollouts.save(paused)
-    plan = Plan(settings={"log-level": "debug", "telemetry": "off"}, groups=read_groups("1,100%"))
+    plan = Plan(settings={"log-level": "debug", "trial": "600"}, groups=read_groups("1,100%"))
     asked = rollouts.create(
         tx, RolloutKind.SETTINGS, "tag:camera", plan, active[20:26], wall_s - 900, actor="user:grace@example.org"
     )
