@@ -162,6 +162,14 @@ def _board(text: str) -> str:
     return text
 
 
+def _watchdog(text: str) -> str:
+    device, _, seconds = text.partition(",")
+    is_device = re.fullmatch("/dev/watchdog[0-9]{0,2}", device) is not None
+    if text in ("auto", "off") or (is_device and (not seconds or re.fullmatch("[1-9][0-9]{0,3}", seconds))):
+        return text
+    raise ValueError("auto, off, or /dev/watchdog and a number, with ',' and seconds where they matter")
+
+
 def _lock(text: str) -> str:
     from base64 import b64decode
 
@@ -240,6 +248,13 @@ SETTINGS: dict[str, tuple[str, str, Callable[[str], str | int], str]] = {
         _integer(20, 86_400),
         "seconds in which a version that an update brought must show that it is sound; else the one before it returns",
     ),
+    "watchdog": (
+        "EDGEAGENT_WATCHDOG",
+        "auto",
+        _watchdog,
+        "the board's watchdog, which starts it anew when the agent hangs: auto: the one that the board's description "
+        "names; off; /dev/watchdog or /dev/watchdog,SECONDS",
+    ),
     "allow-commands": (
         "EDGEAGENT_ALLOW_COMMANDS",
         "all",
@@ -295,6 +310,7 @@ class Settings:
         "state_dir",
         "trial",
         "uplinks",
+        "watchdog",
     )
 
     state_dir: str
@@ -313,6 +329,7 @@ class Settings:
     scripts: str
     lock: str
     trial: int
+    watchdog: str
     log_level: str
     proxy: str
     uplinks: str
