@@ -35,7 +35,9 @@ def create(
     version: Annotated[str, typer.Option(help="Of the agent, as `edgehub update list` shows it.")] = "",
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A setting, instead of a version. Repeatable."),
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="A setting, instead of a version; NAME= takes it back. Repeatable."
+        ),
     ] = None,
     select: Annotated[str, typer.Option(help="Which devices: the filter of `edgehub devices list`; all without.")] = "",
     groups: Annotated[str, typer.Option(help="How many have been begun in all, group by group.")] = "1,10%,50%,100%",

@@ -139,11 +139,11 @@ def groups_of(tx: SqliteTx, rollout: Rollout) -> list[GroupView]:
             numbers[group, name] = numbers.get((group, name), 0) + count
     views, before = [], 0
     total = rollouts.counts(tx, rollout).total
-    for number, group in enumerate(rollout.plan.groups):
-        up_to = max(before, group.up_to(total))
+    for number, each in enumerate(rollout.plan.groups):
+        up_to = max(before, each.up_to(total))
         found = {name: numbers.get((number, name), 0) for name in ("done", "failed", "under_way")}
         size = max(up_to - before, sum(found.values()))
-        views.append(GroupView(number + 1, str(group), size, **found, state=_state_of(rollout, number)))
+        views.append(GroupView(number + 1, str(each), size, **found, state=_state_of(rollout, number)))
         before = up_to
     return views
 

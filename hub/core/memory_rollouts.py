@@ -24,6 +24,7 @@ class MemoryRollouts:
         self._rollouts: dict[int, Rollout] = tables["rollout"]
         self._rows: dict[tuple[int, str], RolloutDevice] = tables["rollout_device"]
         self._devices: dict[str, Device] = tables["device"]
+        self._settings: dict[str, dict[str, str]] = tables["device_setting"]
         self._root: dict[str, tuple[int, bytes]] = tables["update"]
         self._put, self._count, self._missing = put, count, missing
 
@@ -100,6 +101,12 @@ class MemoryRollouts:
             if row.rollout == rollout_id
         )
         return [(*key, number) for key, number in found.items()]
+
+    def settings_of(self, device_id: str) -> dict[str, str]:
+        return dict(self._settings.get(device_id, {}))
+
+    def save_settings(self, device_id: str, settings: dict[str, str]) -> None:
+        self._put("device_setting", device_id, dict(settings))
 
     def update_root(self) -> tuple[int, bytes] | None:
         return self._root.get("root")

@@ -24,11 +24,18 @@ def for_map(tx: Tx, device: Device) -> dict[str, Any]:
         return found
     plan = rollout.plan
     if rollout.kind is RolloutKind.SETTINGS:
-        return {**found, "se": {"g": row.order, "c": plan.confirm_s, "k": plan.settings}}
+        return {**found, "se": {"g": row.order, "c": plan.confirm_s, "k": merged(tx, plan, device.id)}}
     target = target_of(plan, device)
     return (
         {**found, "up": {"v": plan.version, "r": rollout.id * TRIES_SPAN + row.tries, "t": target}} if target else found
     )
+
+
+def merged(tx: Tx, plan: Plan, device_id: str) -> dict[str, str]:
+    """What a device is told: all that it shall have, since each generation takes the place of the one before. An empty
+    value takes a setting back."""
+    wanted = {**tx.rollouts.settings_of(device_id), **plan.settings}
+    return {name: value for name, value in wanted.items() if value}
 
 
 def target_of(plan: Plan, device: Device) -> str:

@@ -60,6 +60,11 @@ class RolloutRows(Protocol):
     def counts(self, rollout_id: int) -> list[tuple[int, Progress, bool, bool, int]]:
         """(group, state, device online, device active, how many)."""
 
+    def settings_of(self, device_id: str) -> dict[str, str]:
+        """What rollouts have set at the device, and it has confirmed."""
+
+    def save_settings(self, device_id: str, settings: dict[str, str]) -> None: ...
+
     def update_root(self) -> tuple[int, bytes] | None:
         """(version, SHA-256 of its file) of the first root that devices believe updates by."""
 

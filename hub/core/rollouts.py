@@ -13,7 +13,7 @@ from edgeagent.proto.control import SETTING_BYTES_MAX, SETTINGS_MAX
 from edgeagent.proto.updatestate import UpdateState
 from hub.core import rollout as engine
 from hub.core.model import Device, HubDrop, HubError, JobKind
-from hub.core.on_rollouts import ABI_FACT, TRIES_SPAN, target_of
+from hub.core.on_rollouts import ABI_FACT, TRIES_SPAN, merged, target_of
 from hub.core.rollout import (
     TAKEN_BACK,
     Counts,
@@ -172,6 +172,8 @@ def take_report(scribe: Scribe, tx: Tx, device: Device, body: Mapping[str, Any],
         return None  # it is over, or this was an earlier try
     row.tries = max(row.tries, min(attempt, rollout.plan.tries))
     changed = engine.hear(row, state, version, why, wall_s, tries=rollout.plan.tries, jitter=_jitter(scribe))
+    if changed and row.state is Progress.DONE and rollout.kind is RolloutKind.SETTINGS:
+        tx.rollouts.save_settings(device.id, merged(tx, rollout.plan, device.id))
     if row.group < 0 and row.state is not Progress.PENDING:
         row.group = rollout.group
     tx.rollouts.save_device(row)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, Select, bindparam, delete, func, insert, literal_column, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert  # SQLite has taken its ON CONFLICT from there
 
 from hub.core.model import DeviceState
 from hub.core.rollout import (
@@ -19,7 +21,7 @@ from hub.core.rollout import (
     decode_plan,
 )
 from hub.store.meta import load_update_root, save_update_root
-from hub.store.schema import device, rollout, rollout_device
+from hub.store.schema import device, device_setting, rollout, rollout_device
 
 _FIELDS = [field.name for field in fields(Rollout)]
 _ROW_FIELDS = [field.name for field in fields(RolloutDevice)]
@@ -30,6 +32,9 @@ _SAVE = (
     update(rollout_device)
     .where(rollout_device.c.rollout == bindparam("b_rollout"), rollout_device.c.device == bindparam("b_device"))
     .values({name: bindparam(name) for name in (*_ROW_FIELDS[2:], "holder")})
+)
+_SAVE_SETTINGS = upsert(device_setting).on_conflict_do_update(
+    index_elements=["device"], set_={"settings": literal_column("excluded.settings")}
 )
 _WANTED = _ROWS.where(rollout_device.c.holder == bindparam("device"))
 _held = rollout_device.alias("held")
@@ -126,6 +131,16 @@ class SqlRollouts:
             (row.group, Progress(row.state), bool(row.online), row.life == DeviceState.ACTIVE.value, row.number)
             for row in self._connection.execute(query.group_by(*columns))
         ]
+
+    def settings_of(self, device_id: str) -> dict[str, str]:
+        found = self._connection.execute(
+            select(device_setting.c.settings).where(device_setting.c.device == device_id)
+        ).scalar()
+        return dict(json.loads(found)) if found else {}
+
+    def save_settings(self, device_id: str, settings: dict[str, str]) -> None:
+        values = {"device": device_id, "settings": json.dumps(settings, sort_keys=True)}
+        self._connection.execute(_SAVE_SETTINGS, values)
 
     def update_root(self) -> tuple[int, bytes] | None:
         return load_update_root(self._connection)

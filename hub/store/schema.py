@@ -460,3 +460,12 @@ rollout_device = Table(
 Index("ix_rollout_device_device", rollout_device.c.device)
 Index("ix_rollout_device_rank", rollout_device.c.rollout, rollout_device.c.state, rollout_device.c.rank)
 Index("ix_rollout_device_due", rollout_device.c.rollout, rollout_device.c.due_s)
+
+# What rollouts have set at a device, and it has confirmed.
+device_setting = Table(
+    "device_setting",
+    metadata,
+    Column("device", Text, ForeignKey("device.id"), primary_key=True),
+    Column("settings", Text, nullable=False),  # JSON
+    sqlite_with_rowid=False,
+)

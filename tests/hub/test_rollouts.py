@@ -175,6 +175,21 @@ def test_settings_have_a_generation_of_their_own_at_each_try(hub: Hub) -> None:
     assert fleet.rollout(number).state is RolloutState.DONE
 
 
+def test_settings_add_to_those_of_earlier_rollouts_and_an_empty_one_takes_back(hub: Hub) -> None:
+    fleet = Fleet(hub, 1)
+    (device,) = fleet.devices
+    told = []
+    for settings in ({"log-level": "debug"}, {"budget": "wwan0=2MB/day"}, {"log-level": ""}):
+        fleet.start(Plan(settings=settings, groups=read_groups("100%")), RolloutKind.SETTINGS)
+        told.append(fleet.body(device)["se"]["k"])
+        fleet.say(device, UpdateState.COMMITTED)
+    assert told == [
+        {"log-level": "debug"},
+        {"log-level": "debug", "budget": "wwan0=2MB/day"},
+        {"budget": "wwan0=2MB/day"},
+    ]
+
+
 def test_a_device_in_two_rollouts_is_wanted_by_one_at_a_time(hub: Hub) -> None:
     fleet = Fleet(hub, 2)
     plan = Plan("0.2.0", {"any": "t"}, groups=read_groups("100%"))

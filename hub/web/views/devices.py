@@ -118,6 +118,7 @@ def show(request: Request, who: Reader, backend: CurrentBackend, device_id: str)
         events = audits.newest(tx.connection, object_=f"device:{device.id}", limit=EVENTS_SHOWN)
         domain = tx.network().domain
         prefixes, exits = own_routes(tx, device) if who.may("routes:read") else ([], None)
+        own_settings = tx.rollouts.settings_of(device.id) if who.may("rollouts:read") else {}
         brought = device_panel(tx, device) if who.may("rollouts:read") else []
         panels = {} if is_part(request) else operating.panels(tx, device, who)
     context: dict[str, Any] = {
@@ -134,6 +135,7 @@ def show(request: Request, who: Reader, backend: CurrentBackend, device_id: str)
         "prefixes": prefixes,
         "exits": exits,
         "brought": brought,
+        "own_settings": own_settings,
     }
     return page(request, "device_body.html" if is_part(request) else "device.html", context)
 

@@ -58,6 +58,14 @@ def upgrade() -> None:
     op.create_index("ix_rollout_device_device", "rollout_device", ["device"], unique=False)
     op.create_index("ix_rollout_device_rank", "rollout_device", ["rollout", "state", "rank"], unique=False)
     op.create_index("ix_rollout_device_due", "rollout_device", ["rollout", "due_s"], unique=False)
+    op.create_table(
+        "device_setting",
+        sa.Column("device", sa.Text(), nullable=False),
+        sa.Column("settings", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("device", name="pk_device_setting"),
+        sa.ForeignKeyConstraint(["device"], ["device.id"], name="fk_device_setting_device"),
+        sqlite_with_rowid=False,
+    )
 
 
 def downgrade() -> None:
