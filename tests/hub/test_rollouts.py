@@ -179,8 +179,8 @@ def test_settings_add_to_those_of_earlier_rollouts_and_an_empty_one_takes_back(h
     fleet = Fleet(hub, 1)
     (device,) = fleet.devices
     told = []
-    for settings in ({"log-level": "debug"}, {"budget": "wwan0=2MB/day"}, {"log-level": ""}):
-        fleet.start(Plan(settings=settings, groups=read_groups("100%")), RolloutKind.SETTINGS)
+    for changed in ({"log-level": "debug"}, {"budget": "wwan0=2MB/day"}, {"log-level": ""}):
+        fleet.start(Plan(settings=changed, groups=read_groups("100%")), RolloutKind.SETTINGS)
         told.append(fleet.body(device)["se"]["k"])
         fleet.say(device, UpdateState.COMMITTED)
     assert told == [

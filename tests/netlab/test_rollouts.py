@@ -1,8 +1,10 @@
-"""A rollout on real processes: a hub, its repository, two devices; a good version comes to both, a broken one to neither."""
+"""A rollout on real processes: a hub, its repository, two devices, a good version and one that is broken."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import zipfile
 from collections.abc import Iterator
 from io import BytesIO
@@ -29,7 +31,8 @@ class Site:
         self.mesh = Mesh(lab, self.net)
         self.mesh.start_hub()
         self.token = self.mesh.token("--uses", "0")
-        self.run("update", "init", "--root-key", "root.key")
+        self.devices: list[Device] = []
+        self.run("update", "init", "--root-key", str(self.mesh.hub.directory / "root.key"))
 
     def run(self, *words: str) -> Any:
         done = self.mesh.hub.run("edgehub", *words)
@@ -43,6 +46,7 @@ class Site:
         device.host.start("sh", "-c", SERVICE, "service", *words, name="edgeagent")
         until(lambda: device.host.run("edgeagent", "ip", check=False).returncode == 0, 30, f"{name} is in")
         device.addresses = device.host.run("edgeagent", "ip").stdout.split()
+        self.devices.append(device)
         return device
 
     def publish(self, version: str, broken: str = "") -> None:
@@ -105,11 +109,19 @@ def test_a_good_version_comes_to_all_and_a_broken_one_stops_at_the_canary(site: 
     site.run("update", "revoke", "0.3.0")
 
 
-def test_settings_are_confirmed_by_some_and_taken_back_by_those_who_lose_the_hub(site: Site) -> None:
+def test_settings_are_confirmed_or_taken_back_by_the_device_itself(site: Site) -> None:
     number = site.roll_out("--set", "log-level=debug", "--groups", "1,100%")
     assert site.wait_for(number, "done", 200)["counts"]["done"] == 2
-    number = site.roll_out("--set", "uplinks=nowhere0", "--groups", "1,100%", "--confirm", "30s")
-    paused = site.wait_for(number, "paused", 200)
+    number = site.roll_out("--set", "log-level=warning", "--groups", "1,100%", "--confirm", "30s")
+    logs = [device.host.processes[-1] for device in site.devices]
+    tried = [log.text().count("tried from now on") for log in logs]
+    until(lambda: [log.text().count("tried from now on") for log in logs] != tried, 60, "a device tries them")
+    hub = site.run("status", "--json")["process"]["pid"]
+    os.kill(hub, signal.SIGSTOP)  # as settings do it that lead somewhere else
+    try:
+        until(lambda: any("taken back" in log.text() for log in logs), 120, "the canary takes the old ones back")
+    finally:
+        os.kill(hub, signal.SIGCONT)
+    paused = site.wait_for(number, "paused", 120)
     assert paused["counts"] == {"pending": 1, "under_way": 0, "done": 0, "failed": 1, "to_retry": 1, "skipped": 0}
-    status = site.run("status", "--json")
-    assert status["process"]["drops"] == {}
+    assert site.run("status", "--json")["process"]["drops"] == {}
