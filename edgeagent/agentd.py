@@ -15,7 +15,8 @@ _ONCE = ("--control-fd=", "--token-fd=", "--background=")
 
 
 def main(arguments: list[str]) -> int:
-    """Where updates have filled slots, this is the launcher as well: it goes on as the agent of one, or stays the factory's.
+    """Where updates have filled slots, this is the launcher as well: it goes on as the agent of one, or stays the
+    factory's.
 
     `--SETTING=VALUE …`, and `--control-fd=N` or `--token-fd=N`, or `--background=on`."""
     given: dict[str, str | None] = {}

@@ -241,6 +241,13 @@ def check_board(settings: Settings) -> Iterator[Finding]:
         yield Finding("board", OK, found, meaning)
 
 
+def check_slots(settings: Settings) -> Iterator[Finding]:
+    from edgeagent.doctor_slots import image_rows, slot_rows, watchdog_rows
+
+    for row in (*slot_rows(settings), *watchdog_rows(settings), *image_rows()):
+        yield Finding(*row)
+
+
 def check_state(settings: Settings) -> Iterator[Finding]:
     folder, name = settings.state_dir, "state folder"
     meaning = "Keys and what was learned are kept there; without it the agent does not start."
@@ -346,7 +353,9 @@ def check_agent(settings: Settings) -> Iterator[Finding]:
         yield Finding("agent", FAILED, f"{settings.socket}: {error}", "An agent listens and does not answer.",
                       "edgeagent down, then edgeagent up; its log says more: edgeagent status --log.")  # fmt: skip
     else:
-        if version == VERSION:
+        from edgeagent.doctor_slots import slot_version
+
+        if version in (VERSION, slot_version(settings)):
             yield Finding("agent", OK, f"running, version {version}", meaning)
         else:
             yield Finding("agent", WARNING, f"running, version {version}; installed is {VERSION}",
@@ -379,6 +388,7 @@ CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     check_clock,
     check_random,
     check_board,
+    check_slots,
     check_state,
     check_memory,
     check_agent,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from edgeagent.context import jitter
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("edgeagent")
 DAY_S = 86_400.0
+SETTLED_S = 60.0  # after which an agent out of a slot is no longer one that ends at once
 BINDINGS_LOOK_S = 60.0  # between two looks whether there is a binding to be kept
 
 
@@ -116,6 +118,8 @@ class Membership:
             from edgeagent.naming import Naming
 
             self.naming = Naming(now, context, self)
+        if os.environ.get("EDGEAGENT_SLOT", "factory") != "factory":
+            context.accounts.defer("settled", self._settled, now + SETTLED_S, SETTLED_S / 2)
         context.accounts.defer("figures", self._tell_figures, now + DAY_S, DAY_S / 2)
         log.info("%s is up as %s, UDP port %d", context.settings.interface, self.node.map.name, self.tunnel.port)
 
@@ -260,9 +264,7 @@ class Membership:
     def _follow_updates(self, now: float) -> None:
         """Most of the time no version is wanted, no setting, and nothing is on trial."""
         device_map = self.node.map
-        if self._updates is None and (
-            device_map.update is not None or os.environ.get("EDGEAGENT_SLOT", "factory") != "factory"
-        ):
+        if self._updates is None and (device_map.update is not None or "EDGEAGENT_ON_TRIAL" in os.environ):
             from edgeagent.updates import Updates
 
             self._updates = Updates(now, self._context, self, self._link)
@@ -276,6 +278,11 @@ class Membership:
             self._settings = SettingsTrial(now, self._context, self)
         if self._settings is not None and (self._updates is None or not self._updates.on_trial):
             self._settings.follow(now, device_map.trial)
+
+    def _settled(self, now: float) -> None:
+        """A start out of a slot was a good one: the launcher counts those that were not (slots.py)."""
+        with suppress(OSError):
+            os.unlink(os.path.join(os.path.dirname(self._context.settings.socket), "starts"))
 
     def farewell(self, now: float) -> None:
         """Publish that the device goes, and keep what it knows."""
@@ -301,9 +308,7 @@ class Membership:
             self._bindings.close()
         if self._commands is not None:
             self._commands.close()
-        if self._updates is not None:
-            self._updates.close()
-        for job in ("bindings", "bindings-save", "figures"):
+        for job in ("settled", "bindings", "bindings-save", "figures"):
             self._context.accounts.undefer(job)
         self._link.steer = None
         if self.routing is not None:

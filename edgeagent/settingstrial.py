@@ -1,8 +1,9 @@
 """Settings that the hub rolls out: tried, confirmed by reaching the hub with them, else taken back.
 
-A closed table says which; each value is checked as the command line's would be, and one that is wrong refuses all. They go over
-those of the file and the command line, from the next start on, and every start of a trial is counted on flash before
-anything is done with them: settings with which the agent cannot start, or the device cannot reach its hub, go by themselves.
+A closed table says which; each value is checked as the command line's would be, and one that is wrong refuses all.
+They go over those of the file and the command line, from the next start on, and every start of a trial is counted on
+flash before anything is done with them: settings with which the agent cannot start, or the device cannot reach its
+hub, go by themselves.
 """
 
 from __future__ import annotations

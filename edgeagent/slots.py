@@ -7,8 +7,8 @@ the installed package     the factory slot: never written, and what runs where a
 ```
 
 Each start of a slot on trial is counted on flash before it is made; a slot that has not committed itself after
-TRIAL_STARTS of them, or that is not whole, is given up. So the old agent comes back by itself, whatever the new one does: ends, hangs (an
-alarm that outlives exec ends it), or never reaches the hub (then it says so itself, and ends).
+TRIAL_STARTS of them, or that is not whole, is given up. So the old agent comes back by itself, whatever the new one
+does: ends, hangs (an alarm that outlives exec ends it), or never reaches the hub (then it says so itself, and ends).
 
 agentd.py of the factory asks `launch` where there is a choice, and goes on as the agent of the slot that it names.
 """
@@ -38,7 +38,7 @@ ALARM_SLACK_S = 60  # after the trial's own end: whoever is still there then doe
 CHOICE_BYTES_MAX, MANIFEST_BYTES_MAX = 4_096, 4_096
 PROGRAM_BYTES_MAX = 1 << 26
 # What an agent out of a slot is told of its start.
-SLOT_VARIABLE, FACTORY_VARIABLE, WHY_VARIABLE = "EDGEAGENT_SLOT", "EDGEAGENT_FACTORY", "EDGEAGENT_SLOT_WHY"
+SLOT_VARIABLE, FACTORY_VARIABLE, TRIAL_VARIABLE = "EDGEAGENT_SLOT", "EDGEAGENT_FACTORY", "EDGEAGENT_ON_TRIAL"
 _BOOT = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); from edgeagent.agentd import main; sys.exit(main(sys.argv[1:]))"
 )
@@ -49,7 +49,8 @@ class SlotError(Exception):
 
 
 class Choice:
-    """`committed` and `trial` name slots; `starts` counts those of the trial, whose rollout, version and seconds it has.
+    """`committed` and `trial` name slots; `starts` counts those of the trial, whose rollout, version and seconds it
+    has.
 
     `boot` and `since_s` say when the trial began: the kernel's boot id, and seconds since that boot.
     `returned` is (rollout, version, why) of the last trial that was given up.
@@ -216,14 +217,9 @@ def _boot_id() -> str:
         return ""
 
 
-def settled(run_directory: str) -> None:
-    """An agent that has run for a while says so: its next start is no longer one of a row."""
-    with suppress(OSError):
-        os.unlink(f"{run_directory}/starts")
-
-
 def _count_start(run_directory: str, slot: str) -> bool:
-    """In a directory that a reboot empties, so this costs no flash. False: there were too many."""
+    """In a directory that a reboot empties, so this costs no flash. False: there were too many. An agent that has run
+    for a minute removes the file."""
     path = f"{run_directory}/starts"
     try:
         os.makedirs(run_directory, exist_ok=True)
@@ -264,7 +260,9 @@ def launch(arguments: list[str], state_dir: str, run_directory: str) -> None:
     if picked.why:
         print(f"edgeagent: {picked.slot}: {picked.why}", file=sys.stderr)
     os.environ[SLOT_VARIABLE] = picked.slot
-    os.environ[WHY_VARIABLE] = picked.why[:200]
+    os.environ.pop(TRIAL_VARIABLE, None)
+    if picked.trial_s:
+        os.environ[TRIAL_VARIABLE] = "on"
     if picked.slot == FACTORY:
         signal.alarm(0)  # what an agent on trial has left
         return

@@ -1,7 +1,7 @@
 """Fills the slot that does not run: bytes as they come, then whole, checked, and chosen for a trial.
 
-The order makes every power cut harmless: the manifest goes before anything else is touched, and comes back last; the choice is
-changed when the slot is whole. The slot that is committed is never written.
+The order makes every power cut harmless: the manifest goes before anything else is touched, and comes back last; the
+choice is changed when the slot is whole. The slot that is committed is never written.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class NoSpace(Exception):
 
 
 class SlotWriter:
-    """`begin` tells where to go on; `append` what follows; `finish` when all is there. OSError where the disk refuses."""
+    """`begin` tells where to go on; `append` what follows; `finish` when all is there. OSError where the disk
+    refuses."""
 
     def __init__(self, directory: str) -> None:
         self.directory = directory

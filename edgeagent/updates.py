@@ -1,9 +1,9 @@
 """The version that runs here: what the hub wants is fetched and tried, and a slot on trial is committed or given up.
 
-Which slot is started is the launcher's to say (slots.py); what is believed of a file is TUF's (proto/tuf.py). This brings the two
-together with the connection, the budget and the flash, and holds the gate that a slot on trial has to pass:
-the hub was heard on this start's connection, a peer's handshake came where there was a peer before, and memory stays below
-its ceiling, all of it for HOLD_S. Loaded when a version is wanted, or by an agent out of a slot.
+Which slot is started is the launcher's to say (slots.py); what is believed of a file is TUF's (proto/tuf.py). This
+brings the two together with the connection, the budget and the flash, and holds the gate that a slot on trial has to
+pass: the hub was heard on this start's connection, a peer's handshake came where there was a peer before, and memory
+stays below its ceiling, all of it for HOLD_S. Loaded when a version is wanted, or by an agent on trial.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("edgeagent")
 HOLD_S = 15.0  # for which a slot on trial has to be in order
 LOOK_S = 5.0  # between two looks whether it is
-SETTLED_S = 60.0  # after which a start was a good one
 REPEAT_S = 30.0  # between two attempts to commit where the disk refuses
 PEERS_MAX = 4  # of those that were up, one of which has to answer
 PART_BYTES = {"small": 8_192, "normal": 16_384, "large": 32_768}
@@ -48,7 +47,8 @@ ROLES = ("root", "timestamp", "snapshot", "targets")
 
 
 class Updates:
-    """Drive it: `follow_map`, `take_part`, `connection_changed`, `settle` after any input, `on_timeout` at `poll_timeout()`.
+    """Drive it: `follow_map`, `take_part`, `connection_changed`, `settle` after any input, `on_timeout` at
+    `poll_timeout()`.
 
     `restart_wanted`: the agent is to end in order, and the launcher to be asked what is started now.
     """
@@ -78,8 +78,6 @@ class Updates:
         self._load()
         self.machine.connection_changed(now, member.node.client.connected)
         self._look_at_choice(now)
-        if self.slot != slots.FACTORY:
-            context.accounts.defer("settled", self._settled, now + SETTLED_S, SETTLED_S / 2)
 
     @property
     def on_trial(self) -> bool:
@@ -134,9 +132,6 @@ class Updates:
         if self._trial_ends is not None and self._look_at <= now and not self.restart_wanted:
             self._look_at = now + LOOK_S
             self._judge_trial(now, self._trial_ends)
-
-    def close(self) -> None:
-        self._context.accounts.undefer("settled")
 
     # The trial
 
@@ -212,9 +207,6 @@ class Updates:
                 choice.give_up(why)
                 slots.write_choice(self._directory, choice)
         self.restart_wanted = True
-
-    def _settled(self, now: float) -> None:
-        slots.settled(os.path.dirname(self._context.settings.socket))
 
     # Inner
 

@@ -1,8 +1,9 @@
-"""Files of updates for devices, a part at a time: `<hub state>/updates/metadata` and `updates/targets`, as TUF names them.
+"""Files of updates for devices, a part at a time: `<hub state>/updates/metadata` and `updates/targets`, as TUF names
+them.
 
-Metadata comes first: it is small, and says whether there is anything to fetch. Of targets only so many devices are served at
-a time, and so many bytes a second together; the others are told when to come again. A part goes straight to the broker,
-not by the outbox: nobody wants one that is late, and the device asks again.
+Metadata comes first: it is small, and says whether there is anything to fetch. Of targets only so many devices are
+served at a time, and so many bytes a second together; the others are told when to come again. A part goes straight
+to the broker, not by the outbox: nobody wants one that is late, and the device asks again.
 """
 
 from __future__ import annotations

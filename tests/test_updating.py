@@ -10,7 +10,7 @@ import pytest
 
 from edgeagent.proto.tuf import Target
 from edgeagent.proto.updatestate import UpdateState
-from edgeagent.proto.updating import ANSWER_S, REMEMBERED_MAX, StoreRefused, Updating
+from edgeagent.proto.updating import REMEMBERED_MAX, StoreRefused, Updating
 from tests.control_kit import CRYPTO
 from tests.tuf_kit import NOW, TARGET, Repository
 
@@ -93,7 +93,7 @@ class Rig:
         self.machine.want(self.now, {"v": version, "r": rollout, "t": name}, [1, sha256(root).digest()])
 
     def files(self) -> dict[str, bytes]:
-        target = self.repository.targets.targets[TARGET] if TARGET in self.repository.targets.targets else None
+        target = self.repository.targets.targets.get(TARGET)
         found = {f"metadata/{name}": data for name, data in self.repository.files.items()}
         if target is not None:
             found[f"targets/{target.hashes['sha256']}.{TARGET}"] = PROGRAM
@@ -169,12 +169,18 @@ def test_it_goes_on_at_the_byte_after_a_restart_and_after_a_lost_connection() ->
     rig.machine.connection_changed(rig.now, False)
     assert rig.machine.drain_asks() == []
     rig.connect()
-    assert [ask["o"] for ask in rig.machine.drain_asks()][0] == had
+    assert rig.machine.drain_asks()[0]["o"] == had
     rig.machine = rig.make()  # a new life
     rig.connect()
     rig.want()
     offsets: list[int] = []
-    rig.spoil = lambda body: offsets.append(body["o"]) or body if body["f"].startswith("targets/") else body
+
+    def note(body: dict[str, Any]) -> dict[str, Any]:
+        if body["f"].startswith("targets/"):
+            offsets.append(body["o"])
+        return body
+
+    rig.spoil = note
     rig.exchange()
     assert offsets[0] == had and rig.machine.is_installed
 

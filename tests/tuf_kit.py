@@ -1,4 +1,4 @@
-"""A repository of updates made by python-tuf, and two clients that judge what is served of it: python-tuf's and ours."""
+"""A repository of updates made by python-tuf, and two clients that judge what is served: python-tuf's and ours."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from securesystemslib.signer import CryptoSigner
 from tuf.api import exceptions
-from tuf.api.metadata import Key, Metadata, Role, Root, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.metadata import Metadata, Role, Root, Snapshot, TargetFile, Targets, Timestamp
 from tuf.api.serialization.json import JSONSerializer
 from tuf.ngclient import FetcherInterface, Updater
 
@@ -154,7 +154,3 @@ def edited(data: bytes, change: Any) -> bytes:
     document = json.loads(data)
     change(document)
     return json.dumps(document, indent=1).encode()
-
-
-def key_of(signer: CryptoSigner) -> Key:
-    return signer.public_key

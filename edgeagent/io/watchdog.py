@@ -1,8 +1,8 @@
 """Watchdogs: somebody who starts the board, or the agent, anew unless it hears of us every so often.
 
 The board's own (/dev/watchdog, Linux Documentation/watchdog/watchdog-api.rst) is fed with a byte and let go with a `V`;
-systemd's (sd_notify(3)) hears datagrams on the socket that NOTIFY_SOCKET names. Both are fed from the main loop alone, and only
-while the pump answers: what hangs is not kept alive by a thread that does not.
+systemd's (sd_notify(3)) hears datagrams on the socket that NOTIFY_SOCKET names. Both are fed from the main loop
+alone, and only while the pump answers: what hangs is not kept alive by a thread that does not.
 """
 
 from __future__ import annotations

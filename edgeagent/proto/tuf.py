@@ -5,10 +5,11 @@ root ──signs──▶ the keys of all roles, and its own successor
 timestamp ──▶ snapshot ──▶ targets ──▶ length and SHA-256 of each target
 ```
 
-The order of the specification, section 5: every next root, then timestamp, snapshot, targets; none that is older than the
-one that was believed before; an expired one only where nobody has told the time. Signatures are Ed25519 over canonical JSON.
-What is narrower than the specification, on purpose: consistent snapshots only, no delegations, no other kind of key, no
-name twice in an object, no fractions. Loaded when there is an update: most starts never need it.
+The order of the specification, section 5: every next root, then timestamp, snapshot, targets; none that is older
+than the one that was believed before; an expired one only where nobody has told the time. Signatures are Ed25519
+over canonical JSON. What is narrower than the specification, on purpose: consistent snapshots only, no delegations,
+no other kind of key, no name twice in an object, no fractions. Loaded when there is an update: most starts never
+need it.
 """
 
 from __future__ import annotations
@@ -76,10 +77,12 @@ class Target:
 
 
 class Trust:
-    """What is believed: begin with a root, then `update_root` until there is no next one, then timestamp, snapshot, targets.
+    """What is believed: begin with a root, then `update_root` until there is no next one, then timestamp, snapshot,
+    targets.
 
     `wall_s` is the time, None where it is not known: then nothing is called expired. Each update raises TufError, and
-    then what was believed before still is. `believed` has the bytes of each role's file that may be kept for the next time.
+    then what was believed before still is. `believed` has the bytes of each role's file that may be kept for the
+    next time.
     """
 
     def __init__(self, crypto: Crypto, root: bytes, wall_s: float | None) -> None:
@@ -99,7 +102,8 @@ class Trust:
     def bytes_max(self, role: str) -> int:
         """How long the role's file may be."""
         meta = self._named(role) if role in ("snapshot", "targets") else {}
-        return min(BYTES_MAX[role], meta.get("length", BYTES_MAX[role]))
+        length: int = meta.get("length", BYTES_MAX[role])
+        return min(BYTES_MAX[role], length)
 
     def file(self, role: str) -> str:
         """The name of the file that comes next for this role."""

@@ -1,4 +1,5 @@
-"""The order in which a device reads a repository of updates (TUF 1.0, section 5): which file next, and when it is enough."""
+"""The order in which a device reads a repository of updates (TUF 1.0, section 5): which file next, and when it is
+enough."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ ROLES = ("root", "timestamp", "snapshot", "targets")
 class Refresh:
     """`wanted` is the next file, None once targets are believed; give each to `take`, None for one that is not there.
 
-    `root` is a root that is trusted; `kept` are files by role that were believed in an earlier life: what they say is not
-    undone, and what is as new as it may be is not asked for again. Raises TufError, and is of no use after that.
+    `root` is a root that is trusted; `kept` are files by role that were believed in an earlier life: what they say
+    is not undone, and what is as new as it may be is not asked for again. Raises TufError, and is of no use after that.
     """
 
     def __init__(self, crypto: Crypto, root: bytes, wall_s: float | None, kept: dict[str, bytes]) -> None:

@@ -7,7 +7,8 @@ want ──▶ WAITING ──▶ FETCHING: roots, timestamp, snapshot, targets, 
 ```
 
 Without input or output but for the `Store` that it is given: metadata that was believed, and the slot that is filled.
-Parts are taken in order only, so at most one is in memory, and what is written is never read again before its hash counts.
+Parts are taken in order only, so at most one is in memory, and what is written is never read again before its hash
+counts.
 """
 
 from __future__ import annotations
@@ -97,7 +98,8 @@ class Updating:
         wall_s: Callable[[float], float | None],
         may_fetch: Callable[[float], str],
     ) -> None:
-        """`wall_s(now)` is None as long as the hub has not told the time; `may_fetch(now)` says why not now, "" for yes."""
+        """`wall_s(now)` is None as long as the hub has not told the time; `may_fetch(now)` says why not now, "" for
+        yes."""
         self._crypto = crypto
         self._jitter = jitter
         self._store = store
@@ -386,7 +388,8 @@ class Updating:
 
     def _remember(self) -> None:
         row = (self.rollout, self.version, int(self.state), self.why)
-        self.refused = [each for each in self.refused if each[:2] != row[:2]][1 - REMEMBERED_MAX :] + [row]
+        others = [each for each in self.refused if each[:2] != row[:2]]
+        self.refused = [*others[1 - REMEMBERED_MAX :], row]
 
     def _enter(self, state: UpdateState, why: str = "") -> None:
         self.state, self.why = state, "".join(c for c in why if c.isprintable())

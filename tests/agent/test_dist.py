@@ -23,7 +23,7 @@ RELAY, HUB = ROOT / "relay" / "edgerelay.service", ROOT / "hub" / "edgehub.servi
 
 
 def unit(path: Path = UNIT) -> configparser.ConfigParser:
-    parser = configparser.ConfigParser(strict=True, interpolation=None)
+    parser = configparser.ConfigParser(strict=False, interpolation=None)  # DeviceAllow comes once a device
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     parser.read(path)
     return parser

@@ -62,13 +62,17 @@ def device(tmp_path: Path) -> Device:
     return Device(tmp_path / "state")
 
 
+def restarts(device: Device) -> bool:
+    return device.trial.restart_wanted
+
+
 def se(generation: int, **values: str) -> dict[str, Any]:
     return {"g": generation, "c": 60, "k": {name.replace("_", "-"): text for name, text in values.items()}}
 
 
 def test_what_reaches_the_hub_is_kept(device: Device, no_alarm: list[int]) -> None:
     device.trial.follow(0.0, se(1, log_level="debug", budget="wwan0=2MB/day"))
-    assert device.trial.restart_wanted
+    assert restarts(device)
     device.start(10.0)
     assert (device.settings.log_level, device.settings.budget) == ("debug", "wwan0=2MB/day") and no_alarm[-1] == 120
     device.trial.settle(10.0)
@@ -80,7 +84,7 @@ def test_what_reaches_the_hub_is_kept(device: Device, no_alarm: list[int]) -> No
     device.start(99.0)
     assert device.settings.log_level == "debug"
     device.trial.follow(99.0, se(1, log_level="debug", budget="wwan0=2MB/day"))
-    assert not device.trial.restart_wanted
+    assert not restarts(device)
 
 
 def test_what_does_not_is_taken_back_and_not_tried_again(device: Device) -> None:
@@ -94,14 +98,14 @@ def test_what_does_not_is_taken_back_and_not_tried_again(device: Device) -> None
     assert (device.settings.uplinks, device.settings.log_level) == ("nowhere0", "info")
     assert device.trial.poll_timeout() == 70.0
     device.trial.on_timeout(69.9)
-    assert not device.trial.restart_wanted
+    assert not restarts(device)
     device.trial.on_timeout(70.0)
-    assert device.trial.restart_wanted
+    assert restarts(device)
     device.start(80.0)
     assert (device.settings.uplinks, device.settings.log_level) == ("", "debug")
     assert device.trial.report() == {"g": 2, "s": 5, "w": "the hub was not reached in 60 s"}
     device.trial.follow(80.0, se(2, uplinks="nowhere0"))
-    assert not device.trial.restart_wanted
+    assert not restarts(device)
 
 
 def test_starts_are_counted_over_crashes_and_power_cuts(device: Device) -> None:
@@ -129,7 +133,7 @@ def test_wrong_ones_are_refused_whole(device: Device, values: dict[str, str], sa
     device.trial.follow(0.0, se(1, **values))
     report = device.trial.report()
     assert report is not None and report["s"] == 6 and report["w"].startswith(says)
-    assert not device.trial.restart_wanted and Kept.load(device.keystore).trial is None
+    assert not restarts(device) and Kept.load(device.keystore).trial is None
 
 
 def test_nothing_of_it_takes_all_back(device: Device) -> None:
@@ -147,7 +151,7 @@ def test_a_full_disk_refuses_and_changes_nothing(device: Device) -> None:
     device.disk_full = True
     device.trial.follow(0.0, se(1, log_level="debug"))
     report = device.trial.report()
-    assert report is not None and report["s"] == 6 and not device.trial.restart_wanted
+    assert report is not None and report["s"] == 6 and not restarts(device)
     device.start(0.0)
     assert device.settings.log_level == "info"
 

@@ -1,7 +1,8 @@
-"""A power cut after every operation, within every write, with and without what was not synced: the launcher always has an agent.
+"""A power cut after every operation, within every write, with and without what was not synced: the launcher always
+has an agent.
 
-The operations are recorded as they are made on a real directory, and played again on a model of a file system that may lose
-what was not synced: contents, names, or both, as file systems do.
+The operations are recorded as they are made on a real directory, and played again on a model of a file system that
+may lose what was not synced: contents, names, or both, as file systems do.
 """
 
 from __future__ import annotations
@@ -257,5 +258,5 @@ def test_the_count_of_starts_survives_a_cut(starts: int, tmp_path: Path, monkeyp
                 choice = slots.Choice.decode(disk["slots/choice"] or b"")
                 assert number <= choice.starts <= number + 1
     assert slots.pick(str(directory), str(tmp_path / "run")).slot == slots.FACTORY
-    choice = slots.read_choice(str(directory))
-    assert choice is not None and choice.returned == (2, "0.2.0", "it was started 3 times and did not commit itself")
+    last = slots.read_choice(str(directory))
+    assert last is not None and last.returned == (2, "0.2.0", "it was started 3 times and did not commit itself")

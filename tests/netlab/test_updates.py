@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class Site:
         device = self.mesh.device(name, self.net)
         token = device.host.directory / "token"
         token.write_text(self.token)
-        words = ["edgeagent", "run", "--hostname", name, "--join-file", token, f"--trial={TRIAL_S}", *options]
+        words = ["edgeagent", "run", "--hostname", name, f"--join-file={token}", f"--trial={TRIAL_S}", *options]
         device.host.start("sh", "-c", SERVICE, "service", *words, name="edgeagent")
         until(lambda: device.host.run("edgeagent", "ip", check=False).returncode == 0, 30, f"{name} is in")
         device.addresses = device.host.run("edgeagent", "ip").stdout.split()
@@ -89,6 +90,12 @@ def version(device: Device) -> str:
     return str(json.loads(done.stdout)["agent"]) if done.returncode == 0 else ""
 
 
+def returned(device: Device) -> None:
+    """Its trial was given up, and the version of before answers again."""
+    until(lambda: choice(device).get("returned"), 200, f"{device.name} has given up")
+    until(lambda: version(device) == VERSION, 30, f"{device.name} has its old version")
+
+
 def test_good_and_broken_versions(site: Site) -> None:
     a, b = site.device("a"), site.device("b")
     until(lambda: a.host.ping(b.address), 20, "a reaches b")
@@ -113,11 +120,10 @@ def test_good_and_broken_versions(site: Site) -> None:
     for number, (kind, device) in enumerate(devices.items()):
         site.publish(f"broken{number}.pyz", zipapp("0.3.0", kind), version="0.3.0", abi="any")
         site.want(device.name, up={"v": "0.3.0", "r": 10 + number, "t": f"broken{number}.pyz"})
-    for kind, device in devices.items():
-        until(lambda device=device: choice(device).get("returned"), 200, f"what {kind} is given up")  # type: ignore[misc]
-        until(lambda device=device: version(device) == VERSION, 30, "the old one is back")  # type: ignore[misc]
     for device in devices.values():
-        until(lambda device=device: a.host.ping(device.address), 20, f"{device.name} answers a")  # type: ignore[misc]
+        returned(device)
+    for device in devices.values():
+        until(partial(a.host.ping, device.address), 20, f"{device.name} answers a")
 
 
 def test_settings_that_lead_nowhere_are_taken_back(site: Site) -> None:

@@ -1,4 +1,5 @@
-"""A hub whose maps say what a file tells, `<state>/wanted.json`: {device name: {"up": {…}, "se": {…}}}, and the root of updates.
+"""A hub whose maps say what a file tells, `<state>/wanted.json`: {device name: {"up": {…}, "se": {…}}}, and the root
+of updates.
 
 It stands where a rollout would, so that the device's side is tried with nothing but a hub.
 """
@@ -7,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -34,4 +34,4 @@ def wanting(tx: Tx, device: Device) -> dict[str, Any]:
 
 if __name__ == "__main__":
     on_routes.for_map = wanting
-    sys.exit(main())
+    main()

@@ -14,6 +14,7 @@ import time
 import tokenize
 import zipfile
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
@@ -96,6 +97,7 @@ def _distributed() -> Iterator[tuple[str, Path]]:
         yield str(file), Path(str(found.locate_file(file)))
 
 
+@cache
 def lean(source: str) -> str:
     """The same program without comments and docstrings, each statement on the line where it was."""
     lines = source.splitlines()

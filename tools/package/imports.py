@@ -10,6 +10,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from tools.package import contents
@@ -79,14 +80,15 @@ def loaded(modules: set[str]) -> set[str]:
     return set(done.stdout.split())
 
 
-def openwrt_packages() -> list[str]:
+@cache
+def openwrt_packages() -> tuple[str, ...]:
     """What an .ipk or .apk depends on, of Python."""
     library, others = direct()
     if unknown := others - set(OPTIONAL) - set(UNUSED):
         raise LookupError(f"imported and nowhere to be had on a device: {', '.join(sorted(unknown))}")
     found = {OPENWRT[first] for module in loaded(library) if (first := module.split(".")[0]) in OPENWRT}
     found -= {OPENWRT[module] for module in SPARED}
-    return [LIGHT, *sorted(found)]
+    return LIGHT, *sorted(found)
 
 
 def _imports(path: Path) -> Iterator[str]:
