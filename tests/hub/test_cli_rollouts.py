@@ -58,7 +58,7 @@ def test_from_a_key_to_a_rollout(ready: Shell, tmp_path: Path, join: Callable[..
     ready("rollout", "abort", "1", "--why", "bad idea")
     assert ready.err == "edgehub: rollout 1 (version 0.2.0): aborted\n"
     assert "it is aborted, and resume makes no sense then" in ready.fails("rollout", "resume", "1")
-    verbs = [entry["verb"] for entry in ready.json("audit", "list", "-n", "100")]
+    verbs = [json.loads(line)["verb"] for line in ready("audit", "list", "--limit", "100", "--json").splitlines()]
     assert {"update.root", "update.publish", "update.revoke", "rollout.create", "rollout.approve"} <= set(verbs)
 
 
