@@ -56,7 +56,7 @@ class State:
 
     @property
     def updates(self) -> Path:
-        """`metadata` and `targets` of the repository of updates, which devices fetch."""
+        """The repository of updates: `metadata/` and `targets/`, which devices fetch, and `keys/`, 0700."""
         return self.directory / "updates"
 
     @property

@@ -22,7 +22,7 @@ from edgeagent.proto.envelope import read_join, read_up
 from edgeagent.proto.keys import Entropy
 from edgeagent.proto.refusals import ControlDrop, ControlError
 from edgeagent.proto.signed import Signed
-from hub.core import admission, commands, lock, relays, routes
+from hub.core import admission, commands, lock, relays, rollouts, routes
 from hub.core.credential import is_strong
 from hub.core.model import OUTBOX_MAX, Device, DeviceState, HubDrop, JobKind, Kind, Network
 from hub.core.ratelimit import TokenBuckets
@@ -181,6 +181,8 @@ class Coordinator:
                 self.drops[HubDrop.RATE_LIMITED] += 1
                 return
             self._handle_report(wall_s, tx, device, signed.body)
+        elif (drop := rollouts.take_report(self.scribe, tx, device, signed.body, wall_s)) is not None:
+            self.drops[drop] += 1
         if device.online is not was_online:
             event = f"{device.kind.value}.{'online' if device.online else 'offline'}"
             tx.emit(event, wall_s, device=device.id, name=device.name or "")

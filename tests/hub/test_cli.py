@@ -91,6 +91,11 @@ COMMANDS = [
     ["client", "remove"],
     *(["lock", verb] for verb in ("init", "status", "pending", "sign", "on", "off", "add-key", "remove-key", "revoke")),
     *(["lock", verb] for verb in ("key", "export-requests", "sign-requests", "import-signatures")),
+    *(["update", verb] for verb in ("init", "key", "sign", "take", "rotate", "publish", "list", "revoke", "refresh")),
+    *(
+        ["rollout", verb]
+        for verb in ("create", "list", "show", "devices", "submit", "approve", "pause", "resume", "abort")
+    ),
 ]
 
 

@@ -59,7 +59,7 @@ def make(what: str, names: list[str], out: Path, board: str | None) -> list[Made
         for abi in (abi for abi in abis() if abi in wanted):
             built = library(abi)
             path = out / f"edgeagent-{VERSION}-{abi}.pyz"
-            path.write_bytes(contents.zipapp(built))
+            path.write_bytes(contents.zipapp(built, abi))
             path.chmod(0o755)
             size = path.stat().st_size
             made.append(Made(str(path), "zipapp", abi, size, size, built.stat().st_size))

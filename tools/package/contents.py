@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import io
+import json
 import os
 import time
 import tokenize
@@ -17,7 +18,7 @@ from functools import cache
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
-from edgeagent.version import BUILD_TIME_S
+from edgeagent.version import BUILD_TIME_S, VERSION
 
 ROOT = Path(__file__).parents[2]
 BUNDLED = "paho-mqtt"  # pure Python, and newer than what Debian 12 has
@@ -42,13 +43,14 @@ def epoch() -> int:
     return int(os.environ.get("SOURCE_DATE_EPOCH", BUILD_TIME_S))
 
 
-def zipapp(library: Path | None) -> bytes:
-    """The archive, runnable by itself; the same bytes for the same sources and date. With `library` inside."""
+def zipapp(library: Path | None, abi: str = "") -> bytes:
+    """The archive, runnable by itself; the same bytes for the same sources and date. With `library` inside, and where
+    it is for an `abi`, with a manifest that says so: hubs publish only what says what it is."""
     when = time.gmtime(max(epoch(), 315_532_800))[:6]  # ZIP knows no time before 1980
     made = io.BytesIO()
     made.write(SHEBANG)
     with zipfile.ZipFile(made, "w") as archive:
-        for name, data in _files(library):
+        for name, data in _files(library, abi):
             entry = zipfile.ZipInfo(name, when)
             entry.external_attr = 0o100644 << 16
             entry.create_system = 3
@@ -67,8 +69,10 @@ def bundled() -> list[tuple[str, Path]]:
     return [(name, path) for name, path in _distributed() if name.endswith(".py")]
 
 
-def _files(library: Path | None) -> Iterator[tuple[str, bytes]]:
+def _files(library: Path | None, abi: str) -> Iterator[tuple[str, bytes]]:
     yield "__main__.py", MAIN.encode()
+    if abi:
+        yield "manifest.json", json.dumps({"version": VERSION, "abi": abi}).encode()
     for path in modules():
         yield path.relative_to(ROOT).as_posix(), lean(path.read_text(encoding="utf-8")).encode()
     if library is not None:
