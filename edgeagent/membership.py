@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from edgeagent.commands import Commands
     from edgeagent.context import Context
     from edgeagent.io.mqtt import Event, MqttLink
+    from edgeagent.modems import Modems
     from edgeagent.naming import Naming
     from edgeagent.proto.budget import Policy
     from edgeagent.proto.identity import Admission
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("edgeagent")
 DAY_S = 86_400.0
+TELL_MODEM_S = 3_600.0  # between two messages to the hub because of a modem
 BINDINGS_LOOK_S = 60.0  # between two looks whether there is a binding to be kept
 
 
@@ -78,6 +80,7 @@ class Membership:
         self._bindings: Bindings | None = None
         self._commands: Commands | None = None
         self._level_changes = 0  # of those, which are followed
+        self._told_at = float("-inf")  # when the hub was last told more than at a connection
         self.node = Node(
             now,
             crypto=context.crypto,
@@ -110,7 +113,10 @@ class Membership:
             from edgeagent.naming import Naming
 
             self.naming = Naming(now, context, self)
-        context.accounts.defer("figures", self._tell_figures, now + DAY_S, DAY_S / 2)
+        self.modems: Modems | None = None  # None as long as nothing looks as if there was one
+        self._look_for_modems(now)
+        self._tell_at = now + DAY_S
+        context.accounts.defer("figures", self._tell_figures, self._tell_at, DAY_S / 2)
         log.info("%s is up as %s, UDP port %d", context.settings.interface, self.node.map.name, self.tunnel.port)
 
     @property
@@ -157,6 +163,7 @@ class Membership:
             self.naming.poll_timeout() if self.naming is not None else None,
             self._commands.poll_timeout() if self._commands is not None else None,
             self.routing.poll_timeout() if self.routing is not None else None,
+            self.modems.poll_timeout() if self.modems is not None else None,
             self.node.next_connect_at if self._link.is_idle else None,
         ]
         return min((at for at in times if at is not None), default=None)
@@ -170,6 +177,7 @@ class Membership:
         if addresses is not None:
             self._context.accounts.interfaces_changed()
             self._link.keep_if_local(addresses)
+            self._look_for_modems(now)
             self._follow_price(now)
             if self.routing is not None:
                 self.routing.looked(now)
@@ -182,6 +190,8 @@ class Membership:
             self.naming.on_timeout(now)
         if self._commands is not None:
             self._commands.on_timeout(now)
+        if self.modems is not None:
+            self._follow_modems(now, self.modems)
         due = self._cache.poll_timeout()
         if due is not None and due <= now:
             self.save_cache(now)
@@ -263,6 +273,8 @@ class Membership:
             self._bindings.close()
         if self._commands is not None:
             self._commands.close()
+        if self.modems is not None:
+            self.modems.close()
         for job in ("bindings", "bindings-save", "figures"):
             self._context.accounts.undefer(job)
         self._link.steer = None
@@ -298,12 +310,35 @@ class Membership:
         """How full it is here goes with the facts that the hub keeps of a device."""
         from edgeagent.usage import facts
 
-        self.node.set_facts(self._context.facts | facts(self, self._context.ceiling))
+        of_modems = {} if self.modems is None else self.modems.facts()
+        self.node.set_facts(self._context.facts | facts(self, self._context.ceiling) | of_modems)
 
     def _tell_figures(self, now: float) -> None:
-        self._context.accounts.defer("figures", self._tell_figures, now + DAY_S, DAY_S / 2)
+        self._told_at, self._tell_at = now, now + DAY_S
+        self._context.accounts.defer("figures", self._tell_figures, self._tell_at, DAY_S / 2)
         self._set_figures()
         self.node.tell_facts(now)
+
+    def _look_for_modems(self, now: float) -> None:
+        """Most devices have none, and none of the code for them."""
+        if self.modems is not None:
+            self.modems.look(now)
+        elif modems_likely(self._context.settings.modem):
+            from edgeagent.modems import Modems
+
+            self.modems = Modems(now, self._context)
+
+    def _follow_modems(self, now: float, modems: Modems) -> None:
+        modems.on_timeout(now)
+        if modems.price_changed:
+            modems.price_changed = False
+            self.tunnel.look_soon(now)
+        if modems.news:
+            modems.news = False
+            soonest = max(now, self._told_at + TELL_MODEM_S)
+            if soonest < self._tell_at:
+                self._tell_at = soonest
+                self._context.accounts.defer("figures", self._tell_figures, soonest, 0.0)
 
     def _follow_price(self, now: float) -> None:
         """On a metered uplink no session at a relay is kept without need, and little is probed."""
@@ -434,6 +469,20 @@ def _load_lock(context: Context, admission: Admission) -> Lock | None:
     from edgeagent import locks
 
     return locks.load(context, admission)
+
+
+def modems_likely(setting: str, root: str = "/sys/class") -> bool:
+    """Whether it is worth the memory to look closer: a modem is named, or something of the kind is plugged in."""
+    if setting != "auto":
+        return setting != "off"
+    for kind, names in (("usbmisc", ("cdc-wdm",)), ("wwan", ("",)), ("tty", ("ttyUSB", "ttyACM"))):
+        try:
+            found = os.listdir(f"{root}/{kind}")
+        except OSError:
+            continue
+        if any(name.startswith(names) for name in found):
+            return True
+    return False
 
 
 _EVENTS: dict[type[NodeEvent], Callable[[Membership, float, Any], None]] = {

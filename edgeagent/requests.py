@@ -146,6 +146,12 @@ def _ledger(now: float, agent: Agent, client: Client, _request: dict[str, Any]) 
     client.answer(agent.context.accounts.describe(now))
 
 
+def _modem(now: float, agent: Agent, client: Client, _request: dict[str, Any]) -> None:
+    """What is known of modems; `drivers` says who was asked."""
+    if member := _member(agent, client):
+        client.answer({"drivers": [], "modems": []} if member.modems is None else member.modems.describe(now))
+
+
 def _dns(_now: float, agent: Agent, client: Client, _request: dict[str, Any]) -> None:
     """The name server: where it listens, what it answers for, how it is made known here, counters and drops."""
     if member := _member(agent, client):
@@ -240,6 +246,7 @@ _VERBS: dict[str, Callable[[float, Agent, Client, dict[str, Any]], None]] = {
     "ip": _ip,
     "whois": _whois,
     "ledger": _ledger,
+    "modem": _modem,
     "relays": _relays,
     "dns": _dns,
     "commands": _commands,

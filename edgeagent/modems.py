@@ -1,0 +1,309 @@
+"""The modems of this device: which driver asks each, how often, and what follows for the price of its uplink.
+
+Loaded where there may be one. Nothing here waits: drivers are driven from the agent's loop, and what they meet (ports
+that go away, programs that hang, bytes that mean nothing) costs a poll and a longer pause before the next.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import suppress
+from glob import glob
+from typing import TYPE_CHECKING, Any, Protocol
+
+from edgeagent.proto.modem import Modem, is_likely
+
+if TYPE_CHECKING:
+    from selectors import BaseSelector
+
+    from edgeagent.context import Context
+    from edgeagent.proto.modem import Reading
+
+log = logging.getLogger("edgeagent")
+MODEMS_MAX = 4
+DRIVERS_MAX = 4
+WATCHED_S = 60.0  # between two polls while somebody looks, never less
+POLL_S = 300.0  # else
+WATCHED_FOR_S = 90.0  # after the last look
+RETRY_MAX_S = 3_600.0  # doubled from POLL_S with each poll that got nothing
+FORGET_S = 86_400.0  # a modem that was not seen for so long
+
+
+class Driver(Protocol):
+    """One way to ask modems. `found` after a poll: (port, network interface or "", reading)."""
+
+    name: str
+    found: list[tuple[str, str, Reading]]
+    why: str
+    done: bool
+    dropped: int
+
+    def begin(self, now: float) -> None: ...
+    def poll_timeout(self) -> float | None: ...
+    def on_timeout(self, now: float) -> None: ...
+    def close(self) -> None: ...
+
+
+class _Asked:
+    """A driver, and when it is asked next."""
+
+    __slots__ = ("driver", "failures", "key", "next_at", "polled_at")
+
+    def __init__(self, now: float, key: str, driver: Driver) -> None:
+        self.key = key
+        self.driver = driver
+        self.failures = 0
+        self.polled_at = float("-inf")
+        self.next_at = now
+
+
+class Modems:
+    """Drive it: `on_timeout` in each turn of the loop, and at `poll_timeout()`; `look` when interfaces have changed.
+
+    `news` becomes True with what the hub is to be told of, and `price_changed` when an uplink became a modem's, or
+    began or ceased to roam; their owner resets them.
+    """
+
+    def __init__(self, now: float, context: Context) -> None:
+        self.all: dict[str, Modem] = {}  # by port
+        self.news = self.price_changed = False
+        self._context = context
+        self._asked: list[_Asked] = []
+        self._watched_at = float("-inf")
+        self._prices: dict[str, bool] = {}  # whether it roams, by uplink
+        self.look(now)
+
+    def look(self, now: float) -> None:
+        """Which drivers there are now."""
+        wanted = choose(self._context.settings.modem, board_modems(self._context.keystore.directory))
+        for asked in [asked for asked in self._asked if asked.key not in wanted]:
+            asked.driver.close()
+            self._asked.remove(asked)
+        for key in wanted[:DRIVERS_MAX]:
+            known = next((asked for asked in self._asked if asked.key == key), None)
+            if known is None:
+                self._asked.append(_Asked(now, key, make(self._context.selector, key)))
+            elif known.failures:  # what it waits for may have come back just now
+                known.next_at = min(known.next_at, max(now, known.polled_at + WATCHED_S))
+
+    def watched(self, now: float) -> None:
+        """Somebody looks at this device."""
+        self._watched_at = now
+        for asked in self._asked:
+            if not asked.failures:
+                asked.next_at = min(asked.next_at, max(now, asked.polled_at + WATCHED_S))
+
+    def poll_timeout(self) -> float | None:
+        times = [asked.next_at if asked.driver.done else asked.driver.poll_timeout() for asked in self._asked]
+        return min((at for at in times if at is not None), default=None)
+
+    def on_timeout(self, now: float) -> None:
+        for asked in self._asked:
+            if not asked.driver.done:
+                asked.driver.on_timeout(now)
+                if asked.driver.done:
+                    self._took(now, asked)
+            elif asked.next_at <= now:
+                asked.polled_at = now
+                asked.driver.begin(now)
+                if asked.driver.done:
+                    self._took(now, asked)
+
+    def close(self) -> None:
+        for asked in self._asked:
+            asked.driver.close()
+        self._asked.clear()
+
+    def of_uplink(self, uplink: str, now: float) -> Modem | None:
+        """What is known of it now."""
+        return next((modem for modem in self.all.values() if modem.uplink == uplink and modem.is_fresh(now)), None)
+
+    def rows(self, now: float) -> list[dict[str, Any]]:
+        """For `edgeagent modem`: with what the agent itself sent and received by its uplink since it started."""
+        own: dict[str, list[int]] = {}
+        for line in self._context.accounts.ledger.lines(now):
+            sums = own.setdefault(line.uplink, [0, 0])
+            sums[0] += line.since_start[0]
+            sums[1] += line.since_start[1]
+        found = []
+        for modem in self.all.values():
+            self._count(modem)
+            sent, received = own.get(modem.uplink, (0, 0))
+            found.append({**modem.row(now), "agent_sent": sent, "agent_received": received})
+        return found
+
+    def describe(self, now: float) -> dict[str, Any]:
+        return {
+            "drivers": [
+                {
+                    "driver": asked.driver.name,
+                    "asks": asked.key,
+                    "failures": asked.failures,
+                    "why": asked.driver.why if asked.failures else "",
+                    "dropped": asked.driver.dropped,
+                    "next_s": max(0, round(asked.next_at - now)),
+                }
+                for asked in self._asked
+            ],
+            "modems": self.rows(now),
+        }
+
+    def facts(self) -> dict[str, str]:
+        """For the hub, which shows them beside the other facts of a device: one text of at most 128 bytes a modem."""
+        found = list(self.all.values())
+        return {"modem" if not at else f"modem_{at + 1}": modem.sentence() for at, modem in enumerate(found[:2])}
+
+    def _took(self, now: float, asked: _Asked) -> None:
+        driver = asked.driver
+        asked.failures = 0 if driver.found else asked.failures + 1
+        watched = now - self._watched_at < WATCHED_FOR_S
+        wait_s = WATCHED_S if watched and driver.found else POLL_S
+        asked.next_at = now + min(wait_s * (1 << min(asked.failures, 6)), RETRY_MAX_S)
+        for port, uplink, reading in driver.found:
+            self._take(now, driver.name, port, uplink, reading)
+        if asked.failures:
+            if asked.failures == 1 and driver.why:
+                log.warning("modem: %s", driver.why)
+            for modem in self.all.values():
+                if modem.driver == driver.name and (modem.port == asked.key or asked.key == "mmcli"):
+                    modem.fail(driver.why)
+        for port in [port for port, modem in self.all.items() if now - (modem.answered_at or now) > FORGET_S]:
+            del self.all[port]
+        self._follow_prices(now)
+
+    def _take(self, now: float, driver: str, port: str, uplink: str, reading: Reading) -> None:
+        modem = self.all.get(port)
+        if modem is None:
+            if len(self.all) >= MODEMS_MAX:
+                return
+            modem = self.all[port] = Modem(driver, port, uplink)
+            log.info("modem: %s by %s%s", port, driver, f", uplink {uplink}" if uplink else "")
+            self.news = True
+        before, was_weak = modem.reading, modem.is_weak
+        modem.uplink = uplink or modem.uplink
+        modem.take(now, reading)
+        names = ("technology", "registration", "operator")
+        self.news |= was_weak is not modem.is_weak or any(getattr(before, n) != getattr(reading, n) for n in names)
+        self._count(modem)
+        wall = self._context.wall
+        if reading.network_s is not None and not wall.known and is_likely(reading.network_s, wall.at(now)):
+            wall.hint(now, reading.network_s)
+
+    def _count(self, modem: Modem) -> None:
+        """Bytes of its interface, with those of others than the agent."""
+        with suppress(OSError, ValueError):
+            modem.count(_counter(modem.uplink, "rx"), _counter(modem.uplink, "tx"))
+
+    def _follow_prices(self, now: float) -> None:
+        prices = {modem.uplink: modem.is_roaming(now) for modem in self.all.values() if modem.uplink}
+        if prices != self._prices:
+            self._prices = prices
+            self._context.accounts.set_modems(now, prices)
+            self.price_changed = True
+
+
+def _counter(interface: str, way: str) -> int:
+    with open(f"/sys/class/net/{os.path.basename(interface) or '.'}/statistics/{way}_bytes", "rb") as file:
+        return int(file.read(24))
+
+
+def choose(setting: str, board: list[dict[str, Any]], devices: str = "/dev/cdc-wdm*") -> list[str]:
+    """What is asked: "mmcli", or paths of devices with "=interface" where that was said. ModemManager owns all ports
+    where it runs, so then nothing else is touched that nobody named."""
+    from edgeagent.io.modem_programs import find_program
+
+    if setting == "off":
+        return []
+    if setting != "auto":
+        return setting.split(",")
+    if find_program("mmcli") and is_running("ModemManager"):
+        return ["mmcli"]
+    found = []
+    for each in board:
+        port, control = each.get("port"), each.get("control")
+        if each.get("driver") == "at" and _is_device(port):
+            found.append(str(port))
+        elif each.get("driver") == "uqmi" and _is_device(control) and find_program("uqmi"):
+            found.append(str(control))
+        elif each.get("driver") == "uqmi" and _is_device(port):  # the program is not there, but its port for AT is
+            found.append(str(port))
+    if not found and find_program("uqmi"):
+        found = sorted(glob(devices))
+    return found[:DRIVERS_MAX]
+
+
+def make(selector: BaseSelector, key: str) -> Driver:
+    from edgeagent.io.modem_programs import MmcliDriver, UqmiDriver, find_program
+
+    if key == "mmcli":
+        return MmcliDriver(selector, find_program("mmcli") or "/usr/bin/mmcli")
+    path, _, uplink = key.partition("=")
+    if os.path.basename(path).startswith("cdc-wdm"):
+        return UqmiDriver(selector, find_program("uqmi") or "/sbin/uqmi", path, uplink)
+    from edgeagent.io.modem_at import AtDriver
+
+    return AtDriver(selector, path, uplink)
+
+
+def is_running(name: str, root: str = "/proc") -> bool:
+    """By the names of all processes."""
+    for path in glob(f"{root}/[0-9]*/comm"):
+        with suppress(OSError), open(path, "rb") as file:
+            if file.read(16).rstrip(b"\n") == name.encode()[:15]:
+                return True
+    return False
+
+
+def board_modems(state: str) -> list[dict[str, Any]]:
+    """What the board's slice (board.json) says of them; none where there is none, or it is damaged."""
+    import json
+
+    for path in (f"{state}/board.json", "/etc/edgeagent/board.json"):
+        with suppress(OSError, ValueError, RecursionError), open(path, "rb") as file:
+            told = json.loads(file.read(4_096))
+            found = told.get("modems") if isinstance(told, dict) else None
+            return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+    return []
+
+
+def _is_device(path: Any) -> bool:
+    return isinstance(path, str) and path.startswith("/dev/") and ".." not in path and len(path) < 100
+
+
+def show(told: dict[str, Any]) -> str:
+    """`edgeagent modem`."""
+    from edgeagent.status import duration, size
+
+    lines: list[str] = []
+    for modem in told["modems"]:
+        where = " ".join(filter(None, (modem["technology"], modem["band"]))) or "no network"
+        bars = "" if modem["bars"] is None else f"{'▂▄▆█'[: modem['bars']]:·<4} "
+        signal = [
+            f"{label} {modem[key]} {unit}"
+            for label, key, unit in (
+                ("RSRP", "rsrp_dbm", "dBm"),
+                ("RSRQ", "rsrq_db", "dB"),
+                ("SINR", "sinr_db", "dB"),
+                ("RSSI", "rssi_dbm", "dBm"),
+            )
+            if modem[key] is not None
+        ]
+        age = "never" if modem["age_s"] is None else f"{duration(modem['age_s'])} ago"
+        lines += [
+            f"{modem['uplink'] or modem['port']}: {modem['model'] or 'modem'} by {modem['driver']} at {modem['port']}",
+            f"  network   {where}, {modem['registration'] or 'state unknown'}, {modem['operator'] or 'no operator'}",
+            f"  signal    {bars}{', '.join(signal) or 'unknown'}",
+            f"  APN       {modem['apn'] or 'unknown'}",
+            f"  bytes     {size(modem['received'])} received, {size(modem['sent'])} sent since the agent started, "
+            f"of it {size(modem['agent_received'])} and {size(modem['agent_sent'])} its own",
+            f"  asked     {age}{', ' + modem['why'] if modem['why'] else ''}",
+        ]
+    for driver in told["drivers"]:
+        if driver["failures"]:
+            why = driver["why"] or "no modem"
+            lines.append(f"{driver['driver']} ({driver['asks']}): {why}. Asked again in {duration(driver['next_s'])}.")
+    return "\n".join(lines) or (
+        "No modem is known. ModemManager is asked where it runs, uqmi where there is a /dev/cdc-wdm*; an AT port has\n"
+        "to be named: --modem /dev/ttyUSB2 (docs/cellular.md)."
+    )
