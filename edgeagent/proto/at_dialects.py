@@ -170,7 +170,7 @@ def _days(year: int, month: int, day: int) -> int:
 
 
 def _qnwinfo(reading: Reading, lines: list[str]) -> None:
-    """`"FDD LTE","26201","LTE BAND 3",1300`, a line for each carrier of both technologies."""
+    """`"FDD LTE","26201","LTE BAND 3",1300`, a line for each carrier, LTE's first: it carries the control."""
     for line in lines:
         row = fields(line)
         found = technology(row[0])
@@ -179,7 +179,7 @@ def _qnwinfo(reading: Reading, lines: list[str]) -> None:
         if found == "NR" and reading.technology == "LTE" and len(lines) > 1:
             found = "LTE+NR"
         reading.set_text(technology=found)
-        if len(row) >= 3:
+        if len(row) >= 3 and reading.band is None:
             reading.set_text(band=_band(row[2], found))
 
 

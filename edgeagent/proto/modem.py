@@ -26,7 +26,7 @@ _RANGES = {"rsrp": (-160, -20), "rsrq": (-45, 20), "sinr": (-30, 45), "rssi": (-
 
 class Reading:
     """What a modem said in one poll; None is what it did not say. dBm for `rsrp` and `rssi`, dB for `rsrq` and `sinr`.
-    `registration` is one of HOME … OFF. `network_s` is its clock, in seconds since 1970: a hint, which nobody signed."""
+    `registration` is one of HOME … OFF. `network_s` is its clock, seconds since 1970: a hint, which nobody signed."""
 
     __slots__ = (
         "apn", "band", "model", "network_s", "operator", "registration", "rsrp", "rsrq", "rssi", "sim", "sinr",
