@@ -103,7 +103,7 @@ def _optimization(package: str) -> list[str]:
 
 
 def _arguments(settings: Settings) -> list[str]:
-    names = ["state_dir", "socket", "interface", "mtu", "uplinks", "hostname", "metered", "budget", "dns"]
+    names = ["state_dir", "socket", "interface", "mtu", "uplinks", "hostname", "metered", "budget", "modem", "dns"]
     names += ["memory_profile", "limits", "memory_ceiling", "allow_commands", "scripts", "lock", "log_level"]
     if settings.port_fixed:
         names.append("port")

@@ -48,12 +48,13 @@ class Driver(Protocol):
 class _Asked:
     """A driver, and when it is asked next."""
 
-    __slots__ = ("driver", "failures", "key", "next_at", "polled_at")
+    __slots__ = ("driver", "failures", "is_busy", "key", "next_at", "polled_at")
 
     def __init__(self, now: float, key: str, driver: Driver) -> None:
         self.key = key
         self.driver = driver
         self.failures = 0
+        self.is_busy = False  # a poll was begun, and what came of it not yet taken
         self.polled_at = float("-inf")
         self.next_at = now
 
@@ -95,20 +96,21 @@ class Modems:
                 asked.next_at = min(asked.next_at, max(now, asked.polled_at + WATCHED_S))
 
     def poll_timeout(self) -> float | None:
-        times = [asked.next_at if asked.driver.done else asked.driver.poll_timeout() for asked in self._asked]
+        times = [asked.driver.poll_timeout() if asked.is_busy else asked.next_at for asked in self._asked]
         return min((at for at in times if at is not None), default=None)
 
     def on_timeout(self, now: float) -> None:
         for asked in self._asked:
-            if not asked.driver.done:
-                asked.driver.on_timeout(now)
-                if asked.driver.done:
-                    self._took(now, asked)
+            driver = asked.driver
+            if asked.is_busy:
+                if not driver.done:
+                    driver.on_timeout(now)
             elif asked.next_at <= now:
-                asked.polled_at = now
-                asked.driver.begin(now)
-                if asked.driver.done:
-                    self._took(now, asked)
+                asked.is_busy, asked.polled_at = True, now
+                driver.begin(now)
+            if asked.is_busy and driver.done:  # mostly by what came in, before this was called
+                asked.is_busy = False
+                self._took(now, asked)
 
     def close(self) -> None:
         for asked in self._asked:
@@ -192,8 +194,9 @@ class Modems:
 
     def _count(self, modem: Modem) -> None:
         """Bytes of its interface, with those of others than the agent."""
-        with suppress(OSError, ValueError):
-            modem.count(_counter(modem.uplink, "rx"), _counter(modem.uplink, "tx"))
+        counted = counters(modem.uplink)
+        if counted is not None:
+            modem.count(*counted)
 
     def _follow_prices(self, now: float) -> None:
         prices = {modem.uplink: modem.is_roaming(now) for modem in self.all.values() if modem.uplink}
@@ -203,9 +206,15 @@ class Modems:
             self.price_changed = True
 
 
-def _counter(interface: str, way: str) -> int:
-    with open(f"/sys/class/net/{os.path.basename(interface) or '.'}/statistics/{way}_bytes", "rb") as file:
-        return int(file.read(24))
+def counters(interface: str) -> tuple[int, int] | None:
+    """Bytes received and sent, as the kernel counts them (proc(5), net/dev); None for one that is not there."""
+    with suppress(OSError, ValueError, IndexError), open("/proc/self/net/dev", "rb") as file:
+        for line in file.read(65_536).split(b"\n"):
+            name, colon, numbers = line.partition(b":")
+            if colon and name.strip() == interface.encode():
+                fields = numbers.split()
+                return int(fields[0]), int(fields[8])
+    return None
 
 
 def choose(setting: str, board: list[dict[str, Any]], devices: str = "/dev/cdc-wdm*") -> list[str]:

@@ -13,6 +13,7 @@ import pytest
 
 from edgeagent import config, modems
 from edgeagent.io.child import GRACE_S
+from edgeagent.io.modem_at import AtDriver
 from edgeagent.io.modem_programs import LIMIT_S, MmcliDriver, ProgramDriver, UqmiDriver, net_of_wdm
 from edgeagent.membership import modems_likely
 from edgeagent.modems import POLL_S, RETRY_MAX_S, WATCHED_S, Modems, choose
@@ -20,6 +21,7 @@ from edgeagent.proto.budget import Level
 from edgeagent.proto.ledger import Cause
 from edgeagent.proto.modem import HOME, ROAMING, ROAMING_ENDS_S, Reading
 from tests.agent.modem_programs import MODEM, UQMI, FakeProgram, fake_mmcli, fake_uqmi
+from tests.agent.modem_sim import ModemSim
 from tests.agent.test_accounts import Agents
 
 DEADLINE_S = 60.0
@@ -282,6 +284,25 @@ def test_it_is_asked_every_five_minutes_and_every_minute_while_somebody_looks(si
     assert site.modems.poll_timeout() == 2 * POLL_S + 60 + WATCHED_S
 
 
+def test_a_real_port_in_the_loop_is_asked_once(agents: Agents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its poll ends while the loop handles what came in, not in a turn of `on_timeout`."""
+    with ModemSim(str(tmp_path / "ttyUSB2")) as sim:
+        accounts = agents(modem="/dev/ttyUSB2")
+        monkeypatch.setattr(modems, "make", lambda selector, key: AtDriver(selector, sim.port, "lan9"))
+        watched = Modems(0.0, agents.context)
+        deadline, now = time.monotonic() + DEADLINE_S, 0.0
+        while now < 20.0 or not watched.all:
+            assert time.monotonic() < deadline
+            due = watched.poll_timeout()
+            assert due is not None
+            for key, _ in agents.selector.select(0.02) if agents.selector.get_map() else ():
+                key.data(now, key.fd)
+            watched.on_timeout(now)
+            now += 0.01 if not watched.all else 1.0
+        assert sim.asked.count("AT+CSQ") == 1 and accounts.policies.budget("lan9").metered
+        watched.close()
+
+
 def test_one_that_says_nothing_is_asked_ever_more_rarely(site: Site) -> None:
     site.next()
     assert [site.next() for _ in range(5)] == [600.0, 1_200.0, 2_400.0, RETRY_MAX_S, RETRY_MAX_S]
@@ -362,8 +383,8 @@ def test_its_clock_is_a_hint_and_only_before_the_hub_told_the_time(site: Site, a
 
 
 def test_bytes_of_the_interface_stand_beside_the_agents_own(agents: Agents, monkeypatch: pytest.MonkeyPatch) -> None:
-    counters = iter([1_000, 500, 4_000, 700, 100, 50])  # the third time it has begun anew
-    monkeypatch.setattr(modems, "_counter", lambda interface, way: next(counters))
+    counters = iter([(1_000, 500), (4_000, 700), (100, 50)])  # the third time it has begun anew
+    monkeypatch.setattr(modems, "counters", lambda interface: next(counters))
     site = Site(agents, monkeypatch)
     site.says(rsrp=-90)
     site.next()
@@ -372,6 +393,12 @@ def test_bytes_of_the_interface_stand_beside_the_agents_own(agents: Agents, monk
     [row] = site.modems.rows(site.now)
     assert (row["received"], row["sent"]) == (3_100, 250)
     assert (row["agent_sent"], row["agent_received"]) == (120, 80)
+
+
+def test_the_counters_of_an_interface() -> None:
+    counted = modems.counters("lo")
+    assert counted is not None and counted[0] == counted[1] >= 0
+    assert modems.counters("nosuch0") is None and modems.counters("") is None
 
 
 def test_what_people_see(site: Site) -> None:
