@@ -27,6 +27,7 @@ WATCHED_S = 60.0  # between two polls while somebody looks, never less
 POLL_S = 300.0  # else
 WATCHED_FOR_S = 90.0  # after the last look
 RETRY_MAX_S = 3_600.0  # doubled from POLL_S with each poll that got nothing
+DIRECTORIES = ("/usr/bin", "/usr/sbin", "/bin", "/sbin")  # of programs, after those of PATH
 FORGET_S = 86_400.0  # a modem that was not seen for so long
 
 
@@ -220,8 +221,6 @@ def counters(interface: str) -> tuple[int, int] | None:
 def choose(setting: str, board: list[dict[str, Any]], devices: str = "/dev/cdc-wdm*") -> list[str]:
     """What is asked: "mmcli", or paths of devices with "=interface" where that was said. ModemManager owns all ports
     where it runs, so then nothing else is touched that nobody named."""
-    from edgeagent.io.modem_programs import find_program
-
     if setting == "off":
         return []
     if setting != "auto":
@@ -243,16 +242,25 @@ def choose(setting: str, board: list[dict[str, Any]], devices: str = "/dev/cdc-w
 
 
 def make(selector: BaseSelector, key: str) -> Driver:
-    from edgeagent.io.modem_programs import MmcliDriver, UqmiDriver, find_program
-
-    if key == "mmcli":
-        return MmcliDriver(selector, find_program("mmcli") or "/usr/bin/mmcli")
     path, _, uplink = key.partition("=")
-    if os.path.basename(path).startswith("cdc-wdm"):
-        return UqmiDriver(selector, find_program("uqmi") or "/sbin/uqmi", path, uplink)
-    from edgeagent.io.modem_at import AtDriver
+    if path != "mmcli" and not os.path.basename(path).startswith("cdc-wdm"):
+        from edgeagent.io.modem_at import AtDriver
 
-    return AtDriver(selector, path, uplink)
+        return AtDriver(selector, path, uplink)
+    from edgeagent.io.modem_programs import MmcliDriver, UqmiDriver  # 0.3 MiB, JSON among it
+
+    if path == "mmcli":
+        return MmcliDriver(selector, find_program("mmcli") or "/usr/bin/mmcli")
+    return UqmiDriver(selector, find_program("uqmi") or "/sbin/uqmi", path, uplink)
+
+
+def find_program(name: str) -> str:
+    """Its path; "" where it is not installed."""
+    for directory in (*os.environ.get("PATH", "").split(":"), *DIRECTORIES):
+        path = f"{directory}/{name}"
+        if directory.startswith("/") and os.access(path, os.X_OK):
+            return path
+    return ""
 
 
 def is_running(name: str, root: str = "/proc") -> bool:
@@ -266,10 +274,10 @@ def is_running(name: str, root: str = "/proc") -> bool:
 
 def board_modems(state: str) -> list[dict[str, Any]]:
     """What the board's slice (board.json) says of them; none where there is none, or it is damaged."""
-    import json
-
     for path in (f"{state}/board.json", "/etc/edgeagent/board.json"):
         with suppress(OSError, ValueError, RecursionError), open(path, "rb") as file:
+            import json
+
             told = json.loads(file.read(4_096))
             found = told.get("modems") if isinstance(told, dict) else None
             return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 LIMIT_S = 15.0  # of one call: mmcli itself gives up after 30
 OUTPUT_BYTES_MAX = 32_768  # all neighbour cells of a town have 8 KiB
 CALLS_MAX = 24  # of one poll: five a modem
-_DIRECTORIES = ("/usr/bin", "/usr/sbin", "/bin", "/sbin")
-_ENVIRON = {"LC_ALL": "C", "PATH": ":".join(_DIRECTORIES)}
+_ENVIRON = {"LC_ALL": "C", "PATH": "/usr/bin:/usr/sbin:/bin:/sbin"}
 
 
 class ProgramDriver:
@@ -144,15 +143,6 @@ class UqmiDriver(ProgramDriver):
         profile = yield [*head, "--get-profile-settings", "3gpp,1"]
         reading = said.qmi_reading(signal, serving, cell, profile)
         self.found.append((self._device, self._uplink or net_of_wdm(self._device), reading))
-
-
-def find_program(name: str) -> str:
-    """Its path; "" where it is not installed."""
-    for directory in (*os.environ.get("PATH", "").split(":"), *_DIRECTORIES):
-        path = f"{directory}/{name}"
-        if directory.startswith("/") and os.access(path, os.X_OK):
-            return path
-    return ""
 
 
 def net_of_wdm(device: str, root: str = "/sys/class/usbmisc") -> str:

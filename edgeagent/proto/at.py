@@ -131,12 +131,9 @@ class Talk:
         self._next(now)
 
     def handle_data(self, now: float, data: bytes) -> None:
-        if self.done:
-            return
         self._bytes += len(data)
         for line in self.assembler.feed(data):
-            if not self.done:
-                self._take(now, line)
+            self._take(now, line)
         if self.done:
             return
         if self.assembler.unbroken > UNBROKEN_BYTES_MAX:
@@ -181,6 +178,8 @@ class Talk:
         self.done = True
 
     def _take(self, now: float, line: str) -> None:
+        if self.done:  # what comes after the last answer
+            return
         command = self._command
         if not self._echoed and line.endswith(command.text):  # what a modem had in its buffer may stand before it
             self._echoed = True
@@ -205,7 +204,9 @@ def _is_news(line: str) -> bool:
 
 def fields(line: str) -> list[str]:
     """What stands after the first ":", cut at commas outside quotes, without the quotes. Never raises."""
-    found, quoted, text = [], False, []
+    found: list[str] = []
+    text: list[str] = []
+    quoted = False
     for char in line.partition(":")[2]:
         if char == '"':
             quoted = not quoted

@@ -60,7 +60,7 @@ def told(reading: Reading | None) -> dict[str, Any]:
     return {name: getattr(reading, name) for name in reading.__slots__}
 
 
-EXPECTED = {
+EXPECTED: dict[str, dict[str, Any]] = {
     "quectel": {
         "technology": "LTE",
         "band": "B3",

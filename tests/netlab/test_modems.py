@@ -87,7 +87,7 @@ def test_its_uplink_is_metered_and_roams(site: Site) -> None:
     modem_of(site.a)
 
     def uplink() -> dict[str, Any]:
-        return {row["name"]: row for row in site.a.ask("status")["uplinks"]}["lan9"]
+        return next(dict(row) for row in site.a.ask("status")["uplinks"] if row["name"] == "lan9")
 
     until(lambda: bool(uplink()["metered"]), 10, "lan9 is metered")
     assert uplink()["cost_ms"] >= 5_000

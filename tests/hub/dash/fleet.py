@@ -194,7 +194,7 @@ def add_live(tx: SqliteTx, wall_s: int, device_id: str, peers: list[str]) -> Non
             for at, (peer, name) in enumerate((peer, _name(tx, peer)) for peer in peers)
         ],
         "l": [["wlan0", names.index(name), sent, received] for name, (sent, received) in causes.items()],
-        "u": [["wlan0", "alive", True, False, "normal", None], ["wwan0", "untested", False, True, "thrifty", -97]],
+        "u": [["wlan0", "alive", True, False, "normal", None], ["wwan0", "untested", False, True, "roaming", -97]],
         "d": [["replayed", 4], ["no-peer", 2]],
         "po": 1,
         "pc": [212, 88, 1, 37, 0],

@@ -368,7 +368,17 @@ def test_a_sample_with_all_parts_and_with_none(site: Site, owner: Browser) -> No
     with site.write() as tx:
         add_live(tx, int(time.time()), device.id, [peer.id])
     page = text(owner, f"/devices/{device.id}")
-    for said in ("Peers and paths", "Uplinks", "by cause", "Fullest tables", "Policy at work", "212 let in", "thrifty"):
+    for said in (
+        "Peers and paths",
+        "Uplinks",
+        "by cause",
+        "Fullest tables",
+        "Policy at work",
+        "212 let in",
+        "Modem of wwan0",
+        "2 of 4 bars",
+        "roaming",
+    ):
         assert said in page, said
     overview = text(owner, "/")
     assert "by a relay" in overview and "As one device said" in overview
