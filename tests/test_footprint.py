@@ -53,8 +53,8 @@ BUDGET_MIB = {
 
 # What the daemon does without until somebody asks it something, or for good; 1.1 MiB.
 NOT_BY_DAEMON = (
-    "cbor2", "datetime", "edgeagent.enrolment", "edgeagent.modems", "edgeagent.requests", "ipaddress", "json", "platform",
-    "termios",
+    "cbor2", "datetime", "edgeagent.enrolment", "edgeagent.modems", "edgeagent.requests", "ipaddress", "json",
+    "platform", "termios",
 )  # fmt: skip
 BY_POLICY = {"edgeagent.proto.firewall", "edgeagent.proto.conntrack", "edgeagent.proto.heads", "edgeagent.proto.policy"}
 POLICY_MIB = 0.5

