@@ -28,6 +28,7 @@ POLL_S = 300.0  # else
 WATCHED_FOR_S = 90.0  # after the last look
 RETRY_MAX_S = 3_600.0  # doubled from POLL_S with each poll that got nothing
 DIRECTORIES = ("/usr/bin", "/usr/sbin", "/bin", "/sbin")  # of programs, after those of PATH
+LOOK_AFTER_S = 5.0  # after an interface came or went: the ports of a modem come one by one
 FORGET_S = 86_400.0  # a modem that was not seen for so long
 
 
@@ -74,10 +75,16 @@ class Modems:
         self._asked: list[_Asked] = []
         self._watched_at = float("-inf")
         self._prices: dict[str, bool] = {}  # whether it roams, by uplink
-        self.look(now)
+        self._look_at: float | None = None
+        self._look(now)
 
     def look(self, now: float) -> None:
-        """Which drivers there are now."""
+        """Soon, which drivers there are now."""
+        if self._look_at is None:
+            self._look_at = now + LOOK_AFTER_S
+
+    def _look(self, now: float) -> None:
+        self._look_at = None
         wanted = choose(self._context.settings.modem, board_modems(self._context.keystore.directory))
         for asked in [asked for asked in self._asked if asked.key not in wanted]:
             asked.driver.close()
@@ -98,9 +105,12 @@ class Modems:
 
     def poll_timeout(self) -> float | None:
         times = [asked.driver.poll_timeout() if asked.is_busy else asked.next_at for asked in self._asked]
+        times.append(self._look_at)
         return min((at for at in times if at is not None), default=None)
 
     def on_timeout(self, now: float) -> None:
+        if self._look_at is not None and self._look_at <= now:
+            self._look(now)
         for asked in self._asked:
             driver = asked.driver
             if asked.is_busy:

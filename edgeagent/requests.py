@@ -97,6 +97,7 @@ def _status(now: float, agent: Agent, client: Client, request: dict[str, Any]) -
                 if count:  # an engine and the machine that it drives may drop for the same reason
                     status["drops"][reason.value] = status["drops"].get(reason.value, 0) + count
         status["peers"] = member.node.peers(now)
+        status["modems"] = [] if member.modems is None else member.modems.rows(now)
     if request.get("log") is True:
         status["log"] = context.ring.lines(LOG_LINES_SHOWN)
     client.answer(status)

@@ -16,7 +16,7 @@ from edgeagent.io.child import GRACE_S
 from edgeagent.io.modem_at import AtDriver
 from edgeagent.io.modem_programs import LIMIT_S, MmcliDriver, ProgramDriver, UqmiDriver, net_of_wdm
 from edgeagent.membership import modems_likely
-from edgeagent.modems import POLL_S, RETRY_MAX_S, WATCHED_S, Modems, choose
+from edgeagent.modems import LOOK_AFTER_S, POLL_S, RETRY_MAX_S, WATCHED_S, Modems, choose
 from edgeagent.proto.budget import Level
 from edgeagent.proto.ledger import Cause
 from edgeagent.proto.modem import HOME, ROAMING, ROAMING_ENDS_S, Reading
@@ -314,6 +314,8 @@ def test_one_that_says_nothing_is_asked_ever_more_rarely(site: Site) -> None:
     [driver] = site.modems.describe(site.now)["drivers"]
     assert driver["why"] == "/dev/ttyUSB2: no answer to AT" and driver["failures"] == 6
     site.modems.look(site.now + 10)  # an interface came
+    assert site.modems.poll_timeout() == site.now + 10 + LOOK_AFTER_S
+    site.modems.on_timeout(site.now + 10 + LOOK_AFTER_S)
     assert site.modems.poll_timeout() == site.now + WATCHED_S
     site.now += WATCHED_S
     site.says(rsrp=-90, registration=HOME)

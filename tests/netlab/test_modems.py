@@ -103,6 +103,8 @@ def test_what_at_commands_say_is_known_on_the_device(site: Site) -> None:
     }  # fmt: skip
     assert {name: found[name] for name in expected} == expected
     until(lambda: any(row["uplink"] == "eth0" for row in site.b.ask("status")["metered"]), 20, "eth0 is metered")
+    assert "eth0: LTE, B3, -97 dBm, home, Testnet Home" in site.b.host.run("edgeagent", "status").stdout
+    assert "RSRP -97 dBm, RSRQ -11 dB, SINR 12 dB" in site.b.host.run("edgeagent", "modem").stdout
     assert found["agent_sent"] > 0 and found["agent_received"] > 0
 
 
