@@ -12,7 +12,7 @@ from contextlib import suppress
 from glob import glob
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edgeagent.proto.modem import Modem, is_likely
+from edgeagent.proto.modem import GONE_AFTER, Modem, is_likely
 
 if TYPE_CHECKING:
     from selectors import BaseSelector
@@ -133,18 +133,10 @@ class Modems:
         return next((modem for modem in self.all.values() if modem.uplink == uplink and modem.is_fresh(now)), None)
 
     def rows(self, now: float) -> list[dict[str, Any]]:
-        """For `edgeagent modem`: with what the agent itself sent and received by its uplink since it started."""
-        own: dict[str, list[int]] = {}
-        for line in self._context.accounts.ledger.lines(now):
-            sums = own.setdefault(line.uplink, [0, 0])
-            sums[0] += line.since_start[0]
-            sums[1] += line.since_start[1]
-        found = []
+        """For `edgeagent modem`."""
         for modem in self.all.values():
-            self._count(modem)
-            sent, received = own.get(modem.uplink, (0, 0))
-            found.append({**modem.row(now), "agent_sent": sent, "agent_received": received})
-        return found
+            self._count(now, modem)
+        return [modem.row(now) for modem in self.all.values()]
 
     def describe(self, now: float) -> dict[str, Any]:
         return {
@@ -181,6 +173,7 @@ class Modems:
             for modem in self.all.values():
                 if modem.driver == driver.name and (modem.port == asked.key or asked.key == "mmcli"):
                     modem.fail(driver.why)
+                    self.news |= modem.failures == GONE_AFTER
         for port in [port for port, modem in self.all.items() if now - (modem.answered_at or now) > FORGET_S]:
             del self.all[port]
         self._follow_prices(now)
@@ -198,16 +191,20 @@ class Modems:
         modem.take(now, reading)
         names = ("technology", "registration", "operator")
         self.news |= was_weak is not modem.is_weak or any(getattr(before, n) != getattr(reading, n) for n in names)
-        self._count(modem)
+        self._count(now, modem)
         wall = self._context.wall
         if reading.network_s is not None and not wall.known and is_likely(reading.network_s, wall.at(now)):
             wall.hint(now, reading.network_s)
 
-    def _count(self, modem: Modem) -> None:
-        """Bytes of its interface, with those of others than the agent."""
+    def _count(self, now: float, modem: Modem) -> None:
         counted = counters(modem.uplink)
-        if counted is not None:
-            modem.count(*counted)
+        if counted is None:
+            return
+        lines = [line.since_start for line in self._context.accounts.ledger.lines(now) if line.uplink == modem.uplink]
+        agreed = modem.agrees
+        modem.count(*counted, sum(received for _, received in lines), sum(sent for sent, _ in lines))
+        if modem.agrees is False and agreed:
+            log.warning("%s: the ledger has more than the interface counted", modem.uplink)
 
     def _follow_prices(self, now: float) -> None:
         prices = {modem.uplink: modem.is_roaming(now) for modem in self.all.values() if modem.uplink}
@@ -322,8 +319,8 @@ def show(told: dict[str, Any]) -> str:
             f"  network   {where}, {modem['registration'] or 'state unknown'}, {modem['operator'] or 'no operator'}",
             f"  signal    {bars}{', '.join(signal) or 'unknown'}",
             f"  APN       {modem['apn'] or 'unknown'}",
-            f"  bytes     {size(modem['received'])} received, {size(modem['sent'])} sent since the agent started, "
-            f"of it {size(modem['agent_received'])} and {size(modem['agent_sent'])} its own",
+            f"  bytes     {size(modem['received'])} received, {size(modem['sent'])} sent since it was found, "
+            f"of it by the agent {size(modem['agent_received'])} and {size(modem['agent_sent'])}",
             f"  asked     {age}{', ' + modem['why'] if modem['why'] else ''}",
         ]
     for driver in told["drivers"]:

@@ -15,6 +15,8 @@ HYSTERESIS_DB = 3  # by which a threshold must be passed before there are more b
 WEAK_BARS = 1
 STALE_S = 900.0  # what was said so long ago is not shown as now
 ROAMING_ENDS_S = 600.0  # at a border a modem changes its mind: what costs more begins at once, and ends so late
+LEDGER_SLACK, LEDGER_SLACK_BYTES = 1.02, 4_096  # what is booked a moment before the interface counts it
+GONE_AFTER = 2  # polls without an answer
 TEXT_BYTES_MAX = 48  # of a name that a modem or a network gave
 TIME_SLACK_S = 86_400 * 365 * 15  # a modem without network time says 1980, 2070 or 2080
 
@@ -66,15 +68,19 @@ class Reading:
 class Total:
     """A counter that goes on where the one that it follows begins anew, as when a modem re-enumerates."""
 
-    __slots__ = ("_last", "bytes")
+    __slots__ = ("_last", "bytes", "resets")
 
     def __init__(self) -> None:
         self._last: int | None = None
         self.bytes = 0
+        self.resets = 0  # what was counted between the last look and each of them is missing
 
     def follow(self, counter: int) -> None:
-        if self._last is not None:
-            self.bytes += counter - self._last if counter >= self._last else counter
+        if self._last is not None and counter >= self._last:
+            self.bytes += counter - self._last
+        elif self._last is not None:
+            self.bytes += counter
+            self.resets += 1
         self._last = counter
 
 
@@ -82,8 +88,8 @@ class Modem:
     """Drive it: `take` each reading, `fail` where there was none, `count` what its interface counted."""
 
     __slots__ = (
-        "_roamed_at", "answered_at", "bars", "driver", "failures", "port", "reading", "received", "sent", "uplink",
-        "why",
+        "_roamed_at", "answered_at", "bars", "driver", "failures", "own_received", "own_sent", "port", "reading",
+        "received", "sent", "uplink", "why",
     )  # fmt: skip
 
     def __init__(self, driver: str, port: str, uplink: str) -> None:
@@ -95,7 +101,8 @@ class Modem:
         self.bars: int | None = None  # 0 to BARS
         self.failures = 0  # in a row
         self.why = ""  # the last one
-        self.received, self.sent = Total(), Total()
+        self.received, self.sent = Total(), Total()  # by all programs
+        self.own_received, self.own_sent = Total(), Total()  # by the agent, as its ledger has it
         self._roamed_at: float | None = None
 
     def take(self, now: float, reading: Reading) -> None:
@@ -110,9 +117,21 @@ class Modem:
         self.failures += 1
         self.why = why[:120]
 
-    def count(self, received: int, sent: int) -> None:
-        self.received.follow(received)
-        self.sent.follow(sent)
+    def count(self, received: int, sent: int, own_received: int, own_sent: int) -> None:
+        """What its interface counted, and what the agent booked to it; of all of them what comes from now on counts."""
+        for total, counter in ((self.received, received), (self.sent, sent)):
+            total.follow(counter)
+        self.own_received.follow(own_received)
+        self.own_sent.follow(own_sent)
+
+    @property
+    def agrees(self) -> bool | None:
+        """Whether what the agent booked is within what its interface counted, as it has to be; None where that is not
+        known, because the counters began anew."""
+        if self.received.resets or self.sent.resets:
+            return None
+        pairs = ((self.own_received, self.received), (self.own_sent, self.sent))
+        return all(own.bytes <= all_of_it.bytes * LEDGER_SLACK + LEDGER_SLACK_BYTES for own, all_of_it in pairs)
 
     def is_roaming(self, now: float) -> bool:
         """For what it costs: also for a while after it last did."""
@@ -152,6 +171,9 @@ class Modem:
             "network_time": reading.network_s,
             "received": self.received.bytes,
             "sent": self.sent.bytes,
+            "agent_received": self.own_received.bytes,
+            "agent_sent": self.own_sent.bytes,
+            "ledger_agrees": self.agrees,
             "age_s": None if self.answered_at is None else round(now - self.answered_at),
             "fresh": self.is_fresh(now),
             "failures": self.failures,
@@ -164,7 +186,8 @@ class Modem:
         where = " ".join(filter(None, (reading.technology, reading.band)))
         signal = "" if self.signal_dbm is None else f"{self.signal_dbm} dBm{', weak signal' if self.is_weak else ''}"
         parts = (where, signal, reading.registration, reading.operator)
-        text = f"{self.uplink or self.port}: {', '.join(filter(None, parts)) or 'says nothing'}"
+        said = "no answer" if self.failures >= GONE_AFTER else ", ".join(filter(None, parts)) or "says nothing"
+        text = f"{self.uplink or self.port}: {said}"
         return text.encode()[:128].decode("utf-8", "ignore")
 
 

@@ -19,7 +19,7 @@ MODEMS_MAX = 4
 _NAME = Text(64)
 _SIGNED = Uint(-(1 << 31), (1 << 31) - 1)
 # uplink, technology, band, operator, registration, APN ("" for what is not known), bars of 4, RSRP dBm, RSRQ dB, SINR
-# dB, RSSI dBm, bytes received and sent by its interface since the agent's start, seconds since it said so
+# dB, RSSI dBm, bytes received and sent by its interface since it was found, seconds since it said so
 _DB = Nullable(Uint(-200, 200))
 _MODEM = Row(
     *(_NAME, _NAME, _NAME, _NAME, _NAME, _NAME), Nullable(Uint(0, 4)), *(_DB, _DB, _DB, _DB), Uint(), Uint(), Uint()

@@ -398,7 +398,34 @@ def test_bytes_of_the_interface_stand_beside_the_agents_own(agents: Agents, monk
     site.next()
     [row] = site.modems.rows(site.now)
     assert (row["received"], row["sent"]) == (3_100, 250)
-    assert (row["agent_sent"], row["agent_received"]) == (120, 80)
+    assert (row["agent_sent"], row["agent_received"], row["ledger_agrees"]) == (120, 80, None)
+
+
+def test_a_ledger_that_has_more_than_the_interface_is_said(agents: Agents, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = [1_000, 500]
+    monkeypatch.setattr(modems, "counters", lambda interface: tuple(counted))
+    site = Site(agents, monkeypatch)
+    site.accounts.ledger.book(0.0, "lan9", Cause.PAYLOAD, 70_000, 70_000)  # before it was found
+    site.says(rsrp=-90)
+    site.next()
+    counted[:] = [9_000, 9_500]
+    site.accounts.ledger.book(site.now, "lan9", Cause.PAYLOAD, 9_000, 7_000)
+    assert [row["ledger_agrees"] for row in site.modems.rows(site.now)] == [True]
+    site.accounts.ledger.book(site.now, "lan9", Cause.PAYLOAD, 9_000, 0)
+    for _ in range(2):
+        assert [row["ledger_agrees"] for row in site.modems.rows(site.now)] == [False]
+    assert len([line for line in agents.ring.lines() if "the ledger has more" in line]) == 1
+
+
+def test_the_hub_hears_that_it_does_not_answer_any_more(site: Site) -> None:
+    site.says(technology="LTE", rsrp=-90, registration=HOME)
+    site.next()
+    site.driver.gives = []
+    assert site.told()
+    site.next()
+    assert not site.told()
+    site.next()
+    assert site.told() and site.modems.facts() == {"modem": "lan9: no answer"}
 
 
 def test_the_counters_of_an_interface() -> None:
