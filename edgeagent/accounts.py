@@ -133,6 +133,12 @@ class Accounts:
         self.policies.set_defaults(now, daily * 1024, monthly * 1024)
         self._follow_levels()
 
+    def set_modems(self, now: float, modems: dict[str, bool]) -> None:
+        """The uplinks that belong to modems, and whether each roams."""
+        self.policies.set_modems(now, modems)
+        self._follow_levels()
+        self.level_changes += 1  # also where only a price came to be known
+
     def control_policy(self, hosts: Sequence[str]) -> Policy:
         """Of the uplink that a connection to the first of `hosts` ("host:port") would take."""
         host = split_host_port(hosts[0])[0] if hosts else ""
@@ -264,4 +270,5 @@ def _sentence(event: LevelChanged) -> str:
         for period, share in (("day", event.day), ("month", event.month))
         if share is not None
     ]
-    return f"{event.uplink}: {event.level.name.lower()}, was {event.before.name.lower()}: {' and '.join(used)} used"
+    what = f"{event.uplink}: {event.level.name.lower()}, was {event.before.name.lower()}"
+    return f"{what}: {' and '.join(used)} used" if used else what

@@ -132,6 +132,12 @@ def _parser() -> argparse.ArgumentParser:
         help="what metered interfaces may take: wwan0=2MB/day,60MB/month",
     )
     group.add_argument(
+        "--modem",
+        metavar="LIST",
+        default=argparse.SUPPRESS,
+        help="who is asked about modems: off, mmcli, or devices such as /dev/ttyUSB2, /dev/cdc-wdm0=wwan0 (auto)",
+    )
+    group.add_argument(
         "--memory-profile",
         metavar="PROFILE",
         default=argparse.SUPPRESS,
@@ -336,6 +342,18 @@ def _parser() -> argparse.ArgumentParser:
     leave.add_argument("--allow-lan", action="store_true", help="this device's own networks stay reachable")
     as_json(leave)
     as_json(verb("ledger", _ledger, "what was sent and received, by uplink and cause, and how much of budgets is used"))
+    as_json(
+        verb(
+            "modem",
+            _modem,
+            "what the modems of this device say: technology, band, signal, registration, operator, APN, roaming, bytes",
+            epilog="Asks the running agent, which asks its modems every 5 minutes, and every minute while "
+            "somebody looks at the device in the dashboard. What it asks, and how: docs/cellular.md.\n\n"
+            "examples:\n  edgeagent modem\n  edgeagent modem --json | jq '.modems[0].rsrp_dbm'\n"
+            "  edgeagent up --modem /dev/ttyUSB2",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
     dns = verb(
         "dns",
         _dns,
@@ -589,6 +607,17 @@ def _ledger(options: argparse.Namespace) -> int:
         from edgeagent.status import show_ledger
 
         print(show_ledger(ledger))
+    return OK
+
+
+def _modem(options: argparse.Namespace) -> int:
+    told = _ask(options, {"do": "modem"})
+    if options.json:
+        print(json.dumps(told))
+    else:
+        from edgeagent.modems import show
+
+        print(show(told))
     return OK
 
 

@@ -14,6 +14,7 @@ CONFIG_BYTES_MAX = 65_536
 INTERFACES_MAX = 8  # in a list of them
 DNS_MODES = ("auto", "off", "server", "resolved", "resolvconf", "dnsmasq", "file")
 LOCK_KEYS_MAX = 8
+MODEMS_MAX = 4
 CEILING_RANGE_MIB = (20, 65_536)  # an agent does not start with less
 
 _HOST_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -21,6 +22,7 @@ _PROXY = re.compile(
     r"(?:[!-9;-~]{1,128}:[!-~]{0,128}@)?"  # user, password
     r"(?:([A-Za-z0-9.-]{1,253})|\[([0-9A-Fa-f:.]{2,45})\]):([1-9][0-9]{0,4})"
 )
+_MODEM = re.compile(r"mmcli|/dev/[A-Za-z0-9_:-][A-Za-z0-9_:/.-]{0,80}(?:=[A-Za-z0-9_.-]{1,15})?")
 _INTERFACE = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 
 
@@ -114,6 +116,15 @@ def _budget(text: str) -> str:
 
         read_budgets(text)
     return text
+
+
+def _modem(text: str) -> str:
+    if text in ("auto", "off"):
+        return text
+    modems = [each.strip() for each in text.split(",")]
+    if len(modems) > MODEMS_MAX or len(set(modems)) != len(modems) or not all(map(_MODEM.fullmatch, modems)):
+        raise ValueError(f"auto, off, or at most {MODEMS_MAX} of mmcli, /dev/ttyUSB2, /dev/cdc-wdm0=wwan0, ',' between")
+    return ",".join(modems)
 
 
 def _memory(text: str) -> str:
@@ -217,6 +228,13 @@ SETTINGS: dict[str, tuple[str, str, Callable[[str], str | int], str]] = {
         _budget,
         "what metered interfaces may take: wwan0=2MB/day,60MB/month (kB, MB, GB, KiB, MiB, GiB)",
     ),
+    "modem": (
+        "EDGEAGENT_MODEM",
+        "auto",
+        _modem,
+        "who is asked about modems: auto: ModemManager or uqmi, where there are any; off; mmcli; or devices, as in "
+        "/dev/ttyUSB2 (AT commands) or /dev/cdc-wdm0=wwan0 (uqmi), ',' between",
+    ),
     "memory-profile": (
         "EDGEAGENT_MEMORY_PROFILE",
         "normal",
@@ -299,6 +317,7 @@ class Settings:
         "memory_ceiling",
         "memory_profile",
         "metered",
+        "modem",
         "mtu",
         "named",
         "port",
@@ -320,6 +339,7 @@ class Settings:
     mtu: int
     hostname: str
     metered: str
+    modem: str
     budget: str
     dns: str
     memory_profile: str

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from edgeagent.commands import Commands
     from edgeagent.context import Context
     from edgeagent.io.mqtt import Event, MqttLink
+    from edgeagent.modems import Modems
     from edgeagent.naming import Naming
     from edgeagent.proto.budget import Policy
     from edgeagent.proto.identity import Admission
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("edgeagent")
 DAY_S = 86_400.0
 SETTLED_S = 60.0  # after which an agent out of a slot is no longer one that ends at once
+TELL_MODEM_S = 3_600.0  # between two messages to the hub because of a modem
 BINDINGS_LOOK_S = 60.0  # between two looks whether there is a binding to be kept
 
 
@@ -86,6 +88,7 @@ class Membership:
         self._updates: Updates | None = None
         self._settings: SettingsTrial | None = None
         self._level_changes = 0  # of those, which are followed
+        self._told_at = float("-inf")  # when the hub was last told more than at a connection
         self.node = Node(
             now,
             crypto=context.crypto,
@@ -119,9 +122,12 @@ class Membership:
             from edgeagent.naming import Naming
 
             self.naming = Naming(now, context, self)
+        self.modems: Modems | None = None  # None as long as nothing looks as if there was one
+        self._look_for_modems(now)
         if os.environ.get("EDGEAGENT_SLOT", "factory") != "factory":
             context.accounts.defer("settled", self._settled, now + SETTLED_S, SETTLED_S / 2)
-        context.accounts.defer("figures", self._tell_figures, now + DAY_S, DAY_S / 2)
+        self._tell_at = now + DAY_S
+        context.accounts.defer("figures", self._tell_figures, self._tell_at, DAY_S / 2)
         log.info("%s is up as %s, UDP port %d", context.settings.interface, self.node.map.name, self.tunnel.port)
 
     @property
@@ -172,6 +178,7 @@ class Membership:
             self._updates.poll_timeout() if self._updates is not None else None,
             self._settings.poll_timeout() if self._settings is not None else None,
             self.routing.poll_timeout() if self.routing is not None else None,
+            self.modems.poll_timeout() if self.modems is not None else None,
             self.node.next_connect_at if self._link.is_idle else None,
         ]
         return min((at for at in times if at is not None), default=None)
@@ -185,6 +192,7 @@ class Membership:
         if addresses is not None:
             self._context.accounts.interfaces_changed()
             self._link.keep_if_local(addresses)
+            self._look_for_modems(now)
             self._follow_price(now)
             if self.routing is not None:
                 self.routing.looked(now)
@@ -201,6 +209,8 @@ class Membership:
             self._updates.on_timeout(now)
         if self._settings is not None:
             self._settings.on_timeout(now)
+        if self.modems is not None:
+            self._follow_modems(now, self.modems)
         due = self._cache.poll_timeout()
         if due is not None and due <= now:
             self.save_cache(now)
@@ -317,6 +327,8 @@ class Membership:
             self._bindings.close()
         if self._commands is not None:
             self._commands.close()
+        if self.modems is not None:
+            self.modems.close()
         for job in ("settled", "bindings", "bindings-save", "figures"):
             self._context.accounts.undefer(job)
         self._link.steer = None
@@ -357,12 +369,35 @@ class Membership:
         from edgeagent.usage import facts
 
         context = self._context
-        self.node.set_facts(context.facts | facts(now, self, context.ceiling, context.keystore.flash))
+        of_modems = {} if self.modems is None else self.modems.facts()
+        self.node.set_facts(context.facts | facts(now, self, context.ceiling, context.keystore.flash) | of_modems)
 
     def _tell_figures(self, now: float) -> None:
-        self._context.accounts.defer("figures", self._tell_figures, now + DAY_S, DAY_S / 2)
+        self._told_at, self._tell_at = now, now + DAY_S
+        self._context.accounts.defer("figures", self._tell_figures, self._tell_at, DAY_S / 2)
         self._set_figures(now)
         self.node.tell_facts(now)
+
+    def _look_for_modems(self, now: float) -> None:
+        """Most devices have none, and none of the code for them."""
+        if self.modems is not None:
+            self.modems.look(now)
+        elif modems_likely(self._context.settings.modem):
+            from edgeagent.modems import Modems
+
+            self.modems = Modems(now, self._context)
+
+    def _follow_modems(self, now: float, modems: Modems) -> None:
+        modems.on_timeout(now)
+        if modems.price_changed:
+            modems.price_changed = False
+            self.tunnel.look_soon(now)
+        if modems.news:
+            modems.news = False
+            soonest = max(now, self._told_at + TELL_MODEM_S)
+            if soonest < self._tell_at:
+                self._tell_at = soonest
+                self._context.accounts.defer("figures", self._tell_figures, soonest, 0.0)
 
     def _follow_price(self, now: float) -> None:
         """On a metered uplink no session at a relay is kept without need, and little is probed."""
@@ -498,6 +533,20 @@ def _load_lock(context: Context, admission: Admission) -> Lock | None:
     from edgeagent import locks
 
     return locks.load(context, admission)
+
+
+def modems_likely(setting: str, root: str = "/sys/class") -> bool:
+    """Whether it is worth the memory to look closer: a modem is named, or something of the kind is plugged in."""
+    if setting != "auto":
+        return setting != "off"
+    for kind, names in (("usbmisc", ("cdc-wdm",)), ("wwan", ("",)), ("tty", ("ttyUSB", "ttyACM"))):
+        try:
+            found = os.listdir(f"{root}/{kind}")
+        except OSError:
+            continue
+        if any(name.startswith(names) for name in found):
+            return True
+    return False
 
 
 _EVENTS: dict[type[NodeEvent], Callable[[Membership, float, Any], None]] = {

@@ -101,6 +101,7 @@ def _status(now: float, agent: Agent, client: Client, request: dict[str, Any]) -
                 if count:  # an engine and the machine that it drives may drop for the same reason
                     status["drops"][reason.value] = status["drops"].get(reason.value, 0) + count
         status["peers"] = member.node.peers(now)
+        status["modems"] = [] if member.modems is None else member.modems.rows(now)
     if request.get("log") is True:
         status["log"] = context.ring.lines(LOG_LINES_SHOWN)
     client.answer(status)
@@ -162,6 +163,12 @@ def _whois(now: float, agent: Agent, client: Client, request: dict[str, Any]) ->
 def _ledger(now: float, agent: Agent, client: Client, _request: dict[str, Any]) -> None:
     _up_to_date(now, agent)
     client.answer(agent.context.accounts.describe(now))
+
+
+def _modem(now: float, agent: Agent, client: Client, _request: dict[str, Any]) -> None:
+    """What is known of modems; `drivers` says who was asked."""
+    if member := _member(agent, client):
+        client.answer({"drivers": [], "modems": []} if member.modems is None else member.modems.describe(now))
 
 
 def _dns(_now: float, agent: Agent, client: Client, _request: dict[str, Any]) -> None:
@@ -258,6 +265,7 @@ _VERBS: dict[str, Callable[[float, Agent, Client, dict[str, Any]], None]] = {
     "ip": _ip,
     "whois": _whois,
     "ledger": _ledger,
+    "modem": _modem,
     "relays": _relays,
     "dns": _dns,
     "commands": _commands,

@@ -37,6 +37,7 @@ def show_status(status: dict[str, Any]) -> str:
         lines.append(("policy", policy_line(status["policy"])))
     if uplinks := status.get("uplinks"):
         lines.append(("uplinks", "; ".join(_uplink(uplink) for uplink in uplinks)))
+    lines += [("modem", _modem(modem)) for modem in status.get("modems", ())]
     lines.append(("broker", _broker(status, mqtt)))
     if tables := status.get("tables"):
         lines.append(("peers", f"{tables['peers']['used']} of {tables['peers']['ceiling']}"))
@@ -308,6 +309,13 @@ def _lock(lock: dict[str, Any], status: dict[str, Any]) -> str:
     if lock["withheld"]:
         parts.append("WARNING: what the hub says of the lock does not follow from what this device holds")
     return "; ".join(parts)
+
+
+def _modem(modem: dict[str, Any]) -> str:
+    signal = next((modem[key] for key in ("rsrp_dbm", "rssi_dbm") if modem[key] is not None), None)
+    dbm = None if signal is None else f"{signal} dBm"
+    parts = (modem["technology"], modem["band"], dbm, modem["registration"], modem["operator"])
+    return f"{modem['uplink'] or modem['port']}: {', '.join(filter(None, parts)) or modem['why'] or 'says nothing'}"
 
 
 def _uplink(uplink: dict[str, Any]) -> str:

@@ -159,6 +159,11 @@ class Tunnel:
         self._node.handle_addresses(now, endpoints, self.streams_kept())
         return [address.address for address in addresses]
 
+    def look_soon(self, now: float) -> None:
+        """At all interfaces: something is known of one that the kernel does not tell."""
+        if self._look_at is None:
+            self._look_at = now
+
     def take_ports(self, now: float) -> None:
         """Tell the node what routers have opened, when that is something else than before."""
         if self._ports is not None and self._ports.changed:

@@ -28,6 +28,7 @@ class UplinkWatch:
     def __init__(
         self, order: list[str], is_metered: Callable[[str], bool], is_ours: Callable[[bytes], bool], tun: int
     ) -> None:
+        self._order = order
         self._settings = settings_of(order, [name for name in order if is_metered(name)])
         self._only_named = bool(order)
         self.uplinks = Uplinks(self._settings, only_named=self._only_named)
@@ -49,8 +50,10 @@ class UplinkWatch:
             for link in links
             if link.index != self._tun and not link.flags & rt.IFF_LOOPBACK
         ]
-        if not self._only_named:
-            self._settings.clear()
+        self._settings.clear()
+        if self._only_named:
+            self._settings.update(settings_of(self._order, [name for name in self._order if self._is_metered(name)]))
+        else:
             for each in self._facts:
                 self._settings[each.name] = UplinkSetting(is_metered=self._is_metered(each.name))
         self.uplinks.handle_links(now, self._facts)

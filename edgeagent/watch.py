@@ -62,6 +62,7 @@ class Watch:
                 "u": self._uplinks(now),
                 "d": self._drops(now),
                 **self._policy(),
+                **self._modems(now),
             }
         )
 
@@ -103,10 +104,35 @@ class Watch:
 
     def _uplinks(self, now: float) -> list[list[Any]]:
         uplinks, policies = self._member.node.reach.uplinks, self._context.accounts.policies
-        return [
-            [row["name"], row["state"], row["active"], row["metered"], policies.level(row["name"]).name.lower(), None]
-            for row in ([] if uplinks is None else uplinks.rows(now))
-        ]
+        modems = self._member.modems
+        found: list[list[Any]] = []
+        for row in [] if uplinks is None else uplinks.rows(now):
+            name = row["name"]
+            modem = None if modems is None else modems.of_uplink(name, now)
+            signal = None if modem is None else modem.signal_dbm
+            level = policies.level(name).name.lower()
+            found.append([name, row["state"], row["active"], row["metered"], level, signal])
+        return found
+
+    def _modems(self, now: float) -> dict[str, Any]:
+        """Nothing where there are none; they are asked more often while somebody looks."""
+        modems = self._member.modems
+        if modems is None:
+            return {}
+        modems.watched(now)
+        names = ("technology", "band", "operator", "registration", "apn")
+        values = ("bars", "rsrp_dbm", "rsrq_db", "sinr_db", "rssi_dbm", "received", "sent", "age_s")
+        rows = [row for row in modems.rows(now) if row["fresh"]]
+        return {
+            "mo": [
+                [
+                    row["uplink"] or row["port"][:64],
+                    *(row[name] or "" for name in names),
+                    *(row[name] for name in values),
+                ]
+                for row in rows
+            ]
+        }
 
     def _drops(self, now: float) -> list[list[Any]]:
         """The most frequent first. An engine and the machine that it drives may drop for the same reason."""

@@ -14,7 +14,7 @@ import typer
 
 from edgeagent import crypto
 from hub import operations
-from hub.core import actions, lock, routes
+from hub.core import actions, commands, lock, routes
 from hub.core.model import Device, DeviceState, HubError, Kind
 from hub.core.people import check_login
 from hub.opening import doing, open_store, wait_for_broker
@@ -96,9 +96,11 @@ def show(device: Name, as_json: Json = False) -> None:
         keys = tx.node_keys(found.id)
         known = tx.acquaintances(found.id, limit=1_000)
         routed = routes.of_device(tx, found)
+        sample = commands.telemetry(tx, found.id)
+    modems = [] if sample is None else sample["modems"]
     if as_json:
         node_keys = [{"key": _base64(key.key), "not_after": key.not_after} for key in keys]
-        print_json({**_as_json(found), "node_keys": node_keys, "known_by": known})
+        print_json({**_as_json(found), "node_keys": node_keys, "known_by": known, "modems": modems})
         return
     pairs = [
         ("name", found.name or "-"),
@@ -114,6 +116,11 @@ def show(device: Name, as_json: Json = False) -> None:
         ("known by", f"{len(known)}{' or more' if len(known) == 1_000 else ''} devices"),
         *(("route", f"{each.prefix}, {each.state}") for each in routed),
         *((f"{name}", value) for name, value in sorted(found.facts.items())),
+        *(
+            (f"signal of {modem['uplink']}", f"{_signal(modem)}, {ago(sample['received'])}")
+            for modem in modems
+            if sample
+        ),
     ]
     if found.cloned_s:
         pairs.append(("WARNING", f"two boards run under this identity (seen {ago(found.cloned_s)}): a copied card?"))
@@ -247,6 +254,17 @@ def _as_json(device: Device) -> dict[str, Any]:
         "claim": device.claim,
         "facts": device.facts,
     }
+
+
+def _signal(modem: dict[str, Any]) -> str:
+    """As somebody who looked saw it last."""
+    parts = [
+        f"{name} {modem[key]} {unit}"
+        for name, key, unit in (("RSRP", "rsrp_dbm", "dBm"), ("RSRQ", "rsrq_db", "dB"), ("SINR", "sinr_db", "dB"))
+        if modem[key] is not None
+    ]
+    bars = "bars unknown" if modem["bars"] is None else f"{modem['bars']} of 4 bars"
+    return ", ".join([bars, *parts])
 
 
 def _v4(device: Device) -> str:

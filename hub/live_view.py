@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+BARS = 4
 TABLES_SHOWN = 6
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -22,6 +23,8 @@ def render(name: str, sample: dict[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [Text(head), _peers(sample)]
     if sample["uplinks"]:
         parts.append(_uplinks(sample))
+    if sample["modems"]:
+        parts.append(_modems(sample))
     parts += [_ledger(sample), _tables(sample)]
     if sample["drops"]:
         parts.append(Text("dropped: " + ", ".join(f"{reason} {count}" for reason, count in sample["drops"].items())))
@@ -67,6 +70,24 @@ def _uplinks(sample: dict[str, Any]) -> Table:
         for uplink in sample["uplinks"]
     ]
     return _table(("UPLINK", "STATE", "METERED", "SIGNAL"), rows)
+
+
+def _modems(sample: dict[str, Any]) -> Table:
+    rows = [
+        (
+            modem["uplink"],
+            " ".join(filter(None, (modem["technology"], modem["band"]))) or "-",
+            "-" if modem["bars"] is None else f"{modem['bars']} of {BARS}",
+            *(
+                "-" if modem[key] is None else f"{modem[key]} {unit}"
+                for key, unit in (("rsrp_dbm", "dBm"), ("rsrq_db", "dB"), ("sinr_db", "dB"))
+            ),
+            modem["operator"] or "-",
+            modem["registration"] or "-",
+        )
+        for modem in sample["modems"]
+    ]
+    return _table(("MODEM", "NETWORK", "BARS", "RSRP", "RSRQ", "SINR", "OPERATOR", "STATE"), rows)
 
 
 def _ledger(sample: dict[str, Any]) -> Table:

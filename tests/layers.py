@@ -95,6 +95,7 @@ RULES = (
 # What several shells stand on: imports nothing of ours but the ground, and is a shell to nobody.
 SHELL_HELPERS = frozenset(
     (
+        "edgeagent.io.child",
         "edgeagent.io.pahoclient",
         "edgeagent.io.pinnedtls",
         "edgeagent.io.proxy",

@@ -54,9 +54,13 @@ BUDGET_MIB = {
 }
 
 # What the daemon does without until somebody asks it something, or for good; 1.1 MiB.
-NOT_BY_DAEMON = ("cbor2", "datetime", "edgeagent.enrolment", "edgeagent.requests", "ipaddress", "json", "platform")
+NOT_BY_DAEMON = (
+    "cbor2", "datetime", "edgeagent.enrolment", "edgeagent.modems", "edgeagent.requests", "ipaddress", "json",
+    "platform", "termios",
+)  # fmt: skip
 BY_POLICY = {"edgeagent.proto.firewall", "edgeagent.proto.conntrack", "edgeagent.proto.heads", "edgeagent.proto.policy"}
 POLICY_MIB = 0.5
+MODEM_MIB = 0.8
 CONNECTION_BYTES = 480  # with its place in the tables; of IPv6
 
 # What the fast engine adds: the daemon's whole price for it, but for the pump's own memory.
@@ -101,6 +105,16 @@ def test_a_policy_is_paid_for_by_who_has_one() -> None:
     assert set(loaded) - set(daemon) == BY_POLICY
     taken_mib = rss_mib - daemon_mib
     assert taken_mib <= POLICY_MIB, f"a policy takes {taken_mib:.1f} MiB"
+
+
+def test_a_modem_is_paid_for_by_who_has_one() -> None:
+    daemon, daemon_mib = footprint("edgeagent.daemon")
+    for driver, more in (("modem_at", {"termios"}), ("modem_programs", {"json", "edgeagent.io.child"})):
+        loaded, rss_mib = footprint("edgeagent.daemon", "edgeagent.modems", f"edgeagent.io.{driver}")
+        assert breaches(loaded) == []
+        assert more <= set(loaded) - set(daemon)
+        taken_mib = rss_mib - daemon_mib
+        assert taken_mib <= MODEM_MIB, f"modems by {driver} take {taken_mib:.1f} MiB"
 
 
 def test_a_full_table_of_connections_has_a_price() -> None:

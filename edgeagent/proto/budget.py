@@ -4,6 +4,7 @@
 |-----------|---------------------------------------------------------------------|------------|
 | THRIFTY   | day 60 %, month 80 %, or month 10 % ahead of the calendar           | 0.9 of it  |
 | EMERGENCY | day 90 %, month 95 %                                                | 0.9 of it  |
+| ROAMING   | whatever is used: its modem is in the network of another operator   | with that  |
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ _UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 
 class Level(IntEnum):
     NORMAL = 0
     THRIFTY = 1
-    EMERGENCY = 2
+    ROAMING = 2
+    EMERGENCY = 3
 
 
 class Budget:
@@ -54,26 +56,28 @@ class BudgetRules:
     """Which uplinks are metered, and their budgets, from the texts of two settings. Raises ValueError that says what is
     wanted.
 
-    `metered`: names of interfaces, `*` for any characters; `auto` for what modems are called; `none`. `budgets`:
+    `metered`: names of interfaces, `*` for any characters; `auto` for what modems are called, and for what a modem was
+    found behind whatever it is called; `none`. `budgets`:
     `wwan0=2MB/day,60MB/month,ppp*=500kB/day`; what has a budget is metered. `set_defaults` gives the budget of metered
     uplinks that no rule names.
     """
 
-    __slots__ = ("_budgets", "_defaults", "_metered")
+    __slots__ = ("_auto", "_budgets", "_defaults", "_metered")
 
     def __init__(self, metered: str = "auto", budgets: str = "") -> None:
         self._metered = read_metered(metered)
+        self._auto = "auto" in (name.strip() for name in metered.split(","))
         self._budgets = read_budgets(budgets)
         self._defaults = Budget(metered=True)
 
     def set_defaults(self, daily_bytes: int, monthly_bytes: int) -> None:
         self._defaults = Budget(metered=True, daily_bytes=daily_bytes, monthly_bytes=monthly_bytes)
 
-    def of(self, uplink: str) -> Budget:
+    def of(self, uplink: str, *, has_modem: bool = False) -> Budget:
         for name, budget in self._budgets:
             if name.fullmatch(uplink):
                 return budget
-        return self._defaults if self._metered.fullmatch(uplink) else _FREE
+        return self._defaults if self._metered.fullmatch(uplink) or (has_modem and self._auto) else _FREE
 
 
 def is_modem(interface: str) -> bool:
@@ -133,6 +137,7 @@ UNMETERED = Policy(1, 1, 1, on_demand=False, defer_bulk=False)
 POLICIES = {
     Level.NORMAL: Policy(3, 2, 1, on_demand=True, defer_bulk=False),
     Level.THRIFTY: Policy(4, 4, 4, on_demand=True, defer_bulk=True),
+    Level.ROAMING: Policy(6, 6, 4, on_demand=True, defer_bulk=True),
     Level.EMERGENCY: Policy(12, 12, 24, on_demand=True, defer_bulk=True),
 }
 

@@ -48,6 +48,7 @@ def status(now: float, node: Node) -> dict[str, Any]:
             "feed_generation": device_map.feed_generation,
             "wall_s": int(node.wall.at(now)),
             "wall_known": node.wall.known,
+            "wall_likely_s": int(node.wall.likely(now)),
         },
         "policy": policy(node),
         "lock": None if client.lock is None else _lock(now, node, client.lock),

@@ -15,8 +15,15 @@ PEERS_MAX, TABLES_MAX, DROPS_MAX = 32, 48, 32
 # Flows that others began, that it began, that a change ended; packets of others, and of its own, that it dropped
 POLICY_COUNTS = ("admitted", "opened", "revoked", "denied", "prohibited")
 
+MODEMS_MAX = 4
 _NAME = Text(64)
 _SIGNED = Uint(-(1 << 31), (1 << 31) - 1)
+# uplink, technology, band, operator, registration, APN ("" for what is not known), bars of 4, RSRP dBm, RSRQ dB, SINR
+# dB, RSSI dBm, bytes received and sent by its interface since it was found, seconds since it said so
+_DB = Nullable(Uint(-200, 200))
+_MODEM = Row(
+    *(_NAME, _NAME, _NAME, _NAME, _NAME, _NAME), Nullable(Uint(0, 4)), *(_DB, _DB, _DB, _DB), Uint(), Uint(), Uint()
+)
 # device, name, path (direct, relay, none, refused), what carries it (uplink, or relay and how), latency µs, B/s
 # and then bytes received and sent, the latter since the peer is known
 _PEER = Row(_NAME, _NAME, _NAME, _NAME, Nullable(Uint()), Uint(), Uint(), Uint(), Uint())
@@ -36,6 +43,7 @@ SAMPLE = Fields(
     {
         "po": Uint(),  # version of the policy in force
         "pc": Row(Uint(), Uint(), Uint(), Uint(), Uint()),  # what came of it: POLICY_COUNTS, since the agent's start
+        "mo": List(_MODEM, MODEMS_MAX),
     },
     grows=True,
 )
@@ -87,7 +95,15 @@ def read(data: bytes) -> dict[str, Any]:
             {"name": name, "state": state, "active": active, "metered": metered, "level": level, "signal_dbm": signal}
             for name, state, active, metered, level, signal in found["u"]
         ],
+        "modems": [_modem(row) for row in found.get("mo", [])],
         "drops": dict(found["d"]),
         "policy": found.get("po"),
         "policy_counts": dict(zip(POLICY_COUNTS, found["pc"], strict=True)) if "pc" in found else None,
     }
+
+
+def _modem(row: list[Any]) -> dict[str, Any]:
+    names = ("uplink", "technology", "band", "operator", "registration", "apn")
+    found: dict[str, Any] = {name: text or None for name, text in zip(names, row[:6], strict=True)}
+    numbers = ("bars", "rsrp_dbm", "rsrq_db", "sinr_db", "rssi_dbm", "received", "sent", "age_s")
+    return {**found, **dict(zip(numbers, row[6:], strict=True)), "roaming": found["registration"] == "roaming"}

@@ -66,6 +66,8 @@ class Uplinks:
             known = self._uplinks.get(name)
             if known is None:
                 known = self._make(now, each, setting)
+            else:
+                known.setting = setting  # a modem may have been found behind it since
             if known is not None:
                 self._look(now, known, each)
         self._choose(now)

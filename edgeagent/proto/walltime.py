@@ -7,12 +7,15 @@ class WallFloor:
     """`floor_s` is the latest wall time that is certain at `now`: the greater of build time and last persisted stamp.
 
     `known` says whether the hub's time came since; until then `at` may lie any time behind the truth, never before it.
+    `likely` is for people and for what may be tried in vain: nobody signed it, so nothing expires by it, nothing is
+    stamped with it, and it is not kept.
     """
 
-    __slots__ = ("_anchor_s", "known")
+    __slots__ = ("_anchor_s", "_hint_s", "known")
 
     def __init__(self, now: float, floor_s: float) -> None:
         self._anchor_s = floor_s - now
+        self._hint_s: float | None = None
         self.known = False
 
     def at(self, now: float) -> float:
@@ -30,3 +33,13 @@ class WallFloor:
             return False
         self._anchor_s = wall_s - now
         return True
+
+    def hint(self, now: float, wall_s: float) -> None:
+        """What a mobile network said; the last one counts."""
+        self._hint_s = wall_s - now
+
+    def likely(self, now: float) -> float:
+        """Seconds since 1970: the floor, and above it the hint, as long as the hub has told nothing."""
+        if self.known or self._hint_s is None:
+            return self.at(now)
+        return max(self._anchor_s, self._hint_s) + now

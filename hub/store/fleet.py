@@ -19,6 +19,7 @@ TAG_SETS_MAX = 2_000
 EDGES_EACH = 12  # of a device in the graph, at most on average
 DAY_S = 86_400
 AT_CEILING = "dropped at the ceiling"
+WEAK_SIGNAL = "weak signal"
 
 _IS_DEVICE = device.c.kind == Kind.DEVICE.value
 _ACTIVE = device.c.state == DeviceState.ACTIVE.value
@@ -57,12 +58,14 @@ def health(connection: Connection, wall_s: int) -> Health:
     return Health(*(int(value) for value in row))
 
 
-def short_of_memory(connection: Connection) -> int:
-    """Admitted devices that say (edgeagent/usage.py) that they dropped input at their memory's ceiling. It reads all
-    that all of them say: once a minute is enough, because each says it once a day."""
-    query = select(func.count()).select_from(device).where(_IS_DEVICE, _ACTIVE, device.c.facts.contains(AT_CEILING))
-    count: int = connection.execute(query).scalar_one()
-    return count
+def complaints(connection: Connection) -> tuple[int, int]:
+    """Admitted devices that say that they dropped input at their memory's ceiling (edgeagent/usage.py), and those whose
+    modem has a weak signal (edgeagent/proto/modem.py). It reads all that all of them say: once a minute is enough,
+    because each says it once a day, or once an hour."""
+    facts = device.c.facts
+    counts = [func.count().filter(facts.contains(words)) for words in (AT_CEILING, WEAK_SIGNAL)]
+    row = connection.execute(select(*counts).select_from(device).where(_IS_DEVICE, _ACTIVE)).one()
+    return int(row[0]), int(row[1])
 
 
 def tag_counts(connection: Connection, limit: int) -> list[tuple[str, int]]:

@@ -144,6 +144,20 @@ def bar(share: float, kind: str = "") -> Markup:
     ).format(kind, width)
 
 
+def signal_bars(bars: int | None) -> Markup:
+    """Four of them, as on a telephone; what they say stands beside them as text."""
+    kind = "" if bars is None else "bad" if bars == 0 else "warn" if bars == 1 else "ok"
+    parts = [
+        Markup('<rect class="{}" x="{}" y="{}" width="4" height="{}" rx="1"/>').format(
+            f"bar-fg {kind}" if bars is not None and at < bars else "bar-bg", 6 * at, 12 - 3 * at, 4 + 3 * at
+        )
+        for at in range(4)
+    ]
+    return Markup('<svg class="signal-bars" viewBox="0 0 22 16" aria-hidden="true">{}</svg>').format(
+        Markup("").join(parts)
+    )
+
+
 def size(count: float) -> str:
     """Bytes for people."""
     for unit in ("B", "KiB", "MiB", "GiB"):
@@ -186,6 +200,7 @@ def install(assets: Assets) -> None:
         "asset": assets.url,
         "icon": assets.icon,
         "menu_of": menu_of,
+        "signal_bars": signal_bars,
         "when": when,
         "state_of": state_of,
         "state_mark": state_mark,

@@ -125,6 +125,7 @@ def test_a_sample_is_shown(join: Join, ready: Shell, monkeypatch: pytest.MonkeyP
     device = join(1, "cam")
     store = SqliteStore(ready.state.database)
     sample = {**SAMPLE, "p": [["d" * 24, "[bold]x", "relay", "fra-1 tls", 12_345, 100, 200_000, 3_000, 4_000]]}
+    sample["mo"] = [["wwan0", "LTE", "B3", "[red]Net", "home", "", 2, -97, -11, None, None, 1, 2, 3]]
 
     def arrives(_seconds: float) -> None:
         with store.write() as tx:
@@ -133,8 +134,11 @@ def test_a_sample_is_shown(join: Join, ready: Shell, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("hub.cli_commands.time.sleep", arrives)
     shown = ready("watch", "cam", "--seconds", "1")
     assert all(word in shown for word in ("[bold]x", "fra-1 tls", "12.3 ms", "195.3 KiB/s", "replayed-message 2"))
+    assert all(word in shown for word in ("wwan0", "LTE B3", "2 of 4", "-97 dBm", "[red]Net"))
     assert "cam is offline" in ready.err
     store.close()
+    assert "2 of 4 bars, RSRP -97 dBm, RSRQ -11 dB" in ready("devices", "show", "cam")
+    assert ready.json("devices", "show", "cam")["modems"][0]["operator"] == "[red]Net"
     [row] = ready.json("commands", "list", "cam")
     assert (row["verb"], row["state"]) == ("watch", "done")
 

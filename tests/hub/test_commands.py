@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edgeagent.proto.commands import OPEN_MAX, OUTPUT_BYTES_MAX, VERBS
 from edgeagent.proto.control import ANSWER_DATA_BYTES_MAX, ANSWER_PARTS_MAX
-from edgeagent.proto.refusals import ControlDrop
+from edgeagent.proto.refusals import ControlDrop, ControlError
 from edgeagent.proto.telemetry import SAMPLE_BYTES_MAX, read, write
 from hub.core import actions, chores, commands
 from hub.core.memory import MemoryStore
@@ -327,6 +327,23 @@ def test_the_last_sample_is_kept(hub: Hub) -> None:
     assert found is not None and found["received"] == hub.wall_s and found["uptime_s"] == 60
     assert found["peers"][0]["latency_ms"] == 12.345 and found["policy"] is None
     assert found["ledger_today"][1] == {"uplink": "wwan0", "causes": [{"cause": "telemetry", "sent": 1, "received": 0}]}
+
+
+def test_modems_of_a_sample_are_read_in_full_words() -> None:
+    row = ["wwan0", "LTE", "", "Testnet", "roaming", "", 1, -112, None, 3, None, 10, 20, 42]
+    bare = {"t": 0, "up": 0, "m": [0, None, 0], "tb": [], "np": 0, "p": [], "l": [], "u": [], "d": []}
+    assert read(write(bare))["modems"] == []
+    [found] = read(write({**bare, "mo": [row]}))["modems"]
+    assert found == {
+        "uplink": "wwan0", "technology": "LTE", "band": None, "operator": "Testnet", "registration": "roaming",
+        "apn": None, "bars": 1, "rsrp_dbm": -112, "rsrq_db": None, "sinr_db": 3, "rssi_dbm": None, "received": 10,
+        "sent": 20, "age_s": 42, "roaming": True,
+    }  # fmt: skip
+    for bad in ([*row[:-1]], [*row[:6], 9, *row[7:]], ["x" * 65, *row[1:]], [*row[:7], "strong", *row[8:]]):
+        with pytest.raises(ControlError, match="mo"):
+            read(write({**bare, "mo": [bad]}))
+    with pytest.raises(ControlError, match="mo"):
+        read(write({**bare, "mo": [row] * 5}))
 
 
 def test_samples_that_are_wrong_or_too_many_are_dropped(hub: Hub) -> None:

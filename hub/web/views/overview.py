@@ -30,7 +30,7 @@ RECENT_SHOWN = 5
 ALERTS_MAX = 12
 SAMPLES_MAX = 50
 TIGHT = 0.9  # of a memory ceiling
-MEMORY_EVERY_S = 60
+COMPLAINTS_EVERY_S = 60
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,9 @@ def show(request: Request, who: Annotated[Principal, allowed("devices:read")], b
         alerts = find_alerts(tx, health, len([relay for relay in relays if not relay.online]))
         alerts += network_alerts(tx, who, now_s)
         paths = find_paths(tx, now_s)
+        short, weak = _complaints(request, tx, now_s)
         alerts += rollout_alerts(tx)
-        alerts += memory_alerts(_short_of_memory(request, tx, now_s), paths)
+        alerts += memory_alerts(short, paths) + signal_alerts(weak)
         version = tx.policy_version() if who.may("policy:read") else 0
         policy = tx.policy(version) if version else None
         asking = len(claims.waiting(tx.connection, now_s)) if who.may("claims:read") else 0
@@ -163,6 +164,14 @@ def memory_alerts(short: int, paths: Paths) -> list[Alert]:
     return found
 
 
+def signal_alerts(weak: int) -> list[Alert]:
+    if not weak:
+        return []
+    what = "An antenna in another place, or another operator: each page says what it receives"
+    text = f"{_devices(weak)} with a weak mobile signal"
+    return [Alert("info", "broadcast", text, what, _to(f'fact~"{fleet.WEAK_SIGNAL}" state:active'))]
+
+
 def find_alerts(tx: SqliteTx, health: fleet.Health, relays_away: int) -> list[Alert]:
     found = []
     if health.cloned:
@@ -192,10 +201,10 @@ def find_alerts(tx: SqliteTx, health: fleet.Health, relays_away: int) -> list[Al
     return found
 
 
-def _short_of_memory(request: Request, tx: SqliteTx, now_s: int) -> int:
-    known: tuple[int, int] = getattr(request.app.state, "short_of_memory", (0, 0))
-    if not 0 <= now_s - known[0] < MEMORY_EVERY_S:
-        known = request.app.state.short_of_memory = (now_s, fleet.short_of_memory(tx.connection))
+def _complaints(request: Request, tx: SqliteTx, now_s: int) -> tuple[int, int]:
+    known: tuple[int, tuple[int, int]] = getattr(request.app.state, "complaints", (0, (0, 0)))
+    if not 0 <= now_s - known[0] < COMPLAINTS_EVERY_S:
+        known = request.app.state.complaints = (now_s, fleet.complaints(tx.connection))
     return known[1]
 
 

@@ -47,6 +47,9 @@ def add_fleet(tx: SqliteTx, wall_s: int, count: int = 48, seed: int = 5) -> list
             "kernel": random.choice(("6.1.0-25-arm64", "5.15.150", "6.6.31", "6.8.0-45")),
             "site": site,
             "memory": f"{random.uniform(6, 14):.1f} of 32.0 MiB, peak {random.uniform(14, 20):.1f}",
+            **(
+                {"modem": f"wwan0: LTE B20, {-95 - number} dBm, weak signal, home, Testnet"} if number % 17 == 7 else {}
+            ),
             "tables": random.choice(("all below 1 %", "flows 212/4096", "peers 31/256, flows 88/4096")),
         }
         if number % 4 != 3:
@@ -191,10 +194,28 @@ def add_live(tx: SqliteTx, wall_s: int, device_id: str, peers: list[str]) -> Non
             for at, (peer, name) in enumerate((peer, _name(tx, peer)) for peer in peers)
         ],
         "l": [["wlan0", names.index(name), sent, received] for name, (sent, received) in causes.items()],
-        "u": [["wlan0", "alive", True, False, "normal", None], ["wwan0", "untested", False, True, "thrifty", -97]],
+        "u": [["wlan0", "alive", True, False, "normal", None], ["wwan0", "untested", False, True, "roaming", -97]],
         "d": [["replayed", 4], ["no-peer", 2]],
         "po": 1,
         "pc": [212, 88, 1, 37, 0],
+        "mo": [
+            [
+                "wwan0",
+                "LTE",
+                "B20",
+                "Testnet Mobile",
+                "roaming",
+                "iot.example",
+                2,
+                -97,
+                -11,
+                9,
+                -66,
+                81_300_000,
+                9_410_000,
+                42,
+            ]
+        ],
     }
     tx.save_telemetry(device_id, wall_s, telemetry.write(sample))
     for at, (verb, state, text) in enumerate(

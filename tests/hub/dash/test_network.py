@@ -352,11 +352,14 @@ def test_counts_in_sql_are_those_of_the_core(site: Site) -> None:
 
 
 def test_the_overview_says_what_the_network_wants(site: Site, owner: Browser, signer: Signer) -> None:
-    device = site.add_device(1, online=True, facts={"memory": "31.0 of 32.0 MiB, dropped at the ceiling 7"})
+    modem = "wwan0: LTE B20, -118 dBm, weak signal, home, Testnet"
+    facts = {"memory": "31.0 of 32.0 MiB, dropped at the ceiling 7", "modem": modem}
+    device = site.add_device(1, online=True, facts=facts)
     offer(site, device, "192.168.7.0/24")
     upload(owner, sign(signer, post(owner, "/lock/statement", what="init", key=key_text(signer.public)).text))
     page = text(owner, "/")
-    for said in ("offering routes that wait for approval", "not signed by a lock key", "at the memory’s ceiling"):
+    alerts = ("offering routes that wait for approval", "not signed by a lock key", "at the memory’s ceiling")
+    for said in (*alerts, "with a weak mobile signal"):
         assert f"1 device {said}" in page or f"1 device dropped input {said}" in page, said
     assert "Every device may reach every other one" in page and "Nobody looked within a day" in page
     link = re.search(r'href="(/devices\?q=fact[^"]*)"', page)
@@ -368,7 +371,17 @@ def test_a_sample_with_all_parts_and_with_none(site: Site, owner: Browser) -> No
     with site.write() as tx:
         add_live(tx, int(time.time()), device.id, [peer.id])
     page = text(owner, f"/devices/{device.id}")
-    for said in ("Peers and paths", "Uplinks", "by cause", "Fullest tables", "Policy at work", "212 let in", "thrifty"):
+    for said in (
+        "Peers and paths",
+        "Uplinks",
+        "by cause",
+        "Fullest tables",
+        "Policy at work",
+        "212 let in",
+        "Modem of wwan0",
+        "2 of 4 bars",
+        "roaming",
+    ):
         assert said in page, said
     overview = text(owner, "/")
     assert "by a relay" in overview and "As one device said" in overview
