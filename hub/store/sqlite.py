@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -46,6 +46,7 @@ from hub.store.meta import (
     save_relay_list,
     save_route_list,
 )
+from hub.store.prepared import Prepared
 from hub.store.schema import (
     ABOUT_ACCOUNTS,
     CUT_OFF,
@@ -68,54 +69,78 @@ from hub.store.schema import (
 
 _TOKEN_FIELDS = [field.name for field in fields(Token)]
 _DEVICE_FIELDS = [field.name for field in fields(Device)]
+_STATE, _TAGS, _FACTS, _KIND = (_DEVICE_FIELDS.index(name) for name in ("state", "tags", "facts", "kind"))
 _CONNECTING = (DeviceState.ACTIVE.value, DeviceState.EXPIRED.value)  # those that the broker knows
 
-# Built once: building a statement costs more than running it.
-_NEXT = (
+_TOKEN = select(token)
+_DEVICE = select(*(device.c[name] for name in _DEVICE_FIELDS))
+_NEXT = Prepared(
     upsert(counter)
     .values(name=bindparam("name"), value=1)
     .on_conflict_do_update(index_elements=["name"], set_={"value": counter.c.value + 1})
     .returning(counter.c.value)
 )
-_TOKEN = select(token)
-_DEVICE = select(device)
-_ADD_TOKEN = insert(token)
-_SAVE_TOKEN = update_(token).where(token.c.claim == bindparam("b_claim"))
-_ADD_DEVICE = insert(device)
-_SAVE_DEVICE = update_(device).where(device.c.id == bindparam("b_id"))
-_DEVICE_BY_ID = _DEVICE.where(device.c.id == bindparam("value"))
-_DEVICE_BY_NAME = _DEVICE.where(device.c.name == bindparam("value"))
-_DEVICE_BY_V4 = _DEVICE.where(device.c.v4 == bindparam("value"))
-_DEVICE_BY_V6 = _DEVICE.where(device.c.v6 == bindparam("value"))
-_DEVICE_BY_NODE_KEY = _DEVICE.join(node_key, node_key.c.device == device.c.id).where(
-    node_key.c.key == bindparam("value")
+_TOKEN_BY_CLAIM = Prepared(
+    select(*(token.c[name] for name in _TOKEN_FIELDS)).where(token.c.claim == bindparam("value"))
 )
-_NODE_KEYS = (
+_ADD_TOKEN = Prepared(insert(token), _TOKEN_FIELDS)
+_SAVE_TOKEN = Prepared(update_(token).where(token.c.claim == bindparam("b_claim")), _TOKEN_FIELDS)
+_ADD_DEVICE = Prepared(insert(device), _DEVICE_FIELDS)
+_SAVE_DEVICE = Prepared(update_(device).where(device.c.id == bindparam("b_id")), _DEVICE_FIELDS)
+_SAVE_SEEN = Prepared(update_(device).where(device.c.id == bindparam("b_id")), ["last_seen_s"])
+_DEVICE_BY_ID = Prepared(_DEVICE.where(device.c.id == bindparam("value")))
+_DEVICE_BY_NAME = Prepared(_DEVICE.where(device.c.name == bindparam("value")))
+_DEVICE_BY_V4 = Prepared(_DEVICE.where(device.c.v4 == bindparam("value")))
+_DEVICE_BY_V6 = Prepared(_DEVICE.where(device.c.v6 == bindparam("value")))
+_DEVICE_BY_NODE_KEY = Prepared(
+    _DEVICE.join(node_key, node_key.c.device == device.c.id).where(node_key.c.key == bindparam("value"))
+)
+_PAGE = _DEVICE.where(device.c.id > bindparam("after")).order_by(device.c.id).limit(bindparam("limit"))
+_DEVICES = Prepared(_PAGE)
+_DEVICES_IN_STATE = Prepared(_PAGE.where(device.c.state == bindparam("state")))
+_RELAYS = Prepared(_DEVICE.where(IS_RELAY, device.c.state != DeviceState.REMOVED.value).order_by(device.c.id))
+_NODE_KEYS = Prepared(
     select(node_key)
     .where(node_key.c.device == bindparam("value"))
     .order_by(node_key.c.not_after.desc(), node_key.c.key)
 )
-_SAVE_NODE_KEY = upsert(node_key).on_conflict_do_update(
-    index_elements=["key"], set_={"not_after": literal_column("excluded.not_after")}
+_NODE_KEY = Prepared(select(node_key).where(node_key.c.key == bindparam("value")))
+_SAVE_NODE_KEY = Prepared(
+    upsert(node_key).on_conflict_do_update(
+        index_elements=["key"], set_={"not_after": literal_column("excluded.not_after")}
+    ),
+    ["key", "device", "not_after"],
 )
-_INTRODUCE = upsert(pair).on_conflict_do_nothing()
-_STAMP = select(stamp.c.epoch, stamp.c.seq).where(
-    stamp.c.device == bindparam("device"), stamp.c.kind == bindparam("kind")
+_INTRODUCE = Prepared(upsert(pair).on_conflict_do_nothing(), ["device", "other"])
+_STAMP = Prepared(
+    select(stamp.c.epoch, stamp.c.seq).where(stamp.c.device == bindparam("device"), stamp.c.kind == bindparam("kind"))
 )
-_SAVE_STAMP = upsert(stamp).on_conflict_do_update(
-    index_elements=["device", "kind"],
-    set_={"epoch": literal_column("excluded.epoch"), "seq": literal_column("excluded.seq")},
+_SAVE_STAMP = Prepared(
+    upsert(stamp).on_conflict_do_update(
+        index_elements=["device", "kind"],
+        set_={"epoch": literal_column("excluded.epoch"), "seq": literal_column("excluded.seq")},
+    ),
+    ["device", "kind", "epoch", "seq"],
 )
-_ADD_JOB = upsert(job).on_conflict_do_nothing()
-_JOBS = select(job).order_by(job.c.id).limit(bindparam("limit"))
-_PUT_OUT = insert(outgoing)
+_ADD_JOB = Prepared(upsert(job).inline().on_conflict_do_nothing(), ["kind", "reader", "subject"])
+_JOBS = Prepared(select(job.c.id, job.c.kind, job.c.reader, job.c.subject).order_by(job.c.id).limit(bindparam("limit")))
+_DROP_JOB = Prepared(delete(job).where(job.c.id == bindparam("value")))
+_PUT_OUT = Prepared(insert(outgoing).inline(), ["op", "target", "payload", "retain", "role", "key"])
 _ROWS = select(func.coalesce(select(counter.c.value).where(counter.c.name == "devices").scalar_subquery(), 0))
-_UNKEY = delete(outgoing).where(outgoing.c.key == bindparam("value"))
-_OUTGOING = select(outgoing).where(outgoing.c.id > bindparam("after")).order_by(outgoing.c.id).limit(bindparam("limit"))
-_DEPTH = select(
-    func.coalesce(select(func.max(outgoing.c.id)).scalar_subquery(), 0)
-    - func.coalesce(select(func.min(outgoing.c.id)).scalar_subquery(), 1)
-    + 1
+_UNKEY = Prepared(delete(outgoing).where(outgoing.c.key == bindparam("value")))
+_OUTGOING = Prepared(
+    select(*(outgoing.c[name] for name in ("op", "target", "payload", "retain", "role", "key", "id")))
+    .where(outgoing.c.id > bindparam("after"))
+    .order_by(outgoing.c.id)
+    .limit(bindparam("limit"))
+)
+_DROP_OUTGOING = Prepared(delete(outgoing).where(outgoing.c.id == bindparam("value")))
+_DEPTH = Prepared(
+    select(
+        func.coalesce(select(func.max(outgoing.c.id)).scalar_subquery(), 0)
+        - func.coalesce(select(func.min(outgoing.c.id)).scalar_subquery(), 1)
+        + 1
+    )
 )
 
 
@@ -186,15 +211,15 @@ class SqliteTx:
 
     def add_token(self, new: Token) -> None:
         self.note("tokens")
-        self.connection.execute(_ADD_TOKEN, _token_values(new))
+        _ADD_TOKEN.run(self.connection, _token_values(new))
 
     def save_token(self, changed: Token) -> None:
         self.note("tokens")
-        self.connection.execute(_SAVE_TOKEN, {**_token_values(changed), "b_claim": changed.claim})
+        _SAVE_TOKEN.run(self.connection, {**_token_values(changed), "b_claim": changed.claim})
 
     def token(self, claim: str) -> Token | None:
-        row = self.connection.execute(_TOKEN.where(token.c.claim == claim)).first()
-        return None if row is None else to_token(row)
+        row = _TOKEN_BY_CLAIM.first(self.connection, {"value": claim})
+        return None if row is None else _make_token(dict(zip(_TOKEN_FIELDS, row, strict=True)))
 
     def tokens(self, *, after: str = "", limit: int = 100) -> list[Token]:
         return self._tokens(_TOKEN.where(token.c.claim > after), limit)
@@ -212,15 +237,15 @@ class SqliteTx:
 
     def add_device(self, new: Device) -> None:
         self.note(f"device {new.id}")
-        self.connection.execute(_ADD_DEVICE, _device_values(new))
+        _ADD_DEVICE.run(self.connection, _device_values(new))
         self._next("devices")
 
     def save_device(self, changed: Device) -> None:
         self.note(f"device {changed.id}")
-        self.connection.execute(_SAVE_DEVICE, {**_device_values(changed), "b_id": changed.id})
+        _SAVE_DEVICE.run(self.connection, {**_device_values(changed), "b_id": changed.id})
 
     def save_seen(self, device_id: str, wall_s: int) -> None:
-        self.connection.execute(update_(device).where(device.c.id == device_id).values(last_seen_s=wall_s))
+        _SAVE_SEEN.run(self.connection, {"b_id": device_id, "last_seen_s": wall_s})
 
     def device(self, device_id: str) -> Device | None:
         return self._device(_DEVICE_BY_ID, device_id)
@@ -238,10 +263,12 @@ class SqliteTx:
         return self._device(_DEVICE_BY_NODE_KEY, key)
 
     def devices(self, *, after: str = "", limit: int = 100, state: DeviceState | None = None) -> list[Device]:
-        query = _DEVICE.where(device.c.id > after)
-        if state is not None:
-            query = query.where(device.c.state == state.value)
-        return self._devices(query, limit)
+        page = {"after": after, "limit": limit}
+        if state is None:
+            rows = _DEVICES.all(self.connection, page)
+        else:
+            rows = _DEVICES_IN_STATE.all(self.connection, {**page, "state": state.value})
+        return [_to_device(row) for row in rows]
 
     def devices_to_expire(self, wall_s: int, limit: int) -> list[Device]:
         return self._devices(_DEVICE.where(DEVICE_TO_EXPIRE, device.c.not_after <= wall_s), limit)
@@ -250,8 +277,7 @@ class SqliteTx:
         return self._devices(_DEVICE.where(RECORD_TO_RENEW, device.c.record_renew_s <= wall_s), limit)
 
     def relays(self) -> list[Device]:
-        query = _DEVICE.where(IS_RELAY, device.c.state != DeviceState.REMOVED.value).order_by(device.c.id)
-        return [_to_device(row) for row in self.connection.execute(query)]
+        return [_to_device(row) for row in _RELAYS.all(self.connection)]
 
     def relay_list(self) -> bytes:
         return load_relay_list(self.connection)
@@ -310,14 +336,14 @@ class SqliteTx:
     # node keys
 
     def node_keys(self, device_id: str) -> list[NodeKey]:
-        return [NodeKey(*row) for row in self.connection.execute(_NODE_KEYS, {"value": device_id})]
+        return [NodeKey(*row) for row in _NODE_KEYS.all(self.connection, {"value": device_id})]
 
     def node_key(self, key: bytes) -> NodeKey | None:
-        row = self.connection.execute(select(node_key).where(node_key.c.key == key)).first()
+        row = _NODE_KEY.first(self.connection, {"value": key})
         return None if row is None else NodeKey(*row)
 
     def save_node_key(self, key: NodeKey) -> None:
-        self.connection.execute(_SAVE_NODE_KEY, {"key": key.key, "device": key.device, "not_after": key.not_after})
+        _SAVE_NODE_KEY.run(self.connection, {"key": key.key, "device": key.device, "not_after": key.not_after})
 
     def drop_node_key(self, key: bytes) -> None:
         lock.drop_node_signature(self.connection, key)
@@ -405,7 +431,7 @@ class SqliteTx:
     # who knows whom
 
     def introduce(self, a: str, b: str) -> None:
-        self.connection.execute(_INTRODUCE, [{"device": a, "other": b}, {"device": b, "other": a}])
+        _INTRODUCE.run_many(self.connection, [{"device": a, "other": b}, {"device": b, "other": a}])
 
     def acquaintances(self, device_id: str, *, after: str = "", limit: int = 100) -> list[str]:
         known = select(pair.c.other).where(pair.c.device == device_id, pair.c.other > after)
@@ -419,11 +445,11 @@ class SqliteTx:
     # what devices wrote last
 
     def stamp(self, device_id: str, kind: str) -> tuple[int, int]:
-        row = self.connection.execute(_STAMP, {"device": device_id, "kind": kind}).first()
-        return (-1, 0) if row is None else (row.epoch, row.seq)
+        row = _STAMP.first(self.connection, {"device": device_id, "kind": kind})
+        return (-1, 0) if row is None else (row[0], row[1])
 
     def save_stamp(self, device_id: str, kind: str, epoch: int, seq: int) -> None:
-        self.connection.execute(_SAVE_STAMP, {"device": device_id, "kind": kind, "epoch": epoch, "seq": seq})
+        _SAVE_STAMP.run(self.connection, {"device": device_id, "kind": kind, "epoch": epoch, "seq": seq})
 
     def highest_epoch(self, device_id: str) -> int:
         return self._number(select(func.coalesce(func.max(stamp.c.epoch), -1)).where(stamp.c.device == device_id))
@@ -431,7 +457,7 @@ class SqliteTx:
     # jobs and outgoing rows
 
     def add_job(self, kind: JobKind, reader: str, subject: str) -> None:
-        self.connection.execute(_ADD_JOB, {"kind": kind.value, "reader": reader, "subject": subject})
+        _ADD_JOB.run(self.connection, {"kind": kind.value, "reader": reader, "subject": subject})
 
     def add_jobs_for_acquaintances(self, kind: JobKind, device_id: str) -> None:
         columns: tuple[Any, Any] = (pair.c.other, literal(device_id))
@@ -441,15 +467,15 @@ class SqliteTx:
         self.connection.execute(upsert(job).from_select(["kind", "reader", "subject"], known).on_conflict_do_nothing())
 
     def jobs(self, limit: int) -> list[Job]:
-        rows = self.connection.execute(_JOBS, {"limit": limit})
-        return [Job(row.id, JobKind(row.kind), row.reader, row.subject) for row in rows]
+        rows = _JOBS.all(self.connection, {"limit": limit})
+        return [Job(number, JobKind(kind), reader, subject) for number, kind, reader, subject in rows]
 
     def has_round(self, kind: JobKind, reader: str) -> bool:
         found = select(job.c.id).where(job.c.kind == kind.value, job.c.reader == reader, job.c.subject > "")
         return self.connection.execute(found.limit(1)).first() is not None
 
     def drop_job(self, job_id: int) -> None:
-        self.connection.execute(delete(job).where(job.c.id == job_id))
+        _DROP_JOB.run(self.connection, {"value": job_id})
 
     def job_count(self) -> int:
         return self._number(select(func.count()).select_from(job))
@@ -503,24 +529,24 @@ class SqliteTx:
 
     def put_out(self, item: Outgoing) -> None:
         if item.key is not None:
-            self.connection.execute(_UNKEY, {"value": item.key})
+            _UNKEY.run(self.connection, {"value": item.key})
         values = {"op": item.op.value, "target": item.target, "payload": item.payload, "retain": item.retain}
-        self.connection.execute(_PUT_OUT, {**values, "role": item.role.value, "key": item.key})
+        _PUT_OUT.run(self.connection, {**values, "role": item.role.value, "key": item.key})
 
     def outgoing(self, *, after: int = 0, limit: int = 100) -> list[Outgoing]:
         return [
-            Outgoing(Op(row.op), row.target, row.payload, row.retain, Role(row.role), row.key, row.id)
-            for row in self.connection.execute(_OUTGOING, {"after": after, "limit": limit})
+            Outgoing(Op(op), target, payload, retain, Role(role), key, number)
+            for op, target, payload, retain, role, key, number in _OUTGOING.all(
+                self.connection, {"after": after, "limit": limit}
+            )
         ]
 
     def drop_outgoing(self, ids: list[int]) -> None:
-        if ids:
-            self.connection.execute(
-                delete(outgoing).where(outgoing.c.id == bindparam("b_id")), [{"b_id": number} for number in ids]
-            )
+        _DROP_OUTGOING.run_many(self.connection, [{"value": number} for number in ids])
 
     def outgoing_depth(self) -> int:
-        return self._number(_DEPTH)
+        depth: int = _DEPTH.scalar(self.connection)
+        return depth
 
     # broker accounts
 
@@ -556,7 +582,7 @@ class SqliteTx:
     # rows
 
     def _next(self, name: str) -> int:
-        value: int = self.connection.execute(_NEXT, {"name": name}).scalar_one()
+        value: int = _NEXT.scalar(self.connection, {"name": name})
         return value
 
     def _number(self, query: Select[Any]) -> int:
@@ -566,8 +592,8 @@ class SqliteTx:
     def _tokens(self, query: Select[Any], limit: int) -> list[Token]:
         return [to_token(row) for row in self.connection.execute(query.order_by(token.c.claim).limit(limit))]
 
-    def _device(self, query: Select[Any], value: object) -> Device | None:
-        row = self.connection.execute(query, {"value": value}).first()
+    def _device(self, query: Prepared, value: object) -> Device | None:
+        row = query.first(self.connection, {"value": value})
         return None if row is None else _to_device(row)
 
     def _devices(self, query: Select[Any], limit: int) -> list[Device]:
@@ -582,7 +608,10 @@ def _token_values(item: Token) -> dict[str, Any]:
 
 
 def to_token(row: Row[Any]) -> Token:
-    values: dict[str, Any] = dict(row._mapping)
+    return _make_token(dict(row._mapping))
+
+
+def _make_token(values: dict[str, Any]) -> Token:
     values["tags"] = tuple(json.loads(values["tags"]))
     values["kind"] = Kind(values["kind"])
     return Token(**values)
@@ -597,10 +626,11 @@ def _device_values(item: Device) -> dict[str, Any]:
     return values
 
 
-def _to_device(row: Row[Any]) -> Device:
-    values: dict[str, Any] = dict(row._mapping)
-    values["state"] = DeviceState(values["state"])
-    values["tags"] = tuple(json.loads(values["tags"]))
-    values["facts"] = json.loads(values["facts"])
-    values["kind"] = Kind(values["kind"])
-    return Device(**values)
+def _to_device(row: Sequence[Any]) -> Device:
+    """Of the columns in the order of the fields."""
+    values = list(row)
+    values[_STATE] = DeviceState(values[_STATE])
+    values[_TAGS] = tuple(json.loads(values[_TAGS]))
+    values[_FACTS] = json.loads(values[_FACTS])
+    values[_KIND] = Kind(values[_KIND])
+    return Device(*values)
