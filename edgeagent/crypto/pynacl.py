@@ -38,7 +38,7 @@ class PyNaCl:
     gets bare pointers, from reading beyond them.
     """
 
-    __slots__ = ("_scratch", "_view", "name")
+    __slots__ = ("_expanded", "_scratch", "_view", "name")
 
     _view: bytes  # an ffi.buffer over the scratch: all that is asked of it is slices, and those are bytes
 
@@ -49,6 +49,7 @@ class PyNaCl:
         self.name = "pynacl"
         self._scratch = ffi.new("unsigned char[]", MESSAGE_MAX + _TAG)
         self._view = ffi.buffer(self._scratch)
+        self._expanded = (b"", b"")  # the seed that signed last, and its secret key: expanding takes as long as signing
 
     def seal_transport(self, key: bytes, header: bytes, counter: int, plaintext: bytes) -> bytes:
         """header (16 B) ‖ ciphertext ‖ tag under the nonce 4 zero bytes ‖ counter, with no additional data."""
@@ -183,8 +184,10 @@ class PyNaCl:
         """libsodium's 64 B secret key: seed ‖ public key."""
         if len(seed) != 32:
             raise _wrong_length(seed=(seed, 32))
-        lib.crypto_sign_seed_keypair(self._scratch + 64, self._scratch, seed)
-        return self._view[:64]
+        if seed != self._expanded[0]:
+            lib.crypto_sign_seed_keypair(self._scratch + 64, self._scratch, seed)
+            self._expanded = (seed, self._view[:64])
+        return self._expanded[1]
 
 
 def _wrong_length(**arguments: tuple[bytes, int | None]) -> ValueError:
