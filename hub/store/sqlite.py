@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, bindparam, delete, func, insert, literal, literal_column, select
+from sqlalchemy import Connection, Row, Select, bindparam, delete, func, insert, literal, literal_column, select, text
 from sqlalchemy import update as update_
 from sqlalchemy.dialects.postgresql import insert as upsert  # SQLite has taken its ON CONFLICT from there
 from sqlalchemy.exc import OperationalError
@@ -74,6 +74,9 @@ _CONNECTING = (DeviceState.ACTIVE.value, DeviceState.EXPIRED.value)  # those tha
 
 _TOKEN = select(token)
 _DEVICE = select(*(device.c[name] for name in _DEVICE_FIELDS))
+_SAVEPOINT, _UNDO, _RELEASE = (
+    Prepared(text(f"{word} message")) for word in ("SAVEPOINT", "ROLLBACK TO SAVEPOINT", "RELEASE SAVEPOINT")
+)
 _NEXT = Prepared(
     upsert(counter)
     .values(name=bindparam("name"), value=1)
@@ -196,6 +199,19 @@ class SqliteTx:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.changes: dict[str, None] = {}  # what `hub.io.live` shall say once this is committed
+
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """What is done inside is undone when it ends by an error, which goes on to the caller."""
+        _SAVEPOINT.run(self.connection, {})
+        try:
+            yield
+        except BaseException:
+            if not self.connection.invalidated:
+                _UNDO.run(self.connection, {})
+                _RELEASE.run(self.connection, {})
+            raise
+        _RELEASE.run(self.connection, {})
 
     def note(self, change: str) -> None:
         """`device ID`, or one word for a kind of thing: whoever shows it shall look anew."""
