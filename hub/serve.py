@@ -7,6 +7,7 @@ to the broker when its effects are in the database. So the hub may be killed bet
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import resource
@@ -114,6 +115,8 @@ class Server:
         self._session.start(time.monotonic())
         if self._web is not None:
             self._web.start(time.monotonic())
+        gc.collect()
+        gc.freeze()  # what is here stays; to look through all of it for garbage would hold answers up for 80 ms
         while not self._stopping:
             self._session.connect_if_due(time.monotonic())
             self._poll()
