@@ -56,8 +56,8 @@ def work(scribe: Scribe, tx: SqliteTx, wall_s: int, clock: Callable[[], float]) 
     """Jobs become rows, but no more than can be sent soon. True: there may be more to do at once."""
     end = clock() + WORK_S
     for _ in range(JOBS_MAX // _STEP):
-        if tx.outgoing_depth() >= IN_FLIGHT_MAX or chores.work(scribe, tx, wall_s, _STEP) < _STEP:
-            return False
+        if tx.outgoing_depth() >= IN_FLIGHT_MAX or not chores.work(scribe, tx, wall_s, _STEP):
+            return False  # a job may have left others, so only none is the end of them
         if clock() >= end:
             return True
     return True

@@ -161,7 +161,7 @@ def policy(fleet: Fleet, rig: Rig, tagged: int) -> tuple[float, int]:
     file = rig.state.directory / "policy.hujson"
     file.write_text(text % "443")
     rig.run("policy", "set", str(file))
-    fleet.run(120.0, until=lambda: len(came) == len(fleet.sessions))
+    fleet.run(40.0, until=lambda: len(came) == len(fleet.sessions))
     if len(came) < len(fleet.sessions):
         raise TimeoutError(f"{len(came)} of {len(fleet.sessions)} devices got the first policy")
     fleet.run(5.0)
