@@ -107,7 +107,7 @@ def _with_booleans(row: Sequence[Any], places: list[int]) -> tuple[Any, ...]:
     return tuple(values)
 
 
-def _raise(connection: Connection, raw: Any, cursor: Any, sql: str, error: Exception) -> NoReturn:
+def _raise(connection: Connection, raw: Any, cursor: Any, sql: str, error: Any) -> NoReturn:
     """As `Connection.execute` would: who leads among several hubs is told by a connection that is lost."""
     dialect = connection.dialect
     lost = dialect.is_disconnect(error, raw, cursor)
