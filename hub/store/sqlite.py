@@ -1,16 +1,16 @@
-"""The store that lasts: SQLAlchemy Core on SQLite. One writer at a time, across processes; readers never wait."""
+"""The store that lasts: a file of SQLite. One writer at a time, across processes; readers never wait.
+
+What a transaction does is the same on a PostgreSQL server: `hub.store.postgres` hands out `SqliteTx` as well.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, bindparam, delete, func, insert, literal, literal_column, select, text
-from sqlalchemy import update as update_
+from sqlalchemy import Connection, Select, delete, func, literal, select
 from sqlalchemy.dialects.postgresql import insert as upsert  # SQLite has taken its ON CONFLICT from there
 from sqlalchemy.exc import OperationalError
 
@@ -24,7 +24,6 @@ from hub.core.model import (
     HubError,
     Job,
     JobKind,
-    Kind,
     LockSignature,
     Network,
     NodeKey,
@@ -37,6 +36,7 @@ from hub.core.model import (
 )
 from hub.store import audits, commands, database, hooks, lock, policies
 from hub.store import routes as route_rows
+from hub.store import statements as sql
 from hub.store.meta import (
     load_names,
     load_network,
@@ -57,7 +57,6 @@ from hub.store.schema import (
     RECORD_TO_RENEW,
     TOKEN_TO_CLOSE,
     TOKEN_TO_FINISH,
-    counter,
     device,
     job,
     node_key,
@@ -67,84 +66,7 @@ from hub.store.schema import (
     token,
 )
 
-_TOKEN_FIELDS = [field.name for field in fields(Token)]
-_DEVICE_FIELDS = [field.name for field in fields(Device)]
-_STATE, _TAGS, _FACTS, _KIND = (_DEVICE_FIELDS.index(name) for name in ("state", "tags", "facts", "kind"))
 _CONNECTING = (DeviceState.ACTIVE.value, DeviceState.EXPIRED.value)  # those that the broker knows
-
-_TOKEN = select(token)
-_DEVICE = select(*(device.c[name] for name in _DEVICE_FIELDS))
-_SAVEPOINT, _UNDO, _RELEASE = (
-    Prepared(text(f"{word} message")) for word in ("SAVEPOINT", "ROLLBACK TO SAVEPOINT", "RELEASE SAVEPOINT")
-)
-_NEXT = Prepared(
-    upsert(counter)
-    .values(name=bindparam("name"), value=1)
-    .on_conflict_do_update(index_elements=["name"], set_={"value": counter.c.value + 1})
-    .returning(counter.c.value)
-)
-_TOKEN_BY_CLAIM = Prepared(
-    select(*(token.c[name] for name in _TOKEN_FIELDS)).where(token.c.claim == bindparam("value"))
-)
-_ADD_TOKEN = Prepared(insert(token), _TOKEN_FIELDS)
-_SAVE_TOKEN = Prepared(update_(token).where(token.c.claim == bindparam("b_claim")), _TOKEN_FIELDS)
-_ADD_DEVICE = Prepared(insert(device), _DEVICE_FIELDS)
-_SAVE_DEVICE = Prepared(update_(device).where(device.c.id == bindparam("b_id")), _DEVICE_FIELDS)
-_SAVE_SEEN = Prepared(update_(device).where(device.c.id == bindparam("b_id")), ["last_seen_s"])
-_DEVICE_BY_ID = Prepared(_DEVICE.where(device.c.id == bindparam("value")))
-_DEVICE_BY_NAME = Prepared(_DEVICE.where(device.c.name == bindparam("value")))
-_DEVICE_BY_V4 = Prepared(_DEVICE.where(device.c.v4 == bindparam("value")))
-_DEVICE_BY_V6 = Prepared(_DEVICE.where(device.c.v6 == bindparam("value")))
-_DEVICE_BY_NODE_KEY = Prepared(
-    _DEVICE.join(node_key, node_key.c.device == device.c.id).where(node_key.c.key == bindparam("value"))
-)
-_PAGE = _DEVICE.where(device.c.id > bindparam("after")).order_by(device.c.id).limit(bindparam("limit"))
-_DEVICES = Prepared(_PAGE)
-_DEVICES_IN_STATE = Prepared(_PAGE.where(device.c.state == bindparam("state")))
-_RELAYS = Prepared(_DEVICE.where(IS_RELAY, device.c.state != DeviceState.REMOVED.value).order_by(device.c.id))
-_NODE_KEYS = Prepared(
-    select(node_key)
-    .where(node_key.c.device == bindparam("value"))
-    .order_by(node_key.c.not_after.desc(), node_key.c.key)
-)
-_NODE_KEY = Prepared(select(node_key).where(node_key.c.key == bindparam("value")))
-_SAVE_NODE_KEY = Prepared(
-    upsert(node_key).on_conflict_do_update(
-        index_elements=["key"], set_={"not_after": literal_column("excluded.not_after")}
-    ),
-    ["key", "device", "not_after"],
-)
-_INTRODUCE = Prepared(upsert(pair).on_conflict_do_nothing(), ["device", "other"])
-_STAMP = Prepared(
-    select(stamp.c.epoch, stamp.c.seq).where(stamp.c.device == bindparam("device"), stamp.c.kind == bindparam("kind"))
-)
-_SAVE_STAMP = Prepared(
-    upsert(stamp).on_conflict_do_update(
-        index_elements=["device", "kind"],
-        set_={"epoch": literal_column("excluded.epoch"), "seq": literal_column("excluded.seq")},
-    ),
-    ["device", "kind", "epoch", "seq"],
-)
-_ADD_JOB = Prepared(upsert(job).inline().on_conflict_do_nothing(), ["kind", "reader", "subject"])
-_JOBS = Prepared(select(job.c.id, job.c.kind, job.c.reader, job.c.subject).order_by(job.c.id).limit(bindparam("limit")))
-_DROP_JOB = Prepared(delete(job).where(job.c.id == bindparam("value")))
-_PUT_OUT = Prepared(insert(outgoing).inline(), ["op", "target", "payload", "retain", "role", "key"])
-_ROWS = select(func.coalesce(select(counter.c.value).where(counter.c.name == "devices").scalar_subquery(), 0))
-_UNKEY = Prepared(delete(outgoing).where(outgoing.c.key == bindparam("value")))
-_OUTGOING = Prepared(
-    select(*(outgoing.c[name] for name in ("op", "target", "payload", "retain", "role", "key", "id")))
-    .where(outgoing.c.id > bindparam("after"))
-    .order_by(outgoing.c.id)
-    .limit(bindparam("limit"))
-)
-_DROP_OUTGOING = Prepared(delete(outgoing).where(outgoing.c.id == bindparam("value")))
-_DEPTH = Prepared(
-    select(
-        func.coalesce(select(func.max(outgoing.c.id)).scalar_subquery(), 0)
-        - func.coalesce(select(func.min(outgoing.c.id)).scalar_subquery(), 1)
-        + 1
-    )
-)
 
 
 class SqliteStore:
@@ -203,15 +125,15 @@ class SqliteTx:
     @contextmanager
     def savepoint(self) -> Iterator[None]:
         """What is done inside is undone when it ends by an error, which goes on to the caller."""
-        _SAVEPOINT.run(self.connection, {})
+        sql.SAVEPOINT.run(self.connection, {})
         try:
             yield
         except BaseException:
             if not self.connection.invalidated:
-                _UNDO.run(self.connection, {})
-                _RELEASE.run(self.connection, {})
+                sql.UNDO.run(self.connection, {})
+                sql.RELEASE.run(self.connection, {})
             raise
-        _RELEASE.run(self.connection, {})
+        sql.RELEASE.run(self.connection, {})
 
     def note(self, change: str) -> None:
         """`device ID`, or one word for a kind of thing: whoever shows it shall look anew."""
@@ -227,24 +149,24 @@ class SqliteTx:
 
     def add_token(self, new: Token) -> None:
         self.note("tokens")
-        _ADD_TOKEN.run(self.connection, _token_values(new))
+        sql.ADD_TOKEN.run(self.connection, sql.token_values(new))
 
     def save_token(self, changed: Token) -> None:
         self.note("tokens")
-        _SAVE_TOKEN.run(self.connection, {**_token_values(changed), "b_claim": changed.claim})
+        sql.SAVE_TOKEN.run(self.connection, {**sql.token_values(changed), "b_claim": changed.claim})
 
     def token(self, claim: str) -> Token | None:
-        row = _TOKEN_BY_CLAIM.first(self.connection, {"value": claim})
-        return None if row is None else _make_token(dict(zip(_TOKEN_FIELDS, row, strict=True)))
+        row = sql.TOKEN_BY_CLAIM.first(self.connection, {"value": claim})
+        return None if row is None else sql.make_token(dict(zip(sql.TOKEN_FIELDS, row, strict=True)))
 
     def tokens(self, *, after: str = "", limit: int = 100) -> list[Token]:
-        return self._tokens(_TOKEN.where(token.c.claim > after), limit)
+        return self._tokens(sql.TOKEN.where(token.c.claim > after), limit)
 
     def tokens_to_finish(self, wall_s: int, limit: int) -> list[Token]:
-        return self._tokens(_TOKEN.where(TOKEN_TO_FINISH, token.c.not_after <= wall_s), limit)
+        return self._tokens(sql.TOKEN.where(TOKEN_TO_FINISH, token.c.not_after <= wall_s), limit)
 
     def tokens_to_close(self, finished_before_s: int, limit: int) -> list[Token]:
-        return self._tokens(_TOKEN.where(TOKEN_TO_CLOSE, token.c.finished_s < finished_before_s), limit)
+        return self._tokens(sql.TOKEN.where(TOKEN_TO_CLOSE, token.c.finished_s < finished_before_s), limit)
 
     def token_count(self) -> int:
         return self._number(select(func.count()).select_from(token))
@@ -253,47 +175,47 @@ class SqliteTx:
 
     def add_device(self, new: Device) -> None:
         self.note(f"device {new.id}")
-        _ADD_DEVICE.run(self.connection, _device_values(new))
+        sql.ADD_DEVICE.run(self.connection, sql.device_values(new))
         self._next("devices")
 
     def save_device(self, changed: Device) -> None:
         self.note(f"device {changed.id}")
-        _SAVE_DEVICE.run(self.connection, {**_device_values(changed), "b_id": changed.id})
+        sql.SAVE_DEVICE.run(self.connection, {**sql.device_values(changed), "b_id": changed.id})
 
     def save_seen(self, device_id: str, wall_s: int) -> None:
-        _SAVE_SEEN.run(self.connection, {"b_id": device_id, "last_seen_s": wall_s})
+        sql.SAVE_SEEN.run(self.connection, {"b_id": device_id, "last_seen_s": wall_s})
 
     def device(self, device_id: str) -> Device | None:
-        return self._device(_DEVICE_BY_ID, device_id)
+        return self._device(sql.DEVICE_BY_ID, device_id)
 
     def device_by_name(self, name: str) -> Device | None:
-        return self._device(_DEVICE_BY_NAME, name)
+        return self._device(sql.DEVICE_BY_NAME, name)
 
     def device_by_v4(self, address: int) -> Device | None:
-        return self._device(_DEVICE_BY_V4, address)
+        return self._device(sql.DEVICE_BY_V4, address)
 
     def device_by_v6(self, address: bytes) -> Device | None:
-        return self._device(_DEVICE_BY_V6, address)
+        return self._device(sql.DEVICE_BY_V6, address)
 
     def device_by_node_key(self, key: bytes) -> Device | None:
-        return self._device(_DEVICE_BY_NODE_KEY, key)
+        return self._device(sql.DEVICE_BY_NODE_KEY, key)
 
     def devices(self, *, after: str = "", limit: int = 100, state: DeviceState | None = None) -> list[Device]:
         page = {"after": after, "limit": limit}
         if state is None:
-            rows = _DEVICES.all(self.connection, page)
+            rows = sql.DEVICES.all(self.connection, page)
         else:
-            rows = _DEVICES_IN_STATE.all(self.connection, {**page, "state": state.value})
-        return [_to_device(row) for row in rows]
+            rows = sql.DEVICES_IN_STATE.all(self.connection, {**page, "state": state.value})
+        return [sql.to_device(row) for row in rows]
 
     def devices_to_expire(self, wall_s: int, limit: int) -> list[Device]:
-        return self._devices(_DEVICE.where(DEVICE_TO_EXPIRE, device.c.not_after <= wall_s), limit)
+        return self._devices(sql.DEVICE.where(DEVICE_TO_EXPIRE, device.c.not_after <= wall_s), limit)
 
     def records_to_renew(self, wall_s: int, limit: int) -> list[Device]:
-        return self._devices(_DEVICE.where(RECORD_TO_RENEW, device.c.record_renew_s <= wall_s), limit)
+        return self._devices(sql.DEVICE.where(RECORD_TO_RENEW, device.c.record_renew_s <= wall_s), limit)
 
     def relays(self) -> list[Device]:
-        return [_to_device(row) for row in _RELAYS.all(self.connection)]
+        return [sql.to_device(row) for row in sql.RELAYS.all(self.connection)]
 
     def relay_list(self) -> bytes:
         return load_relay_list(self.connection)
@@ -323,7 +245,7 @@ class SqliteTx:
         save_names(self.connection, encoded)
 
     def passes_to_renew(self, wall_s: int, limit: int) -> list[Device]:
-        return self._devices(_DEVICE.where(PASS_TO_RENEW, device.c.pass_renew_s <= wall_s), limit)
+        return self._devices(sql.DEVICE.where(PASS_TO_RENEW, device.c.pass_renew_s <= wall_s), limit)
 
     def cut_off(self, since_s: int, *, after: str = "", limit: int = 100) -> list[str]:
         ended = select(device.c.id).where(CUT_OFF, device.c.id > after, device.c.removed_s > since_s)
@@ -344,7 +266,7 @@ class SqliteTx:
         return self._number(online) - self._number(online.where(IS_RELAY))
 
     def row_count(self) -> int:
-        return self._number(_ROWS)
+        return self._number(sql.ROWS)
 
     def next_suffix(self, base: str) -> int:
         return self._next(f"name {base}")
@@ -352,14 +274,14 @@ class SqliteTx:
     # node keys
 
     def node_keys(self, device_id: str) -> list[NodeKey]:
-        return [NodeKey(*row) for row in _NODE_KEYS.all(self.connection, {"value": device_id})]
+        return [NodeKey(*row) for row in sql.NODE_KEYS.all(self.connection, {"value": device_id})]
 
     def node_key(self, key: bytes) -> NodeKey | None:
-        row = _NODE_KEY.first(self.connection, {"value": key})
+        row = sql.NODE_KEY.first(self.connection, {"value": key})
         return None if row is None else NodeKey(*row)
 
     def save_node_key(self, key: NodeKey) -> None:
-        _SAVE_NODE_KEY.run(self.connection, {"key": key.key, "device": key.device, "not_after": key.not_after})
+        sql.SAVE_NODE_KEY.run(self.connection, {"key": key.key, "device": key.device, "not_after": key.not_after})
 
     def drop_node_key(self, key: bytes) -> None:
         lock.drop_node_signature(self.connection, key)
@@ -447,7 +369,7 @@ class SqliteTx:
     # who knows whom
 
     def introduce(self, a: str, b: str) -> None:
-        _INTRODUCE.run_many(self.connection, [{"device": a, "other": b}, {"device": b, "other": a}])
+        sql.INTRODUCE.run_many(self.connection, [{"device": a, "other": b}, {"device": b, "other": a}])
 
     def acquaintances(self, device_id: str, *, after: str = "", limit: int = 100) -> list[str]:
         known = select(pair.c.other).where(pair.c.device == device_id, pair.c.other > after)
@@ -461,11 +383,11 @@ class SqliteTx:
     # what devices wrote last
 
     def stamp(self, device_id: str, kind: str) -> tuple[int, int]:
-        row = _STAMP.first(self.connection, {"device": device_id, "kind": kind})
+        row = sql.STAMP.first(self.connection, {"device": device_id, "kind": kind})
         return (-1, 0) if row is None else (row[0], row[1])
 
     def save_stamp(self, device_id: str, kind: str, epoch: int, seq: int) -> None:
-        _SAVE_STAMP.run(self.connection, {"device": device_id, "kind": kind, "epoch": epoch, "seq": seq})
+        sql.SAVE_STAMP.run(self.connection, {"device": device_id, "kind": kind, "epoch": epoch, "seq": seq})
 
     def highest_epoch(self, device_id: str) -> int:
         return self._number(select(func.coalesce(func.max(stamp.c.epoch), -1)).where(stamp.c.device == device_id))
@@ -473,7 +395,7 @@ class SqliteTx:
     # jobs and outgoing rows
 
     def add_job(self, kind: JobKind, reader: str, subject: str) -> None:
-        _ADD_JOB.run(self.connection, {"kind": kind.value, "reader": reader, "subject": subject})
+        sql.ADD_JOB.run(self.connection, {"kind": kind.value, "reader": reader, "subject": subject})
 
     def add_jobs_for_acquaintances(self, kind: JobKind, device_id: str) -> None:
         columns: tuple[Any, Any] = (pair.c.other, literal(device_id))
@@ -483,7 +405,7 @@ class SqliteTx:
         self.connection.execute(upsert(job).from_select(["kind", "reader", "subject"], known).on_conflict_do_nothing())
 
     def jobs(self, limit: int) -> list[Job]:
-        rows = _JOBS.all(self.connection, {"limit": limit})
+        rows = sql.JOBS.all(self.connection, {"limit": limit})
         return [Job(number, JobKind(kind), reader, subject) for number, kind, reader, subject in rows]
 
     def has_round(self, kind: JobKind, reader: str) -> bool:
@@ -491,7 +413,7 @@ class SqliteTx:
         return self.connection.execute(found.limit(1)).first() is not None
 
     def drop_job(self, job_id: int) -> None:
-        _DROP_JOB.run(self.connection, {"value": job_id})
+        sql.DROP_JOB.run(self.connection, {"value": job_id})
 
     def job_count(self) -> int:
         return self._number(select(func.count()).select_from(job))
@@ -545,23 +467,23 @@ class SqliteTx:
 
     def put_out(self, item: Outgoing) -> None:
         if item.key is not None:
-            _UNKEY.run(self.connection, {"value": item.key})
+            sql.UNKEY.run(self.connection, {"value": item.key})
         values = {"op": item.op.value, "target": item.target, "payload": item.payload, "retain": item.retain}
-        _PUT_OUT.run(self.connection, {**values, "role": item.role.value, "key": item.key})
+        sql.PUT_OUT.run(self.connection, {**values, "role": item.role.value, "key": item.key})
 
     def outgoing(self, *, after: int = 0, limit: int = 100) -> list[Outgoing]:
         return [
             Outgoing(Op(op), target, payload, retain, Role(role), key, number)
-            for op, target, payload, retain, role, key, number in _OUTGOING.all(
+            for op, target, payload, retain, role, key, number in sql.OUTGOING.all(
                 self.connection, {"after": after, "limit": limit}
             )
         ]
 
     def drop_outgoing(self, ids: list[int]) -> None:
-        _DROP_OUTGOING.run_many(self.connection, [{"value": number} for number in ids])
+        sql.DROP_OUTGOING.run_many(self.connection, [{"value": number} for number in ids])
 
     def outgoing_depth(self) -> int:
-        depth: int = _DEPTH.scalar(self.connection)
+        depth: int = sql.DEPTH.scalar(self.connection)
         return depth
 
     # broker accounts
@@ -598,7 +520,7 @@ class SqliteTx:
     # rows
 
     def _next(self, name: str) -> int:
-        value: int = _NEXT.scalar(self.connection, {"name": name})
+        value: int = sql.NEXT.scalar(self.connection, {"name": name})
         return value
 
     def _number(self, query: Select[Any]) -> int:
@@ -606,47 +528,11 @@ class SqliteTx:
         return number
 
     def _tokens(self, query: Select[Any], limit: int) -> list[Token]:
-        return [to_token(row) for row in self.connection.execute(query.order_by(token.c.claim).limit(limit))]
+        return [sql.to_token(row) for row in self.connection.execute(query.order_by(token.c.claim).limit(limit))]
 
     def _device(self, query: Prepared, value: object) -> Device | None:
         row = query.first(self.connection, {"value": value})
-        return None if row is None else _to_device(row)
+        return None if row is None else sql.to_device(row)
 
     def _devices(self, query: Select[Any], limit: int) -> list[Device]:
-        return [_to_device(row) for row in self.connection.execute(query.order_by(device.c.id).limit(limit))]
-
-
-def _token_values(item: Token) -> dict[str, Any]:
-    values = {name: getattr(item, name) for name in _TOKEN_FIELDS}
-    values["tags"] = json.dumps(item.tags)
-    values["kind"] = item.kind.value
-    return values
-
-
-def to_token(row: Row[Any]) -> Token:
-    return _make_token(dict(row._mapping))
-
-
-def _make_token(values: dict[str, Any]) -> Token:
-    values["tags"] = tuple(json.loads(values["tags"]))
-    values["kind"] = Kind(values["kind"])
-    return Token(**values)
-
-
-def _device_values(item: Device) -> dict[str, Any]:
-    values = {name: getattr(item, name) for name in _DEVICE_FIELDS}
-    values["state"] = item.state.value
-    values["tags"] = json.dumps(item.tags)
-    values["facts"] = json.dumps(item.facts)
-    values["kind"] = item.kind.value
-    return values
-
-
-def _to_device(row: Sequence[Any]) -> Device:
-    """Of the columns in the order of the fields."""
-    values = list(row)
-    values[_STATE] = DeviceState(values[_STATE])
-    values[_TAGS] = tuple(json.loads(values[_TAGS]))
-    values[_FACTS] = json.loads(values[_FACTS])
-    values[_KIND] = Kind(values[_KIND])
-    return Device(*values)
+        return [sql.to_device(row) for row in self.connection.execute(query.order_by(device.c.id).limit(limit))]

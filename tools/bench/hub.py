@@ -28,6 +28,10 @@ HELD_S = float(os.environ.get("EDGEMESH_BENCH_HUB_S", "600"))
 JOIN_TIMEOUT_S = 900.0
 ASKS_PER_S, ASKING_S = 100, 20
 ASK_MS_MAX = 50.0
+LATE_MS, ANSWERED_S = (
+    5_000.0,
+    60.0,
+)  # a device asks again after four seconds: an answer that is late is not one that is lost
 ROAMS, ROAM_EACH_S, WATCHERS = 20, 3.0, 10
 ROAM_BYTES_MAX = 600
 TAGGED, POLICY_MS_MAX = 500, 2_000.0
@@ -55,9 +59,10 @@ def hub(say: Callable[[str], None]) -> Iterator[Figure]:
             say(f"{ASKS_PER_S} questions a second")
             took_ms, unanswered = asks(fleet, random.Random(1))
             asked_ms = sorted(took_ms)
-            yield Figure(
-                f"questions of {ASKS_PER_S * ASKING_S:,} without an answer", unanswered, "", peer=NO_PEER, at_most=0
-            )
+            number = f"questions of {ASKS_PER_S * ASKING_S:,}"
+            yield Figure(f"{number} never answered", unanswered, "", peer=NO_PEER, at_most=0)
+            late = sum(ms > LATE_MS for ms in asked_ms)
+            yield Figure(f"{number} answered after {LATE_MS / 1000:g} s", late, "", peer=NO_PEER, at_most=0)
             yield Figure("ask → answer, median", statistics.median(asked_ms), "ms", peer=NO_PEER)
             p99 = asked_ms[int(len(asked_ms) * 0.99)]
             yield Figure(f"ask → answer, p99 at {ASKS_PER_S}/s", p99, "ms", peer=NO_PEER, at_most=ASK_MS_MAX)
@@ -92,7 +97,7 @@ def hub(say: Callable[[str], None]) -> Iterator[Figure]:
 
 
 def asks(fleet: Fleet, chance: random.Random) -> tuple[list[float], int]:
-    """(ms from each question to its answer, questions without one for five seconds); the pairs have not met before."""
+    """(ms from each question to its answer, questions without one for a minute); the pairs have not met before."""
     asked: dict[tuple[str, str], float] = {}
     took: list[float] = []
 
@@ -111,7 +116,7 @@ def asks(fleet: Fleet, chance: random.Random) -> tuple[list[float], int]:
         if asker.lookup(now, ("h", subject.host)) is Answer.PENDING:
             asked.setdefault((asker.device_id, subject.host), now)
             fleet.settle(now, asker)
-    fleet.run(5.0, until=lambda: not asked)
+    fleet.run(ANSWERED_S, until=lambda: not asked)
     return took, len(asked)
 
 
@@ -161,7 +166,7 @@ def policy(fleet: Fleet, rig: Rig, tagged: int) -> tuple[float, int]:
     file = rig.state.directory / "policy.hujson"
     file.write_text(text % "443")
     rig.run("policy", "set", str(file))
-    fleet.run(40.0, until=lambda: len(came) == len(fleet.sessions))
+    fleet.run(120.0, until=lambda: len(came) == len(fleet.sessions))
     if len(came) < len(fleet.sessions):
         raise TimeoutError(f"{len(came)} of {len(fleet.sessions)} devices got the first policy")
     fleet.run(5.0)
