@@ -31,7 +31,7 @@ ASK_MS_MAX = 50.0
 LATE_MS, ANSWERED_S = (
     5_000.0,
     60.0,
-)  # a device asks again after four seconds: an answer that is late is not one that is lost
+)  # late is not lost: a device asks again after 4 s
 ROAMS, ROAM_EACH_S, WATCHERS = 20, 3.0, 10
 ROAM_BYTES_MAX = 600
 TAGGED, POLICY_MS_MAX = 500, 2_000.0
