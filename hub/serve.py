@@ -7,6 +7,7 @@ to the broker when its effects are in the database. So the hub may be killed bet
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import resource
@@ -14,7 +15,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from sqlalchemy.exc import DBAPIError
@@ -24,6 +25,7 @@ from hub.core import chores
 from hub.core.coordinator import Coordinator
 from hub.database import Database, demand_one, open_database
 from hub.fetching import Fetching
+from hub.intake import BATCH_MAX, hear, work
 from hub.io import live
 from hub.io.listening import inherited
 from hub.io.mqtt import IN_FLIGHT_MAX
@@ -40,8 +42,6 @@ from hub.store.postgres import LeadLost, PostgresStore
 TICK_S = 1.0
 DATES_S = 30.0
 STATUS_S = 2.0  # at most so often, and only what has changed
-BATCH_MAX = 128  # messages a transaction
-JOBS_MAX = 64
 
 log = logging.getLogger("edgehub")
 
@@ -119,14 +119,16 @@ class Server:
         self._session.start(time.monotonic())
         if self._web is not None:
             self._web.start(time.monotonic())
+        gc.collect()
+        gc.freeze()  # what is here stays; to look through all of it for garbage would hold answers up for 80 ms
         while not self._stopping:
             self._session.connect_if_due(time.monotonic())
             self._poll()
             now = time.monotonic()
             if now >= self._tick_at:
                 self._tick(now)
-            self._receive(now)
-            self._work()
+            if not self._receive(now):
+                self._work(now)
             self._session.send(now)
 
     def close(self) -> None:
@@ -175,10 +177,10 @@ class Server:
                     session.read()
 
     def _wait_ms(self, now: float) -> int:
-        if self._look or self._session.has_done():
+        if self._look:
             return 0
-        child = self._session.child
-        dues = (self._tick_at, self._session.next_at(), child.next_at if child is not None else None)
+        session, child = self._session, self._session.child
+        dues = (self._tick_at, session.next_at(), session.done_at(), child.next_at if child is not None else None)
         return max(0, int((min(due for due in dues if due is not None) - now) * 1000) + 1)
 
     def _tick(self, now: float) -> None:
@@ -202,32 +204,47 @@ class Server:
             self._status_at = now + STATUS_S
             self._write_status(running=True)
 
-    def _receive(self, now: float) -> None:
+    def _receive(self, now: float) -> bool:
+        """What came is answered, sent after the commit that all of it has, and acknowledged. Whether there was any."""
         messages = self._session.take_messages(now)
-        while messages or self._session.has_done():
+        wrote = False
+        while messages or self._is_drop_due(now):
             batch, messages = messages[:BATCH_MAX], messages[BATCH_MAX:]
+            wall_s = int(time.time())
             with self._store.write() as tx:
-                for message in batch:
-                    self._coordinator.handle_message(now, int(time.time()), tx, message.topic, message.payload)
+                hear(self._coordinator, tx, now, wall_s, batch)
                 tx.drop_outgoing(self._session.take_done())
+                self._look = work(self._scribe, tx, wall_s, time.monotonic)
+            self._wrote(now, tx.changes)
             self._session.acknowledge(batch)
             fetches, self._coordinator.fetches = self._coordinator.fetches, []
             for device, body in fetches:
                 self._session.publish_once(*self._fetching.answer(now, int(time.time()), device, body))
-            live.announce(self._state.live, tx.changes)
-            self._look = True
+            wrote = True
+        return wrote
 
-    def _work(self) -> None:
-        """Jobs become rows, but no more than can be sent soon."""
+    def _is_drop_due(self, now: float) -> bool:
+        due = self._session.done_at()
+        return due is not None and due <= now
+
+    def _work(self, now: float) -> None:
+        """What was left to be done, by messages or by commands."""
         if not self._look:
             return
+        self._look = False
+        self._session.look()
         with self._store.read() as tx:
             waiting = tx.outgoing_depth() < IN_FLIGHT_MAX and bool(tx.jobs(1))
-        self._look = False
         if waiting:
             with self._store.write() as tx:
-                self._look = chores.work(self._scribe, tx, int(time.time()), JOBS_MAX) == JOBS_MAX
-            live.announce(self._state.live, tx.changes)
+                self._look = work(self._scribe, tx, int(time.time()), time.monotonic)
+            self._wrote(now, tx.changes)
+
+    def _wrote(self, now: float, changes: Iterable[str]) -> None:
+        """After a commit: answers first."""
+        self._session.look()
+        self._session.send(now)
+        live.announce(self._state.live, changes)
 
     def _note_change(self) -> None:
         self._status_at = 0.0

@@ -28,13 +28,15 @@ RECONNECT_FIRST_S, RECONNECT_LAST_S = 0.05, 15.0
 ANSWER_TIMEOUT_S = 30.0  # for the broker to answer about an account
 PROBE_TIMEOUT_S = 10.0  # for the broker to list its accounts, and so to show that it has the plugin
 GOODBYE_S = 2.0
+DONE_MAX, DONE_S = 32, 0.1  # confirmed rows go with the next transaction; for so many, or after so long, one is made
 
 log = logging.getLogger("edgehub")
 
 
 class Session:
     """Call `connect_if_due`, poll `fileno()`, call `read` and `write` when it is ready and `tick` each second, then
-    `take_messages`, `send`, and drop the rows that `take_done` names. `changed` is called when the connection changes.
+    `take_messages`, `send`, and drop the rows that `take_done` names, at `done_at` at the latest. Call `look` when rows
+    may have been written. `changed` is called when the connection changes.
     """
 
     def __init__(
@@ -63,6 +65,8 @@ class Session:
         self._mids: dict[int, int] = {}  # message id: row
         self._asked: dict[int, float] = {}  # row about an account: when the answer must have come
         self._done: list[int] = []
+        self._done_at = 0.0
+        self._look = True  # there may be rows that were not sent
 
     def start(self, now: float) -> None:
         """Start or adopt the broker. Raises HubError."""
@@ -152,7 +156,7 @@ class Session:
                 self._handle_disconnected(now, event.why)
             elif isinstance(event, Confirmed):
                 if (row := self._mids.pop(event.mid, None)) is not None:
-                    self._done.append(row)
+                    self._note_done(now, row)
             elif event.topic == broker_accounts.RESPONSE_TOPIC:
                 self.acknowledge([event])
                 self._handle_answer(now, event.payload)
@@ -165,8 +169,11 @@ class Session:
             for message in messages:
                 self._link.acknowledge(message)
 
-    def has_done(self) -> bool:
-        return bool(self._done)
+    def done_at(self) -> float | None:
+        """When rows that the broker has confirmed are to be dropped, if nothing else is written before."""
+        if not self._done:
+            return None
+        return 0.0 if len(self._done) >= DONE_MAX else self._done_at
 
     def take_done(self) -> list[int]:
         """Rows that the broker has confirmed."""
@@ -175,13 +182,20 @@ class Session:
 
     # out
 
+    def look(self) -> None:
+        """Something was written: there may be rows to be sent."""
+        self._look = True
+
     def send(self, now: float) -> None:
-        """As many rows as the broker may leave unconfirmed."""
+        """As many rows as the broker may leave unconfirmed. What is read here is committed."""
         room = IN_FLIGHT_MAX - len(self._mids) - len(self._asked)
-        if self._link is None or not self.connected or self._comparing_until is not None or room <= 0:
+        if self._link is None or not self.connected or self._comparing_until is not None:
+            return
+        if not self._look or room <= 0:
             return
         with self._store.read() as tx:
             rows = tx.outgoing(after=self._sent, limit=room)
+        self._look = len(rows) == room
         about_accounts: list[Outgoing] = []
         for row in rows:
             self._sent = row.id
@@ -194,7 +208,8 @@ class Session:
                 self._control(self._accounts.send(row))
         if about_accounts:
             self._files.write(self._known_accounts())
-            self._done += [row.id for row in about_accounts]
+            for row in about_accounts:
+                self._note_done(now, row.id)
 
     def publish_once(self, topic: str, payload: bytes) -> None:
         """Past the outbox: lost where there is no connection."""
@@ -205,6 +220,11 @@ class Session:
         if self._link is not None:
             for command in commands:
                 self._link.publish(broker_accounts.CONTROL_TOPIC, command)
+
+    def _note_done(self, now: float, row: int) -> None:
+        if not self._done:
+            self._done_at = now + DONE_S
+        self._done.append(row)
 
     # the connection
 
@@ -227,6 +247,7 @@ class Session:
         self._link = None
         self._comparing_until = None
         self._sent = 0
+        self._look = True
         self._mids.clear()
         self._asked.clear()
         self._accounts.reset()
@@ -258,7 +279,7 @@ class Session:
                 self._compare(now, event.users)
                 continue
             self._asked.pop(event.row, None)
-            self._done.append(event.row)
+            self._note_done(now, event.row)
             if event.error:
                 log.error("broker: an account was not changed (%s)", event.error)
                 self._compare_next = True

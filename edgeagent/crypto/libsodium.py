@@ -35,6 +35,7 @@ class Libsodium:
     """
 
     __slots__ = (
+        "_expanded",
         "_lib",
         "_look",
         "_new",
@@ -66,6 +67,7 @@ class Libsodium:
         self._scratch = new(MESSAGE_MAX + _TAG)
         self._public = new(32)
         self._view = look(self._scratch)
+        self._expanded = (b"", b"")  # the seed that signed last, and its secret key: expanding takes as long as signing
 
     def seal_transport(self, key: bytes, header: bytes, counter: int, plaintext: bytes) -> bytes:
         """header (16 B) ‖ ciphertext ‖ tag under the nonce 4 zero bytes ‖ counter, with no additional data."""
@@ -202,8 +204,10 @@ class Libsodium:
         """libsodium's 64 B secret key: seed ‖ public key."""
         if len(seed) != 32:
             raise _wrong_length(seed=(seed, 32))
-        self._lib.crypto_sign_seed_keypair(self._public, self._scratch, seed)
-        return self._view[:64]
+        if seed != self._expanded[0]:
+            self._lib.crypto_sign_seed_keypair(self._public, self._scratch, seed)
+            self._expanded = (seed, self._view[:64])
+        return self._expanded[1]
 
 
 def _wrong_length(**arguments: tuple[bytes, int | None]) -> ValueError:

@@ -30,14 +30,25 @@ def encode(value: Any) -> bytes:
 
     Keys are text of at most 23 bytes or unsigned integers. Raises LocalProtocolError for anything else.
     """
+    return encode_and_read(value)[0]
+
+
+def encode_and_read(value: Any) -> tuple[bytes, Any]:
+    """As `encode`, and what a reader will get of it."""
     out = bytearray()
     try:
         _write(out, value, 0)
         data = bytes(out)
-        decode(data, max_bytes=len(data))  # by the reader's own rules
+        return data, decode(data, max_bytes=len(data))  # by the reader's own rules
     except (UnicodeEncodeError, ControlError) as error:
         raise LocalProtocolError(f"cannot be encoded: {error}") from error
-    return data
+
+
+def encode_strings(*strings: bytes) -> bytes:
+    """An array of byte strings: as `encode`, which has nothing to refuse there but more than ARRAY_ITEMS_MAX."""
+    out = bytearray()
+    _write(out, strings, 0)
+    return bytes(out)
 
 
 def decode(data: bytes, *, max_bytes: int = MESSAGE_BYTES_MAX) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
-from edgeagent.proto.codec import MESSAGE_BYTES_MAX, decode, encode
+from edgeagent.proto.codec import MESSAGE_BYTES_MAX, decode, encode_and_read, encode_strings
 from edgeagent.proto.control import HEAD, check_body, check_validity_fields
 from edgeagent.proto.crypto import Crypto
 from edgeagent.proto.errors import LocalProtocolError
@@ -75,7 +75,7 @@ def sign_object(
 ) -> bytes:
     """A signed object. Raises LocalProtocolError when a field is not as the table of bodies says."""
     payload = write_payload(kind, network, subject, epoch, seq, wall_s, body, not_before, not_after)
-    return encode([payload, crypto.ed25519_sign(seed, signing_input(kind, payload))])
+    return encode_strings(payload, crypto.ed25519_sign(seed, signing_input(kind, payload)))
 
 
 def open_signed(
@@ -143,9 +143,11 @@ def write_payload(
         head["nb"] = not_before
     if not_after is not None:
         head["na"] = not_after
-    payload = encode(head)
+    payload, seen = encode_and_read(head)
     try:
-        read_payload(payload, payload, kind, network, subject)
+        if len(payload) > MESSAGE_BYTES_MAX:
+            raise ControlError(ControlDrop.TOO_LONG, f"message: at most {MESSAGE_BYTES_MAX} bytes, got {len(payload)}")
+        _read_head(seen, payload, kind, network, subject)
     except ControlError as error:
         raise LocalProtocolError(f"cannot be signed: {error}") from error
     return payload
@@ -153,7 +155,11 @@ def write_payload(
 
 def read_payload(payload: bytes, raw: bytes, kind: str, network: str, subject: str) -> Signed:
     """The object in a payload whose signature was checked."""
-    head = HEAD.check(decode(payload), kind)
+    return _read_head(decode(payload), raw, kind, network, subject)
+
+
+def _read_head(value: Any, raw: bytes, kind: str, network: str, subject: str) -> Signed:
+    head = HEAD.check(value, kind)
     if head["t"] != kind:
         raise ControlError(ControlDrop.WRONG_KIND, f"{kind}.t: {kind} expected")
     if head["n"] != network:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import ssl
 from dataclasses import dataclass
@@ -102,12 +103,13 @@ class MqttLink:
         return self._client.want_write()
 
     def read(self) -> None:
+        """All that is there: what came together is answered together. paho reads one packet at a time."""
         for _ in range(_READS_MAX):
             if self._client.loop_read() is not MQTTErrorCode.MQTT_ERR_SUCCESS:
                 return
             raw = self._client.socket()
-            if not isinstance(raw, ssl.SSLSocket) or not raw.pending():
-                return  # what TLS has already decrypted would not wake the poll
+            if not isinstance(raw, ssl.SSLSocket) or not _has_more(raw):
+                return
 
     def write(self) -> None:
         self._client.loop_write()
@@ -161,3 +163,11 @@ class MqttLink:
 
     def _on_publish(self, _client: Any, _data: Any, mid: int, _reason: Any, _properties: Any) -> None:
         self._events.append(Confirmed(mid))
+
+
+def _has_more(raw: ssl.SSLSocket) -> bool:
+    if raw.pending():
+        return True  # what TLS has already decrypted would not wake a poll
+    poll = select.poll()
+    poll.register(raw, select.POLLIN)
+    return bool(poll.poll(0))

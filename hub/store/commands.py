@@ -6,13 +6,19 @@ import json
 from dataclasses import fields
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, Select, bindparam, delete, func, insert, select, update
 
 from hub.core.model import Command, CommandState
+from hub.store.prepared import Prepared
 from hub.store.schema import command, command_output, telemetry
 
 _FIELDS = [field.name for field in fields(Command)]
 _ALL = select(command)
+_OPEN = Prepared(
+    select(*(command.c[name] for name in _FIELDS))
+    .where(command.c.device == bindparam("value"), command.c.due_s > 0)
+    .order_by(command.c.seq)
+)
 
 
 def add(connection: Connection, new: Command) -> None:
@@ -34,7 +40,8 @@ def of_device(connection: Connection, device_id: str, limit: int) -> list[Comman
 
 
 def open_of_device(connection: Connection, device_id: str) -> list[Command]:
-    return _some(connection, _ALL.where(command.c.device == device_id, command.c.due_s > 0).order_by(command.c.seq))
+    rows = _OPEN.all(connection, {"value": device_id})
+    return [_make_command(dict(zip(_FIELDS, row, strict=True))) for row in rows]
 
 
 def due(connection: Connection, wall_s: int, limit: int) -> list[Command]:
@@ -109,7 +116,10 @@ def _values(item: Command) -> dict[str, Any]:
 
 
 def _to_command(row: Row[Any]) -> Command:
-    values: dict[str, Any] = dict(row._mapping)
+    return _make_command(dict(row._mapping))
+
+
+def _make_command(values: dict[str, Any]) -> Command:
     values["args"] = json.loads(values["args"])
     values["state"] = CommandState(values["state"])
     return Command(**values)

@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Connection, and_, case, func, not_, select
 from hub.core.model import DeviceState, Kind, Token
 from hub.store.devices import PAGE_MAX, DeviceRow, by_ids
 from hub.store.schema import device, pair, token
-from hub.store.sqlite import to_token
+from hub.store.statements import to_token
 
 TAG_SETS_MAX = 2_000
 EDGES_EACH = 12  # of a device in the graph, at most on average

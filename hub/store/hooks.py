@@ -11,9 +11,10 @@ from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from hub.core import events
 from hub.core.events import DELIVERIES_MAX, Delivery, Webhook
+from hub.store.prepared import Prepared
 from hub.store.schema import delivery, webhook
 
-_ACTIVE = select(webhook.c.id, webhook.c.events).where(webhook.c.disabled_s == 0)
+_ACTIVE = Prepared(select(webhook.c.id, webhook.c.events).where(webhook.c.disabled_s == 0))
 
 
 def add(connection: Connection, new: Webhook) -> None:
@@ -36,8 +37,8 @@ def drop(connection: Connection, hook_id: str) -> None:
 
 def emit(connection: Connection, event: str, wall_s: int, fields: Mapping[str, str | int], only: str = "") -> int:
     """A row for each hook that wants to hear of it (or for `only`, whatever it wants); how many."""
-    hooks = connection.execute(_ACTIVE).all()
-    wanted = [row.id for row in hooks if (row.id == only if only else event in json.loads(row.events))]
+    hooks = _ACTIVE.all(connection)
+    wanted = [hook for hook, wishes in hooks if (hook == only if only else event in json.loads(wishes))]
     if not wanted or waiting(connection) + len(wanted) > DELIVERIES_MAX:
         return 0
     row = {"event": event, "body": events.body(event, wall_s, fields), "tries": 0, "due_s": wall_s}

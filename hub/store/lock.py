@@ -6,16 +6,18 @@ from sqlalchemy import ColumnElement, Connection, and_, case, delete, exists, fu
 
 from edgeagent.proto.lock import Statement
 from hub.core.model import DeviceState, Kind, LockSignature
+from hub.store.prepared import Prepared
 from hub.store.schema import device, lock_signature, lock_statement, node_signature
 
 ENDING_S = 30 * 86_400
+_STATEMENTS = Prepared(select(lock_statement.c.raw).order_by(lock_statement.c.sequence))
 _SHOWN = and_(
     device.c.kind == Kind.DEVICE.value, device.c.state.in_((DeviceState.ACTIVE.value, DeviceState.EXPIRED.value))
 )
 
 
 def statements(connection: Connection) -> list[bytes]:
-    return list(connection.execute(select(lock_statement.c.raw).order_by(lock_statement.c.sequence)).scalars())
+    return [raw for (raw,) in _STATEMENTS.all(connection)]
 
 
 def add_statement(connection: Connection, sequence: int, raw: bytes) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 from sqlalchemy.dialects.postgresql import insert  # SQLite takes it too
 
 from hub.core.model import Network
+from hub.store.prepared import Prepared
 from hub.store.schema import meta
+
+_VALUE = Prepared(select(meta.c.value).where(meta.c.name == bindparam("name")))
 
 
 @dataclass(slots=True, frozen=True)
@@ -107,8 +110,8 @@ def load_has_plugin(connection: Connection) -> bool:
 
 
 def _load(connection: Connection, name: str) -> bytes:
-    found: bytes | None = connection.execute(select(meta.c.value).where(meta.c.name == name)).scalar()
-    return found or b""
+    row = _VALUE.first(connection, {"name": name})
+    return (row[0] if row else None) or b""
 
 
 def save_route_list(connection: Connection, encoded: bytes) -> None:
@@ -117,8 +120,7 @@ def save_route_list(connection: Connection, encoded: bytes) -> None:
 
 def load_route_list(connection: Connection) -> bytes:
     """Empty when there never was one."""
-    found: bytes | None = connection.execute(select(meta.c.value).where(meta.c.name == "routes")).scalar()
-    return found or b""
+    return _load(connection, "routes")
 
 
 def _save(connection: Connection, values: dict[str, bytes]) -> None:

@@ -7,14 +7,15 @@ from typing import Any
 from sqlalchemy import Connection, Row, delete, func, insert, select
 
 from hub.core.model import StoredPolicy
+from hub.store.prepared import Prepared
 from hub.store.schema import policy
 
-_NEWEST = select(func.coalesce(func.max(policy.c.version), 0))
+_NEWEST = Prepared(select(func.coalesce(func.max(policy.c.version), 0)))
 
 
 def newest_version(connection: Connection) -> int:
     """0 for none."""
-    version: int = connection.execute(_NEWEST).scalar_one()
+    version: int = _NEWEST.scalar(connection)
     return version
 
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, and_, delete, func, insert, not_, or_, select
+from sqlalchemy import Connection, and_, bindparam, delete, func, insert, not_, or_, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from edgeagent.proto.prefixes import mask
 from hub.core.model import Client, DeviceState, Route
+from hub.store.prepared import Prepared
 from hub.store.schema import client, device, route
 
 _ROUTE = select(route)
 _BY_KEY = (route.c.device, route.c.address, route.c.length)
 _CLIENT = select(client)
+_ROUTES = Prepared(_ROUTE.where(route.c.device == bindparam("value")).order_by(route.c.address, route.c.length))
+_CLIENTS = Prepared(_CLIENT.where(client.c.gateway == bindparam("value")).order_by(client.c.name))
+_CLIENT_BY_V4 = Prepared(_CLIENT.where(client.c.v4 == bindparam("value")))
+_CLIENT_BY_V6 = Prepared(_CLIENT.where(client.c.v6 == bindparam("value")))
 
 
 def routes(connection: Connection, device_id: str) -> list[Route]:
-    query = _ROUTE.where(route.c.device == device_id).order_by(route.c.address, route.c.length)
-    return [Route(*row) for row in connection.execute(query)]
+    return [Route(*row) for row in _ROUTES.all(connection, {"value": device_id})]
 
 
 def all_routes(connection: Connection, after: tuple[str, bytes, int], limit: int) -> list[Route]:
@@ -77,8 +81,9 @@ def drop_client(connection: Connection, key: bytes) -> None:
 
 
 def clients(connection: Connection, gateway: str | None) -> list[Client]:
-    query = _CLIENT if gateway is None else _CLIENT.where(client.c.gateway == gateway)
-    return [Client(*row) for row in connection.execute(query.order_by(client.c.name))]
+    if gateway is None:
+        return [Client(*row) for row in connection.execute(_CLIENT.order_by(client.c.name))]
+    return [Client(*row) for row in _CLIENTS.all(connection, {"value": gateway})]
 
 
 def client_count(connection: Connection) -> int:
@@ -87,6 +92,6 @@ def client_count(connection: Connection) -> int:
 
 
 def client_by(connection: Connection, v4: int | None, v6: bytes | None) -> Client | None:
-    query = _CLIENT.where(client.c.v4 == v4) if v4 is not None else _CLIENT.where(client.c.v6 == v6)
-    row = connection.execute(query).first()
+    query, value = (_CLIENT_BY_V4, v4) if v4 is not None else (_CLIENT_BY_V6, v6)
+    row = query.first(connection, {"value": value})
     return None if row is None else Client(*row)

@@ -1,16 +1,16 @@
-"""The store that lasts: SQLAlchemy Core on SQLite. One writer at a time, across processes; readers never wait."""
+"""The store that lasts: a file of SQLite. One writer at a time, across processes; readers never wait.
+
+What a transaction does is the same on a PostgreSQL server: `hub.store.postgres` hands out `SqliteTx` as well.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, bindparam, delete, func, insert, literal, literal_column, select
-from sqlalchemy import update as update_
+from sqlalchemy import Connection, Select, delete, func, literal, select
 from sqlalchemy.dialects.postgresql import insert as upsert  # SQLite has taken its ON CONFLICT from there
 from sqlalchemy.exc import OperationalError
 
@@ -24,7 +24,6 @@ from hub.core.model import (
     HubError,
     Job,
     JobKind,
-    Kind,
     LockSignature,
     Network,
     NodeKey,
@@ -37,6 +36,7 @@ from hub.core.model import (
 )
 from hub.store import audits, commands, database, hooks, lock, policies
 from hub.store import routes as route_rows
+from hub.store import statements as sql
 from hub.store.meta import (
     load_names,
     load_network,
@@ -46,6 +46,7 @@ from hub.store.meta import (
     save_relay_list,
     save_route_list,
 )
+from hub.store.prepared import Prepared
 from hub.store.rollouts import SqlRollouts
 from hub.store.schema import (
     ABOUT_ACCOUNTS,
@@ -57,7 +58,6 @@ from hub.store.schema import (
     RECORD_TO_RENEW,
     TOKEN_TO_CLOSE,
     TOKEN_TO_FINISH,
-    counter,
     device,
     job,
     node_key,
@@ -67,57 +67,7 @@ from hub.store.schema import (
     token,
 )
 
-_TOKEN_FIELDS = [field.name for field in fields(Token)]
-_DEVICE_FIELDS = [field.name for field in fields(Device)]
 _CONNECTING = (DeviceState.ACTIVE.value, DeviceState.EXPIRED.value)  # those that the broker knows
-
-# Built once: building a statement costs more than running it.
-_NEXT = (
-    upsert(counter)
-    .values(name=bindparam("name"), value=1)
-    .on_conflict_do_update(index_elements=["name"], set_={"value": counter.c.value + 1})
-    .returning(counter.c.value)
-)
-_TOKEN = select(token)
-_DEVICE = select(device)
-_ADD_TOKEN = insert(token)
-_SAVE_TOKEN = update_(token).where(token.c.claim == bindparam("b_claim"))
-_ADD_DEVICE = insert(device)
-_SAVE_DEVICE = update_(device).where(device.c.id == bindparam("b_id"))
-_DEVICE_BY_ID = _DEVICE.where(device.c.id == bindparam("value"))
-_DEVICE_BY_NAME = _DEVICE.where(device.c.name == bindparam("value"))
-_DEVICE_BY_V4 = _DEVICE.where(device.c.v4 == bindparam("value"))
-_DEVICE_BY_V6 = _DEVICE.where(device.c.v6 == bindparam("value"))
-_DEVICE_BY_NODE_KEY = _DEVICE.join(node_key, node_key.c.device == device.c.id).where(
-    node_key.c.key == bindparam("value")
-)
-_NODE_KEYS = (
-    select(node_key)
-    .where(node_key.c.device == bindparam("value"))
-    .order_by(node_key.c.not_after.desc(), node_key.c.key)
-)
-_SAVE_NODE_KEY = upsert(node_key).on_conflict_do_update(
-    index_elements=["key"], set_={"not_after": literal_column("excluded.not_after")}
-)
-_INTRODUCE = upsert(pair).on_conflict_do_nothing()
-_STAMP = select(stamp.c.epoch, stamp.c.seq).where(
-    stamp.c.device == bindparam("device"), stamp.c.kind == bindparam("kind")
-)
-_SAVE_STAMP = upsert(stamp).on_conflict_do_update(
-    index_elements=["device", "kind"],
-    set_={"epoch": literal_column("excluded.epoch"), "seq": literal_column("excluded.seq")},
-)
-_ADD_JOB = upsert(job).on_conflict_do_nothing()
-_JOBS = select(job).order_by(job.c.id).limit(bindparam("limit"))
-_PUT_OUT = insert(outgoing)
-_ROWS = select(func.coalesce(select(counter.c.value).where(counter.c.name == "devices").scalar_subquery(), 0))
-_UNKEY = delete(outgoing).where(outgoing.c.key == bindparam("value"))
-_OUTGOING = select(outgoing).where(outgoing.c.id > bindparam("after")).order_by(outgoing.c.id).limit(bindparam("limit"))
-_DEPTH = select(
-    func.coalesce(select(func.max(outgoing.c.id)).scalar_subquery(), 0)
-    - func.coalesce(select(func.min(outgoing.c.id)).scalar_subquery(), 1)
-    + 1
-)
 
 
 class SqliteStore:
@@ -173,6 +123,19 @@ class SqliteTx:
         self.connection = connection
         self.changes: dict[str, None] = {}  # what `hub.io.live` shall say once this is committed
 
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """What is done inside is undone when it ends by an error, which goes on to the caller."""
+        sql.SAVEPOINT.run(self.connection, {})
+        try:
+            yield
+        except BaseException:
+            if not self.connection.invalidated:
+                sql.UNDO.run(self.connection, {})
+                sql.RELEASE.run(self.connection, {})
+            raise
+        sql.RELEASE.run(self.connection, {})
+
     def note(self, change: str) -> None:
         """`device ID`, or one word for a kind of thing: whoever shows it shall look anew."""
         self.changes[change] = None
@@ -187,24 +150,24 @@ class SqliteTx:
 
     def add_token(self, new: Token) -> None:
         self.note("tokens")
-        self.connection.execute(_ADD_TOKEN, _token_values(new))
+        sql.ADD_TOKEN.run(self.connection, sql.token_values(new))
 
     def save_token(self, changed: Token) -> None:
         self.note("tokens")
-        self.connection.execute(_SAVE_TOKEN, {**_token_values(changed), "b_claim": changed.claim})
+        sql.SAVE_TOKEN.run(self.connection, {**sql.token_values(changed), "b_claim": changed.claim})
 
     def token(self, claim: str) -> Token | None:
-        row = self.connection.execute(_TOKEN.where(token.c.claim == claim)).first()
-        return None if row is None else to_token(row)
+        row = sql.TOKEN_BY_CLAIM.first(self.connection, {"value": claim})
+        return None if row is None else sql.make_token(dict(zip(sql.TOKEN_FIELDS, row, strict=True)))
 
     def tokens(self, *, after: str = "", limit: int = 100) -> list[Token]:
-        return self._tokens(_TOKEN.where(token.c.claim > after), limit)
+        return self._tokens(sql.TOKEN.where(token.c.claim > after), limit)
 
     def tokens_to_finish(self, wall_s: int, limit: int) -> list[Token]:
-        return self._tokens(_TOKEN.where(TOKEN_TO_FINISH, token.c.not_after <= wall_s), limit)
+        return self._tokens(sql.TOKEN.where(TOKEN_TO_FINISH, token.c.not_after <= wall_s), limit)
 
     def tokens_to_close(self, finished_before_s: int, limit: int) -> list[Token]:
-        return self._tokens(_TOKEN.where(TOKEN_TO_CLOSE, token.c.finished_s < finished_before_s), limit)
+        return self._tokens(sql.TOKEN.where(TOKEN_TO_CLOSE, token.c.finished_s < finished_before_s), limit)
 
     def token_count(self) -> int:
         return self._number(select(func.count()).select_from(token))
@@ -213,46 +176,47 @@ class SqliteTx:
 
     def add_device(self, new: Device) -> None:
         self.note(f"device {new.id}")
-        self.connection.execute(_ADD_DEVICE, _device_values(new))
+        sql.ADD_DEVICE.run(self.connection, sql.device_values(new))
         self._next("devices")
 
     def save_device(self, changed: Device) -> None:
         self.note(f"device {changed.id}")
-        self.connection.execute(_SAVE_DEVICE, {**_device_values(changed), "b_id": changed.id})
+        sql.SAVE_DEVICE.run(self.connection, {**sql.device_values(changed), "b_id": changed.id})
 
     def save_seen(self, device_id: str, wall_s: int) -> None:
-        self.connection.execute(update_(device).where(device.c.id == device_id).values(last_seen_s=wall_s))
+        sql.SAVE_SEEN.run(self.connection, {"b_id": device_id, "last_seen_s": wall_s})
 
     def device(self, device_id: str) -> Device | None:
-        return self._device(_DEVICE_BY_ID, device_id)
+        return self._device(sql.DEVICE_BY_ID, device_id)
 
     def device_by_name(self, name: str) -> Device | None:
-        return self._device(_DEVICE_BY_NAME, name)
+        return self._device(sql.DEVICE_BY_NAME, name)
 
     def device_by_v4(self, address: int) -> Device | None:
-        return self._device(_DEVICE_BY_V4, address)
+        return self._device(sql.DEVICE_BY_V4, address)
 
     def device_by_v6(self, address: bytes) -> Device | None:
-        return self._device(_DEVICE_BY_V6, address)
+        return self._device(sql.DEVICE_BY_V6, address)
 
     def device_by_node_key(self, key: bytes) -> Device | None:
-        return self._device(_DEVICE_BY_NODE_KEY, key)
+        return self._device(sql.DEVICE_BY_NODE_KEY, key)
 
     def devices(self, *, after: str = "", limit: int = 100, state: DeviceState | None = None) -> list[Device]:
-        query = _DEVICE.where(device.c.id > after)
-        if state is not None:
-            query = query.where(device.c.state == state.value)
-        return self._devices(query, limit)
+        page = {"after": after, "limit": limit}
+        if state is None:
+            rows = sql.DEVICES.all(self.connection, page)
+        else:
+            rows = sql.DEVICES_IN_STATE.all(self.connection, {**page, "state": state.value})
+        return [sql.to_device(row) for row in rows]
 
     def devices_to_expire(self, wall_s: int, limit: int) -> list[Device]:
-        return self._devices(_DEVICE.where(DEVICE_TO_EXPIRE, device.c.not_after <= wall_s), limit)
+        return self._devices(sql.DEVICE.where(DEVICE_TO_EXPIRE, device.c.not_after <= wall_s), limit)
 
     def records_to_renew(self, wall_s: int, limit: int) -> list[Device]:
-        return self._devices(_DEVICE.where(RECORD_TO_RENEW, device.c.record_renew_s <= wall_s), limit)
+        return self._devices(sql.DEVICE.where(RECORD_TO_RENEW, device.c.record_renew_s <= wall_s), limit)
 
     def relays(self) -> list[Device]:
-        query = _DEVICE.where(IS_RELAY, device.c.state != DeviceState.REMOVED.value).order_by(device.c.id)
-        return [_to_device(row) for row in self.connection.execute(query)]
+        return [sql.to_device(row) for row in sql.RELAYS.all(self.connection)]
 
     def relay_list(self) -> bytes:
         return load_relay_list(self.connection)
@@ -282,7 +246,7 @@ class SqliteTx:
         save_names(self.connection, encoded)
 
     def passes_to_renew(self, wall_s: int, limit: int) -> list[Device]:
-        return self._devices(_DEVICE.where(PASS_TO_RENEW, device.c.pass_renew_s <= wall_s), limit)
+        return self._devices(sql.DEVICE.where(PASS_TO_RENEW, device.c.pass_renew_s <= wall_s), limit)
 
     def cut_off(self, since_s: int, *, after: str = "", limit: int = 100) -> list[str]:
         ended = select(device.c.id).where(CUT_OFF, device.c.id > after, device.c.removed_s > since_s)
@@ -303,7 +267,7 @@ class SqliteTx:
         return self._number(online) - self._number(online.where(IS_RELAY))
 
     def row_count(self) -> int:
-        return self._number(_ROWS)
+        return self._number(sql.ROWS)
 
     def next_suffix(self, base: str) -> int:
         return self._next(f"name {base}")
@@ -311,14 +275,14 @@ class SqliteTx:
     # node keys
 
     def node_keys(self, device_id: str) -> list[NodeKey]:
-        return [NodeKey(*row) for row in self.connection.execute(_NODE_KEYS, {"value": device_id})]
+        return [NodeKey(*row) for row in sql.NODE_KEYS.all(self.connection, {"value": device_id})]
 
     def node_key(self, key: bytes) -> NodeKey | None:
-        row = self.connection.execute(select(node_key).where(node_key.c.key == key)).first()
+        row = sql.NODE_KEY.first(self.connection, {"value": key})
         return None if row is None else NodeKey(*row)
 
     def save_node_key(self, key: NodeKey) -> None:
-        self.connection.execute(_SAVE_NODE_KEY, {"key": key.key, "device": key.device, "not_after": key.not_after})
+        sql.SAVE_NODE_KEY.run(self.connection, {"key": key.key, "device": key.device, "not_after": key.not_after})
 
     def drop_node_key(self, key: bytes) -> None:
         lock.drop_node_signature(self.connection, key)
@@ -406,7 +370,7 @@ class SqliteTx:
     # who knows whom
 
     def introduce(self, a: str, b: str) -> None:
-        self.connection.execute(_INTRODUCE, [{"device": a, "other": b}, {"device": b, "other": a}])
+        sql.INTRODUCE.run_many(self.connection, [{"device": a, "other": b}, {"device": b, "other": a}])
 
     def acquaintances(self, device_id: str, *, after: str = "", limit: int = 100) -> list[str]:
         known = select(pair.c.other).where(pair.c.device == device_id, pair.c.other > after)
@@ -420,11 +384,11 @@ class SqliteTx:
     # what devices wrote last
 
     def stamp(self, device_id: str, kind: str) -> tuple[int, int]:
-        row = self.connection.execute(_STAMP, {"device": device_id, "kind": kind}).first()
-        return (-1, 0) if row is None else (row.epoch, row.seq)
+        row = sql.STAMP.first(self.connection, {"device": device_id, "kind": kind})
+        return (-1, 0) if row is None else (row[0], row[1])
 
     def save_stamp(self, device_id: str, kind: str, epoch: int, seq: int) -> None:
-        self.connection.execute(_SAVE_STAMP, {"device": device_id, "kind": kind, "epoch": epoch, "seq": seq})
+        sql.SAVE_STAMP.run(self.connection, {"device": device_id, "kind": kind, "epoch": epoch, "seq": seq})
 
     def highest_epoch(self, device_id: str) -> int:
         return self._number(select(func.coalesce(func.max(stamp.c.epoch), -1)).where(stamp.c.device == device_id))
@@ -432,7 +396,7 @@ class SqliteTx:
     # jobs and outgoing rows
 
     def add_job(self, kind: JobKind, reader: str, subject: str) -> None:
-        self.connection.execute(_ADD_JOB, {"kind": kind.value, "reader": reader, "subject": subject})
+        sql.ADD_JOB.run(self.connection, {"kind": kind.value, "reader": reader, "subject": subject})
 
     def add_jobs_for_acquaintances(self, kind: JobKind, device_id: str) -> None:
         columns: tuple[Any, Any] = (pair.c.other, literal(device_id))
@@ -442,15 +406,15 @@ class SqliteTx:
         self.connection.execute(upsert(job).from_select(["kind", "reader", "subject"], known).on_conflict_do_nothing())
 
     def jobs(self, limit: int) -> list[Job]:
-        rows = self.connection.execute(_JOBS, {"limit": limit})
-        return [Job(row.id, JobKind(row.kind), row.reader, row.subject) for row in rows]
+        rows = sql.JOBS.all(self.connection, {"limit": limit})
+        return [Job(number, JobKind(kind), reader, subject) for number, kind, reader, subject in rows]
 
     def has_round(self, kind: JobKind, reader: str) -> bool:
         found = select(job.c.id).where(job.c.kind == kind.value, job.c.reader == reader, job.c.subject > "")
         return self.connection.execute(found.limit(1)).first() is not None
 
     def drop_job(self, job_id: int) -> None:
-        self.connection.execute(delete(job).where(job.c.id == job_id))
+        sql.DROP_JOB.run(self.connection, {"value": job_id})
 
     def job_count(self) -> int:
         return self._number(select(func.count()).select_from(job))
@@ -508,24 +472,24 @@ class SqliteTx:
 
     def put_out(self, item: Outgoing) -> None:
         if item.key is not None:
-            self.connection.execute(_UNKEY, {"value": item.key})
+            sql.UNKEY.run(self.connection, {"value": item.key})
         values = {"op": item.op.value, "target": item.target, "payload": item.payload, "retain": item.retain}
-        self.connection.execute(_PUT_OUT, {**values, "role": item.role.value, "key": item.key})
+        sql.PUT_OUT.run(self.connection, {**values, "role": item.role.value, "key": item.key})
 
     def outgoing(self, *, after: int = 0, limit: int = 100) -> list[Outgoing]:
         return [
-            Outgoing(Op(row.op), row.target, row.payload, row.retain, Role(row.role), row.key, row.id)
-            for row in self.connection.execute(_OUTGOING, {"after": after, "limit": limit})
+            Outgoing(Op(op), target, payload, retain, Role(role), key, number)
+            for op, target, payload, retain, role, key, number in sql.OUTGOING.all(
+                self.connection, {"after": after, "limit": limit}
+            )
         ]
 
     def drop_outgoing(self, ids: list[int]) -> None:
-        if ids:
-            self.connection.execute(
-                delete(outgoing).where(outgoing.c.id == bindparam("b_id")), [{"b_id": number} for number in ids]
-            )
+        sql.DROP_OUTGOING.run_many(self.connection, [{"value": number} for number in ids])
 
     def outgoing_depth(self) -> int:
-        return self._number(_DEPTH)
+        depth: int = sql.DEPTH.scalar(self.connection)
+        return depth
 
     # broker accounts
 
@@ -561,7 +525,7 @@ class SqliteTx:
     # rows
 
     def _next(self, name: str) -> int:
-        value: int = self.connection.execute(_NEXT, {"name": name}).scalar_one()
+        value: int = sql.NEXT.scalar(self.connection, {"name": name})
         return value
 
     def _number(self, query: Select[Any]) -> int:
@@ -569,43 +533,11 @@ class SqliteTx:
         return number
 
     def _tokens(self, query: Select[Any], limit: int) -> list[Token]:
-        return [to_token(row) for row in self.connection.execute(query.order_by(token.c.claim).limit(limit))]
+        return [sql.to_token(row) for row in self.connection.execute(query.order_by(token.c.claim).limit(limit))]
 
-    def _device(self, query: Select[Any], value: object) -> Device | None:
-        row = self.connection.execute(query, {"value": value}).first()
-        return None if row is None else _to_device(row)
+    def _device(self, query: Prepared, value: object) -> Device | None:
+        row = query.first(self.connection, {"value": value})
+        return None if row is None else sql.to_device(row)
 
     def _devices(self, query: Select[Any], limit: int) -> list[Device]:
-        return [_to_device(row) for row in self.connection.execute(query.order_by(device.c.id).limit(limit))]
-
-
-def _token_values(item: Token) -> dict[str, Any]:
-    values = {name: getattr(item, name) for name in _TOKEN_FIELDS}
-    values["tags"] = json.dumps(item.tags)
-    values["kind"] = item.kind.value
-    return values
-
-
-def to_token(row: Row[Any]) -> Token:
-    values: dict[str, Any] = dict(row._mapping)
-    values["tags"] = tuple(json.loads(values["tags"]))
-    values["kind"] = Kind(values["kind"])
-    return Token(**values)
-
-
-def _device_values(item: Device) -> dict[str, Any]:
-    values = {name: getattr(item, name) for name in _DEVICE_FIELDS}
-    values["state"] = item.state.value
-    values["tags"] = json.dumps(item.tags)
-    values["facts"] = json.dumps(item.facts)
-    values["kind"] = item.kind.value
-    return values
-
-
-def _to_device(row: Row[Any]) -> Device:
-    values: dict[str, Any] = dict(row._mapping)
-    values["state"] = DeviceState(values["state"])
-    values["tags"] = tuple(json.loads(values["tags"]))
-    values["facts"] = json.loads(values["facts"])
-    values["kind"] = Kind(values["kind"])
-    return Device(**values)
+        return [sql.to_device(row) for row in self.connection.execute(query.order_by(device.c.id).limit(limit))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import heapq
 import itertools
 import resource
@@ -60,6 +61,8 @@ class Fleet:
                 told = up // 100
                 say(f"{up} of {self._size} devices")
             self.run(0.25)
+        gc.collect()
+        gc.freeze()  # to look through thousands of sessions for garbage takes half a second, as an answer would seem to
 
     def run(self, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
         """Turn the loop for so long, or until the condition holds."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from edgeagent.proto.token import Token
 
 PORT = 51820
+TURN_S = 0.5  # between two looks at its timers, once a member: they are about paths, and none leads anywhere here
 
 
 class Session:
@@ -65,6 +66,7 @@ class Session:
         self.received = 0  # bytes of messages
         self._on_event = on_event
         self._pin = b""
+        self._turned_at = 0.0
         self._enrolment: Enrolment | None = Enrolment(now, self, self.link, token, host)  # type: ignore[arg-type]
 
     @property
@@ -81,7 +83,8 @@ class Session:
         if self._enrolment is not None:
             times.append(self._enrolment.poll_timeout())
         if self.node is not None:
-            times.append(self.node.poll_timeout())
+            if (due := self.node.poll_timeout()) is not None:
+                times.append(max(due, self._turned_at + TURN_S))
             if self.link.is_idle:
                 times.append(self.node.next_connect_at)
         return min((at for at in times if at is not None), default=None)
@@ -94,7 +97,8 @@ class Session:
             self._enrolment.on_timeout(now)
         if self.node is not None:
             due = self.node.poll_timeout()
-            if due is not None and due <= now:
+            if due is not None and due <= now and self._turned_at + TURN_S <= now:
+                self._turned_at = now
                 self.node.handle_timeout(now)
             if self.link.is_idle and self.node.next_connect_at is not None and self.node.next_connect_at <= now:
                 self._connect(now)
