@@ -139,8 +139,6 @@ def test_status_says_where_this_device_stands() -> None:
             "ceiling_kib": None,
             "ceiling_hits": 0,
             "flash_writes": 0,
-            "flash": {"writes": 3, "bytes": 5_000, "day": {"writes": 2, "bytes": 1_024}},
-            "board": {"id": "rpi-4b", "by": "slice", "problem": ""},
             "failed_writes": 0,
             "damaged_files": 0,
         },
