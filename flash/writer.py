@@ -72,7 +72,12 @@ class Card:
                 _compare(target, plan, tell, path)
                 step = "writing the first block"
                 for offset, data in reversed(plan.first):
-                    target.write(offset, data)
+                    if offset:
+                        target.write(offset, data)
+                head = plan.first[0][1]
+                target.write(ALIGN, head[ALIGN:])
+                target.flush()
+                target.write(0, head[:ALIGN])  # the table: what comes before it is of no use without
                 target.flush()
                 if any(target.read(offset, len(data)) != data for offset, data in plan.first):
                     raise FlashError("the first block is not what was written: the card is bad. Take another.")

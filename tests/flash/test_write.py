@@ -95,6 +95,7 @@ def test_the_first_block_comes_last(
     compared = [at for at, entry in enumerate(order) if entry[0] == "read" and entry[1]]
     assert len(compared) == 4 and order[0] == ("write", 0)  # emptied before all
     assert first > max(compared)  # and written after all was compared
+    assert order[first - 2 : first] == [("write", 4096), ("flush", 0)]
     assert [name for name, _ in order[first:]] == ["write", "flush", "read"]
     written = [at for at, entry in enumerate(order) if entry[0] == "write" and entry[1] and at > 3]
     assert order[max(written) + 1][0] == "flush"
