@@ -7,6 +7,8 @@ import json
 import os
 import sys
 
+from edgeagent.version import VERSION
+
 TYPE_CHECKING = False  # what the typing module would say, and 5 ms
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -191,6 +193,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     for action in group._group_actions:
         parser._add_action(action)
+    parser.add_argument(
+        "--version", action="version", version=f"edgeagent {VERSION}", help="print this command's version"
+    )
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def verb(name: str, run: Callable[[argparse.Namespace], int], text: str, **more: Any) -> argparse.ArgumentParser:
@@ -731,7 +736,6 @@ def _crypto(options: argparse.Namespace) -> int:
 
 def _version(options: argparse.Namespace) -> int:
     from edgeagent.io.localclient import LocalError
-    from edgeagent.version import VERSION
 
     daemon = None
     client = _connect(_settings(options), ASK_TIMEOUT_S)
