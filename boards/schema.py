@@ -152,7 +152,8 @@ class Hardware:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agent:
-    """Defaults of the agent here; what the operator sets wins. `limits`: names of edgeagent/proto/limits.py."""
+    """Defaults of the agent here; what the operator sets wins. `limits`: names of edgeagent/proto/limits.py. `large`
+    goes beyond the MemoryHigh of the service file, so it is for somebody who raises that too."""
 
     memory_profile: str = word("small", "normal", "large", default="normal")
     memory_ceiling_mib: int | None = whole(16, 65_536, default=None)

@@ -7,6 +7,8 @@ import json
 import os
 import sys
 
+from edgeagent.version import VERSION
+
 TYPE_CHECKING = False  # what the typing module would say, and 5 ms
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -191,6 +193,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     for action in group._group_actions:
         parser._add_action(action)
+    parser.add_argument(
+        "--version", action="version", version=f"edgeagent {VERSION}", help="print this command's version"
+    )
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def verb(name: str, run: Callable[[argparse.Namespace], int], text: str, **more: Any) -> argparse.ArgumentParser:
@@ -390,6 +395,17 @@ def _parser() -> argparse.ArgumentParser:
             "and packages. Its ceilings are defaults: what you set wins. docs/boards.md has more.",
         )
     )
+    image = verb(
+        "image",
+        _image,
+        "images of the whole system, by RAUC, SWUpdate, Mender or sysupgrade, whichever is here",
+        epilog="edgeagent image: is the booted system on trial? edgeagent image install /tmp/board.raucb: write one, "
+        "which the next boot tries. edgeagent image keep: the booted one is good. Exit status 4: there is no such "
+        "program here.",
+    )
+    image.add_argument("what", nargs="?", choices=("status", "install", "keep"), default="status", help="(status)")
+    image.add_argument("file", nargs="?", metavar="FILE", help="the image to install")
+    as_json(image)
     crypto = verb(
         "crypto",
         _crypto,
@@ -685,6 +701,29 @@ def _board(options: argparse.Namespace) -> int:
     return OK
 
 
+def _image(options: argparse.Namespace) -> int:
+    from edgeagent.io import osupdate
+
+    if (options.what == "install") is (options.file is None):
+        raise CommandError(USAGE, "image: install FILE, keep, or status.")
+    backend = osupdate.find()
+    if backend is None:
+        raise CommandError(REFUSED, "image: none of rauc, mender-update, swupdate, sysupgrade is installed here.")
+    try:
+        if options.what == "install":
+            osupdate.install(backend, os.path.abspath(options.file))
+        elif options.what == "keep":
+            osupdate.keep(backend)
+        on_trial = osupdate.is_on_trial(backend)
+    except osupdate.OsUpdateError as error:
+        raise CommandError(FAILED, f"image: {error}.") from None
+    if options.json:
+        print(json.dumps({"program": backend.name, "on_trial": on_trial}))
+    else:
+        print(f"{backend.name}: the booted system is {'on trial: edgeagent image keep' if on_trial else 'kept'}")
+    return OK
+
+
 def _crypto(options: argparse.Namespace) -> int:
     from edgeagent.aeads import AeadError, crypto
 
@@ -697,7 +736,6 @@ def _crypto(options: argparse.Namespace) -> int:
 
 def _version(options: argparse.Namespace) -> int:
     from edgeagent.io.localclient import LocalError
-    from edgeagent.version import VERSION
 
     daemon = None
     client = _connect(_settings(options), ASK_TIMEOUT_S)

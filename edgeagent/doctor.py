@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from edgeagent import probes
+from edgeagent import probes, zipped
 from edgeagent.engine import choice
 from edgeagent.engine.fast import library
 from edgeagent.status import duration, flash, size, table
@@ -80,6 +80,8 @@ def check_library(_settings: Settings) -> Iterator[Finding]:
 
     meaning = "Without it Python moves the packets: everything works, more slowly and with more processor time."
     rebuild = f"Build it here: {sys.executable} -m edgeagent.engine.fast.build (Debian: apt-get install gcc libc6-dev)."
+    if zipped.archive() is not None:  # without the C sources
+        rebuild = "Install the package, or take the zipapp, that was built for this machine."
     name = "C library"
     path = library.path()
     if path is None:
@@ -370,7 +372,7 @@ def _wear(settings: Settings, agent: dict[str, Any]) -> Finding:
 
     told = find(settings.state_dir).told.get("flash")
     budget = told.get("writes_a_day") if isinstance(told, dict) else None
-    budget = budget if isinstance(budget, int) else FLASH_WRITES_A_DAY
+    budget = budget if type(budget) is int else FLASH_WRITES_A_DAY
     meaning = f"An idle agent writes {budget} times a day at most; joining, commands and routes come on top."
     found = flash(agent["flash"])
     if agent["flash"]["day"]["writes"] > 2 * budget:

@@ -115,7 +115,7 @@ def image_rows(path: str = osupdate.PATH) -> Iterator[Row]:
         yield "system image", NOT_CHECKED, str(error), meaning, "Run it as root, and see what the program itself says."
         return
     if on_trial:
-        yield "system image", WARNING, "booted, and on trial", meaning, f"Where it is good: {' '.join(backend.keep)}"
+        yield "system image", WARNING, "booted, and on trial", meaning, "Where it is good: edgeagent image keep"
     else:
         yield "system image", OK, f"kept ({backend.name})", meaning, ""
 

@@ -13,6 +13,7 @@ from edgeagent.io.keystore import CacheWriter, StateError, StateFile
 from edgeagent.io.mqtt import Closed, Connected, Received
 from edgeagent.io.pahoclient import Login
 from edgeagent.io.pinnedtls import Trust
+from edgeagent.proto.codec import encode
 from edgeagent.proto.control_client import Answer
 from edgeagent.proto.ledger import Cause
 from edgeagent.proto.node import Node
@@ -264,6 +265,9 @@ class Membership:
     def _follow_updates(self, now: float) -> None:
         """Most of the time no version is wanted, no setting, and nothing is on trial."""
         device_map = self.node.map
+        if device_map.update_root is not None and not os.path.exists(self._context.keystore.path(StateFile.UPDATE)):
+            pinned = {"pin": device_map.update_root, "no": [], "pe": []}
+            self._context.save(StateFile.UPDATE, encode(pinned))  # at once: who names another one later is not believed
         if self._updates is None and (device_map.update is not None or "EDGEAGENT_ON_TRIAL" in os.environ):
             from edgeagent.updates import Updates
 
@@ -278,6 +282,11 @@ class Membership:
             self._settings = SettingsTrial(now, self._context, self)
         if self._settings is not None and (self._updates is None or not self._updates.on_trial):
             self._settings.follow(now, device_map.trial)
+
+    @property
+    def tries_settings(self) -> bool:
+        """Whether settings of the hub are on trial: one trial at a time."""
+        return self._settings is not None and self._settings.poll_timeout() is not None
 
     def _settled(self, now: float) -> None:
         """A start out of a slot was a good one: the launcher counts those that were not (slots.py)."""

@@ -18,7 +18,7 @@ from edgeagent.io import durable
 if TYPE_CHECKING:
     from edgeagent.proto.tuf import Target
 
-SPARE_BYTES = 262_144  # that stay free beside a slot that is written
+SPARE_BYTES = 1 << 20  # that stay free beside a slot that is written, its library among them
 LIBRARY_BYTES_MAX = 1 << 23
 READ_BYTES = 65_536
 

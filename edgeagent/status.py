@@ -44,11 +44,12 @@ def show_status(status: dict[str, Any]) -> str:
     ceiling = "" if agent["ceiling_kib"] is None else f" of {_mib(agent['ceiling_kib'])}"
     hits = f", input dropped for want of it {agent['ceiling_hits']} times" if agent["ceiling_hits"] else ""
     lines.append(("memory", f"{_mib(agent['rss_kib'])}{ceiling}{hits}"))
-    lines.append(("flash", flash(agent["flash"])))
-    if agent["board"]["id"]:
-        lines.append(("board", agent["board"]["id"]))
-    if agent["board"]["problem"]:
-        lines.append(("warning", agent["board"]["problem"]))
+    if written := agent.get("flash"):  # an agent of another release than this command may say less
+        lines.append(("flash", flash(written)))
+    if board := agent.get("board"):
+        lines.append(("board", board["id"] or "unknown"))
+        if board["problem"]:
+            lines.append(("warning", board["problem"]))
     lines.append(("control", f"{size(mqtt['rx_bytes'])} received, {size(mqtt['tx_bytes'])} sent"))
     lines += [("metered", _metered(uplink)) for uplink in status["metered"]]
     drops = status.get("drops", {})

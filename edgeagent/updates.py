@@ -111,7 +111,7 @@ class Updates:
             node.tell(now, "report", {"up": report})
             self._told = report
             self._save()
-        if machine.is_installed and not self.restart_wanted:
+        if machine.is_installed and not self.restart_wanted and not self._member.tries_settings:
             self._peers = [
                 entry.record.addresses[0]
                 for link in node.peering

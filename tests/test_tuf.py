@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -365,3 +366,23 @@ def test_files_have_a_length() -> None:
     with pytest.raises(TufError, match="at most") as caught:
         Trust(CRYPTO, b" " * (BYTES_MAX["root"] + 1), None)
     assert caught.value.why is Distrust.TOO_LONG
+
+
+def test_the_largest_metadata_takes_bounded_memory() -> None:
+    """Of a device that has 24 to 28 MiB for all: what parsing leaves at its peak, for as many targets as fit."""
+    repo = Repository()
+    for number in range(600):
+        repo.add(f"edgeagent-0.2.{number}-openwrt-mipsel-24kc.pyz", b"x")
+    while len(repo.sign(repo.targets)) > BYTES_MAX["targets"]:
+        repo.targets.targets.popitem()
+    repo.next()
+    assert len(repo.files["2.targets.json"]) > BYTES_MAX["targets"] - 1_000
+    assert Ours(repo.files["1.root.json"]).judge(repo.files).startswith("good")
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        Ours(repo.files["1.root.json"]).judge(repo.files)
+        peak = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * BYTES_MAX["targets"], f"{peak / 1024:.0f} KiB"

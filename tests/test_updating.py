@@ -7,7 +7,10 @@ from hashlib import sha256
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from edgeagent.proto.control import check_body
 from edgeagent.proto.tuf import Target
 from edgeagent.proto.updatestate import UpdateState
 from edgeagent.proto.updating import REMEMBERED_MAX, StoreRefused, Updating
@@ -394,3 +397,50 @@ def test_the_version_that_runs_is_committed_without_a_byte() -> None:
     rig.want("0.1.0")
     rig.run()
     assert rig.asked == [] and rig.said == (UpdateState.COMMITTED, "")
+
+
+FILES = st.sampled_from(
+    ["metadata/2.root.json", "metadata/timestamp.json", "metadata/2.snapshot.json", "targets/x", ""]
+)
+PARTS = st.one_of(
+    st.fixed_dictionaries(
+        {
+            "f": FILES,
+            "o": st.integers(0, 1 << 28),
+            "l": st.integers(0, 1 << 28),
+            "d": st.binary(min_size=1, max_size=64),
+        }
+    ),
+    st.fixed_dictionaries({"f": FILES, "no": st.sampled_from(["unknown", "busy"]), "s": st.integers(1, 86_400)}),
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(st.tuples(st.sampled_from(["part", "answer", "time", "off", "on", "want", "stop"]), PARTS), max_size=30)
+)
+def test_whatever_comes_installs_nothing_but_what_was_signed(steps: list[tuple[str, dict[str, Any]]]) -> None:
+    rig = Rig()
+    rig.want()
+    for step, part in steps:
+        if step == "part":
+            if rig.machine.drain_asks() and part["f"] == "targets/x":
+                part = {**part, "f": rig.asked[-1] if rig.asked else "metadata/2.root.json"}
+            rig.machine.handle_part(rig.now, part)
+        elif step == "answer":
+            rig.exchange(2)
+        elif step == "time":
+            rig.now += 20
+            rig.machine.handle_timeout(rig.now)
+        elif step in ("off", "on"):
+            rig.machine.connection_changed(rig.now, step == "on")
+        elif step == "want":
+            rig.want()
+        else:
+            rig.machine.want(rig.now, None, None)
+        report = rig.machine.report()
+        assert report is not None
+        check_body("report", {"up": report})
+        for ask in rig.machine._asks:
+            check_body("fetch", ask)
+    assert not rig.store.installed or bytes(rig.store.part) == PROGRAM

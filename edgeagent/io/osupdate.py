@@ -1,4 +1,4 @@
-"""Images of the whole system, by whichever program this board updates them with: three questions, as tables of commands.
+"""Images of the whole system, by whichever program this board updates them with: three questions as a table.
 
 | program    | writes a file with        | the booted system is on trial while          | kept with                  |
 |------------|---------------------------|----------------------------------------------|----------------------------|

@@ -50,7 +50,7 @@ class Coordinator:
             "ask": TokenBuckets(5.0, 128),
             "report": TokenBuckets(1 / 30, 16),
             "key": TokenBuckets(1 / 600, 4),  # of those, the ones that bring a node key
-            "fetch": TokenBuckets(16.0, 64),
+            "fetch": TokenBuckets(64.0, 512),  # what a near device asks in a row; its bytes are bounded in fetching.py
             "relay": TokenBuckets(1 / 20, 8),
             "answer": TokenBuckets(16.0, 160),  # the output of one command is 37 of them, and a device sends 8 a second
             "sample": TokenBuckets(2.0, 8),

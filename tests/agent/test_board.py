@@ -6,6 +6,7 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from edgeagent.boardnames import GENERIC, NAMES
 from edgeagent.cli import main
 from edgeagent.config import load
 from edgeagent.context import facts
+from edgeagent.status import show_status
 
 SLICE = catalogue.slice_of(catalogue.get("teltonika-rut955"))
 
@@ -184,6 +186,20 @@ def test_ceilings_are_below_what_the_operator_sets(root: Path, monkeypatch: pyte
     assert applied(memory_ceiling="off") == ("x", "small", "peers=8,flows=2048", "off")
     assert applied(memory_profile="normal") == ("x", "normal", "", "auto")
     assert applied(board="mine") == ("mine", "small", "peers=8,flows=2048", "25")
+
+
+def test_status_shows_board_and_flash_where_the_agent_says_them() -> None:
+    agent: dict[str, Any] = {
+        "state": "not joined", "version": "0", "uptime_s": 1, "progress": "", "rss_kib": 1, "ceiling_kib": None,
+        "ceiling_hits": 0, "failed_writes": 0, "damaged_files": 0,
+    }  # fmt: skip
+    status = {"agent": agent, "mqtt": {"stage": "closed", "broker": "", "rx_bytes": 0, "tx_bytes": 0}, "metered": []}
+    assert "flash" not in show_status(status)  # an older agent, a newer command
+    agent["flash"] = {"writes": 3, "bytes": 5_000, "day": {"writes": 2, "bytes": 1_024}}
+    agent["board"] = {"id": "rpi-4b", "by": "slice", "problem": "x: no JSON"}
+    shown = show_status(status)
+    assert "flash         2 writes, 1.0 KiB in the last day; 3 writes, 4.9 KiB since the start\n" in shown
+    assert "board         rpi-4b\nwarning       x: no JSON\n" in shown
 
 
 def test_the_hub_is_told(root: Path) -> None:

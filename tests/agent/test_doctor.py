@@ -43,8 +43,8 @@ def rows(capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, dict[str, A
 
 def test_each_part_has_a_row_and_text_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     _, found = rows(capsys)
-    assert {"engine", "C library", "crypto", "rights", "TUN", "UDP offload", "reverse path", "clock", "state folder",
-            "memory", "agent"} <= set(found)  # fmt: skip
+    assert {"engine", "C library", "crypto", "rights", "TUN", "UDP offload", "reverse path", "clock", "random", "board",
+            "state folder", "memory", "agent"} <= set(found)  # fmt: skip
     assert found["crypto"]["state"] == doctor.OK
     assert found["agent"]["found"] == "not running"
     cli.main(["doctor"])
@@ -150,6 +150,33 @@ def test_clock_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(probes, "memory_limit_kib", lambda mib=limit_mib: mib and mib << 10)
         (row,) = doctor.check_memory(settings())
         assert row.state == state
+
+
+def test_random_numbers_that_are_not_there_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    [found] = doctor.check_random(settings())
+    assert (found.state, found.found) == (doctor.OK, "ready")
+
+    def getrandom(size: int, flags: int) -> bytes:
+        assert flags == os.GRND_NONBLOCK
+        raise BlockingIOError
+
+    monkeypatch.setattr(os, "getrandom", getrandom)
+    [found] = doctor.check_random(settings())
+    assert found.state == doctor.WARNING and "hw_random" in found.todo
+
+
+def test_much_writing_to_flash_is_a_warning_by_the_boards_own_budget(tmp_path: Path) -> None:
+    def wear(writes: int) -> doctor.Finding:
+        day = {"writes": writes, "bytes": 2_048}
+        return doctor._wear(settings(), {"flash": {"writes": writes, "bytes": 2_048, "day": day}})
+
+    assert [wear(writes).state for writes in (0, 40, 41)] == [doctor.OK, doctor.OK, doctor.WARNING]
+    told = '{"v": 1, "id": "x", "flash": {"writes_a_day": 5}}'
+    (tmp_path / "state" / "board.json").write_text(told)
+    assert [wear(writes).state for writes in (10, 11)] == [doctor.OK, doctor.WARNING]
+    assert wear(11).found == "11 writes, 2.0 KiB in the last day; 11 writes, 2.0 KiB since the start"
+    (tmp_path / "state" / "board.json").write_text(told.replace("5", '"much"'))
+    assert wear(40).state == doctor.OK
 
 
 def test_a_strict_filter_matters_with_several_uplinks_and_a_full_table_always(

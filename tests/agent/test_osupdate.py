@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from edgeagent import cli
 from edgeagent.doctor_slots import image_rows
 from edgeagent.io import osupdate
 
@@ -119,8 +120,27 @@ def test_doctor_says_how_to_keep_it(programs: Programs) -> None:
     programs.add("rauc", rauc("bad"))
     [(check, state, found, _, todo)] = image_rows(programs.path)
     assert (check, state, found) == ("system image", "warning", "booted, and on trial")
-    assert todo == "Where it is good: rauc status mark-good"
+    assert todo == "Where it is good: edgeagent image keep"
     programs.add("rauc", rauc("good"))
     assert [row[1:3] for row in image_rows(programs.path)] == [("ok", "kept (RAUC)")]
     programs.add("rauc", status=1, error="no system bus")
     assert [row[1] for row in image_rows(programs.path)] == ["not checked"]
+
+
+def test_the_command(programs: Programs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for function in (osupdate.find, osupdate.install, osupdate.keep, osupdate.is_on_trial):
+        monkeypatch.setattr(function, "__defaults__", (programs.path,))
+    assert cli.main(["image"]) == 4
+    assert "none of rauc, mender-update, swupdate, sysupgrade" in capsys.readouterr().err
+    programs.add("rauc", rauc("bad"))
+    assert cli.main(["image", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"program": "RAUC", "on_trial": True}
+    assert cli.main(["image", "install", "/b.raucb"]) == 0 and cli.main(["image", "keep"]) == 0
+    assert [call for call in programs.calls() if "json" not in call] == [
+        "rauc install /b.raucb",
+        "rauc status mark-good",
+    ]
+    assert cli.main(["image", "install"]) == 2 and cli.main(["image", "keep", "/b.raucb"]) == 2
+    programs.add("rauc", status=1, error="signature verification failed")
+    assert cli.main(["image", "install", "/b.raucb"]) == 1
+    assert "rauc: exit status 1: signature verification failed" in capsys.readouterr().err

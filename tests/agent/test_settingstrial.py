@@ -87,7 +87,7 @@ def test_what_reaches_the_hub_is_kept(device: Device, no_alarm: list[int]) -> No
     assert not restarts(device)
 
 
-def test_what_does_not_is_taken_back_and_not_tried_again(device: Device) -> None:
+def test_what_does_not_is_taken_back_and_not_tried_again(device: Device, no_alarm: list[int]) -> None:
     device.trial.follow(0.0, se(1, log_level="debug"))
     device.start(0.0)
     device.node.client.time_is_fresh = True
@@ -102,6 +102,7 @@ def test_what_does_not_is_taken_back_and_not_tried_again(device: Device) -> None
     device.trial.on_timeout(70.0)
     assert restarts(device)
     device.start(80.0)
+    assert no_alarm[-1] == 0  # the one that was set before would end this agent, which is in order
     assert (device.settings.uplinks, device.settings.log_level) == ("", "debug")
     assert device.trial.report() == {"g": 2, "s": 5, "w": "the hub was not reached in 60 s"}
     device.trial.follow(80.0, se(2, uplinks="nowhere0"))
@@ -169,3 +170,15 @@ def test_a_damaged_file_is_as_good_as_none(device: Device) -> None:
 def test_the_table_is_of_settings_that_there_are() -> None:
     assert set(NAMES) <= set(config.SETTINGS)
     assert check({name: config.SETTINGS[name][1] for name in NAMES}) == ""
+
+
+def test_the_alarm_of_a_version_on_trial_is_left_alone(
+    device: Device, no_alarm: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device.trial.follow(0.0, se(1, log_level="debug"))
+    no_alarm.clear()
+    monkeypatch.setenv("EDGEAGENT_ON_TRIAL", "on")
+    device.start(0.0)
+    device.node.client.time_is_fresh = True
+    device.trial.settle(0.0)
+    assert device.node.told[-1]["s"] == 4 and no_alarm == []

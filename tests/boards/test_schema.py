@@ -150,3 +150,10 @@ def test_limits_of_boards_are_the_agents() -> None:
     for board in catalogue.all_boards():
         for name, value in board.agent.limits.items():
             assert read_limits(f"{name}={value}") == {name: value}
+
+
+def test_the_example_in_the_docs_is_right() -> None:
+    page = (catalogue.FOLDER.parent / "docs" / "boards.md").read_text(encoding="utf-8")
+    example = page.split("```toml\n")[1].split("```")[0]
+    board = parse(example.encode(), "docs/boards.md", "acme-gizmo-3")
+    assert board.uplinks[0].metered and board.agent.limits == {"peers": 24}

@@ -83,6 +83,30 @@ def test_inside_the_tunnel_both_families_and_large_packets_pass(site: Site) -> N
         a.host.run("ping", "-n", "-c1", "-W2", "-s", "1200", address)
 
 
+def test_the_hub_knows_which_board_each_device_is(site: Site) -> None:
+    device = site.join("gizmo-host")
+    state = device.host.directory / "edgeagent"
+    device.host.run("edgeagent", "down")
+    (state / "board.json").write_text('{"v": 1, "id": "acme-gizmo", "profile": "small", "limits": {"peers": 9}}')
+    device.up()
+    status = device.ask("status")
+    assert status["agent"]["board"] == {"id": "acme-gizmo", "by": "slice", "problem": ""}
+    assert status["tables"]["peers"]["ceiling"] == 9 and status["agent"]["ceiling_kib"] == 30 << 10
+
+    def told() -> dict[str, str]:
+        shown = site.mesh.hub.run("edgehub", "devices", "show", "gizmo-host", "--json").stdout
+        facts: dict[str, str] = json.loads(shown)["facts"]
+        return facts
+
+    until(lambda: told().get("board") == "acme-gizmo", 20, "the hub is told")
+    assert "writes" in told()["flash"]
+    device.host.run("edgeagent", "down")
+    (state / "board.json").write_text("{")
+    device.up()  # a slice that is broken stops nobody
+    assert device.ask("status")["agent"]["board"]["problem"] == f"{state}/board.json: no JSON"
+    device.host.run("edgeagent", "down")
+
+
 def test_wg_shows_the_running_agent(site: Site) -> None:
     a, b = site.devices
     shown = a.host.run("wg", "show", "edge0").stdout

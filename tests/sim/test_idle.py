@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from edgeagent.proto.ledger import Cause
+from boards.schema import WRITES_A_DAY
+from edgeagent.accounts import SAVE_SLACK_S
+from edgeagent.proto.ledger import SAVE_AFTER_S, Cause
 from tests.sim.bill import Bill
 from tests.sim.homes import Homes
 from tests.sim.idle import Idle
@@ -31,6 +33,16 @@ def test_a_binding_that_would_cost_too_much_is_not_kept() -> None:
     assert set(idle.bill(1.0)) == {Cause.CONTROL}
     others = [device for device in idle.homes.devices.values() if device is not idle.device]
     assert idle.homes.first_answer(others[0], idle.device) < 1.5
+
+
+def test_an_idle_day_spares_the_flash() -> None:
+    """What node and clock write of themselves. The ledger comes on top: tests/agent/test_accounts.py has its share."""
+    idle = Idle(1, 2, metered=False, keepalive_s=102.0, learnt=True)
+    before = sum(idle.device.flash.writes.values())
+    idle.bill(24.0)
+    writes = sum(idle.device.flash.writes.values()) - before
+    assert writes <= 4
+    assert writes + 86_400 / (SAVE_AFTER_S - SAVE_SLACK_S) <= WRITES_A_DAY
 
 
 def probed(kind: Kind, sparing: int) -> int:
