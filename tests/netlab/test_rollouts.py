@@ -42,7 +42,7 @@ class Site:
         device = self.mesh.device(name, self.net)
         token = device.host.directory / "token"
         token.write_text(self.token)
-        words = ["edgeagent", "run", "--hostname", name, "--join-file", token, f"--trial={TRIAL_S}"]
+        words = ["edgeagent", "run", "--hostname", name, "--join-file", str(token), f"--trial={TRIAL_S}"]
         device.host.start("sh", "-c", SERVICE, "service", *words, name="edgeagent")
         until(lambda: device.host.run("edgeagent", "ip", check=False).returncode == 0, 30, f"{name} is in")
         device.addresses = device.host.run("edgeagent", "ip").stdout.split()
