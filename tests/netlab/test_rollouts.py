@@ -42,7 +42,7 @@ class Site:
         device = self.mesh.device(name, self.net)
         token = device.host.directory / "token"
         token.write_text(self.token)
-        words: list[str | Path] = ["edgeagent", "run", "--hostname", name, "--join-file", token, f"--trial={TRIAL_S}"]
+        words = ["edgeagent", "run", "--hostname", name, "--join-file", str(token), f"--trial={TRIAL_S}"]
         device.host.start("sh", "-c", SERVICE, "service", *words, name="edgeagent")
         until(lambda: device.host.run("edgeagent", "ip", check=False).returncode == 0, 30, f"{name} is in")
         device.addresses = device.host.run("edgeagent", "ip").stdout.split()
@@ -112,11 +112,10 @@ def test_a_good_version_comes_to_all_and_a_broken_one_stops_at_the_canary(site: 
 def test_settings_are_confirmed_or_taken_back_by_the_device_itself(site: Site) -> None:
     number = site.roll_out("--set", "log-level=debug", "--groups", "1,100%")
     assert site.wait_for(number, "done", 200)["counts"]["done"] == 2
-    number = site.roll_out("--set", "log-level=warning", "--groups", "1,100%", "--confirm", "30s")
-    logs = [device.host.processes[-1] for device in site.devices]
+    hub, logs = site.run("status", "--json")["process"]["pid"], [device.host.processes[-1] for device in site.devices]
     tried = [log.text().count("tried from now on") for log in logs]
+    number = site.roll_out("--set", "log-level=warning", "--groups", "1,100%", "--confirm", "30s")
     until(lambda: [log.text().count("tried from now on") for log in logs] != tried, 60, "a device tries them")
-    hub = site.run("status", "--json")["process"]["pid"]
     os.kill(hub, signal.SIGSTOP)  # as settings do it that lead somewhere else
     try:
         until(lambda: any("taken back" in log.text() for log in logs), 120, "the canary takes the old ones back")

@@ -173,7 +173,7 @@ def _read(form: dict[str, str]) -> NewRollout:
     for name in ("max_failed", "max_failed_percent"):
         text = form[name] or "0"
         if not text.isdecimal() or len(text) > 6:
-            raise HubError(f"max_failed_percent: {text[:20]!r} is no number")
+            raise HubError(f"max-failed-percent: {text[:20]!r} is no number. Write for example 10")
         numbers[name] = int(text)
     return valid(
         NewRollout,
