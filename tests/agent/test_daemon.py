@@ -160,7 +160,7 @@ def test_what_a_membership_has_put_off_goes_with_it() -> None:
     member.routing = None
     member._context = SimpleNamespace(accounts=SimpleNamespace(undefer=dropped.append, unwatch=lambda streams: None))
     member.close()
-    assert dropped == ["bindings", "bindings-save", "figures"]
+    assert dropped == ["settled", "bindings", "bindings-save", "figures"]
 
 
 def _raise(error: Exception) -> None:

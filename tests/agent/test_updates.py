@@ -124,6 +124,14 @@ def trial(device: Device, monkeypatch: pytest.MonkeyPatch) -> Device:
     return device
 
 
+def restarts(device: Device) -> bool:
+    return device.updates.restart_wanted
+
+
+def on_trial(device: Device) -> bool:
+    return device.updates.on_trial
+
+
 def choice(device: Device) -> slots.Choice:
     found = slots.read_choice(slots.directory_of(device.settings.state_dir))
     assert found is not None
@@ -131,21 +139,21 @@ def choice(device: Device) -> slots.Choice:
 
 
 def test_in_order_for_a_while_it_commits_itself(trial: Device) -> None:
-    assert trial.updates.on_trial
+    assert on_trial(trial)
     trial.node.time_is_fresh = True
     trial.run(0.0, LOOK_S + HOLD_S - 1)
     assert choice(trial).trial == "a" and trial.node.told[-1]["s"] == 3
     trial.run(LOOK_S + HOLD_S, 2 * (LOOK_S + HOLD_S))
     assert (choice(trial).committed, choice(trial).trial) == ("a", "")
     assert trial.node.told[-1] == {"r": 7, "s": 4, "v": VERSION, "w": ""}
-    assert not trial.updates.on_trial and not trial.updates.restart_wanted
+    assert not on_trial(trial) and not restarts(trial)
 
 
 def test_never_heard_of_the_hub_it_gives_up_in_time(trial: Device) -> None:
     trial.run(0.0, TRIAL_S - 1)
-    assert not trial.updates.restart_wanted
+    assert not restarts(trial)
     trial.run(TRIAL_S, TRIAL_S + LOOK_S)
-    assert trial.updates.restart_wanted
+    assert restarts(trial)
     assert choice(trial).returned == (7, "0.2.0", "the hub was not reached") and choice(trial).committed == "factory"
 
 
@@ -153,7 +161,7 @@ def test_an_order_that_does_not_last_is_none(trial: Device) -> None:
     for now in range(0, TRIAL_S + 10, 10):
         trial.node.time_is_fresh = not trial.node.time_is_fresh
         trial.run(now, now + 9.0)
-    assert trial.updates.restart_wanted and choice(trial).returned is not None
+    assert restarts(trial) and choice(trial).returned is not None
 
 
 def test_memory_above_its_ceiling_is_no_order(trial: Device, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +198,7 @@ def test_a_disk_that_refuses_is_asked_again(trial: Device, monkeypatch: pytest.M
 
     monkeypatch.setattr(slots, "write_choice", refuse)
     trial.run(0.0, 100.0)
-    assert trial.updates.on_trial and choice(trial).trial == "a"
+    assert on_trial(trial) and choice(trial).trial == "a"
     monkeypatch.setattr(slots, "write_choice", real)
     trial.run(101.0, 160.0)
     assert choice(trial).committed == "a"
@@ -230,10 +238,10 @@ def test_a_trial_of_settings_comes_first(device: Device) -> None:
     device.updates.machine.is_installed = True
     device.tries_settings = True
     device.updates.settle(0.0)
-    assert not device.updates.restart_wanted
+    assert not restarts(device)
     device.tries_settings = False
     device.updates.settle(1.0)
-    assert device.updates.restart_wanted
+    assert restarts(device)
 
 
 def test_the_ping_is_a_packet_that_any_host_answers() -> None:

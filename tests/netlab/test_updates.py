@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,13 @@ class Site:
         self.token = self.mesh.token("--uses", "0", "--tag", "tag:cam")
         self.devices: dict[str, Device] = {}
 
-    def device(self, name: str, *options: str) -> Device:
-        device = self.mesh.device(name, self.net)
+    def device(self, name: str, *, delay_ms: float = 0.0) -> Device:
+        host = self.mesh.lab.host(name)
+        host.attach(self.net, delay_ms=delay_ms)
+        device = Device(host)
         token = device.host.directory / "token"
         token.write_text(self.token)
-        words = ["edgeagent", "run", "--hostname", name, f"--join-file={token}", f"--trial={TRIAL_S}", *options]
+        words = ["edgeagent", "run", "--hostname", name, f"--join-file={token}", f"--trial={TRIAL_S}"]
         device.host.start("sh", "-c", SERVICE, "service", *words, name="edgeagent")
         until(lambda: device.host.run("edgeagent", "ip", check=False).returncode == 0, 30, f"{name} is in")
         device.addresses = device.host.run("edgeagent", "ip").stdout.split()
@@ -124,6 +127,32 @@ def test_good_and_broken_versions(site: Site) -> None:
         returned(device)
     for device in devices.values():
         until(partial(a.host.ping, device.address), 20, f"{device.name} answers a")
+
+
+def test_a_fetch_goes_on_where_a_kill_has_left_it(site: Site) -> None:
+    device = site.device("f", delay_ms=250.0)
+    slot = device.host.directory / "edgeagent/slots/a"
+    program = zipapp("0.2.1")
+    site.publish("killed.pyz", program, version="0.2.1", abi="any")
+    pid = device.pid()
+    with ThreadPoolExecutor(1) as operator:
+        operator.submit(site.want, "f", up={"v": "0.2.1", "r": 3, "t": "killed.pyz"})
+        until(lambda: any(path.stat().st_size > 50_000 for path in slot.glob("part-*")), 60, "a part is there")
+        os.kill(pid, signal.SIGKILL)
+    [part] = slot.glob("part-*")
+    had = part.stat().st_size
+    assert had < len(program)
+    sent = site.mesh.hub.directory / "edgehub/status.json"
+    until(lambda: choice(device).get("committed") == "a", 120, "it is committed all the same")
+    assert (slot / "edgeagent.pyz").read_bytes() == program
+    received = next(
+        cause["day"]["received"]
+        for uplink in device.ask("ledger")["uplinks"]
+        for cause in uplink["causes"]
+        if cause["cause"] == "update"
+    )
+    assert received < 1.2 * len(program) - had / 2, (received, had)  # what was there was not fetched again
+    assert json.loads(sent.read_text())["drops"] == {}
 
 
 def test_settings_that_lead_nowhere_are_taken_back(site: Site) -> None:
