@@ -93,8 +93,10 @@ def abort(tx: Tx, rollout: Rollout, wall_s: int, why: str) -> None:
 
 
 def pause_version(tx: Tx, version: str, wall_s: int, why: str) -> list[Rollout]:
-    """Those that bring a version which shall not be brought any more."""
+    """Those that bring a version which shall not be brought any more; drafts of it are over."""
     found = [each for each in tx.rollouts.under_way() if each.plan.version == version]
+    for draft in (each for each in found if each.state is RolloutState.DRAFT):
+        abort(tx, draft, wall_s, why)
     paused = [each for each in found if (each.state, Event.PAUSE) in engine.STATES]
     for rollout in paused:
         pause(tx, rollout, wall_s, why)
@@ -116,6 +118,8 @@ def advance(scribe: Scribe, tx: Tx, rollout: Rollout, wall_s: int) -> bool:
     late = _look_at_late(scribe, tx, rollout, wall_s)
     if rollout.state is RolloutState.PAUSED:
         return _take_back(tx, rollout, wall_s) or late
+    if rollout.state is RolloutState.AWAITING:
+        return late
     before = (rollout.state, rollout.why, rollout.group)
     candidates = tx.rollouts.candidates(rollout.id, BEGIN_MAX)
     found = counts(tx, rollout, len(candidates))
@@ -180,8 +184,7 @@ def take_report(scribe: Scribe, tx: Tx, device: Device, body: Mapping[str, Any],
     if changed and row.state in (Progress.RETRY, Progress.FAILED):
         tx.add_job(JobKind.MAP, "", device.id)  # without it: a map with it again is another try
         tx.emit("rollout.device-failed", wall_s, rollout=rollout.id, device=device.id, why=row.why)
-    if changed and not row.state.is_wanted:
-        advance(scribe, tx, rollout, wall_s)
+        advance(scribe, tx, rollout, wall_s)  # it may be one too many; what went well can wait for the next look
     return None
 
 

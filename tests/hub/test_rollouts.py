@@ -76,7 +76,7 @@ class Fleet:
         else:
             said = {"se": {"g": body["se"]["g"], "s": int(state), "w": why}}
         self.hub.hear(device.write("report", said))
-        self.settle()
+        self.later(0)
 
     def rollout(self, number: int) -> Rollout:
         with self.hub.store.read() as tx:
@@ -252,6 +252,18 @@ def test_a_removed_device_holds_nobody_up(hub: Hub) -> None:
         actions.remove_device(hub.scribe, tx, actions.find_device(tx, fleet.devices[1].id), hub.wall_s)
     fleet.later(30)
     assert fleet.rollout(number).state is RolloutState.DONE
+
+
+def test_a_version_that_shall_not_be_brought_any_more_pauses_its_rollouts_and_ends_its_drafts(hub: Hub) -> None:
+    fleet = Fleet(hub, 2)
+    number = fleet.start()
+    with hub.store.write() as tx:
+        draft = rollouts.create(tx, RolloutKind.VERSION, "", PLAN, fleet.ids(), hub.wall_s, actor="cli:x")
+        assert [each.id for each in rollouts.pause_version(tx, "0.2.0", hub.wall_s, "revoked")] == [number]
+        assert rollouts.pause_version(tx, "0.2.0", hub.wall_s, "revoked") == []
+    fleet.settle()
+    assert fleet.rollout(draft.id).state is RolloutState.ABORTED and fleet.wanted() == []
+    assert fleet.rollout(number).why == "revoked"
 
 
 def test_what_cannot_be_made_says_why(hub: Hub) -> None:
