@@ -277,6 +277,10 @@ class LinkPaths:
             if isinstance(endpoint, RelayEndpoint):
                 self._relays.carried(now, endpoint)
         self.received(now, [(b"", source, 0) for traffic in reports for source in traffic.heard])
+        for traffic in reports:
+            endpoint = traffic.peer.endpoint
+            for paths in [] if endpoint is None or endpoint.is_relay else self._sent_to(endpoint):
+                self._finder.unanswered(now, paths, traffic.unanswered_since, traffic.last_data_sent_at)
 
     def ways(self, peer: Peer) -> list[Endpoint]:
         """Where its packets go, and then who gets copies."""
@@ -285,6 +289,14 @@ class LinkPaths:
         link = self._peering.link_of(peer)
         paths = None if link is None else self._finder.peers.get(link.device)
         return [peer.endpoint] if paths is None else [peer.endpoint, *paths.copies[:COPIES_MAX]]
+
+    def quiet_s(self, peer: Peer) -> float | None:
+        """So long what goes to it may stay without an answer by its first way; None where that is not to be noticed."""
+        link = self._peering.link_of(peer)
+        paths = None if link is None else self._finder.peers.get(link.device)
+        if paths is None or paths.current is None or peer.endpoint is None or key_of(peer.endpoint) != paths.current.key:
+            return None
+        return paths.quiet_s
 
     def _sent_to(self, endpoint: Endpoint) -> list[PeerPaths]:
         """Whose traffic goes there."""

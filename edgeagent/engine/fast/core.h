@@ -84,6 +84,10 @@ struct ea_peer {
     struct ea_way way[EA_WAYS];
     struct ea_report report; /* what has happened since the last one went up */
     int64_t active_at;
+    uint32_t quiet_ms;        /* as in the record */
+    bool awaited;             /* it is in the list of those whose answer is waited for */
+    int64_t unanswered_since; /* as in a report */
+    int64_t answered_at;      /* when the first way was heard last; 0: not since it is that */
     struct ea_keypair keypair[EA_POSITIONS];
 };
 
@@ -134,6 +138,9 @@ struct ea_pump {
     unsigned reports;
     bool urgent;         /* not when it is time, but now */
     int64_t reported_at;
+    uint16_t *awaited;   /* slots of peers that were sent data, and that may not have answered */
+    unsigned awaiteds;
+    int64_t look_at;     /* when the first of them has been silent for too long; it may have answered by then */
 
     int tun;
     bool udp_offload, tun_gone;
@@ -218,6 +225,9 @@ bool ea_may_be_syn(const uint8_t *packet, uint32_t bytes);
 struct ea_report *ea_report_of(struct ea_pump *p, struct ea_peer *peer); /* to be written into */
 void ea_report_heard(struct ea_pump *p, struct ea_peer *peer, const struct ea_way *from, uint64_t wire_bytes,
                      uint32_t datagrams, uint32_t empty);
+void ea_await(struct ea_pump *p, struct ea_peer *peer); /* data goes to it now */
+void ea_look_for_silence(struct ea_pump *p);            /* makes a report urgent where an answer is overdue */
+bool ea_same_remote(const struct ea_way *a, const struct ea_way *b); /* whatever our own address */
 void ea_report(struct ea_pump *p);         /* hands over what is due */
 int64_t ea_report_due(const struct ea_pump *p); /* INT64_MAX: nothing is */
 void ea_ring_bell(struct ea_pump *p);

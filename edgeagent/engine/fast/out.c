@@ -126,6 +126,7 @@ static void note(struct ea_pump *p, struct ea_peer *peer) {
     if (empty < p->out.count) {
         if (report->first_data_sent_at == 0) report->first_data_sent_at = p->now;
         report->last_data_sent_at = p->now;
+        ea_await(p, peer);
     }
 }
 
