@@ -102,13 +102,13 @@ class Alone:
         if current is not None and current.is_relay and self.absent:
             self.paths.not_at_relay(self.now)
         elif current is not None and current.key in self.alive:
-            self.paths.heard(self.now, current.endpoint)
+            self.paths.heard(self.now, current.endpoint, is_data=True)
         self.settle()
 
     def hear(self, source: Endpoint) -> None:
         current = self.paths.current
         if current is not None and current.key == key_of(source):
-            self.paths.heard(self.now, source)
+            self.paths.heard(self.now, source, is_data=True)
         else:
             self.paths.roamed(self.now, source)
         self.settle()

@@ -89,7 +89,7 @@ class LinkPaths:
     def received(self, now: float, batch: Batch) -> None:
         """After the device took `batch`: the ways that authentic traffic came on are alive."""
         before: Endpoint | None = None
-        for _, source, _ in batch:
+        for datagram, source, _ in batch:
             if source is before:
                 continue
             before = source
@@ -100,7 +100,7 @@ class LinkPaths:
                 paths.rx_bytes = link.peer.rx_bytes
                 # The peer's endpoint is the source of what was authenticated last
                 if link.peer.endpoint is not None and key_of(link.peer.endpoint) == key_of(source):
-                    self._finder.heard(now, paths, source)
+                    self._finder.heard(now, paths, source, is_data=len(datagram) > TRANSPORT_SIZE_MIN)
                     if source.is_relay:
                         self._relays.stay_awake(now)
 
@@ -276,7 +276,11 @@ class LinkPaths:
                 self._finder.sent(traffic.first_data_sent_at or now, paths, traffic.largest, traffic.count)
             if isinstance(endpoint, RelayEndpoint):
                 self._relays.carried(now, endpoint)
-        self.received(now, [(b"", source, 0) for traffic in reports for source in traffic.heard])
+        heard: Batch = []
+        for traffic in reports:
+            like = _DATA if traffic.last_data_received_at is None else _DATA.ljust(TRANSPORT_SIZE_MIN + 1)
+            heard += [(like, source, 0) for source in traffic.heard]
+        self.received(now, heard)
         for traffic in reports:
             endpoint = traffic.peer.endpoint
             for paths in [] if endpoint is None or endpoint.is_relay else self._sent_to(endpoint):

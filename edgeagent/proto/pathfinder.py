@@ -293,9 +293,9 @@ class Pathfinder:
                 paths.refused(now, endpoint, frame_bytes)
                 self._settle(now, paths)
 
-    def heard(self, now: float, paths: PeerPaths, source: Endpoint) -> None:
-        """Authentic data came from there."""
-        paths.heard(now, source)
+    def heard(self, now: float, paths: PeerPaths, source: Endpoint, *, is_data: bool) -> None:
+        """Authentic data, or a keepalive, came from there."""
+        paths.heard(now, source, is_data=is_data)
         self._strangers.refill()
         self._note(paths)
 

@@ -280,8 +280,8 @@ class PeerPaths:
         if path is not None:
             self.prober.refused(now, path, frame_bytes)
 
-    def heard(self, now: float, source: Endpoint) -> None:
-        """Authentic traffic came from `source`."""
+    def heard(self, now: float, source: Endpoint, *, is_data: bool = False) -> None:
+        """Authentic traffic came from `source`; `is_data`: not only a keepalive."""
         self._use(now)
         self._is_there(now)
         if self.wakes is not None:
@@ -291,7 +291,7 @@ class PeerPaths:
             path.heard_at = now
             path.unanswered_since = None
             self._heard_key = path.key
-            if path is self.current and not path.is_relay:
+            if is_data and path is self.current and not path.is_relay:
                 self._be_patient(now, path)
 
     def roamed(self, now: float, source: Endpoint) -> None:

@@ -48,6 +48,8 @@ ROW_FULL_S = (0.3, 0.3, 0.4, 0.5, 0.7)  # the same for probes of payload size
 FULL_BEFORE_LADDER = 2  # of those, how many have full size before shorter ones go along
 ROW_HASTY_S = (0.1, 0.1, 0.1, *ROW_S[1:])  # the same where traffic fell silent: quick ones instead of the first,
 HASTY = 3  # so many, and only after them the path is doubtful: on links that lose a lot one says little
+HEARD_S = 1.0  # a path that the peer's traffic still comes by gets so many rows before it is given up: where a third
+HEARD_ROWS = 2  # of everything is lost, half of the probes stay without an answer
 WAIT_PER_LATENCY = 2.5
 WAIT_MAX_S = 2.0
 
@@ -223,7 +225,8 @@ class Prober:
             path.next_probe_at = now + PUNCH_LEAD_S
             self.ping(now, path.endpoint, PING_BYTES, ttl=PUNCH_TTL)
             return
-        if path.attempts >= len(row):
+        is_heard = path.state is State.DOUBTFUL and not path.is_relay and now - (path.heard_at or 0.0) < HEARD_S
+        if path.attempts >= len(row) * (HEARD_ROWS if is_heard else 1):
             self._shared.mapping_doubted |= path.state is State.DOUBTFUL and not path.is_relay
             path.take(Input.GAVE_UP)
             path.next_probe_at = path.roamed_at = None
@@ -233,7 +236,7 @@ class Prober:
             path.take(Input.SILENCE)
         for size in self._sizes(path):
             self.ping(now, path.endpoint, size)
-        wait_s = max(row[path.attempts], WAIT_PER_LATENCY * (path.latency_ms or 0.0) / 1e3)
+        wait_s = max(row[min(path.attempts, len(row) - 1)], WAIT_PER_LATENCY * (path.latency_ms or 0.0) / 1e3)
         path.attempts += 1
         path.next_probe_at = now + min(WAIT_MAX_S, wait_s)
 

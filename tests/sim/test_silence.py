@@ -78,7 +78,7 @@ def test_a_flow_one_way_is_not_doubted() -> None:
     packets = homes.traffic.count - sent
     # Three segments each, and beside them: a ping and a pong each three seconds, keepalives, the relay's own probes
     assert homes.net.carried - carried < 3 * packets + 3 * 2 * 60 / 3 + 200
-    assert homes.relayed - relayed <= 4
+    assert homes.relayed - relayed <= 6
     assert is_direct(a, b) and is_direct(b, a)
     homes.finish()
 

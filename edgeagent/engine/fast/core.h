@@ -87,7 +87,7 @@ struct ea_peer {
     uint32_t quiet_ms;        /* as in the record */
     bool awaited;             /* it is in the list of those whose answer is waited for */
     int64_t unanswered_since; /* as in a report */
-    int64_t answered_at;      /* when the first way was heard last; 0: not since it is that */
+    int64_t talked_at;        /* when data came by the first way last; 0: not since it is that */
     struct ea_keypair keypair[EA_POSITIONS];
 };
 

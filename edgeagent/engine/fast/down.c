@@ -65,13 +65,13 @@ static bool set_peer(struct ea_pump *p, const struct ea_peer_record *record, con
         peer->live = true;
         peer->confirmed = EA_POSITIONS;
         peer->active_at = 0;
-        peer->unanswered_since = peer->answered_at = 0;
+        peer->unanswered_since = peer->talked_at = 0;
         p->figures.peers_used++;
     } else if (!peer->live) {
         return false;
     }
     if (peer->ways == 0 || record->ways == 0 || !ea_same_remote(&peer->way[0], &ways[0])) {
-        peer->unanswered_since = peer->answered_at = 0;
+        peer->unanswered_since = peer->talked_at = 0;
     }
     peer->quiet_ms = record->quiet_ms;
     peer->ways = record->ways;

@@ -140,8 +140,8 @@ struct ea_peer_record {
     uint8_t current; /* position of the keypair to seal under, or EA_POSITIONS: none */
     uint8_t reserved[3];
     uint32_t mtu;    /* the longest packet that is sealed for it; longer ones, and SYNs where it is less than the TUN's, go up */
-    uint32_t quiet_ms; /* data sent for so long while the first way is silent, which was heard within the second before, is
-                          reported at once, and once; 0: it is not */
+    uint32_t quiet_ms; /* data sent for so long while the first way is silent, by which data came within the second before,
+                          is reported at once, and once; 0: it is not */
 };
 enum { EA_PEER_NEW = 1 /* another peer than before: flows, counts and keypairs of the slot are void */, EA_PEER_GONE = 2 };
 struct ea_keypair_record {

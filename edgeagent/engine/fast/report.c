@@ -46,10 +46,10 @@ static bool is_expected(const struct ea_peer *peer, const struct ea_way *from) {
 }
 
 /* It has answered by the way that it is sent to: by another uplink is another way. */
-static void take_answer(struct ea_pump *p, struct ea_peer *peer, const struct ea_way *from) {
+static void take_answer(struct ea_pump *p, struct ea_peer *peer, const struct ea_way *from, bool is_data) {
     const struct ea_way *way = &peer->way[0];
     if (peer->ways == 0 || !ea_same_remote(way, from) || (way->interface != 0 && way->interface != from->interface)) return;
-    peer->answered_at = p->now;
+    if (is_data) peer->talked_at = p->now;
     peer->unanswered_since = 0;
     if (peer->awaited && p->awaiteds == 1) { /* mostly it is the only one, and nothing has to wake us for it */
         peer->awaited = false;
@@ -61,7 +61,7 @@ static void take_answer(struct ea_pump *p, struct ea_peer *peer, const struct ea
 void ea_await(struct ea_pump *p, struct ea_peer *peer) {
     if (peer->unanswered_since != 0) return;
     peer->unanswered_since = p->now;
-    if (peer->quiet_ms == 0 || peer->answered_at == 0 || p->now - peer->answered_at > TALK_S * EA_NS) return;
+    if (peer->quiet_ms == 0 || peer->talked_at == 0 || p->now - peer->talked_at > TALK_S * EA_NS) return;
     int64_t at = p->now + peer->quiet_ms * 1000000LL;
     if (!peer->awaited) {
         peer->awaited = true;
@@ -95,7 +95,7 @@ void ea_report_heard(struct ea_pump *p, struct ea_peer *peer, const struct ea_wa
                      uint32_t datagrams, uint32_t empty) {
     struct ea_report *report = ea_report_of(p, peer);
     unsigned at = 0;
-    take_answer(p, peer, from);
+    take_answer(p, peer, from, datagrams > empty);
     while (at < report->heards && !same_way(&report->heard[at].way, from)) at++;
     if (at == report->heards) {
         if (report->heards < EA_HEARD) {
