@@ -298,7 +298,8 @@ class LinkPaths:
         """So long what goes to it may stay without an answer by its first way; None where that is not to be noticed."""
         link = self._peering.link_of(peer)
         paths = None if link is None else self._finder.peers.get(link.device)
-        if paths is None or paths.current is None or peer.endpoint is None or key_of(peer.endpoint) != paths.current.key:
+        current = None if paths is None else paths.current
+        if paths is None or current is None or peer.endpoint is None or key_of(peer.endpoint) != current.key:
             return None
         return paths.quiet_s
 

@@ -68,7 +68,8 @@ class PeerPaths:
     __slots__ = (
         "_absences", "_absent_until", "_answers", "_calls_in", "_calls_out", "_followed", "_followed_at", "_has_spare",
         "_heard_key", "_is_watched", "_recheck_at", "_rechecks", "_seeks", "_shared", "_spray", "_sprays", "_suspected",
-        "_used_at", "copies", "current", "device", "introduced_at", "nat", "next_seek_at", "node_keys", "prober", "rx_bytes", "them", "told_bytes", "wakes",
+        "_used_at", "copies", "current", "device", "introduced_at", "nat", "next_seek_at", "node_keys", "prober",
+        "rx_bytes", "them", "told_bytes", "wakes",
     )  # fmt: skip
 
     def __init__(self, now: float, shared: DiscoShared, device: str, them: Correspondent) -> None:
@@ -337,7 +338,7 @@ class PeerPaths:
 
     def _wonder(self, now: float) -> None:
         """The peer says something by the relay in the midst of traffic by the current path: it does not hear us there,
-        or is not sure of that. Packets that are late after a move look the same, and so it is asked only now and then."""
+        or is not sure of that. Packets that are late after a move look the same, so it is asked only now and then."""
         current, relay = self.current, self.prober.relay
         if current is None or relay is None or current.is_relay or current.patience is None or self._suspected:
             return

@@ -185,9 +185,7 @@ class Prober:
 
     # Rows
 
-    def begin(
-        self, now: float, path: Path, *, punch: bool = False, full: bool = False, hasty: bool = False
-    ) -> None:
+    def begin(self, now: float, path: Path, *, punch: bool = False, full: bool = False, hasty: bool = False) -> None:
         """A row of probes, the first of them now; `punch`: after one that opens our NAT and reaches nobody; `full`:
         along a proven path, whether whole packets still pass; `hasty`: the first ones quickly. None by an uplink that
         is down."""

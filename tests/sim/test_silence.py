@@ -33,8 +33,6 @@ def cut(homes: Homes, *ways: str) -> None:
         homes.internet.pair_conditions[f"nat-{way[0]}", f"nat-{way[1]}"] = DEAD
 
 
-
-
 @pytest.mark.parametrize("ways", [("ab", "ba"), ("ab",), ("ba",)], ids="-".join)
 def test_a_path_that_dies_costs_a_few_round_trips(ways: tuple[str, ...]) -> None:
     homes, a, b = talking()
