@@ -256,6 +256,7 @@ class LinkPaths:
                 if is_data:
                     largest = max(map(len, transmit.datagrams))
                     also = self._finder.sent(now, paths, largest, len(transmit.datagrams))
+                    paths.keep(now, transmit.datagrams, transmit.ecn)
                 else:
                     also = paths.copies
                 # What fits the way in doubt need not fit another one

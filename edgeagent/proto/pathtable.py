@@ -48,6 +48,8 @@ RECHECKS = 4  # of those, every which one is a look at all
 ROAM_TRUST_S = 3.0  # how long WireGuard's word counts for a path that is not proven
 COPIES_MAX = 2
 ROUNDING_S = 0.005  # of times that engines tell
+TAIL_AFTER_S = 0.004  # what is not answered for so long is no part of a stream that runs
+TAILS_MAX = 32
 PROVED_MAX = 4  # dead paths that get a ping when somebody has to know whether the peer is there
 SMALL_BYTES = MTU_MIN - 57  # a frame so short passes everywhere
 
@@ -68,8 +70,8 @@ class PeerPaths:
     __slots__ = (
         "_absences", "_absent_until", "_answers", "_calls_in", "_calls_out", "_followed", "_followed_at", "_has_spare",
         "_heard_key", "_is_watched", "_recheck_at", "_rechecks", "_seeks", "_shared", "_spray", "_sprays", "_suspected",
-        "_used_at", "copies", "current", "device", "introduced_at", "nat", "next_seek_at", "node_keys", "prober",
-        "rx_bytes", "them", "told_bytes", "wakes",
+        "_tail", "_used_at", "copies", "current", "device", "introduced_at", "nat", "next_seek_at", "node_keys",
+        "prober", "rx_bytes", "them", "told_bytes", "wakes",
     )  # fmt: skip
 
     def __init__(self, now: float, shared: DiscoShared, device: str, them: Correspondent) -> None:
@@ -91,6 +93,7 @@ class PeerPaths:
         self._followed: Path | None = None  # gets copies, until the current path has answered
         self._followed_at: float | None = None
         self._suspected: Path | None = None  # the current path, as long as it has not answered a doubt
+        self._tail: list[tuple[bytes, int]] = []  # datagrams that went into a silence, with their ECN fields
         self._is_watched = False  # an engine looks for its silence, and knows better when it was heard last
         self.device = device
         self.them = them
@@ -292,6 +295,8 @@ class PeerPaths:
             path.heard_at = now
             path.unanswered_since = None
             self._heard_key = path.key
+            if path is self.current:
+                self._tail.clear()
             if is_data and path is self.current and not path.is_relay:
                 self._be_patient(now, path)
 
@@ -335,6 +340,7 @@ class PeerPaths:
             self._followed, self._followed_at = path, now
             self.prober.begin(now, current, hasty=True)
             self._choose_copies()
+            self._repeat()
 
     def _wonder(self, now: float) -> None:
         """The peer says something by the relay in the midst of traffic by the current path: it does not hear us there,
@@ -394,9 +400,26 @@ class PeerPaths:
             self.prober.ping(now, relay.endpoint, PING_BYTES)
         self.prober.handle_timeout(now)
         self._choose_copies()
+        self._repeat()
+
+    def keep(self, now: float, datagrams: list[bytes], ecn: int) -> None:
+        """These went to the current path, and if they go into a silence its copies are to carry them too: the other end
+        may have got none of it, and a receiver of TCP says at the sight of one what all it lacks."""
+        path = self.current
+        if path is None or path.unanswered_since is None or now - path.unanswered_since < TAIL_AFTER_S:
+            return
+        if not self.copies and self._doubt_at() is not None:
+            self._tail = [*self._tail, *((each, ecn) for each in datagrams)][-TAILS_MAX:]
+
+    def _repeat(self) -> None:
+        tail, self._tail = self._tail, []
+        for datagram, ecn in tail:
+            for endpoint in self.copies:
+                self._shared.transmits.append(Transmit(endpoint, [datagram], ecn, fragment=True))
 
     def _refute(self, now: float) -> None:
         """The current path has answered a probe."""
+        self._tail.clear()
         suspected, self._suspected = self._suspected, None
         if suspected is not None and suspected.patience is not None:
             suspected.patience.refuted(now)

@@ -25,7 +25,10 @@ enum {
     EA_NEW_FLOW_SHARES = 16, /* a source always finds that part of what may go up of new flows */
     EA_WAYS_FLOW = 4,       /* entries of one set of the flow table */
     EA_SEGMENTED_MAX = 65000, /* bytes of one send */
-    EA_UDP_SEGMENTS = 64    /* UDP_MAX_SEGMENTS of Linux before 6.9 */
+    EA_UDP_SEGMENTS = 64,   /* UDP_MAX_SEGMENTS of Linux before 6.9 */
+    EA_TAILS = 32,          /* datagrams that went into a silence, of all peers, and are kept; none longer than: */
+    EA_TAIL_BYTES = 2048 - EA_RELAY_HEAD,
+    EA_TAIL_AFTER_MS = 4    /* what is not answered for so long is no part of a stream that runs */
 };
 #define EA_NS 1000000000LL
 #define EA_REJECT_AFTER (180 * EA_NS)
@@ -86,6 +89,7 @@ struct ea_peer {
     int64_t active_at;
     uint32_t quiet_ms;        /* as in the record */
     bool awaited;             /* it is in the list of those whose answer is waited for */
+    bool overdue;             /* the answer was waited for in vain */
     int64_t unanswered_since; /* as in a report */
     int64_t talked_at;        /* when data came by the first way last; 0: not since it is that */
     struct ea_keypair keypair[EA_POSITIONS];
@@ -112,6 +116,14 @@ struct ea_mark {
 /* 1/EA_NS of packets that may go up. */
 struct ea_share {
     int64_t tokens, at;
+};
+
+/* A sealed datagram that may have been lost. */
+struct ea_tail {
+    int64_t unanswered_since; /* of its peer when it was sent: void when that is another */
+    uint32_t generation;
+    uint16_t slot, size;      /* without room for a relay's header, which is before it; 0: none */
+    uint8_t ecn;
 };
 
 struct ea_pump {
@@ -171,6 +183,9 @@ struct ea_pump {
         int64_t until, retry_at;
     } stuck;
     int64_t choked_until[EA_SOCKETS];
+    struct ea_tail tail[EA_TAILS];
+    uint8_t *tail_bytes;
+    unsigned next_tail; /* the oldest */
     /* The rest of `frame`, whose first packets filled a send buffer: it follows when that has room again. */
     struct {
         bool is;
@@ -238,6 +253,7 @@ void ea_seal_packets(struct ea_pump *p, struct ea_keypair *keypair, const uint32
                      const uint8_t *packets);
 void ea_flush_out(struct ea_pump *p);
 void ea_unstick(struct ea_pump *p, bool writable);
+void ea_repeat(struct ea_pump *p, struct ea_peer *peer, unsigned number); /* what went into the silence, by that way */
 
 /* send.c */
 /* Datagrams for one way: `count` of them in `bytes`, `prefix` of which are room for a relay's header before each. */

@@ -141,7 +141,8 @@ struct ea_peer_record {
     uint8_t reserved[3];
     uint32_t mtu;    /* the longest packet that is sealed for it; longer ones, and SYNs where it is less than the TUN's, go up */
     uint32_t quiet_ms; /* data sent for so long while the first way is silent, by which data came within the second before,
-                          is reported at once, and once; 0: it is not */
+                          is reported at once, and once; 0: it is not. Of what is sent into that silence the last datagrams
+                          are kept: a way that is one for copies now, and was not before, carries them too */
 };
 enum { EA_PEER_NEW = 1 /* another peer than before: flows, counts and keypairs of the slot are void */, EA_PEER_GONE = 2 };
 struct ea_keypair_record {

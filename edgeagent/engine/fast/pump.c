@@ -71,6 +71,7 @@ static size_t lay_out(struct ea_pump *p, uint8_t *map) {
     p->to_report = (void *)part(&at, &total, p->limits.peers * sizeof *p->to_report);
     p->awaited = (void *)part(&at, &total, p->limits.peers * sizeof *p->awaited);
     p->out.bytes = part(&at, &total, EA_OUT_BYTES);
+    p->tail_bytes = part(&at, &total, (size_t)EA_TAILS * (EA_RELAY_HEAD + EA_TAIL_BYTES));
     p->frame = part(&at, &total, EA_FRAME_MAX);
     p->inbox = part(&at, &total, (size_t)EA_READS * EA_IN_BYTES);
     p->join = (void *)part(&at, &total, sizeof *p->join);

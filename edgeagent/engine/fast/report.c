@@ -51,6 +51,7 @@ static void take_answer(struct ea_pump *p, struct ea_peer *peer, const struct ea
     if (peer->ways == 0 || !ea_same_remote(way, from) || (way->interface != 0 && way->interface != from->interface)) return;
     if (is_data) peer->talked_at = p->now;
     peer->unanswered_since = 0;
+    peer->overdue = false;
     if (peer->awaited && p->awaiteds == 1) { /* mostly it is the only one, and nothing has to wake us for it */
         peer->awaited = false;
         p->awaiteds = 0;
@@ -84,6 +85,7 @@ void ea_look_for_silence(struct ea_pump *p) {
         }
         peer->awaited = false;
         if (peer->live && peer->unanswered_since != 0 && peer->quiet_ms != 0) {
+            peer->overdue = true;
             ea_report_of(p, peer);
             p->urgent = true;
         }

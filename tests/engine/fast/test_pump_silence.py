@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 import time
 from collections.abc import Iterator
 
 import pytest
 
+from edgeagent.proto.endpoint import Endpoint
 from edgeagent.proto.established import Traffic
 from tests.engine.packets import Segment
-from tests.engine.twins import Node, addressed, plain, report, settle
+from tests.engine.twins import Member, Node, addressed, plain, report, settle
 
 QUIET_S = 0.3  # longer than a report of traffic takes, so that another one is by silence alone
 PATIENCE_S = 1.0
@@ -131,3 +134,37 @@ def test_what_comes_by_another_way_is_no_answer(pair: tuple[Node, Node], monkeyp
     (told,) = overdue(a, within_s=10.0)
     assert told.unanswered_since is not None
     assert a.peer(b).endpoint != home, "it was heard"
+
+
+def test_what_went_into_the_silence_goes_by_the_copies_too(pair: tuple[Node, Node]) -> None:
+    a, b = pair
+    a.machine.quiet[b.device.public_key] = QUIET_S
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as relay:
+        relay.bind(("127.0.0.1", 0))
+        relay.settimeout(2)
+        member = Member(("relay", 1))
+        a.machine.relays[member] = (Endpoint(relay.getsockname()), 0x01020304, 0x0506)
+        b.taken()
+        b.udp.close()  # nothing reaches it any more
+        first = packet(a, b)
+        a.inject([first])
+        settle(a)
+        time.sleep(0.01)
+        lost = [plain(addressed(Segment(bytes((i,)) * 99, udp=True).packet(), a, b)) for i in range(40)]
+        a.inject(lost)
+        settle(a)
+        assert overdue(a, within_s=10.0)
+        a.machine.copies[b.device.public_key] = [member]
+        a.engine.flush(a.now)
+        settle(a)
+        kept = [relay.recv(3000) for _ in range(32)]
+        assert all(each[:8] == struct.pack(">BBHI", 0xE5, 0, 0x0506, 0x01020304) for each in kept)
+        b.engine.bind(b.port)
+        for each in kept:
+            relay.sendto(each[8:], b.endpoint.addr)
+        settle(b)
+        assert [plain(each) for each in b.taken()] == lost[8:], "the last ones, in order"
+        a.engine.flush(a.now)
+        relay.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            relay.recv(3000)
