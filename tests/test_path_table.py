@@ -391,6 +391,8 @@ def check(alone: Alone, *, traffic: bool = False) -> None:
         assert under_way or path.state not in (State.PROBING, State.ANSWERED)
         if traffic and path is paths.current:
             assert under_way or path.state not in (State.DOUBTFUL, State.ONE_WAY)
+    suspected = paths._suspected
+    assert suspected is None or (suspected is paths.current and suspected.next_probe_at is not None)
     if traffic:
         rows = any(path.next_probe_at is not None for path in paths.prober.direct.values())
         assert paths.is_direct or rows or paths.next_seek_at is not None
