@@ -6,7 +6,7 @@ import pytest
 
 from edgeagent.proto.path import Path, State, key_of
 from edgeagent.proto.pathtable import TAILS_MAX
-from edgeagent.proto.patience import CALM_S, QUIET_MAX_S, QUIET_MIN_S, Patience
+from edgeagent.proto.patience import CALM_S, GROWTH, QUIET_MAX_S, QUIET_MIN_S, Patience
 from tests.test_path_table import DATA, RELAYS, V4, Alone, way
 
 DIRECT = way(V4)
@@ -145,12 +145,12 @@ def test_patience_grows_with_each_wrong_guess_and_shrinks_with_time() -> None:
     while (quiet_s := patience.quiet_s(None)) is not None:
         limits.append(quiet_s)
         patience.refuted(1.0)
-    assert limits == [QUIET_MIN_S * 2**i for i in range(len(limits))] and limits[-1] < QUIET_MAX_S
+    assert limits == [QUIET_MIN_S * GROWTH**i for i in range(len(limits))] and limits[-1] < QUIET_MAX_S
     patience.heard(1.0 + CALM_S - BIT_S, 1)
     assert patience.quiet_s(None) is None
     patience.heard(1.0 + CALM_S, 4)
     assert patience.quiet_s(None) is None, "where bytes cost money, it remembers for longer"
-    for i in range(1, 6):
+    for i in range(1, 7):
         patience.heard(1.0 + CALM_S * i, 1)
     assert patience.quiet_s(None) == QUIET_MIN_S
     assert patience.quiet_s(100.0) == pytest.approx(0.3)

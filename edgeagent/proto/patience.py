@@ -2,7 +2,7 @@
 
 Silence means something only where the path carried packets both ways a moment ago: a flow in one direction is answered
 by a passive keepalive after ten seconds, and by nothing before. How long a pause is usual, each path shows by itself: a
-doubt that a probe refutes doubles the patience, and time without one halves it.
+doubt that a probe refutes adds half to the patience, and time without one takes it back.
 """
 
 from __future__ import annotations
@@ -11,29 +11,30 @@ QUIET_MIN_S = 0.08  # twice a delayed acknowledgement of TCP, as Linux has it on
 QUIET_PER_LATENCY = 3.0
 QUIET_MAX_S = 0.8  # from here on the usual look at silence is as quick
 TALK_S = 1.0  # the path was heard so lately before what is not answered, or that is the beginning of something
-CALM_S = 10.0  # without a doubt: half the patience
-DOUBLINGS_MAX = 5
+CALM_S = 10.0  # without a doubt: a step back
+GROWTH = 1.5
+STEPS_MAX = 6  # from the least to the most
 
 
 class Patience:
     """Of one path. `heard` takes note of traffic from there, `refuted` of an answer to what a doubt led to."""
 
-    __slots__ = ("_calm_since", "_doublings", "_heard_at")
+    __slots__ = ("_calm_since", "_heard_at", "_steps")
 
     def __init__(self, now: float) -> None:
         self._heard_at = now
         self._calm_since = now
-        self._doublings = 0
+        self._steps = 0
 
     def heard(self, now: float, sparing: int) -> None:
         """`sparing`: so many times longer than usual it remembers, for doubts that were none cost bytes."""
         self._heard_at = now
-        if self._doublings and now - self._calm_since >= CALM_S * sparing:
-            self._doublings -= 1
+        if self._steps and now - self._calm_since >= CALM_S * sparing:
+            self._steps -= 1
             self._calm_since = now
 
     def refuted(self, now: float) -> None:
-        self._doublings = min(self._doublings + 1, DOUBLINGS_MAX)
+        self._steps = min(self._steps + 1, STEPS_MAX)
         self._calm_since = now
 
     def is_fresh(self, now: float) -> bool:
@@ -42,7 +43,7 @@ class Patience:
 
     def quiet_s(self, latency_ms: float | None) -> float | None:
         """So long it may be silent; None where that is so long that nothing is gained by a look."""
-        quiet_s = max(QUIET_MIN_S, QUIET_PER_LATENCY * (latency_ms or 0.0) / 1e3) * 2**self._doublings
+        quiet_s = max(QUIET_MIN_S, QUIET_PER_LATENCY * (latency_ms or 0.0) / 1e3) * GROWTH**self._steps
         return quiet_s if quiet_s < QUIET_MAX_S else None
 
     def doubts_at(self, unanswered_since: float, latency_ms: float | None) -> float | None:

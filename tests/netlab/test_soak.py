@@ -94,7 +94,7 @@ class Soak:
         said = self.homes.mesh.hub.run("edgehub", "policy", "set", "-", "--json", input=json.dumps({"acls": acls}))
         version = json.loads(said.stdout)["version"]
         for member in (self.a, self.b):
-            until(lambda member=member: self._version(member) == version, 15.0, f"{member.name}'s policy")  # type: ignore[misc]
+            until(lambda member=member: self._version(member) == version, MOVE_TIMEOUT_S, f"{member.name}'s policy")  # type: ignore[misc]
         self.log.append(("policy", began, time()))
 
     def look(self) -> None:
