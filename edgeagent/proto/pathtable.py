@@ -69,9 +69,9 @@ class PeerPaths:
 
     __slots__ = (
         "_absences", "_absent_until", "_answers", "_calls_in", "_calls_out", "_followed", "_followed_at", "_has_spare",
-        "_heard_key", "_is_watched", "_recheck_at", "_rechecks", "_seeks", "_shared", "_spray", "_sprays", "_suspected",
-        "_tail", "_used_at", "copies", "current", "device", "introduced_at", "nat", "next_seek_at", "node_keys",
-        "prober", "rx_bytes", "them", "told_bytes", "wakes",
+        "_heard_key", "_is_watched", "_recheck_at", "_rechecks", "_seeks", "_shared", "_silent_since", "_spray",
+        "_sprays", "_suspected", "_tail", "_used_at", "copies", "current", "device", "introduced_at", "nat",
+        "next_seek_at", "node_keys", "prober", "rx_bytes", "them", "told_bytes", "wakes",
     )  # fmt: skip
 
     def __init__(self, now: float, shared: DiscoShared, device: str, them: Correspondent) -> None:
@@ -93,6 +93,8 @@ class PeerPaths:
         self._followed: Path | None = None  # gets copies, until the current path has answered
         self._followed_at: float | None = None
         self._suspected: Path | None = None  # the current path, as long as it has not answered a doubt
+        # Since when it answers quick doubts and nothing else: what is longer than their pings may be lost all the same
+        self._silent_since: float | None = None
         self._tail: list[tuple[bytes, int]] = []  # datagrams that went into a silence, with their ECN fields
         self._is_watched = False  # an engine looks for its silence, and knows better when it was heard last
         self.device = device
@@ -212,12 +214,13 @@ class PeerPaths:
 
     def handle_pong(self, now: float, pong: Pong, source: Endpoint, frame_bytes: int) -> bool:
         """False for a pong that counts for nothing."""
+        since = None if self.current is None else self.current.unanswered_since
         path = self.prober.handle_pong(now, pong, source, frame_bytes)
         if path is not None:
             self._is_there(now)
         if path is self.current:
             self._followed = None
-            self._refute(now)
+            self._refute(now, since)
         if path is not None and path.state is State.PROVEN and not path.is_relay:
             self._seeks = 0
             self._spray = None
@@ -297,6 +300,7 @@ class PeerPaths:
             self._heard_key = path.key
             if path is self.current:
                 self._tail.clear()
+                self._silent_since = None
             if is_data and path is self.current and not path.is_relay:
                 self._be_patient(now, path)
 
@@ -417,12 +421,15 @@ class PeerPaths:
             for endpoint in self.copies:
                 self._shared.transmits.append(Transmit(endpoint, [datagram], ecn, fragment=True))
 
-    def _refute(self, now: float) -> None:
+    def _refute(self, now: float, since: float | None) -> None:
         """The current path has answered a probe."""
         self._tail.clear()
         suspected, self._suspected = self._suspected, None
         if suspected is not None and suspected.patience is not None:
             suspected.patience.refuted(now)
+            self._silent_since = since if self._silent_since is None else self._silent_since
+        else:
+            self._silent_since = None
 
     def _be_patient(self, now: float, path: Path) -> None:
         if path.patience is None:
@@ -477,7 +484,11 @@ class PeerPaths:
 
     def _verify_at(self) -> float | None:
         path = self.current
-        if path is None or path.unanswered_since is None or path.next_probe_at is not None or not path.is_sure:
+        if path is None or path.next_probe_at is not None or not path.is_sure:
+            return None
+        if self._silent_since is not None and (path.unanswered_since is not None or path.search is not None):
+            return self._silent_since + (SPARE_SILENCE_S if self._has_spare else SILENCE_S)
+        if path.unanswered_since is None:
             return None
         verified_at = path.unanswered_since if path.ponged_at is None else path.ponged_at
         if self._has_spare:
@@ -610,7 +621,7 @@ class PeerPaths:
         if self.current is not before or self._followed is self.current:
             self._followed = None
         if self.current is not before:
-            self._suspected = None
+            self._suspected = self._silent_since = None
         self._has_spare = any(
             path.state is State.PROVEN and path is not self.current for path in self.prober.direct.values()
         )

@@ -28,7 +28,8 @@ enum {
     EA_UDP_SEGMENTS = 64,   /* UDP_MAX_SEGMENTS of Linux before 6.9 */
     EA_TAILS = 32,          /* datagrams that went into a silence, of all peers, and are kept; none longer than: */
     EA_TAIL_BYTES = 2048 - EA_RELAY_HEAD,
-    EA_TAIL_AFTER_MS = 4    /* what is not answered for so long is no part of a stream that runs */
+    EA_TAIL_AFTER_MS = 4,   /* what is not answered for so long is no part of a stream that runs, */
+    EA_TAIL_UNTIL_MS = 1000 /* and for so long, of one that only goes one way */
 };
 #define EA_NS 1000000000LL
 #define EA_REJECT_AFTER (180 * EA_NS)

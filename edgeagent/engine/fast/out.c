@@ -137,7 +137,11 @@ static uint8_t *tail_at(struct ea_pump *p, unsigned number) {
 /* The other end may get none of it. Where it does not answer, the last ones are worth more than the first: a receiver of TCP says
  * at the sight of one what all it lacks. */
 static void keep(struct ea_pump *p, const struct ea_peer *peer) {
-    if ((!peer->awaited && !peer->overdue) || peer->ways > 1 || p->now - peer->unanswered_since < EA_TAIL_AFTER_MS * 1000000LL) return;
+    int64_t silent = p->now - peer->unanswered_since;
+    if ((!peer->awaited && !peer->overdue) || peer->ways > 1 || silent < EA_TAIL_AFTER_MS * 1000000LL ||
+        silent > EA_TAIL_UNTIL_MS * 1000000LL) {
+        return;
+    }
     for (unsigned i = p->out.count > EA_TAILS ? p->out.count - EA_TAILS : 0; i < p->out.count; i++) {
         uint32_t size = p->out.size[i] - p->out.prefix;
         if (size > EA_TAIL_BYTES) continue;
