@@ -342,6 +342,9 @@ class _Flow:
     def ways(self, peer: Peer) -> list[Endpoint]:
         return [] if peer.endpoint is None else [peer.endpoint]
 
+    def quiet_s(self, peer: Peer) -> float | None:
+        return None
+
     def relay_sessions(self) -> list[tuple[Endpoint, int]]:
         return []
 

@@ -102,13 +102,13 @@ class Alone:
         if current is not None and current.is_relay and self.absent:
             self.paths.not_at_relay(self.now)
         elif current is not None and current.key in self.alive:
-            self.paths.heard(self.now, current.endpoint)
+            self.paths.heard(self.now, current.endpoint, is_data=True)
         self.settle()
 
     def hear(self, source: Endpoint) -> None:
         current = self.paths.current
         if current is not None and current.key == key_of(source):
-            self.paths.heard(self.now, source)
+            self.paths.heard(self.now, source, is_data=True)
         else:
             self.paths.roamed(self.now, source)
         self.settle()
@@ -391,6 +391,8 @@ def check(alone: Alone, *, traffic: bool = False) -> None:
         assert under_way or path.state not in (State.PROBING, State.ANSWERED)
         if traffic and path is paths.current:
             assert under_way or path.state not in (State.DOUBTFUL, State.ONE_WAY)
+    suspected = paths._suspected
+    assert suspected is None or (suspected is paths.current and suspected.next_probe_at is not None)
     if traffic:
         rows = any(path.next_probe_at is not None for path in paths.prober.direct.values())
         assert paths.is_direct or rows or paths.next_seek_at is not None

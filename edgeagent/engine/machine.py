@@ -30,6 +30,10 @@ class FastMachine(Machine, Protocol):
     def ways(self, peer: Peer) -> list[Endpoint]:
         """Where a peer's packets go, and then who gets copies; empty where nowhere."""
 
+    def quiet_s(self, peer: Peer) -> float | None:
+        """So long what goes to a peer may stay without an answer by its first way before that is to be reported at
+        once; None: it is not."""
+
     def relay_sessions(self) -> list[tuple[Endpoint, int]]:
         """(UDP address, session) of the relays that carry by UDP."""
 

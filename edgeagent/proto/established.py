@@ -37,6 +37,7 @@ class Traffic:
         "rx_bytes",
         "send_counter",
         "tx_bytes",
+        "unanswered_since",
     )
 
     def __init__(self, peer: Peer) -> None:
@@ -51,6 +52,7 @@ class Traffic:
         self.first_data_sent_at: float | None = None
         self.last_data_sent_at: float | None = None
         self.last_sent_at: float | None = None
+        self.unanswered_since: float | None = None  # first data sent since the first of the peer's ways was heard
         self.first_data_received_at: float | None = None
         self.last_data_received_at: float | None = None
         self.last_received_at: float | None = None

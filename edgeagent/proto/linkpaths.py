@@ -89,7 +89,7 @@ class LinkPaths:
     def received(self, now: float, batch: Batch) -> None:
         """After the device took `batch`: the ways that authentic traffic came on are alive."""
         before: Endpoint | None = None
-        for _, source, _ in batch:
+        for datagram, source, _ in batch:
             if source is before:
                 continue
             before = source
@@ -100,7 +100,7 @@ class LinkPaths:
                 paths.rx_bytes = link.peer.rx_bytes
                 # The peer's endpoint is the source of what was authenticated last
                 if link.peer.endpoint is not None and key_of(link.peer.endpoint) == key_of(source):
-                    self._finder.heard(now, paths, source)
+                    self._finder.heard(now, paths, source, is_data=len(datagram) > TRANSPORT_SIZE_MIN)
                     if source.is_relay:
                         self._relays.stay_awake(now)
 
@@ -256,6 +256,7 @@ class LinkPaths:
                 if is_data:
                     largest = max(map(len, transmit.datagrams))
                     also = self._finder.sent(now, paths, largest, len(transmit.datagrams))
+                    paths.keep(now, transmit.datagrams, transmit.ecn)
                 else:
                     also = paths.copies
                 # What fits the way in doubt need not fit another one
@@ -276,7 +277,15 @@ class LinkPaths:
                 self._finder.sent(traffic.first_data_sent_at or now, paths, traffic.largest, traffic.count)
             if isinstance(endpoint, RelayEndpoint):
                 self._relays.carried(now, endpoint)
-        self.received(now, [(b"", source, 0) for traffic in reports for source in traffic.heard])
+        heard: Batch = []
+        for traffic in reports:
+            like = _DATA if traffic.last_data_received_at is None else _DATA.ljust(TRANSPORT_SIZE_MIN + 1)
+            heard += [(like, source, 0) for source in traffic.heard]
+        self.received(now, heard)
+        for traffic in reports:
+            endpoint = traffic.peer.endpoint
+            for paths in [] if endpoint is None or endpoint.is_relay else self._sent_to(endpoint):
+                self._finder.unanswered(now, paths, traffic.unanswered_since, traffic.last_data_sent_at)
 
     def ways(self, peer: Peer) -> list[Endpoint]:
         """Where its packets go, and then who gets copies."""
@@ -285,6 +294,15 @@ class LinkPaths:
         link = self._peering.link_of(peer)
         paths = None if link is None else self._finder.peers.get(link.device)
         return [peer.endpoint] if paths is None else [peer.endpoint, *paths.copies[:COPIES_MAX]]
+
+    def quiet_s(self, peer: Peer) -> float | None:
+        """So long what goes to it may stay without an answer by its first way; None where that is not to be noticed."""
+        link = self._peering.link_of(peer)
+        paths = None if link is None else self._finder.peers.get(link.device)
+        current = None if paths is None else paths.current
+        if paths is None or current is None or peer.endpoint is None or key_of(peer.endpoint) != current.key:
+            return None
+        return paths.quiet_s
 
     def _sent_to(self, endpoint: Endpoint) -> list[PeerPaths]:
         """Whose traffic goes there."""

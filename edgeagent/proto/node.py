@@ -460,6 +460,10 @@ class Node:
         """Where an engine sends a peer's packets, and then who gets copies; empty where nowhere."""
         return self._paths.ways(peer)
 
+    def quiet_s(self, peer: Peer) -> float | None:
+        """So long what an engine sends to a peer may stay without an answer before it is to say so; None: for ever."""
+        return self._paths.quiet_s(peer)
+
     def relay_sessions(self) -> list[tuple[Endpoint, int]]:
         return self.relays.sessions.by_datagrams()
 

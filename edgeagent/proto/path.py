@@ -24,6 +24,7 @@ from edgeagent.proto.relay_endpoint import RelayEndpoint
 if TYPE_CHECKING:
     from edgeagent.proto.endpoint import Endpoint
     from edgeagent.proto.path_search import PathSearch
+    from edgeagent.proto.patience import Patience
 
 
 class State(Enum):
@@ -153,12 +154,14 @@ class Path:
         "endpoint",
         "frame_bytes",
         "full",
+        "hasty",
         "heard_at",
         "key",
         "kind",
         "latency_ms",
         "next_probe_at",
         "overhead",
+        "patience",
         "ponged_at",
         "remote_cost_ms",
         "roamed_at",
@@ -185,6 +188,8 @@ class Path:
         self.next_probe_at: float | None = None
         self.attempts = 0  # probes of the row under way
         self.full = False  # whether a row along a proven path is to be of full size
+        self.hasty = False  # whether it begins with quick ones: traffic waits for what comes out
+        self.patience: Patience | None = None  # with its silence, once it has carried traffic to us
 
     def take(self, put: Input) -> State:
         """Move by the table. Raises LocalProtocolError for what cannot happen."""
@@ -197,7 +202,7 @@ class Path:
     def lose(self) -> None:
         """Its uplink went down: nothing more comes of what is under way."""
         self.take(Input.GONE)
-        self.next_probe_at = self.roamed_at = self.unanswered_since = None
+        self.next_probe_at = self.roamed_at = self.unanswered_since = self.patience = None
 
     def measured(self, latency_ms: float) -> None:
         """One more round trip, in ms."""

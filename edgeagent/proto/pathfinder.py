@@ -280,6 +280,12 @@ class Pathfinder:
         self._note(paths)
         return copies
 
+    def unanswered(self, now: float, paths: PeerPaths, since: float | None, sent_at: float | None) -> None:
+        """What an engine sent by itself to the peer's current endpoint, lately at `sent_at`, is not answered since
+        then; None: it is."""
+        paths.unanswered(now, since, sent_at)
+        self._settle(now, paths)
+
     def refused(self, now: float, endpoint: Endpoint, frame_bytes: int) -> None:
         """The system would not send so long a datagram to `endpoint`."""
         for paths in self._each():
@@ -287,9 +293,9 @@ class Pathfinder:
                 paths.refused(now, endpoint, frame_bytes)
                 self._settle(now, paths)
 
-    def heard(self, now: float, paths: PeerPaths, source: Endpoint) -> None:
-        """Authentic data came from there."""
-        paths.heard(now, source)
+    def heard(self, now: float, paths: PeerPaths, source: Endpoint, *, is_data: bool) -> None:
+        """Authentic data, or a keepalive, came from there."""
+        paths.heard(now, source, is_data=is_data)
         self._strangers.refill()
         self._note(paths)
 

@@ -3,6 +3,10 @@
 Traffic goes by the peer's relay at once. A direct path takes over when it is proven; when it falls silent the relay
 carries a copy, and when it is dead, everything. What arrives twice, WireGuard's replay window drops.
 
+A path that carried packets both ways and falls silent under traffic is suspected within a few round trips: a row of
+quick probes begins, and until one is answered what is sent goes by other ways too. That is no state of the path: one
+probe that is lost moves nothing.
+
 Where another direct path is proven (an uplink that stands by, at either end), it is kept so while there is traffic, and
 takes over as soon as the current one leaves a probe unanswered, or at once when its uplink goes down. The other end
 hears that from where the packets come: until it knows whether its own way there still works, a copy goes there.
@@ -37,11 +41,15 @@ VERIFY_SPACING_S = 3.0  # unless the last one was answered less long ago: one-wa
 TRUST_S = 20.0  # a path not heard from for longer is in doubt when traffic begins again: NATs forget
 SPARE_SILENCE_S = 0.4  # the same where another proven path could take over: a wrong guess costs nothing there,
 SPARE_SPACING_S = 0.5
+FOLLOW_SPACING_S = 0.5  # between two looks at a proven path because the peer uses another way
 RECHECK_S = 60.0  # between two looks at all live paths, while there is traffic
 STANDBY_S = 15.0  # the same by the uplinks that stand by, with small probes: before the peer stops to trust them
 RECHECKS = 4  # of those, every which one is a look at all
 ROAM_TRUST_S = 3.0  # how long WireGuard's word counts for a path that is not proven
 COPIES_MAX = 2
+ROUNDING_S = 0.005  # of times that engines tell
+TAIL_AFTER_S = 0.004  # what is not answered for so long is no part of a stream that runs
+TAILS_MAX = 32
 PROVED_MAX = 4  # dead paths that get a ping when somebody has to know whether the peer is there
 SMALL_BYTES = MTU_MIN - 57  # a frame so short passes everywhere
 
@@ -60,9 +68,10 @@ class PeerPaths:
     """
 
     __slots__ = (
-        "_absences", "_absent_until", "_answers", "_calls_in", "_calls_out", "_followed", "_has_spare", "_heard_key",
-        "_recheck_at", "_rechecks", "_seeks", "_shared", "_spray", "_sprays", "_used_at", "copies", "current", "device",
-        "introduced_at", "nat", "next_seek_at", "node_keys", "prober", "rx_bytes", "them", "told_bytes", "wakes",
+        "_absences", "_absent_until", "_answers", "_calls_in", "_calls_out", "_followed", "_followed_at", "_has_spare",
+        "_heard_key", "_is_watched", "_recheck_at", "_rechecks", "_seeks", "_shared", "_silent_since", "_spray",
+        "_sprays", "_suspected", "_tail", "_used_at", "copies", "current", "device", "introduced_at", "nat",
+        "next_seek_at", "node_keys", "prober", "rx_bytes", "them", "told_bytes", "wakes",
     )  # fmt: skip
 
     def __init__(self, now: float, shared: DiscoShared, device: str, them: Correspondent) -> None:
@@ -82,6 +91,12 @@ class PeerPaths:
         self._has_spare = False  # another direct path than the current one is proven
         self._heard_key: PathKey | None = None  # the proven path that the peer's traffic came by last
         self._followed: Path | None = None  # gets copies, until the current path has answered
+        self._followed_at: float | None = None
+        self._suspected: Path | None = None  # the current path, as long as it has not answered a doubt
+        # Since when it answers quick doubts and nothing else: what is longer than their pings may be lost all the same
+        self._silent_since: float | None = None
+        self._tail: list[tuple[bytes, int]] = []  # datagrams that went into a silence, with their ECN fields
+        self._is_watched = False  # an engine looks for its silence, and knows better when it was heard last
         self.device = device
         self.them = them
         self.nat: str | None = None  # as its feed says
@@ -182,6 +197,7 @@ class PeerPaths:
         frame = shared.keys.seal(self.them, write_pong(ping.transaction, observed, frame_bytes))
         shared.transmits.append(Transmit(source, [frame]))
         if by_relay:
+            self._wonder(now)
             return
         path = self._path_from(source)
         if path is None:
@@ -198,11 +214,13 @@ class PeerPaths:
 
     def handle_pong(self, now: float, pong: Pong, source: Endpoint, frame_bytes: int) -> bool:
         """False for a pong that counts for nothing."""
+        since = None if self.current is None else self.current.unanswered_since
         path = self.prober.handle_pong(now, pong, source, frame_bytes)
         if path is not None:
             self._is_there(now)
         if path is self.current:
             self._followed = None
+            self._refute(now, since)
         if path is not None and path.state is State.PROVEN and not path.is_relay:
             self._seeks = 0
             self._spray = None
@@ -238,7 +256,7 @@ class PeerPaths:
                 continue
             if path.next_probe_at is None:
                 self.prober.begin(now, path, punch=path.state is not State.DOUBTFUL)
-            else:
+            elif path.state is not State.DOUBTFUL:  # whose row both sides have begun, and which is to end
                 path.attempts = min(path.attempts, 1)
 
     # Traffic of WireGuard
@@ -269,8 +287,8 @@ class PeerPaths:
         if path is not None:
             self.prober.refused(now, path, frame_bytes)
 
-    def heard(self, now: float, source: Endpoint) -> None:
-        """Authentic traffic came from `source`."""
+    def heard(self, now: float, source: Endpoint, *, is_data: bool = False) -> None:
+        """Authentic traffic came from `source`; `is_data`: not only a keepalive."""
         self._use(now)
         self._is_there(now)
         if self.wakes is not None:
@@ -280,6 +298,11 @@ class PeerPaths:
             path.heard_at = now
             path.unanswered_since = None
             self._heard_key = path.key
+            if path is self.current:
+                self._tail.clear()
+                self._silent_since = None
+            if is_data and path is self.current and not path.is_relay:
+                self._be_patient(now, path)
 
     def roamed(self, now: float, source: Endpoint) -> None:
         """WireGuard heard its peer where it did not expect it."""
@@ -287,6 +310,8 @@ class PeerPaths:
             relay = self.prober.relay
             if relay is None or relay.state is State.DEAD:
                 self.set_relay(source)
+            elif self.current is not None and self._heard_key == self.current.key:
+                self._wonder(now)
             self.heard(now, source)
             return
         path = self._path_from(source)
@@ -316,14 +341,109 @@ class PeerPaths:
         """The peer has gone over to another path that worked, perhaps because ours is dead: that is to be found out."""
         current = self.current
         if current is not None and current.state is State.PROVEN and current.next_probe_at is None:
-            self._followed = path
-            self.prober.begin(now, current)
+            self._followed, self._followed_at = path, now
+            self.prober.begin(now, current, hasty=True)
             self._choose_copies()
+            self._repeat()
+
+    def _wonder(self, now: float) -> None:
+        """The peer says something by the relay in the midst of traffic by the current path: it does not hear us there,
+        or is not sure of that. Packets that are late after a move look the same, so it is asked only now and then."""
+        current, relay = self.current, self.prober.relay
+        if current is None or relay is None or current.is_relay or current.patience is None or self._suspected:
+            return
+        asked = (self._followed_at, current.ponged_at)
+        if current.patience.is_fresh(now) and all(at is None or now - at >= FOLLOW_SPACING_S for at in asked):
+            self._follow(now, relay)
+
+    # Silence under traffic
+
+    def unanswered(self, now: float, since: float | None, sent_at: float | None) -> None:
+        """An engine that moves packets by itself says since when what goes by the current path is not answered. It
+        knows nothing of pongs; `sent_at`: when the last data went out, if any did since it told of that before."""
+        self._is_watched = True
+        path = self.current
+        if path is None:
+            return
+        if since is not None and path.ponged_at is not None and since < path.ponged_at:
+            since = path.ponged_at if sent_at is not None and sent_at > path.ponged_at else None
+        path.unanswered_since = since
+        if _is_due(self._doubt_at(), now + ROUNDING_S):
+            self._suspect(now)
+
+    @property
+    def quiet_s(self) -> float | None:
+        """So long traffic by the current path may stay without an answer before that is a reason to doubt; None where
+        it is not to be looked for: nobody knows of another way, or the path's own pauses are longer."""
+        path, relay = self.current, self.prober.relay
+        if path is None or path.patience is None or path.is_relay or path.state is not State.PROVEN:
+            return None
+        has_other = self._has_spare or (relay is not None and relay.state is not State.DEAD)
+        return path.patience.quiet_s(path.latency_ms) if has_other else None
+
+    def _doubt_at(self) -> float | None:
+        path = self.current
+        if path is None or path.unanswered_since is None or self._suspected is not None or self.quiet_s is None:
+            return None
+        assert path.patience is not None
+        return path.patience.doubts_at(path.unanswered_since, path.latency_ms)
+
+    def _suspect(self, now: float) -> None:
+        """Find out whether the current path works, and let other ways carry copies meanwhile."""
+        path, relay = self.current, self.prober.relay
+        assert path is not None
+        if path.next_probe_at is None:
+            self.prober.begin(now, path, hasty=True)
+        if path.next_probe_at is None:
+            path.patience = None  # nothing goes by its uplink
+            return
+        self._suspected = path
+        if relay is not None and self._shared.sparing == 1:
+            # It may be our packets that arrive and the peer's that do not: this tells it so. A session at a relay that
+            # is there on demand only is not opened for that: what the peer sends will do it
+            self.prober.ping(now, relay.endpoint, PING_BYTES)
+        self.prober.handle_timeout(now)
+        self._choose_copies()
+        self._repeat()
+
+    def keep(self, now: float, datagrams: list[bytes], ecn: int) -> None:
+        """These went to the current path, and if they go into a silence its copies are to carry them too: the other end
+        may have got none of it, and a receiver of TCP says at the sight of one what all it lacks."""
+        path = self.current
+        if path is None or path.unanswered_since is None or now - path.unanswered_since < TAIL_AFTER_S:
+            return
+        if not self.copies and self._doubt_at() is not None:
+            self._tail = [*self._tail, *((each, ecn) for each in datagrams)][-TAILS_MAX:]
+
+    def _repeat(self) -> None:
+        tail, self._tail = self._tail, []
+        for datagram, ecn in tail:
+            for endpoint in self.copies:
+                self._shared.transmits.append(Transmit(endpoint, [datagram], ecn, fragment=True))
+
+    def _refute(self, now: float, since: float | None) -> None:
+        """The current path has answered a probe."""
+        self._tail.clear()
+        suspected, self._suspected = self._suspected, None
+        if suspected is not None and suspected.patience is not None:
+            suspected.patience.refuted(now)
+            self._silent_since = since if self._silent_since is None else self._silent_since
+        else:
+            self._silent_since = None
+
+    def _be_patient(self, now: float, path: Path) -> None:
+        if path.patience is None:
+            from edgeagent.proto.patience import Patience  # only where there is traffic past a relay
+
+            path.patience = Patience(now)
+        path.patience.heard(now, self._shared.sparing)
 
     # Time
 
     def handle_timeout(self, now: float) -> None:
         prober, current = self.prober, self.current
+        if not self._is_watched and _is_due(self._doubt_at(), now):
+            self._suspect(now)
         prober.handle_timeout(now)
         if current is not None and _is_due(self._verify_at(), now):
             prober.begin(now, current)
@@ -345,6 +465,8 @@ class PeerPaths:
 
     def deadline(self) -> float | None:
         times = [self.prober.deadline(), self._verify_at(), self.next_seek_at, self._recheck_at]
+        if not self._is_watched:
+            times.append(self._doubt_at())
         if self._spray is not None:
             times.append(self._spray.next_at)
         if self.current is not None and self.current.search is not None and self.current.is_sure:
@@ -362,7 +484,11 @@ class PeerPaths:
 
     def _verify_at(self) -> float | None:
         path = self.current
-        if path is None or path.unanswered_since is None or path.next_probe_at is not None or not path.is_sure:
+        if path is None or path.next_probe_at is not None or not path.is_sure:
+            return None
+        if self._silent_since is not None and (path.unanswered_since is not None or path.search is not None):
+            return self._silent_since + (SPARE_SILENCE_S if self._has_spare else SILENCE_S)
+        if path.unanswered_since is None:
             return None
         verified_at = path.unanswered_since if path.ponged_at is None else path.ponged_at
         if self._has_spare:
@@ -494,6 +620,8 @@ class PeerPaths:
         before, self.current = self.current, self._best(now)
         if self.current is not before or self._followed is self.current:
             self._followed = None
+        if self.current is not before:
+            self._suspected = self._silent_since = None
         self._has_spare = any(
             path.state is State.PROVEN and path is not self.current for path in self.prober.direct.values()
         )
@@ -528,7 +656,7 @@ class PeerPaths:
     def _choose_copies(self) -> None:
         current, relay = self.current, self.prober.relay
         self.copies = []
-        if current is None or current.state is State.PROVEN:
+        if current is None or (current.state is State.PROVEN and self._suspected is not current):
             if self._followed is not None:
                 self.copies.append(self._followed.endpoint)
             return

@@ -46,6 +46,10 @@ PUNCH_LEAD_S = 0.25  # from that to the first probe that does
 ROW_S = (0.3, 0.3, 0.4, 0.5, 0.7, 1.0, 1.0)  # waits after each probe of a row: 4.2 s in all
 ROW_FULL_S = (0.3, 0.3, 0.4, 0.5, 0.7)  # the same for probes of payload size
 FULL_BEFORE_LADDER = 2  # of those, how many have full size before shorter ones go along
+ROW_HASTY_S = (0.1, 0.1, 0.1, *ROW_S[1:])  # the same where traffic fell silent: quick ones instead of the first,
+HASTY = 3  # so many, and only after them the path is doubtful: on links that lose a lot one says little
+HEARD_S = 1.0  # a path that the peer's traffic still comes by gets so many rows before it is given up: where a third
+HEARD_ROWS = 2  # of everything is lost, half of the probes stay without an answer
 WAIT_PER_LATENCY = 2.5
 WAIT_MAX_S = 2.0
 
@@ -181,9 +185,10 @@ class Prober:
 
     # Rows
 
-    def begin(self, now: float, path: Path, *, punch: bool = False, full: bool = False) -> None:
+    def begin(self, now: float, path: Path, *, punch: bool = False, full: bool = False, hasty: bool = False) -> None:
         """A row of probes, the first of them now; `punch`: after one that opens our NAT and reaches nobody; `full`:
-        along a proven path, whether whole packets still pass. None by an uplink that is down."""
+        along a proven path, whether whole packets still pass; `hasty`: the first ones quickly. None by an uplink that
+        is down."""
         if not self._shared.ways.is_open(path.endpoint):
             return
         if path.state is State.DEAD:
@@ -191,6 +196,7 @@ class Prober:
         path.take(Input.PROBE)
         path.attempts = -1 if punch and path.kind in (PathKind.IPV4, PathKind.IPV6) else 0
         path.full = full
+        path.hasty = hasty
         path.next_probe_at = now
 
     def hurry(self, now: float, path: Path) -> None:
@@ -211,22 +217,24 @@ class Prober:
 
     def _next_probe(self, now: float, path: Path) -> None:
         full = path.state is State.ANSWERED and not path.is_relay
-        row = ROW_FULL_S if full else ROW_S
+        row = ROW_FULL_S if full else ROW_HASTY_S if path.hasty else ROW_S
         if path.attempts < 0:
             path.attempts = 0
             path.next_probe_at = now + PUNCH_LEAD_S
             self.ping(now, path.endpoint, PING_BYTES, ttl=PUNCH_TTL)
             return
-        if path.attempts >= len(row):
+        is_heard = path.state is State.DOUBTFUL and not path.is_relay and now - (path.heard_at or 0.0) < HEARD_S
+        if path.attempts >= len(row) * (HEARD_ROWS if is_heard else 1):
             self._shared.mapping_doubted |= path.state is State.DOUBTFUL and not path.is_relay
             path.take(Input.GAVE_UP)
             path.next_probe_at = path.roamed_at = None
             return
-        if path.attempts and (path.state is State.PROVEN or (path.is_relay and path.state is State.ANSWERED)):
+        sure = path.state is State.PROVEN or (path.is_relay and path.state is State.ANSWERED)
+        if sure and path.attempts >= (HASTY if path.hasty else 1):
             path.take(Input.SILENCE)
         for size in self._sizes(path):
             self.ping(now, path.endpoint, size)
-        wait_s = max(row[path.attempts], WAIT_PER_LATENCY * (path.latency_ms or 0.0) / 1e3)
+        wait_s = max(row[min(path.attempts, len(row) - 1)], WAIT_PER_LATENCY * (path.latency_ms or 0.0) / 1e3)
         path.attempts += 1
         path.next_probe_at = now + min(WAIT_MAX_S, wait_s)
 

@@ -122,6 +122,7 @@ class Machine:
     def __init__(self, device: Device) -> None:
         self.device = device
         self.copies: dict[bytes, list[Endpoint]] = {}  # further ways, by public key
+        self.quiet: dict[bytes, float] = {}  # so long its silence is not news, by public key
         self.sessions: list[tuple[Endpoint, int]] = []
         self.relays: dict[Endpoint, tuple[Endpoint, int, int]] = {}
         self.carried: list[Transmit] = []
@@ -161,6 +162,9 @@ class Machine:
 
     def ways(self, peer: Peer) -> list[Endpoint]:
         return [] if peer.endpoint is None else [peer.endpoint, *self.copies.get(peer.public_key, ())]
+
+    def quiet_s(self, peer: Peer) -> float | None:
+        return self.quiet.get(peer.public_key)
 
     def relay_sessions(self) -> list[tuple[Endpoint, int]]:
         return self.sessions

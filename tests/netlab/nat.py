@@ -160,10 +160,10 @@ class NatRouter:
 
     def _begin_anew(self) -> None:
         """Nothing passes meanwhile: a packet of an old binding between the two steps would be learnt as a new one."""
-        self.host.run("nft", "-f", "-", input=_SHUT)
-        self._load()
-        self.host.run("conntrack", "-F")
-        self.host.run("nft", "delete", "table", "ip", "shut")
+        rules = self.host.directory / "rules.nft"
+        rules.write_text(self._rules())
+        anew = f"nft -f - && nft -f {rules} && conntrack -F && nft delete table ip shut"
+        self.host.run("sh", "-ec", anew, input=_SHUT)  # in one go: it is an outage for as long as it takes
 
     def _rules(self) -> str:
         opening = _OPENINGS.get(self.kind)

@@ -25,7 +25,11 @@ enum {
     EA_NEW_FLOW_SHARES = 16, /* a source always finds that part of what may go up of new flows */
     EA_WAYS_FLOW = 4,       /* entries of one set of the flow table */
     EA_SEGMENTED_MAX = 65000, /* bytes of one send */
-    EA_UDP_SEGMENTS = 64    /* UDP_MAX_SEGMENTS of Linux before 6.9 */
+    EA_UDP_SEGMENTS = 64,   /* UDP_MAX_SEGMENTS of Linux before 6.9 */
+    EA_TAILS = 32,          /* datagrams that went into a silence, of all peers, and are kept; none longer than: */
+    EA_TAIL_BYTES = 2048 - EA_RELAY_HEAD,
+    EA_TAIL_AFTER_MS = 4,   /* what is not answered for so long is no part of a stream that runs, */
+    EA_TAIL_UNTIL_MS = 1000 /* and for so long, of one that only goes one way */
 };
 #define EA_NS 1000000000LL
 #define EA_REJECT_AFTER (180 * EA_NS)
@@ -84,6 +88,11 @@ struct ea_peer {
     struct ea_way way[EA_WAYS];
     struct ea_report report; /* what has happened since the last one went up */
     int64_t active_at;
+    uint32_t quiet_ms;        /* as in the record */
+    bool awaited;             /* it is in the list of those whose answer is waited for */
+    bool overdue;             /* the answer was waited for in vain */
+    int64_t unanswered_since; /* as in a report */
+    int64_t talked_at;        /* when data came by the first way last; 0: not since it is that */
     struct ea_keypair keypair[EA_POSITIONS];
 };
 
@@ -110,6 +119,14 @@ struct ea_share {
     int64_t tokens, at;
 };
 
+/* A sealed datagram that may have been lost. */
+struct ea_tail {
+    int64_t unanswered_since; /* of its peer when it was sent: void when that is another */
+    uint32_t generation;
+    uint16_t slot, size;      /* without room for a relay's header, which is before it; 0: none */
+    uint8_t ecn;
+};
+
 struct ea_pump {
     struct ea_limits limits;
     struct ea_config config;
@@ -134,6 +151,9 @@ struct ea_pump {
     unsigned reports;
     bool urgent;         /* not when it is time, but now */
     int64_t reported_at;
+    uint16_t *awaited;   /* slots of peers that were sent data, and that may not have answered */
+    unsigned awaiteds;
+    int64_t look_at;     /* when the first of them has been silent for too long; it may have answered by then */
 
     int tun;
     bool udp_offload, tun_gone;
@@ -164,6 +184,9 @@ struct ea_pump {
         int64_t until, retry_at;
     } stuck;
     int64_t choked_until[EA_SOCKETS];
+    struct ea_tail tail[EA_TAILS];
+    uint8_t *tail_bytes;
+    unsigned next_tail; /* the oldest */
     /* The rest of `frame`, whose first packets filled a send buffer: it follows when that has room again. */
     struct {
         bool is;
@@ -218,6 +241,9 @@ bool ea_may_be_syn(const uint8_t *packet, uint32_t bytes);
 struct ea_report *ea_report_of(struct ea_pump *p, struct ea_peer *peer); /* to be written into */
 void ea_report_heard(struct ea_pump *p, struct ea_peer *peer, const struct ea_way *from, uint64_t wire_bytes,
                      uint32_t datagrams, uint32_t empty);
+void ea_await(struct ea_pump *p, struct ea_peer *peer); /* data goes to it now */
+void ea_look_for_silence(struct ea_pump *p);            /* makes a report urgent where an answer is overdue */
+bool ea_same_remote(const struct ea_way *a, const struct ea_way *b); /* whatever our own address */
 void ea_report(struct ea_pump *p);         /* hands over what is due */
 int64_t ea_report_due(const struct ea_pump *p); /* INT64_MAX: nothing is */
 void ea_ring_bell(struct ea_pump *p);
@@ -228,6 +254,7 @@ void ea_seal_packets(struct ea_pump *p, struct ea_keypair *keypair, const uint32
                      const uint8_t *packets);
 void ea_flush_out(struct ea_pump *p);
 void ea_unstick(struct ea_pump *p, bool writable);
+void ea_repeat(struct ea_pump *p, struct ea_peer *peer, unsigned number); /* what went into the silence, by that way */
 
 /* send.c */
 /* Datagrams for one way: `count` of them in `bytes`, `prefix` of which are room for a relay's header before each. */

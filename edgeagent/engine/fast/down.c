@@ -65,15 +65,30 @@ static bool set_peer(struct ea_pump *p, const struct ea_peer_record *record, con
         peer->live = true;
         peer->confirmed = EA_POSITIONS;
         peer->active_at = 0;
+        peer->unanswered_since = peer->talked_at = 0;
+        peer->overdue = false;
         p->figures.peers_used++;
     } else if (!peer->live) {
         return false;
     }
+    if (peer->ways == 0 || record->ways == 0 || !ea_same_remote(&peer->way[0], &ways[0])) {
+        peer->unanswered_since = peer->talked_at = 0;
+        peer->overdue = false;
+    }
+    bool is_new[EA_WAYS] = {false};
+    for (unsigned i = 1; i < record->ways; i++) {
+        is_new[i] = true;
+        for (unsigned k = 0; k < peer->ways; k++) is_new[i] = is_new[i] && !ea_same_remote(&peer->way[k], &ways[i]);
+    }
+    peer->quiet_ms = record->quiet_ms;
     peer->ways = record->ways;
     peer->told = record->current;
     if (peer->told == peer->confirmed) peer->confirmed = EA_POSITIONS; /* it has heard: from here on its word counts */
     peer->mtu = record->mtu;
     memcpy(peer->way, ways, record->ways * sizeof *ways);
+    for (unsigned i = 1; i < peer->ways && peer->unanswered_since != 0; i++) {
+        if (is_new[i]) ea_repeat(p, peer, i);
+    }
     return true;
 }
 

@@ -290,11 +290,13 @@ class FastEngine:
             current = peer.keypairs.current
             position = current.position if current is not None and current.may_send else None
             relayed = [machine.relay_way(each) for each in endpoints if each.is_relay]
-            what = (endpoints, relayed, position, peer.mtu, peer.fragment)
+            quiet_s = machine.quiet_s(peer)
+            quiet_ms = 0 if quiet_s is None else max(1, round(quiet_s * 1e3))
+            what = (endpoints, relayed, position, peer.mtu, peer.fragment, quiet_ms)
             if told.get(slot) != what:
                 told[slot] = what
                 ways = [self._way_of(each, peer.fragment or i > 0) for i, each in enumerate(endpoints)]
-                self._push(r.PEER, *r.write_peer(slot, 0, ways, position, peer.mtu))
+                self._push(r.PEER, *r.write_peer(slot, 0, ways, position, peer.mtu, quiet_ms))
 
     def _tell_flows(self, flows: list[tuple[Peer, bytes, bool, Flow | None]]) -> None:
         told = set()
@@ -343,6 +345,7 @@ class FastEngine:
             traffic.confirmed = report.confirmed
             traffic.largest, traffic.send_counter = report.largest, report.send_counter
             traffic.count = report.sent[0]
+            traffic.unanswered_since = report.unanswered_since
             (
                 traffic.first_data_sent_at, traffic.last_data_sent_at, traffic.last_sent_at,
                 traffic.first_data_received_at, traffic.last_data_received_at, traffic.last_received_at,

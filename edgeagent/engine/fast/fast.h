@@ -140,7 +140,9 @@ struct ea_peer_record {
     uint8_t current; /* position of the keypair to seal under, or EA_POSITIONS: none */
     uint8_t reserved[3];
     uint32_t mtu;    /* the longest packet that is sealed for it; longer ones, and SYNs where it is less than the TUN's, go up */
-    uint32_t reserved2;
+    uint32_t quiet_ms; /* data sent for so long while the first way is silent, by which data came within the second before,
+                          is reported at once, and once; 0: it is not. Of what is sent into that silence the last datagrams
+                          are kept: a way that is one for copies now, and was not before, carries them too */
 };
 enum { EA_PEER_NEW = 1 /* another peer than before: flows, counts and keypairs of the slot are void */, EA_PEER_GONE = 2 };
 struct ea_keypair_record {
@@ -205,7 +207,7 @@ struct ea_heard {
     uint32_t datagrams, empty; /* `empty`: keepalives among them */
 };
 /* Times are 0 for never. A report comes at once when something is new (traffic after a second of silence, another way, a keypair
- * used for the first time), though not twice within 5 ms, else every `report_ms` while there is traffic. */
+ * used for the first time, `quiet_ms` without an answer), though not twice within 5 ms, else every `report_ms` while there is traffic. */
 struct ea_report {
     uint16_t slot;
     uint8_t used;      /* bit per position: a message under a keypair there was authenticated */
@@ -215,6 +217,7 @@ struct ea_report {
     uint64_t send_counter;       /* of the current keypair */
     int64_t first_data_sent_at, last_data_sent_at, last_sent_at;
     int64_t first_data_received_at, last_data_received_at, last_received_at;
+    int64_t unanswered_since; /* first data sent since the first way was heard, or is another; 0: it was heard since */
     uint64_t sent_bytes[EA_WAYS]; /* by way, as they are on the wire */
     uint32_t sent[EA_WAYS];       /* datagrams by way */
     uint32_t sent_empty;          /* keepalives among those of the first way */

@@ -126,6 +126,44 @@ static void note(struct ea_pump *p, struct ea_peer *peer) {
     if (empty < p->out.count) {
         if (report->first_data_sent_at == 0) report->first_data_sent_at = p->now;
         report->last_data_sent_at = p->now;
+        ea_await(p, peer);
+    }
+}
+
+static uint8_t *tail_at(struct ea_pump *p, unsigned number) {
+    return p->tail_bytes + (size_t)number * (EA_RELAY_HEAD + EA_TAIL_BYTES);
+}
+
+/* The other end may get none of it. Where it does not answer, the last ones are worth more than the first: a receiver of TCP says
+ * at the sight of one what all it lacks. */
+static void keep(struct ea_pump *p, const struct ea_peer *peer) {
+    int64_t silent = p->now - peer->unanswered_since;
+    if ((!peer->awaited && !peer->overdue) || peer->ways > 1 || silent < EA_TAIL_AFTER_MS * 1000000LL ||
+        silent > EA_TAIL_UNTIL_MS * 1000000LL) {
+        return;
+    }
+    for (unsigned i = p->out.count > EA_TAILS ? p->out.count - EA_TAILS : 0; i < p->out.count; i++) {
+        uint32_t size = p->out.size[i] - p->out.prefix;
+        if (size > EA_TAIL_BYTES) continue;
+        struct ea_tail *tail = &p->tail[p->next_tail];
+        *tail = (struct ea_tail){peer->unanswered_since, peer->generation, p->out.keypair->slot, (uint16_t)size, p->out.ecn};
+        memcpy(tail_at(p, p->next_tail) + EA_RELAY_HEAD, p->out.bytes + p->out.at[i] + p->out.prefix, size);
+        p->next_tail = (p->next_tail + 1) % EA_TAILS;
+    }
+}
+
+void ea_repeat(struct ea_pump *p, struct ea_peer *peer, unsigned number) {
+    for (unsigned i = 0; i < EA_TAILS; i++) {
+        unsigned at = (p->next_tail + i) % EA_TAILS;
+        const struct ea_tail *tail = &p->tail[at];
+        if (tail->size == 0 || &p->peers[tail->slot] != peer || tail->generation != peer->generation ||
+            tail->unanswered_since != peer->unanswered_since) {
+            continue;
+        }
+        uint32_t begin = 0, size = EA_RELAY_HEAD + tail->size;
+        struct ea_bundle bundle = {.bytes = tail_at(p, at), .at = &begin, .size = &size, .count = 1, .prefix = EA_RELAY_HEAD,
+                                   .ecn = tail->ecn, .peer = peer, .number = number};
+        if (ea_send(p, &bundle, &peer->way[number], 0) == 0) ea_drop(p, EA_DROP_SEND_BLOCKED, 1);
     }
 }
 
@@ -177,6 +215,7 @@ void ea_flush_out(struct ea_pump *p) {
     ea_aead_seal(most < EA_SMALL_BYTES ? p->small : p->large, keypair->send_key, keypair->counter, text, bytes, p->out.count);
     keypair->counter += p->out.count;
     note(p, &p->peers[keypair->slot]);
+    keep(p, &p->peers[keypair->slot]);
     send_on(p, 0, 0);
     wait(p);
 }

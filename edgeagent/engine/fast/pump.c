@@ -69,7 +69,9 @@ static size_t lay_out(struct ea_pump *p, uint8_t *map) {
     p->flows = (void *)part(&at, &total, p->limits.flows * sizeof *p->flows);
     p->marks = (void *)part(&at, &total, p->limits.entries * sizeof *p->marks);
     p->to_report = (void *)part(&at, &total, p->limits.peers * sizeof *p->to_report);
+    p->awaited = (void *)part(&at, &total, p->limits.peers * sizeof *p->awaited);
     p->out.bytes = part(&at, &total, EA_OUT_BYTES);
+    p->tail_bytes = part(&at, &total, (size_t)EA_TAILS * (EA_RELAY_HEAD + EA_TAIL_BYTES));
     p->frame = part(&at, &total, EA_FRAME_MAX);
     p->inbox = part(&at, &total, (size_t)EA_READS * EA_IN_BYTES);
     p->join = (void *)part(&at, &total, sizeof *p->join);
@@ -101,6 +103,7 @@ struct ea_pump *ea_new(const struct ea_limits *limits, const char *small, const 
     p->limits.flows = power_of_two(limits->flows < FLOWS_MIN ? FLOWS_MIN : limits->flows);
     p->mapped = lay_out(p, NULL);
     p->tun = p->wake_fd = p->up_fd = -1;
+    p->look_at = INT64_MAX;
     void *map = mmap(NULL, p->mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (map != MAP_FAILED) {
         p->map = map;
@@ -184,6 +187,7 @@ static void read_frames(struct ea_pump *p) {
 static int timeout_of(const struct ea_pump *p, int timeout_ms) {
     int64_t due = ea_report_due(p);
     if (p->stuck.is && p->stuck.retry_at < due) due = p->stuck.retry_at;
+    if (p->look_at < due) due = p->look_at;
     if (due == INT64_MAX) return timeout_ms;
     int64_t wait_ms = due <= p->now ? 0 : (due - p->now + 999999) / 1000000;
     return timeout_ms < 0 || wait_ms < timeout_ms ? (int)wait_ms : timeout_ms;
@@ -219,6 +223,7 @@ int ea_turn(struct ea_pump *p, int timeout_ms) {
     if (fds[1].revents & (POLLIN | POLLERR) && !p->stuck.is) {
         read_frames(p);
     }
+    ea_look_for_silence(p);
     uint32_t wanted = atomic_load_explicit(&p->sync_wanted, memory_order_acquire);
     bool sync = wanted != atomic_load_explicit(&p->sync_done, memory_order_relaxed) && (p->stuck.is || ea_ring_used(&p->down) == 0);
     show_figures(p); /* before a bell: who hears it looks at them */

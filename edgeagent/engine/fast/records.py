@@ -29,7 +29,7 @@ _KEYPAIR = Struct("=HBBIIIq32s32s")
 _FLOW = Struct("=HBxIII")
 _SEND = Struct(f"={WAY_BYTES}sBBHI")
 _RECORD = Struct("=IHH")
-_REPORT = Struct("=HBBIQQQqqqqqq4Q4IIIII")
+_REPORT = Struct("=HBBIQQQqqqqqqq4Q4IIIII")
 _HEARD = Struct(f"={WAY_BYTES}sqQII")
 
 
@@ -76,8 +76,10 @@ def write_config(
     return _CONFIG.pack(mtu, router, unknown_up, report_ms, new_flows_per_s, exact)
 
 
-def write_peer(slot: int, flags: int, ways: Sequence[bytes], current: int | None, mtu: int) -> tuple[bytes, bytes]:
-    head = _PEER.pack(slot, flags, len(ways), POSITION_NONE if current is None else current, mtu, 0)
+def write_peer(
+    slot: int, flags: int, ways: Sequence[bytes], current: int | None, mtu: int, quiet_ms: int = 0
+) -> tuple[bytes, bytes]:
+    head = _PEER.pack(slot, flags, len(ways), POSITION_NONE if current is None else current, mtu, quiet_ms)
     return head, b"".join(ways)
 
 
@@ -135,15 +137,16 @@ class Report:
     """What a peer's packets did, as fast.h has it; times in seconds, None for never."""
 
     __slots__ = ("confirmed", "generation", "heard", "largest", "rx_bytes", "send_counter", "sent", "sent_bytes",
-                 "sent_empty", "slot", "times", "tx_bytes", "used")  # fmt: skip
+                 "sent_empty", "slot", "times", "tx_bytes", "unanswered_since", "used")  # fmt: skip
 
     def __init__(self, data: bytes, at: int) -> None:
         fields = _REPORT.unpack_from(data, at)
         self.slot, self.used, heards, self.largest, self.tx_bytes, self.rx_bytes, self.send_counter = fields[:7]
         self.times = [each / NS if each else None for each in fields[7:13]]
-        self.sent_bytes = fields[13:17]
-        self.sent = fields[17:21]
-        self.sent_empty, self.generation, confirmed, confirms = fields[21:25]
+        self.unanswered_since = fields[13] / NS if fields[13] else None
+        self.sent_bytes = fields[14:18]
+        self.sent = fields[18:22]
+        self.sent_empty, self.generation, confirmed, confirms = fields[22:26]
         self.confirmed = confirmed if confirms else None
         at += _REPORT.size
         # (way, at, bytes, datagrams, empty ones), the latest last

@@ -72,7 +72,7 @@ static void prepare(struct ea_pump *p)
         struct {
             struct ea_peer_record record;
             struct ea_way way[2];
-        } peer = {{.slot = slot, .flags = EA_PEER_NEW, .ways = 2, .current = 1, .mtu = 1420 - slot * 400U},
+        } peer = {{.slot = slot, .flags = EA_PEER_NEW, .ways = 2, .current = 1, .mtu = 1420 - slot * 400U, .quiet_ms = 1},
                   {way_to(1, slot ? EA_WAY_RELAY : EA_WAY_UDP), way_to(1, slot ? EA_WAY_UP : EA_WAY_RELAY)}};
         struct ea_keypair_record keypair = {
             .slot = slot, .position = 1, .unconfirmed = 1, .local_index = slot + 1U, .remote_index = slot, .created_at = p->now};
@@ -155,7 +155,7 @@ static void check(struct ea_pump *p)
     ea_figures(p, &figures);
     require(figures.peers_used <= figures.peers_max && figures.flows_used <= figures.flows_max);
     require(ea_ring_used(&p->down) <= RING && p->down.peak <= RING && figures.net_peak <= RING && figures.tun_peak <= RING);
-    require(p->in.count == 0 && (p->out.count == 0 || p->stuck.is) && p->reports <= PEERS);
+    require(p->in.count == 0 && (p->out.count == 0 || p->stuck.is) && p->reports <= PEERS && p->awaiteds <= PEERS);
     for (unsigned i = 0; i < PEERS; i++) {
         live += p->peers[i].live;
         require(p->peers[i].ways <= EA_WAYS && p->peers[i].told <= EA_POSITIONS && p->peers[i].confirmed <= EA_POSITIONS);
