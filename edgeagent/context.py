@@ -155,12 +155,45 @@ def facts(board: str) -> dict[str, str]:
         "agent": VERSION,
         "board": board,
         "arch": system.machine,
+        "abi": abi(system.machine, sys.maxsize, sys.byteorder, _loaders()),
         "kernel": system.release,
         "python": "{}.{}.{}".format(*sys.version_info[:3]),
         "os": _os_release(),
         "model": _first_line("/proc/device-tree/model") or _first_line("/sys/class/dmi/id/product_name"),
     }
     return {name: _clip(text) for name, text in found.items() if text}
+
+
+def abi(machine: str, maxsize: int, byteorder: str, loaders: list[str]) -> str:
+    """Which builds of the C library fit: machine and libc, in the words of tools/cross.py; "" where that is not known.
+
+    `machine` is the kernel's, which may be 64 bits wide below an interpreter of 32 (`maxsize`); `loaders` are names of
+    dynamic loaders, which tell libcs, and hard float from soft.
+    """
+    wide = maxsize > 1 << 32
+    musl = any(name.startswith("ld-musl-") for name in loaders)
+    if machine == "x86_64" and wide:
+        word = "x86-64"
+    elif machine == "aarch64" and wide:
+        word = machine
+    elif machine.startswith(("arm", "aarch64")):
+        hard = "hf" if any("armhf" in name for name in loaders) else ""
+        word = ("armv6" if machine.startswith("armv6") else "armv7") + hard
+    elif machine.startswith("mips") and not wide:
+        word = "mipsel" if byteorder == "little" else "mips"
+    else:
+        return ""
+    return f"{word}-{'musl' if musl else 'glibc'}"
+
+
+def _loaders() -> list[str]:
+    names: list[str] = []
+    for directory in ("/lib", "/lib64"):
+        try:
+            names += [name for name in os.listdir(directory) if name.startswith("ld-")]
+        except OSError:
+            continue
+    return names
 
 
 def _os_release() -> str:

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from edgeagent import config, crypto
-from edgeagent.context import Context, facts
+from edgeagent.context import Context, abi, facts
 from edgeagent.io import logring
 from edgeagent.io.keystore import Keystore, StateError, StateFile
 from edgeagent.io.logring import LogRing
 from edgeagent.proto.identity import Admission
 from edgeagent.proto.tai64n import RESERVE_NS
 from edgeagent.version import BUILD_TIME_S
+from tools.package import targets
 
 PROVIDER = crypto.load()
 
@@ -146,6 +147,27 @@ def test_the_password_is_hidden_from_the_log(start: Start) -> None:
     context = start()
     logging.getLogger("edgeagent").info("%s", context.identity.password)
     assert context.identity.password not in "\n".join(start.ring.lines())
+
+
+@pytest.mark.parametrize(
+    ("machine", "bits", "order", "loaders", "expected"),
+    [
+        ("x86_64", 64, "little", ["ld-linux-x86-64.so.2"], "x86-64-glibc"),
+        ("aarch64", 64, "little", ["ld-musl-aarch64.so.1"], "aarch64-musl"),
+        ("aarch64", 32, "little", ["ld-linux-armhf.so.3"], "armv7hf-glibc"),  # Raspberry Pi OS, 32 bits, on a Pi 4
+        ("armv6l", 32, "little", ["ld-linux-armhf.so.3"], "armv6hf-glibc"),
+        ("armv7l", 32, "little", ["ld-musl-arm.so.1"], "armv7-musl"),
+        ("mips", 32, "little", ["ld-musl-mipsel-sf.so.1"], "mipsel-musl"),
+        ("mips", 32, "big", ["ld-musl-mips-sf.so.1"], "mips-musl"),
+        ("riscv64", 64, "little", [], ""),
+    ],
+)
+def test_which_builds_fit(machine: str, bits: int, order: str, loaders: list[str], expected: str) -> None:
+    assert abi(machine, (1 << (bits - 1)) - 1, order, loaders) == expected
+
+
+def test_its_own_abi_is_one_that_is_built() -> None:
+    assert facts("").get("abi") in {*targets.abis(), None}
 
 
 def test_facts_fit_their_message() -> None:

@@ -157,7 +157,7 @@ def test_what_a_membership_has_put_off_goes_with_it() -> None:
     ended = SimpleNamespace(close=lambda: None, streams=None)
     member.lookups, member._bindings, member.naming, member._commands = {}, None, None, None
     member._link, member.relays, member.tunnel = SimpleNamespace(), ended, ended
-    member.routing = None
+    member.routing = member.modems = None
     member._context = SimpleNamespace(accounts=SimpleNamespace(undefer=dropped.append, unwatch=lambda streams: None))
     member.close()
     assert dropped == ["settled", "bindings", "bindings-save", "figures"]
