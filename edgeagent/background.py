@@ -11,6 +11,7 @@ import sys
 from contextlib import suppress
 from fcntl import F_DUPFD, fcntl
 
+from edgeagent import zipped
 from edgeagent.io.localclient import LocalClient
 
 TYPE_CHECKING = False  # what the typing module would say, and 5 ms
@@ -89,12 +90,14 @@ def _execute(arguments: list[str], settings: Settings) -> NoReturn:
     environment["EDGEAGENT_PROXY"] = settings.proxy  # may hold a password: arguments can be read by others
     # -P: nothing is imported from beside the file. no_debug_ranges: tracebacks have lines, not columns.
     words = [sys.executable, "-P", "-X", "utf8", "-X", "no_debug_ranges", *_optimization(package[0])]
-    os.execve(sys.executable, [*words, f"{package[0]}/agentd.py", *arguments], environment)
+    os.execve(sys.executable, [*words, *zipped.agentd(package[0]), *arguments], environment)
 
 
 def _optimization(package: str) -> list[str]:
     """Without docstrings and assertions an agent is 0.6 MiB smaller. Modules have to be compiled for that, once: where
     the result cannot be kept, each start would do it, and what that leaves behind takes more."""
+    if zipped.archive() is not None:  # compiled at each start in any case
+        return ["-OO"]
     from importlib.util import cache_from_source
 
     compiled = cache_from_source(f"{package}/daemon.py", optimization="2")

@@ -16,7 +16,7 @@ import sys
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from edgeagent import scripts
+from edgeagent import scripts, zipped
 from edgeagent.io.child import Child
 from edgeagent.io.keystore import StateFile
 from edgeagent.proto.causes import Carried, Direction
@@ -263,7 +263,7 @@ class Commands:
     def _netcheck(self, now: float, entry: Entry) -> None:
         """In a process of its own, as anybody's: it asks us for the relays by the local API."""
         settings, limit_s = self._context.settings, entry.args["t"]
-        words = [sys.executable, "-P", "-m", "edgeagent", "netcheck", "--json", f"--timeout={limit_s}"]
+        words = [sys.executable, "-P", *zipped.command(), "netcheck", "--json", f"--timeout={limit_s}"]
         words += [f"--socket={settings.socket}", f"--state-dir={settings.state_dir}"]
         environ = {name: value for name, value in os.environ.items() if name.startswith(("LD_", "PYTHON"))}
         environ |= {"PATH": _PATH, "EDGEAGENT_PROXY": settings.proxy}

@@ -13,8 +13,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-OURS = ("edgeagent", "hub", "relay", "boards", "hil", "tools", "tests")
-PRODUCT = ("edgeagent", "hub", "relay")
+OURS = ("edgeagent", "hub", "relay", "boards", "flash", "hil", "tools", "tests")
+PRODUCT = ("edgeagent", "hub", "relay", "flash")
 
 # A pure module reads no clock, entropy, socket, file or thread, and logs nothing. What it may use of others is listed,
 # so that whatever is new is looked at once.
@@ -69,8 +69,10 @@ CONTROL_SHELLS = ("edgeagent.io.keystore", "edgeagent.io.mqtt", "edgeagent.io.pa
 RULES = (
     Rule("edgeagent.proto", ("edgeagent.proto",), pure=True),
     Rule("edgeagent.crypto", GROUND),
-    Rule("edgeagent.io", GROUND),
-    Rule("edgeagent.engine", (*GROUND, "edgeagent.engine")),  # twins of one thing; sockets and TUN are handed to them
+    Rule("edgeagent.zipped", ()),  # where we run from: the cellar of shells
+    Rule("edgeagent.io", (*GROUND, "edgeagent.zipped")),
+    # Twins of one thing; sockets and TUN are handed to them.
+    Rule("edgeagent.engine", (*GROUND, "edgeagent.engine", "edgeagent.zipped")),
     Rule("edgeagent", ("edgeagent",)),
     Rule("hub.core", ("edgeagent.proto", "hub.core"), pure=True),
     Rule("hub.store", (*GROUND, "hub.core", "hub.store")),
@@ -80,6 +82,7 @@ RULES = (
     # A relay talks to hubs as a device does, and a second MQTT client would be worse: ARCHITECTURE.md, "Parts".
     Rule("relay", (*GROUND, "relay", *CONTROL_SHELLS)),
     Rule("boards", ("boards",)),
+    Rule("flash", ("edgeagent.proto", "boards", "flash")),  # on an operator's machine
     Rule("hil", ("hil", "boards")),
     Rule("tools", ("tools", "tests", "hil", "boards", *PRODUCT)),
     Rule("tests", OURS),

@@ -93,6 +93,7 @@ def programs() -> dict[str, list[Command]]:
     import typer
 
     from edgeagent import cli
+    from flash import cli as flash_cli
     from hub import cli as hub_cli
     from relay import cli as relay_cli
 
@@ -101,6 +102,7 @@ def programs() -> dict[str, list[Command]]:
         "edge-wireguard": [_wireguard_command()],
         "edgehub": list(_click_commands("edgehub", typer.main.get_command(hub_cli.app))),
         "edgerelay": list(_argparse_commands(relay_cli.build_parser())),
+        "edgeflash": list(_argparse_commands(flash_cli.parser())),
     }
 
 

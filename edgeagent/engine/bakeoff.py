@@ -12,6 +12,7 @@ import signal
 import sys
 from time import monotonic
 
+from edgeagent import zipped
 from edgeagent.proto.codec import decode, encode
 from edgeagent.proto.errors import EdgeError, RemoteProtocolError
 from edgeagent.proto.refusals import ControlError
@@ -256,7 +257,7 @@ def _note(rows: dict[str, Row], word: str, rest: list[str]) -> None:
 def _spawn(library: str, cell_ms: int, names: list[str]) -> tuple[int, int]:
     """(process, what it says). No `subprocess`: it would stay in the agent. Raises OSError."""
     script = os.path.join(os.path.dirname(__file__), "bakeoffjob.py")
-    command = [sys.executable, "-I", "-S", "-X", "utf8", script, library, str(cell_ms), *names]
+    command = [sys.executable, "-I", "-S", "-X", "utf8", *zipped.script(script), library, str(cell_ms), *names]
     reading, writing = os.pipe()
     try:
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -285,7 +286,7 @@ def fingerprint(library: str) -> bytes:
     from hashlib import blake2s
 
     about = os.uname()
-    parts = [about.release, about.machine, str(FORMAT), _file(library)]
+    parts = [about.release, about.machine, str(FORMAT), _file(zipped.lasting(library))]
     for files in SYSTEM.values():
         parts += [_file(found) if (found := _find(name)) else "" for name in files]
     return blake2s("\n".join(parts).encode() + b"\n" + _processor(), digest_size=16).digest()

@@ -13,6 +13,7 @@ from importlib.machinery import PathFinder
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from edgeagent import zipped
 from edgeagent.proto.portmap_upnp import LEASE_S, Done, Outcome, UpnpFailure
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class UpnpWorker:
         self._thread: threading.Thread | None = None
         self._outcome: Outcome = UpnpFailure.REFUSED
         script = os.path.join(os.path.dirname(__file__), "upnpjob.py")
-        self._command = [sys.executable, "-I", "-X", "utf8", script]
+        self._command = [sys.executable, "-I", "-X", "utf8", *zipped.script(script)]
 
     def start(self, job: Job) -> None:
         self._thread = threading.Thread(target=self._run, args=(job,), name="upnp", daemon=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import struct
 
+from edgeagent import zipped
+
 TYPE_CHECKING = False  # what the typing module would say, and 5 ms
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,10 +24,11 @@ _MACHINES = {3: "i386", 8: "MIPS", 20: "PowerPC", 40: "ARM", 62: "x86-64", 183: 
 
 
 def path(environ: Mapping[str, str] = os.environ) -> str | None:
-    """The library to load: what EDGEAGENT_FAST_LIBRARY names, there or not, else the one beside this file if any is."""
+    """The library to load: what EDGEAGENT_FAST_LIBRARY names, there or not, else the one beside this file, else that of
+    the zipapp that this is in."""
     if named := environ.get(LIBRARY_VARIABLE):
         return named
-    return BESIDE if os.path.exists(BESIDE) else None
+    return BESIDE if os.path.exists(BESIDE) else zipped.library()
 
 
 def why_missing() -> str:

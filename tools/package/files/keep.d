@@ -1,0 +1,2 @@
+/etc/edgeagent.conf
+/etc/edgeagent/
