@@ -10,7 +10,7 @@ from importlib import metadata
 
 from boards.schema import BoardError
 from edgeagent.proto.errors import EdgeError
-from flash import cli_boards
+from flash import cli_boards, cli_image
 from flash.errors import FlashError
 
 OK, FAILED, USAGE = range(3)
@@ -52,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--version", action="version", version=f"edgeflash {_version()}", help="print the version")
     verbs = made.add_subparsers(title="commands", metavar="COMMAND", required=True)
     cli_boards.add(verbs)
+    cli_image.add(verbs)
     return made
 
 

@@ -82,7 +82,8 @@ RULES = (
     # A relay talks to hubs as a device does, and a second MQTT client would be worse: ARCHITECTURE.md, "Parts".
     Rule("relay", (*GROUND, "relay", *CONTROL_SHELLS)),
     Rule("boards", ("boards",)),
-    Rule("flash", ("edgeagent.proto", "boards", "flash")),  # on an operator's machine
+    # On an operator's machine; settings are checked there as the device will check them
+    Rule("flash", ("edgeagent.proto", "edgeagent.config", "boards", "flash")),
     Rule("hil", ("hil", "boards")),
     Rule("tools", ("tools", "tests", "hil", "boards", *PRODUCT)),
     Rule("tests", OURS),
