@@ -91,7 +91,7 @@ class Guest:
         kind = "virtio-{}-" + machine.bus
         boot = self.boot
         line = f"console={machine.console},115200 root=/dev/vda rw panic=-1 {boot.words}".strip()
-        words = [machine.qemu, *machine.extra, "-accel", "tcg", "-m", str(machine.memory_mb)]
+        words = [machine.qemu, *machine.extra, "-accel", "tcg,tb-size=128", "-m", str(machine.memory_mb)]
         words += ["-smp", str(machine.cpus), "-nodefaults", "-display", "none", "-no-reboot"]
         words += ["-kernel", str(boot.kernel), "-initrd", str(boot.initrd), "-append", line]
         words += ["-drive", f"file={boot.root},if=none,id=root,format={boot.root_format},cache={cache}"]
