@@ -106,7 +106,12 @@ def _optimization(package: str) -> list[str]:
 
 
 def _arguments(settings: Settings) -> list[str]:
-    names = ["state_dir", "socket", "interface", "mtu", "uplinks", "hostname", "metered", "budget", "dns"]
+    from edgeagent.board import apply
+
+    board = apply(settings)
+    if board.problem:
+        print(f"edgeagent: warning: {board.problem}. Going on without it.", file=sys.stderr)
+    names = ["board", "state_dir", "socket", "interface", "mtu", "uplinks", "hostname", "metered", "budget", "dns"]
     names += ["memory_profile", "limits", "memory_ceiling", "allow_commands", "scripts", "lock", "log_level"]
     if settings.port_fixed:
         names.append("port")

@@ -369,6 +369,15 @@ def _parser() -> argparse.ArgumentParser:
             "failed; a warning is no failure.",
         )
     )
+    as_json(
+        verb(
+            "board",
+            _board,
+            "which board this is, what told it, and what its slice (board.json) says",
+            epilog="A slice is /etc/edgeagent/board.json, or board.json in the state directory; it comes with images "
+            "and packages. Its ceilings are defaults: what you set wins. docs/boards.md has more.",
+        )
+    )
     crypto = verb(
         "crypto",
         _crypto,
@@ -430,16 +439,20 @@ def _up(options: argparse.Namespace) -> int:
 def _ask_for_token(options: argparse.Namespace, token: str | None) -> str:
     """A token by a person's approval in the dashboard."""
     from edgeagent.approval import ApprovalError, ask
+    from edgeagent.board import find
     from edgeagent.context import facts
 
     if token is not None:
         raise CommandError(USAGE, "--hub: a token is given already. Give one of them.")
 
+    settings = _settings(options)
+    board = settings.board or find(settings.state_dir).id
+
     def show(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     try:
-        return ask(options.hub, options.hub_ca, options.hostname or os.uname().nodename, facts(), show)
+        return ask(options.hub, options.hub_ca, options.hostname or os.uname().nodename, facts(board), show)
     except ApprovalError as error:
         raise CommandError(REFUSED if error.refused else FAILED, f"--hub {options.hub}: {error}") from None
 
@@ -647,6 +660,17 @@ def _doctor(options: argparse.Namespace) -> int:
     from edgeagent.doctor import doctor
 
     return OK if doctor(_settings(options), as_json=options.json) else FAILED
+
+
+def _board(options: argparse.Namespace) -> int:
+    from edgeagent.board import find, show
+
+    settings = _settings(options)
+    board = find(settings.state_dir).describe()
+    if settings.board:
+        board |= {"id": settings.board, "by": "the setting board"}
+    print(json.dumps(board) if options.json else show(board))
+    return OK
 
 
 def _crypto(options: argparse.Namespace) -> int:

@@ -154,6 +154,14 @@ def _verbs(text: str) -> str:
     return ",".join(verbs)
 
 
+def _board(text: str) -> str:
+    from edgeagent.board import is_id
+
+    if not is_id(text):
+        raise ValueError("a board's id, as in rpi-4b")
+    return text
+
+
 def _lock(text: str) -> str:
     from base64 import b64decode
 
@@ -244,6 +252,7 @@ SETTINGS: dict[str, tuple[str, str, Callable[[str], str | int], str]] = {
         _lock,
         "keys of the network's lock, comma separated: no others are trusted; empty: the first that the hub names",
     ),
+    "board": ("EDGEAGENT_BOARD", "", _board, "id of the board that this is; empty: by its slice, or as it is detected"),
     "log-level": ("EDGEAGENT_LOG", "info", _log_level, "debug, info, warning or error"),
 }
 
@@ -253,10 +262,12 @@ _FLAGS = {"limits": "limit"}  # on the command line one at a time
 
 
 class Settings:
-    """All settings, checked. `port_fixed` is True when the user named the port: then another one will not do."""
+    """All settings, checked. `port_fixed` is True when the user named the port: then another one will not do. `named`:
+    the names of those that are not left at their defaults."""
 
     __slots__ = (
         "allow_commands",
+        "board",
         "budget",
         "dns",
         "hostname",
@@ -268,6 +279,7 @@ class Settings:
         "memory_profile",
         "metered",
         "mtu",
+        "named",
         "port",
         "port_fixed",
         "port_mapping",
@@ -296,10 +308,12 @@ class Settings:
     log_level: str
     proxy: str
     uplinks: str
+    board: str
     port_fixed: bool
     port_mapping: bool
 
-    def __init__(self, **values: str | int) -> None:
+    def __init__(self, named: tuple[str, ...] = (), **values: str | int) -> None:
+        self.named = named
         for name, value in values.items():
             setattr(self, name, value)
 
@@ -311,6 +325,7 @@ def load(given: Mapping[str, str | None], environ: Mapping[str, str] = os.enviro
     """
     from_file = read_file(file or CONFIG_FILE, must_exist=file is not None)
     values: dict[str, str | int] = {"port_fixed": False}
+    named: list[str] = []
     for name, (variable, default, parse, _) in SETTINGS.items():
         if (text := given.get(name)) is not None:
             origin = f"--{_FLAGS.get(name, name)}"
@@ -327,9 +342,10 @@ def load(given: Mapping[str, str | None], environ: Mapping[str, str] = os.enviro
         except ValueError as error:
             shown = "" if name in _SECRET else f" {text[:80]!r}:"
             raise ConfigError(f"{origin}:{shown} want {error}") from None
-        if name == "port" and origin != "default":
-            values["port_fixed"] = True
-    return Settings(**values)
+        if origin != "default":
+            named.append(name)
+    values["port_fixed"] = "port" in named
+    return Settings(tuple(named), **values)
 
 
 def read_file(path: str, *, must_exist: bool) -> dict[str, tuple[str, str]]:

@@ -52,7 +52,7 @@ class Context:
         self.limits = limits_of(settings)
         self.ceiling = Ceiling(settings)
         self.boot = entropy(16)  # of this run: a peer that sees another one knows that our sessions are gone
-        self.facts = facts()
+        self.facts = facts(settings.board)
         self.started_at = now
         self.damaged_files = 0
         self.failed_writes = 0
@@ -148,11 +148,12 @@ def jitter() -> float:
     return int.from_bytes(os.urandom(4), "big") / (1 << 32)
 
 
-def facts() -> dict[str, str]:
+def facts(board: str) -> dict[str, str]:
     """What the operator may want to know of this device: at most 16 texts of at most 128 bytes."""
     system = os.uname()
     found = {
         "agent": VERSION,
+        "board": board,
         "arch": system.machine,
         "kernel": system.release,
         "python": "{}.{}.{}".format(*sys.version_info[:3]),

@@ -8,12 +8,12 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeagent import probes
 from edgeagent.engine import choice
 from edgeagent.engine.fast import library
-from edgeagent.status import duration, size, table
+from edgeagent.status import duration, flash, size, table
 from edgeagent.version import BUILD_TIME_S, VERSION
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ OK, WARNING, FAILED, NOT_CHECKED = "ok", "warning", "failed", "not checked"
 AGENT_KIB = 32 << 10  # 24 MiB that an agent takes, and some room
 FREE_BYTES_MIN = 4 << 20  # of the disk: all state files, twice
 CONNTRACK_FULL_PERCENT = 90
+FLASH_WRITES_A_DAY = 20  # where the board asks for no less
 _AS_ROOT = "Run it as root: sudo edgeagent doctor."
 
 
@@ -217,6 +218,30 @@ def check_clock(_settings: Settings) -> Iterator[Finding]:
         yield Finding("clock", OK, time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()), meaning)
 
 
+def check_random(_settings: Settings) -> Iterator[Finding]:
+    meaning = "Keys are made of the kernel's random numbers; an agent waits until there are some."
+    try:
+        os.getrandom(1, os.GRND_NONBLOCK)
+    except BlockingIOError:
+        yield Finding("random", WARNING, "not ready yet", meaning, "Load the driver of the board's generator (ls "
+                      "/sys/class/misc/hw_random); elsewhere jitterentropy, or urngd on OpenWrt.")  # fmt: skip
+    else:
+        yield Finding("random", OK, "ready", meaning)
+
+
+def check_board(settings: Settings) -> Iterator[Finding]:
+    from edgeagent.board import find
+
+    board = find(settings.state_dir)
+    meaning = "Its slice has defaults for this board's memory; without one those for any board hold."
+    found = f"{settings.board or board.id or 'unknown'}, by {'the setting board' if settings.board else board.by}"
+    if board.problem:
+        yield Finding("board", WARNING, board.problem, meaning,
+                      "Make it anew: edgeflash boards show ID --slice > board.json; or remove it.")  # fmt: skip
+    else:
+        yield Finding("board", OK, found, meaning)
+
+
 def check_state(settings: Settings) -> Iterator[Finding]:
     folder, name = settings.state_dir, "state folder"
     meaning = "Keys and what was learned are kept there; without it the agent does not start."
@@ -315,6 +340,7 @@ def check_agent(settings: Settings) -> Iterator[Finding]:
             yield Finding("agent", OK, "not running", meaning)
             return
         version = client.ask({"do": "version"})["version"]
+        agent = client.ask({"do": "status"})["agent"] if version == VERSION else None
     except PermissionError:
         yield Finding("agent", NOT_CHECKED, f"{settings.socket}: not permitted", meaning, _AS_ROOT)
     except (OSError, LocalError, KeyError, TypeError) as error:
@@ -327,6 +353,21 @@ def check_agent(settings: Settings) -> Iterator[Finding]:
             yield Finding("agent", WARNING, f"running, version {version}; installed is {VERSION}",
                           "The running agent is of another release than what is installed.",
                           "Start it anew: edgeagent down, then edgeagent up.")  # fmt: skip
+        if agent is not None:
+            yield _wear(settings, agent)
+
+
+def _wear(settings: Settings, agent: dict[str, Any]) -> Finding:
+    from edgeagent.board import find
+
+    told = find(settings.state_dir).told.get("flash")
+    budget = told.get("writes_a_day") if isinstance(told, dict) else None
+    budget = budget if isinstance(budget, int) else FLASH_WRITES_A_DAY
+    meaning = f"An idle agent writes {budget} times a day at most; joining, commands and routes come on top."
+    found = flash(agent["flash"])
+    if agent["flash"]["day"]["writes"] > 2 * budget:
+        return Finding("flash", WARNING, found, meaning, "edgeagent status --log says what changes so often.")
+    return Finding("flash", OK, found, meaning)
 
 
 CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
@@ -337,6 +378,8 @@ CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     check_udp,
     check_filters,
     check_clock,
+    check_random,
+    check_board,
     check_state,
     check_memory,
     check_agent,

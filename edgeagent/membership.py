@@ -275,7 +275,7 @@ class Membership:
     def _connect(self, now: float) -> None:
         node = self.node
         self._agree_on_keepalive()
-        self._set_figures()
+        self._set_figures(now)
         node.begin_session(now)
         self._take_events(now)
         will = node.last_will(now)
@@ -294,15 +294,16 @@ class Membership:
         if self._commands is not None:
             self._commands.connection_lost()
 
-    def _set_figures(self) -> None:
+    def _set_figures(self, now: float) -> None:
         """How full it is here goes with the facts that the hub keeps of a device."""
         from edgeagent.usage import facts
 
-        self.node.set_facts(self._context.facts | facts(self, self._context.ceiling))
+        context = self._context
+        self.node.set_facts(context.facts | facts(now, self, context.ceiling, context.keystore.flash))
 
     def _tell_figures(self, now: float) -> None:
         self._context.accounts.defer("figures", self._tell_figures, now + DAY_S, DAY_S / 2)
-        self._set_figures()
+        self._set_figures(now)
         self.node.tell_facts(now)
 
     def _follow_price(self, now: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from edgeagent.io.keystore import StateFile
@@ -15,6 +16,7 @@ from edgeagent.version import VERSION
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from edgeagent.context import Context
     from edgeagent.daemon import Agent
     from edgeagent.io.localapi import Client
     from edgeagent.membership import Membership
@@ -79,6 +81,8 @@ def _status(now: float, agent: Agent, client: Client, request: dict[str, Any]) -
             "crypto": context.crypto.name,
             "state_dir": context.keystore.directory,
             "flash_writes": context.keystore.flash_writes,
+            "flash": _flash(context),
+            "board": _board(context),
             "failed_writes": context.failed_writes,
             "damaged_files": context.damaged_files,
             "progress": agent.progress,
@@ -100,6 +104,20 @@ def _status(now: float, agent: Agent, client: Client, request: dict[str, Any]) -
     if request.get("log") is True:
         status["log"] = context.ring.lines(LOG_LINES_SHOWN)
     client.answer(status)
+
+
+def _flash(context: Context) -> dict[str, Any]:
+    meter = context.keystore.flash
+    writes, size = meter.day(monotonic())
+    return {"writes": meter.writes, "bytes": meter.bytes, "day": {"writes": writes, "bytes": size}}
+
+
+def _board(context: Context) -> dict[str, Any]:
+    """Which one, and what is wrong with its slice, "" where nothing is."""
+    from edgeagent.board import find
+
+    found = find(context.settings.state_dir)
+    return {"id": context.settings.board or found.id, "by": found.by, "problem": found.problem}
 
 
 def _policy(_now: float, agent: Agent, client: Client, _request: dict[str, Any]) -> None:

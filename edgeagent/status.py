@@ -43,7 +43,12 @@ def show_status(status: dict[str, Any]) -> str:
         lines.append(("records", f"{tables['records']['used']} of {tables['records']['ceiling']}"))
     ceiling = "" if agent["ceiling_kib"] is None else f" of {_mib(agent['ceiling_kib'])}"
     hits = f", input dropped for want of it {agent['ceiling_hits']} times" if agent["ceiling_hits"] else ""
-    lines.append(("memory", f"{_mib(agent['rss_kib'])}{ceiling}{hits}, {agent['flash_writes']} flash writes"))
+    lines.append(("memory", f"{_mib(agent['rss_kib'])}{ceiling}{hits}"))
+    lines.append(("flash", flash(agent["flash"])))
+    if agent["board"]["id"]:
+        lines.append(("board", agent["board"]["id"]))
+    if agent["board"]["problem"]:
+        lines.append(("warning", agent["board"]["problem"]))
     lines.append(("control", f"{size(mqtt['rx_bytes'])} received, {size(mqtt['tx_bytes'])} sent"))
     lines += [("metered", _metered(uplink)) for uplink in status["metered"]]
     drops = status.get("drops", {})
@@ -57,6 +62,15 @@ def show_status(status: dict[str, Any]) -> str:
     if "log" in status:
         text += "\n\n" + "\n".join(status["log"])
     return text
+
+
+def flash(written: dict[str, Any]) -> str:
+    """Of `agent.flash` in a status: what this agent wrote to flash."""
+    day = written["day"]
+    return (
+        f"{day['writes']} writes, {size(day['bytes'])} in the last day; "
+        f"{written['writes']} writes, {size(written['bytes'])} since the start"
+    )
 
 
 def show_memory(usage: dict[str, Any]) -> str:

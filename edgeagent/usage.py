@@ -14,6 +14,7 @@ from edgeagent.proto.node_status import tables as node_tables
 if TYPE_CHECKING:
     from edgeagent.daemon import Agent
     from edgeagent.membership import Membership
+    from edgeagent.proto.flashmeter import FlashMeter
 
 FACT_BYTES_MAX = 128  # proto/control.py has it of each fact
 SHOWN_MAX = 8  # tables in one fact
@@ -64,8 +65,9 @@ def member_tables(member: Membership) -> dict[str, dict[str, Any]]:
     }
 
 
-def facts(member: Membership, own: ceiling.Ceiling) -> dict[str, str]:
-    """The same for the hub, which keeps texts of a few words: the process, what is fullest, what gave way most."""
+def facts(now: float, member: Membership, own: ceiling.Ceiling, flash: FlashMeter) -> dict[str, str]:
+    """The same for the hub, which keeps texts of a few words: the process, what is fullest, what gave way most, and
+    what was written to flash."""
     used, tables = ceiling.process(), member_tables(member)
     most = "" if own.kib is None else f" of {_mib(own.kib)}"
     texts = [f"{_mib(used.get('rss_kib'))}{most} MiB, peak {_mib(used.get('rss_peak_kib'))}"]
@@ -83,7 +85,14 @@ def facts(member: Membership, own: ceiling.Ceiling) -> dict[str, str]:
     ]
     lost = sorted(((each.get("gave_way") or 0, name) for name, each in tables.items()), reverse=True)
     gone = [f"{name} {count}" for count, name in lost[:SHOWN_MAX] if count]
-    return {"memory": _join(texts), "tables": _join(fullest) or "all below 1 %", "gave_way": _join(gone) or "nothing"}
+    writes, written = flash.day(now)
+    worn = f"{writes} writes, {(written + 1023) >> 10} KiB in the last day"
+    return {
+        "flash": worn,
+        "memory": _join(texts),
+        "tables": _join(fullest) or "all below 1 %",
+        "gave_way": _join(gone) or "nothing",
+    }
 
 
 def _join(texts: list[str]) -> str:

@@ -11,16 +11,24 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import stat
 import struct
 from enum import Enum
+from time import monotonic, sleep
+
+from edgeagent.proto.flashmeter import FlashMeter
+
+log = logging.getLogger("edgeagent")
 
 MAGIC = b"edst"
 VERSION = 1
 _HEADER = struct.Struct(">4sII32s")
 CACHE_DELAY_S = 2.0  # from the first change to its write
 CACHE_INTERVAL_S = 60.0  # between two writes in the long run
+ENTROPY_POLL_S = 0.25
+ENTROPY_SAID_AGAIN_S = 60.0
 CACHE_BURST = 8  # writes that may come sooner: a device that has just joined learns much at once
 
 
@@ -59,13 +67,17 @@ class StateDamaged(StateError):
 
 
 class Keystore:
-    """One state directory, mode 0700, held by one process. `flash_writes` counts files written since the start."""
+    """One state directory, mode 0700, held by one process. `flash` counts what was written since the start."""
 
     def __init__(self, directory: str) -> None:
         self.directory = os.path.abspath(directory)
-        self.flash_writes = 0
+        self.flash = FlashMeter()
         self._lock_fd = -1
         self._last: dict[StateFile, bytes] = {}
+
+    @property
+    def flash_writes(self) -> int:
+        return self.flash.writes
 
     def open(self) -> None:
         """Make, check and lock the directory. StateError when it is another's, open to others, or in use."""
@@ -130,7 +142,7 @@ class Keystore:
             with contextlib.suppress(OSError):
                 os.unlink(path + ".new")
             raise
-        self.flash_writes += 1
+        self.flash.book(monotonic(), len(data))
         _sync_directory(self.directory)
         self._last[file] = body
 
@@ -139,6 +151,7 @@ class Keystore:
         self._last.pop(file, None)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path(file))
+            self.flash.book(monotonic(), 0)
             _sync_directory(self.directory)
 
     def _make(self) -> None:
@@ -189,10 +202,27 @@ class CacheWriter:
 
 
 def entropy(size: int) -> bytes:
-    """Key material from the kernel; blocks until its pool is ready, which on a first boot can take seconds."""
+    """Key material from the kernel. Waits until its pool is ready, which on a first boot can take long, and says so:
+    keys that could be guessed would be worse than none."""
     data = b""
+    began = said = 0.0
     while len(data) < size:
-        data += os.getrandom(size - len(data))
+        try:
+            data += os.getrandom(size - len(data), os.GRND_NONBLOCK)
+        except BlockingIOError:
+            now = monotonic()
+            began = began or now
+            if not said or now - said >= ENTROPY_SAID_AGAIN_S:
+                said = now
+                log.warning(
+                    "waiting for the kernel's random numbers since %.0f s: no keys are made before. A board with a "
+                    "hardware generator needs its driver (ls /sys/class/misc/hw_random); others need jitterentropy "
+                    "or a seed kept over boots (systemd-random-seed; OpenWrt: urngd)",
+                    now - began,
+                )
+            sleep(ENTROPY_POLL_S)
+    if said:
+        log.info("random numbers are there after %.0f s", monotonic() - began)
     return data
 
 

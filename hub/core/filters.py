@@ -33,10 +33,11 @@ FIELDS = (
     "joined",
     "expires",
     "fact",
+    "board",
     "id",
 )
 _TIMES = ("seen", "joined", "expires")
-_PARTS = ("name", "user", "version", "fact", "id")  # where `~` has a meaning
+_PARTS = ("name", "user", "version", "fact", "board", "id")  # where `~` has a meaning
 
 _TERM = re.compile(r'(-?)(?:([a-z]+)(:|~))?((?:"[^"]*"|[^\s"])*)')
 _VALUE = re.compile(r'"([^"]*)"|([^,"]+)')

@@ -14,7 +14,21 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, ip_network
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, false, func, literal, not_, or_, select, tuple_
+from sqlalchemy import (
+    JSON,
+    ColumnElement,
+    Connection,
+    and_,
+    cast,
+    false,
+    func,
+    literal,
+    not_,
+    or_,
+    select,
+    tuple_,
+    type_coerce,
+)
 
 from hub.core.filters import Term, seconds, version_key
 from hub.core.model import DeviceState, HubError, Kind
@@ -100,7 +114,7 @@ def find(
         where.append(device.c.user == owner)
     # What devices say of themselves is in no index, and long: the rows are read once, for the page and for the count.
     hits = select(device.c.id, column.label("sort_key")).where(*where).cte("hits")
-    once = any(term.field == "fact" for term in terms)
+    once = any(term.field in ("fact", "board") for term in terms)
     total: int = 0
     if not once:
         total = connection.execute(select(func.count()).select_from(device).where(*where)).scalar_one()
@@ -191,14 +205,25 @@ def _condition(connection: Connection, term: Term, value: str, wall_s: int) -> C
         return _contains(device.c.facts, value)
     if term.field == "version" and term.op not in ("=", "~"):
         return _version(connection, term.op, value)
-    column: ColumnElement[str] = device.c[term.field]
-    column = func.coalesce(column, "") if term.field == "name" else column
+    if term.field == "board":
+        column = _fact(connection, "board")
+    else:
+        column = device.c[term.field]
+        column = func.coalesce(column, "") if term.field == "name" else column
     if term.op == "~":
         return _contains(column, value)
     if "*" in value:
         escaped = value.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
         return column.ilike(escaped.replace("*", "%"), escape="\\")
     return column == value
+
+
+def _fact(connection: Connection, name: str) -> ColumnElement[str]:
+    """What a device says of itself under a name, "" where it says nothing. Facts are JSON in a column of text."""
+    facts: ColumnElement[Any] = device.c.facts
+    # SQLite reads text as JSON, and a cast there would make a number of it.
+    facts = cast(facts, JSON) if connection.dialect.name == "postgresql" else type_coerce(facts, JSON)
+    return func.coalesce(facts[name].as_string(), "")
 
 
 def _contains(column: ColumnElement[Any], value: str) -> ColumnElement[bool]:

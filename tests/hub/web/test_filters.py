@@ -41,7 +41,15 @@ def make(number: int, **fields: Any) -> Device:
 FLEET = [
     make(1, name="gate-1", tags=("tag:camera", "tag:site-a"), online=True, version="0.2.1", last_seen_s=WALL_S - 60),
     make(2, name="gate-2", tags=("tag:camera",), version="0.10", last_seen_s=WALL_S - 10 * D, user="ada"),
-    make(3, name="front-door", tags=("tag:cam",), online=True, version="0.1.9", user="eve", facts={"os": "OpenWrt"}),
+    make(
+        3,
+        name="front-door",
+        tags=("tag:cam",),
+        online=True,
+        version="0.1.9",
+        user="eve",
+        facts={"os": "OpenWrt", "board": "rpi-4b"},
+    ),
     make(4, name="cam", state=DeviceState.PENDING, version="", v4=None, v6=None),
     make(5, name="cam-10", state=DeviceState.EXPIRED, version="0.2", not_after=WALL_S - D),
     make(6, name=None, state=DeviceState.REMOVED),
@@ -120,6 +128,12 @@ def found(store: SqliteStore, text: str, **options: Any) -> list[int]:
         ("fact~openwrt", {3}),
         ('fact~"100% pure"', {8}),
         ("fact~100_", set()),
+        ("board:rpi-4b", {3}),
+        ("board:rpi-4", set()),
+        ("board:rpi-*,*pure", {3, 8}),
+        ("board~4B", {3}),
+        ("board:OpenWrt", set()),  # another fact
+        ("-board:rpi-4b", {1, 2, 4, 5, 7, 8}),
         ("id:d-00000000000000000000000001", {1}),
     ],
 )
