@@ -10,7 +10,7 @@ from importlib import metadata
 
 from boards.schema import BoardError
 from edgeagent.proto.errors import EdgeError
-from flash import cli_boards, cli_image
+from flash import cli_batch, cli_boards, cli_image, cli_write
 from flash.errors import FlashError
 
 OK, FAILED, USAGE = range(3)
@@ -19,6 +19,8 @@ _EPILOG = """\
 examples:
   edgeflash boards list                 the boards that are known
   edgeflash boards show rpi-4b          all that is known of one
+  edgeflash image raspios.img.xz -o cam.img --board rpi-4b --agent edgeagent.deb --token-file cam.token
+  edgeflash write cam.img /dev/sdb      onto a card, verified
 
 exit status: 0 ok, 1 failed, 2 usage
 """
@@ -53,6 +55,8 @@ def parser() -> argparse.ArgumentParser:
     verbs = made.add_subparsers(title="commands", metavar="COMMAND", required=True)
     cli_boards.add(verbs)
     cli_image.add(verbs)
+    cli_write.add(verbs)
+    cli_batch.add(verbs)
     return made
 
 

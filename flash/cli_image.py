@@ -42,7 +42,7 @@ def add(verbs: Any) -> None:
     add_common(made)
 
 
-def add_common(made: argparse.ArgumentParser) -> None:
+def add_common(made: argparse.ArgumentParser, one_board: bool = True) -> None:
     """What one image and many have in common."""
     made.add_argument("--agent", metavar="FILE", help="the agent: .deb, .ipk, .apk or zipapp (none: the image has it)")
     made.add_argument("--library", metavar="FILE", help="libedgefast.so for the board, with a zipapp")
@@ -61,7 +61,8 @@ def add_common(made: argparse.ArgumentParser) -> None:
         "--size", metavar="SIZE", default="", help="of the file system made of a directory or tar: 900M, 2G"
     )
     made.add_argument("--force", action="store_true", help="replace what is there under the new name")
-    made.add_argument("--board", metavar="ID", required=True, help="the board: edgeflash boards list, or a file")
+    text = "the board: edgeflash boards list, or a file" if one_board else "the board of units whose column is empty"
+    made.add_argument("--board", metavar="ID", required=one_board, help=text)
     made.add_argument("--json", action="store_true", help="progress and result as JSON, one object a line")
 
 

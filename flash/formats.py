@@ -185,7 +185,7 @@ class UciDefaults:
     def missing(self, image: Image) -> str:
         if image.root is None and image.has_squashfs:
             return (
-                "its root is a squashfs, which cannot be written to, and what a sysupgrade would keep is not guessed. "
+                "its root is a squashfs, which cannot be written to; what a sysupgrade keeps is not guessed. "
                 "Take the ext4 image of the same target, or build one: edgeflash image --overlay DIR, and OpenWrt's image "
                 "builder with FILES=DIR"
             )

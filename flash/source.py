@@ -60,14 +60,14 @@ def kind_of(path: Path) -> str:
 
 
 @contextmanager
-def part_file(target: Path, force: bool = False) -> Iterator[BinaryIO]:
+def part_file(target: Path, force: bool = False, mode: int = 0o600) -> Iterator[BinaryIO]:
     """A new file, open for reading and writing, that gets the name `target` when the block ends without an error."""
     if target.exists() and not force:
         raise FlashError(f"{target}: is there already. Name another file, or give --force to replace it.")
     part = target.with_name(target.name + ".part")
     try:
-        # It will hold a join token, so it is nobody else's to read
-        fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        # What holds a join token is nobody else's to read
+        fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     except OSError as error:
         raise FlashError(f"{part}: {error.strerror}.") from None
     try:
@@ -91,12 +91,12 @@ def unpack(source: Path, kind: str, file: BinaryIO, progress: Progress = no_prog
     try:
         with source.open("rb") as raw:
             size = os.fstat(raw.fileno()).st_size
+            if kind == "raw":
+                return copy_sparse(raw, file, size, progress)
             done = 0
             for chunk in chunks(raw, kind):
-                if chunk.count(0) == len(chunk):
-                    file.seek(len(chunk), os.SEEK_CUR)
-                else:
-                    file.write(chunk)
+                # No holes where it is zero: a block map would take them for blocks that need not be written
+                file.write(chunk)
                 done += len(chunk)
                 if done > IMAGE_BYTES_MAX:
                     raise FlashError(
@@ -111,6 +111,50 @@ def unpack(source: Path, kind: str, file: BinaryIO, progress: Progress = no_prog
     file.truncate(done)
     file.flush()
     return done
+
+
+def copy_sparse(raw: BinaryIO, file: BinaryIO, size: int, progress: Progress) -> int:
+    """Copy what is data and leave holes where the source has them (SEEK_DATA, lseek(2))."""
+    for start, end in extents(raw.fileno(), size):
+        raw.seek(start)
+        file.seek(start)
+        while start < end:
+            chunk = raw.read(min(CHUNK, end - start))
+            if not chunk:
+                raise EOFError("it became shorter while it was read")
+            file.write(chunk)
+            start += len(chunk)
+            progress(start, size)
+    file.truncate(size)
+    file.flush()
+    return size
+
+
+def extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """(start, end) of what is data in a file that may have holes, bytes."""
+    at = 0
+    while at < size:
+        try:
+            start = os.lseek(fd, at, os.SEEK_DATA)
+            at = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole up to the end
+                return
+            if error.errno != errno.EINVAL:
+                raise
+            start, at = at, size  # a file system that tells no holes
+        yield start, at
+
+
+def _make_dense(file: BinaryIO, size: int) -> None:
+    """Write the holes: mke2fs leaves them where its tables are zero, and a block map must not leave those out."""
+    end = 0
+    for start, stop in [*extents(file.fileno(), size), (size, size)]:
+        file.seek(end)
+        while end < start:
+            end += file.write(bytes(min(CHUNK, start - end)))
+        end = stop
+    file.flush()
 
 
 def make_rootfs(source: Path, kind: str, file: BinaryIO, size: int = 0) -> int:
@@ -129,17 +173,14 @@ def make_rootfs(source: Path, kind: str, file: BinaryIO, size: int = 0) -> int:
     fds = [file.fileno()]
     if kind == "dir":
         # As root the owners are what they are; for anybody else nothing but root's would make sense on a device
-        run(
-            ["sh", "-c", make, "sh", str(source)]
-            if os.geteuid() == 0
-            else ["fakeroot", "sh", "-c", make, "sh", str(source)],
-            fds=fds,
-        )
-        return size
-    with tempfile.TemporaryDirectory(prefix="edgeflash-") as folder:
-        # fakeroot remembers owners and device nodes from one to the other
-        script = f'tar -C "$1" --numeric-owner -xpf "$2" && {make}'
-        run(["fakeroot", "sh", "-c", script, "sh", folder, str(source.resolve())], fds=fds)
+        as_root = [] if os.geteuid() == 0 else ["fakeroot"]
+        run([*as_root, "sh", "-c", make, "sh", str(source)], fds=fds)
+    else:
+        with tempfile.TemporaryDirectory(prefix="edgeflash-") as folder:
+            # fakeroot remembers owners and device nodes from one to the other
+            script = f'tar -C "$1" --numeric-owner -xpf "$2" && {make}'
+            run(["fakeroot", "sh", "-c", script, "sh", folder, str(source.resolve())], fds=fds)
+    _make_dense(file, size)
     return size
 
 

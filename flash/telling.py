@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from typing import Any
 
@@ -15,22 +16,24 @@ class Telling:
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
-        self._last = 0.0
+        self._last: dict[str, float] = {}
+        self._lock = threading.Lock()  # several cards are written at once
         self._moving = False
 
     def progress(self, what: str, step: str, done: int, total: int) -> None:
         """`done` of `total` bytes; `total` 0 for unknown. At most one line each INTERVAL_S, but for the last."""
         now = time.monotonic()
-        if now - self._last < INTERVAL_S and done != total:
-            return
-        self._last = now
-        if self.as_json:
-            self.event("progress", what=what, step=step, done=done, total=total)
-        elif sys.stderr.isatty():
-            share = f"{100 * done // total:3d} %" if total else f"{done >> 20} MiB"
-            sys.stderr.write(f"\r\033[K{what}: {step} {share}")
-            sys.stderr.flush()
-            self._moving = True
+        with self._lock:
+            if now - self._last.get(what, 0.0) < INTERVAL_S and done != total:
+                return
+            self._last[what] = now
+            if self.as_json:
+                self.event("progress", what=what, step=step, done=done, total=total)
+            elif sys.stderr.isatty():
+                share = f"{100 * done // total:3d} %" if total else f"{done >> 20} MiB"
+                sys.stderr.write(f"\r\033[K{what}: {step} {share}")
+                sys.stderr.flush()
+                self._moving = True
 
     def event(self, event: str, **about: Any) -> None:
         """Only with --json."""
