@@ -48,7 +48,9 @@ class Console:
                     raise GuestDied(f"{self.name}: QEMU ended before {pattern!r} was said:\n{self._tail()}")
                 left = deadline - time.monotonic()
                 if left <= 0:
-                    raise GuestStuck(f"{self.name}: no {pattern!r} within {timeout_s:g} s; it said last:\n{self._tail()}")
+                    raise GuestStuck(
+                        f"{self.name}: no {pattern!r} within {timeout_s:g} s; it said last:\n{self._tail()}"
+                    )
                 self._news.wait(left)
 
     def send(self, text: str) -> None:
@@ -62,14 +64,16 @@ class Console:
         """What a command says in the root shell of the console. Raises CommandFailed for a status other than 0."""
         mark = secrets.token_hex(4)
         # The mark is put together in the guest, so that the echo of what is typed does not hold it.
-        self.send(f"echo \"<\"{mark}; {{ {command}; }} 2>&1; echo \"$?>\"{mark}\n")
+        self.send(f'echo "<"{mark}; {{ {command}; }} 2>&1; echo "$?>"{mark}\n')
         self.expect(rf"^<{mark}\n", timeout_s)
         begin = self._seen
         match = self.expect(rf"(?:^|(?<=[^\n]))(\d+)>{mark}\n", timeout_s)
         with self._news:
             said = bytes(self._said[begin : match.start()]).decode(errors="replace")
         if check and match[1] != b"0":
-            raise CommandFailed(f"{self.name}: {command[:200]!r} ended with {match[1].decode()}: {said.strip()[-1500:]}")
+            raise CommandFailed(
+                f"{self.name}: {command[:200]!r} ended with {match[1].decode()}: {said.strip()[-1500:]}"
+            )
         return said
 
     def tail(self) -> str:

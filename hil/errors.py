@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class HilError(Exception):
-    """Something of the rig is not as it has to be. `name` is short and lasting, the text says what, why and what next."""
+    """Something of the rig is not as it has to be. `name` is short and lasting, the text says what, why, what next."""
 
     name = "rig"
 

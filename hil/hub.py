@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hil.errors import NotReached
+from hil.errors import HilError, NotReached
 from hil.net.host import HostPlace
 from hil.programs import Program, until
 
@@ -33,7 +33,9 @@ class Hub:
 
     def start(self) -> None:
         """Raises NotReached when it is not ready in time."""
-        self.ask("init", "--name", "hil", "--address", f"{self.place.address}:{BROKER_PORT}", "--listen", str(BROKER_PORT))
+        self.ask(
+            "init", "--name", "hil", "--address", f"{self.place.address}:{BROKER_PORT}", "--listen", str(BROKER_PORT)
+        )
         server = self.place.start("edgehub", "edgehub", "serve", "--no-web", env=self._env)
         self._programs.append(server)
         until(
@@ -65,7 +67,7 @@ class Hub:
 
     def devices(self) -> dict[str, dict[str, Any]]:
         """`edgehub devices list --json` by host name."""
-        return {device["hostname"]: device for device in json.loads(self.ask("devices", "list", "--json"))}
+        return {device["name"]: device for device in json.loads(self.ask("devices", "list", "--json"))}
 
     def close(self) -> None:
         for program in reversed(self._programs):
@@ -76,6 +78,6 @@ class Hub:
             raise NotReached(f"the hub ended with {server.code}:\n{server.tail()}")
         try:
             status = json.loads(self.ask("status", "--json"))
-        except Exception:
+        except (HilError, ValueError):
             return False
         return bool(status["running"] and status["process"].get("connected"))

@@ -27,7 +27,7 @@ class Boot(NamedTuple):
 
 
 class Guest:
-    """Off until `power_on`. `folder` gets its sockets and logs, and must have a short path (unix sockets: 107 bytes)."""
+    """Off until `power_on`. `folder` gets sockets and logs, and must have a short path (unix sockets: 107 bytes)."""
 
     def __init__(self, name: str, machine: Machine, boot: Boot, folder: Path, nets: Sequence[str] = ()) -> None:
         self.name = name
@@ -91,8 +91,9 @@ class Guest:
         kind = "virtio-{}-" + machine.bus
         boot = self.boot
         line = f"console={machine.console},115200 root=/dev/vda rw panic=-1 {boot.words}".strip()
-        words = [machine.qemu, *machine.extra, "-accel", "tcg,tb-size=128", "-m", str(machine.memory_mb)]
-        words += ["-smp", str(machine.cpus), "-nodefaults", "-display", "none", "-no-reboot"]
+        # QEMU would keep a GiB of translated code; a guest's whole userland fits this.
+        words = [machine.program, *machine.options, "-accel", "tcg,tb-size=128"]
+        words += ["-nodefaults", "-display", "none", "-no-reboot"]
         words += ["-kernel", str(boot.kernel), "-initrd", str(boot.initrd), "-append", line]
         words += ["-drive", f"file={boot.root},if=none,id=root,format={boot.root_format},cache={cache}"]
         words += ["-device", f"{kind.format('blk')},drive=root"]
@@ -101,7 +102,12 @@ class Guest:
         words += ["-qmp", f"unix:{self.folder / 'qmp.sock'},server=on,wait=off"]
         for number, net in enumerate(self.nets):
             mac = f"52:54:00:{abs(hash_of(self.name)) >> 8 & 255:02x}:{hash_of(self.name) & 255:02x}:{number:02x}"
-            words += ["-netdev", f"{net},id=net{number}", "-device", f"{kind.format('net')},netdev=net{number},mac={mac}"]
+            words += [
+                "-netdev",
+                f"{net},id=net{number}",
+                "-device",
+                f"{kind.format('net')},netdev=net{number},mac={mac}",
+            ]
         return words
 
 

@@ -1,4 +1,4 @@
-"""QEMU's machine protocol (docs/interop/qmp-spec.rst), the little of it that a rig needs: ask, and wait for the answer."""
+"""QEMU's machine protocol (docs/interop/qmp-spec.rst), the little that a rig needs: ask, and wait for the answer."""
 
 from __future__ import annotations
 

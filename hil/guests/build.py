@@ -1,7 +1,7 @@
 """A guest's kernel, initrd and root image: built once, kept under build/hil/ by the hash of what they are made of.
 
-Everything runs as an ordinary user: apt with folders of its own, fakeroot for whom files belong to, mke2fs -d for the image,
-and the packages' own scripts in the guest itself, in its first boot.
+Everything runs as an ordinary user: apt with folders of its own, fakeroot for whom files belong to, mke2fs -d for the
+image, and the packages' own scripts in the guest itself, in its first boot.
 """
 
 from __future__ import annotations
@@ -26,12 +26,52 @@ HERE = Path(__file__).parent
 IMAGE_MB = 700
 PACKAGES = ("systemd-sysv", "udev", "kmod", "iproute2", "iputils-ping", "nftables", "python3", "python3-nacl")
 # Of the kernel's modules, by their names in modprobe: what the agent, the network between guests and fault suites want.
-MODULES = (
-    "virtio_net virtio_rng virtio_blk tun wireguard sch_netem sch_tbf sch_ingress cls_u32 act_mirred dummy veth bridge "
-    "nf_tables nft_chain_nat nft_ct nft_masq nft_redir nft_limit nft_log nft_reject_inet nf_conntrack_netlink nft_numgen "
-    "dm_log_writes dm_flakey dm_mod overlay squashfs loop vfat nls_ascii nls_cp437 nls_utf8 isofs softdog i6300esb autofs4 "
-    "fuse ext4 xt_tcpudp nft_compat e1000 pcnet32 nf_tproxy_ipv4 algif_aead"
-).split()
+MODULES = [
+    "virtio_net",
+    "virtio_rng",
+    "virtio_blk",
+    "tun",
+    "wireguard",
+    "sch_netem",
+    "sch_tbf",
+    "sch_ingress",
+    "cls_u32",
+    "act_mirred",
+    "dummy",
+    "veth",
+    "bridge",
+    "nf_tables",
+    "nft_chain_nat",
+    "nft_ct",
+    "nft_masq",
+    "nft_redir",
+    "nft_limit",
+    "nft_log",
+    "nft_reject_inet",
+    "nf_conntrack_netlink",
+    "nft_numgen",
+    "dm_log_writes",
+    "dm_flakey",
+    "dm_mod",
+    "overlay",
+    "squashfs",
+    "loop",
+    "vfat",
+    "nls_ascii",
+    "nls_cp437",
+    "nls_utf8",
+    "isofs",
+    "softdog",
+    "i6300esb",
+    "autofs4",
+    "fuse",
+    "ext4",
+    "xt_tcpudp",
+    "nft_compat",
+    "e1000",
+    "pcnet32",
+    "algif_aead",
+]
 UNPACK_TIMEOUT_S = 600.0
 CONFIGURE_TIMEOUT_S = 1800.0
 
@@ -93,7 +133,10 @@ def build(machine: Machine, store: Path, say: Callable[[str], None] = lambda _: 
             "size_mb": IMAGE_MB,
         }
         (work / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
-        run(["fakeroot", "--", sys.executable, "-I", str(HERE / "unpacked.py"), str(work / "plan.json")], UNPACK_TIMEOUT_S)
+        run(
+            ["fakeroot", "--", sys.executable, "-I", str(HERE / "unpacked.py"), str(work / "plan.json")],
+            UNPACK_TIMEOUT_S,
+        )
         shutil.rmtree(work / "root", ignore_errors=True)
         say("configuring them, in the machine itself")
         unpacked = time.monotonic()

@@ -1,4 +1,4 @@
-"""An initrd that finds root and goes there: busybox, the modules that it takes, and a script. No root needed to make it."""
+"""An initrd that finds root and goes there: busybox, the modules that it takes, and a script; made by anybody."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Debian's packages of another architecture, fetched by apt with folders of its own; nothing of this host's is touched."""
+"""Debian's packages of another architecture, fetched by apt with folders of its own; this host's are not touched."""
 
 from __future__ import annotations
 
@@ -81,9 +81,7 @@ class Archive:
         return run(words, FETCH_TIMEOUT_S, environment, cwd)
 
 
-def run(
-    words: Sequence[str], timeout_s: float, env: dict[str, str] | None = None, cwd: Path | None = None
-) -> str:
+def run(words: Sequence[str], timeout_s: float, env: dict[str, str] | None = None, cwd: Path | None = None) -> str:
     """What a program of this host printed. Raises BuildFailed with the end of its complaint."""
     try:
         done = subprocess.run(words, env=env, cwd=cwd, capture_output=True, timeout=timeout_s, stdin=subprocess.DEVNULL)

@@ -1,8 +1,8 @@
 """A root file system of packages that are unpacked and not yet configured, and an ext4 image of it.
 
 What needs the machine itself, the packages' own scripts, runs in its first boot (configure.sh). Run as a program under
-fakeroot, `python -I unpacked.py PLAN`: whom each file belongs to is then what Debian says, whoever runs it. So nothing of
-ours is imported here.
+fakeroot, `python -I unpacked.py PLAN`: whom each file belongs to is then what Debian says, whoever runs it. So nothing
+of ours is imported here.
 """
 
 from __future__ import annotations

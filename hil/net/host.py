@@ -31,7 +31,9 @@ class HostPlace:
         if rights:
             self._enter += ["--user", "--preserve-credentials"]
         try:
-            until(lambda: self._is_ready(), READY_TIMEOUT_S, lambda: NotReached(f"the host's place: {self._pump.tail()}"))
+            until(
+                lambda: self._is_ready(), READY_TIMEOUT_S, lambda: NotReached(f"the host's place: {self._pump.tail()}")
+            )
         except BaseException:
             self._pump.stop()
             raise

@@ -9,7 +9,7 @@ QUEUE_S = 0.3  # what a rate lets wait; longer is dropped, as tbf does
 
 
 class Fault(NamedTuple):
-    """In each direction. Delay and jitter in seconds; jitter reorders; loss and copies are chances; 0: without limit."""
+    """In each direction. Delay and jitter in seconds, and jitter reorders; loss and copies are chances; 0: no limit."""
 
     delay_s: float = 0.0
     jitter_s: float = 0.0

@@ -69,7 +69,9 @@ class Packet:
             return identifier, identifier
         return None
 
-    def translate(self, *, source: tuple[bytes, int] | None = None, destination: tuple[bytes, int] | None = None) -> None:
+    def translate(
+        self, *, source: tuple[bytes, int] | None = None, destination: tuple[bytes, int] | None = None
+    ) -> None:
         """Put other ends into it; checksums are changed by the difference (RFC 1624)."""
         before = bytes(self.data[12:20])
         before_ports = bytes(self.data[self.at : self.at + 6])

@@ -1,7 +1,8 @@
 """The host's end of the network: a TAP in a network namespace of its own, and frames between it and the switch.
 
-Run as a program inside `unshare --net`, `python -I pump.py SOCKET ADDRESS/BITS ROUTER ROUTED…`; says "ready" when it is. So the
-hub's side of every connection is the kernel's, and nothing outside the namespace is touched. Nothing of ours is imported.
+Run as a program inside `unshare --net`, `python -I pump.py SOCKET ADDRESS/BITS ROUTER ROUTED…`; it says "ready" once.
+So the hub's side of every connection is the kernel's, and nothing outside the namespace is touched. Nothing of ours is
+imported.
 """
 
 from __future__ import annotations

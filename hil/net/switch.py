@@ -1,4 +1,4 @@
-"""The network's sockets: each port is a unix socket to which QEMU, or the host's pump, connects; one thread serves all."""
+"""The network's sockets: a port is a unix socket to which QEMU, or the host's pump, connects; one thread serves all."""
 
 from __future__ import annotations
 

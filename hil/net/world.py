@@ -2,7 +2,8 @@
 
     guest ── cable ── home (Ethernet, 192.168.N.0/24) ── router with NAT ── outside ── host (198.51.100.1)
 
-Guests of one home share its Ethernet. The outside is plain routing among the routers' addresses (203.0.113.N) and the host.
+Guests of one home share its Ethernet. The outside is plain routing among the routers' addresses (203.0.113.N) and the
+host.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ class World:
             self.lost += 1
             return
         home.behind[source] = port
-        if destination == _ROUTER_MAC or destination == BROADCAST:
+        if destination in (_ROUTER_MAC, BROADCAST):
             self._to_router(now, home, port, frame)
         if destination[0] & 1:
             for other in home.ports:

@@ -1,0 +1,117 @@
+"""The smoke suite: images are made, guests boot, join, reach each other, lose their power and come back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import permutations
+from pathlib import Path
+
+from hil import images
+from hil.errors import NotReached
+from hil.guests.build import build
+from hil.machines import Machine
+from hil.report import Report
+from hil.rig import Device, Rig
+
+NAMES = ("pump", "camera", "truck")
+KINDS = ("port", "full", "symmetric")  # of the homes' routers; the last two get a direct path, the first and last none
+REJOIN_TIMEOUT_S = 300.0
+
+
+def smoke(
+    machines: Sequence[Machine], store: Path, out: Path, say: Callable[[str], None], *, pcap: bool = False
+) -> Report:
+    """A guest for each of `machines`, at most as many as NAMES. The report is in `out` however it ends."""
+    report = Report("smoke", say)
+    try:
+        _smoke(report, machines, store, out, pcap)
+    finally:
+        report.write(out)
+    return report
+
+
+def _smoke(report: Report, machines: Sequence[Machine], store: Path, out: Path, pcap: bool) -> None:
+    names = NAMES[: len(machines)]
+    built, agents = {}, {}
+    for machine in dict.fromkeys(machines):
+        with report.step(f"guest {machine.name}") as step:
+            built[machine.name] = made = build(machine, store)
+            step["said"] = f"{made.root}" if made.seconds else "kept"
+        with report.step(f"package {machine.name}") as step:
+            agents[machine.name] = images.package(machine, out / "packages" / machine.name)
+            step["said"] = f"{agents[machine.name].name}, {agents[machine.name].stat().st_size} bytes"
+    with Rig(out, pcap=pcap) as rig:
+        with report.step("hub and relay"):
+            rig.hub.start()
+            rig.hub.start_relay()
+        with report.step("edgeflash batch") as step:
+            for machine in dict.fromkeys(machines):
+                mine = [name for name, each in zip(names, machines, strict=True) if each is machine]
+                tokens = [rig.hub.ask("token", "create") for _ in mine]
+                root = built[machine.name].root
+                disks, _ = images.batch(
+                    machine, root, agents[machine.name], mine, tokens, rig.folder / f"disks-{machine.name}"
+                )
+                for name in mine:
+                    rig.guest(name, machine, built[machine.name], disks[name], KINDS[names.index(name)])
+            step["said"] = f"{len(names)} images, each with a token of its own"
+        devices = list(rig.devices.values())
+        with report.step("boot and join") as step:
+            for device in devices:
+                device.guest.power_on()
+            for name, seconds in rig.wait_online(names).items():
+                report.figure("power-on to online, first", seconds, "s", name)
+            step["said"] = ", ".join(names)
+        with report.step("listed with their boards") as step:
+            step["said"] = _boards(rig, devices)
+        with report.step("console"), ThreadPoolExecutor(len(devices)) as pool:
+            list(pool.map(lambda device: device.guest.login(), devices))
+        with report.step("pings through the mesh") as step:
+            step["said"] = _pings(report, devices, "before")
+        _memory(report, devices)
+        lost = devices[-1]
+        with report.step("power cut and rejoin") as step:
+            lost.guest.power_off()
+            time.sleep(1.0)
+            lost.guest.power_on()
+            lost.guest.login(REJOIN_TIMEOUT_S)
+            step["said"] = _returned(report, devices, lost)
+        with report.step("pings again") as step:
+            step["said"] = _pings(report, devices, "after the power cut")
+        for device in devices:
+            report.figure("agent, resident memory, again", device.rss_kb() / 1024, "MiB", device.name)
+
+
+def _boards(rig: Rig, devices: Sequence[Device]) -> str:
+    """Each device's board as the hub lists it. Raises NotReached where it is another."""
+    listed = rig.hub.devices()
+    for device in devices:
+        told = listed[device.name].get("facts", {}).get("board")
+        if told != device.guest.machine.board:
+            raise NotReached(f"{device.name}: the hub lists board {told!r}, not {device.guest.machine.board!r}")
+    return ", ".join(f"{device.name} {device.guest.machine.board}" for device in devices)
+
+
+def _pings(report: Report, devices: Sequence[Device], when: str) -> str:
+    said = []
+    for a, b in permutations(devices, 2):
+        seconds, path = a.ping(b.name)
+        report.figure(f"round trip to {b.name}, {when}", seconds * 1000, "ms", a.name)
+        said.append(f"{a.name}→{b.name} {seconds * 1000:.0f} ms {path}")
+    return "; ".join(said)
+
+
+def _memory(report: Report, devices: Sequence[Device]) -> None:
+    for device in devices:
+        report.figure("agent, resident memory", device.rss_kb() / 1024, "MiB", device.name)
+
+
+def _returned(report: Report, devices: Sequence[Device], lost: Device) -> str:
+    """Until another reaches `lost` again: the hub may list it online still from before."""
+    other = devices[0]
+    seconds, path = other.ping(lost.name, 60)
+    took = time.monotonic() - lost.guest.began
+    report.figure("power-on to reached, again", took, "s", lost.name)
+    return f"{lost.name} reached by {other.name} {took:.0f} s after its power came back, {seconds * 1000:.0f} ms {path}"
