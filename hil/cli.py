@@ -90,8 +90,9 @@ def _smoke(options: argparse.Namespace) -> int:
 
 def _build(options: argparse.Namespace) -> int:
     for name in _machines(options.machines or list(BY_NAME)):
-        made = build(BY_NAME[name], options.store, lambda what, name=name: print(f"{name}: {what}"), options.fresh)
-        print(f"{name}: {made.root}" + (f" ({made.seconds:.0f} s)" if made.seconds else " (kept)"))
+        print(name)
+        made = build(BY_NAME[name], options.store, lambda what: print(f"  {what}"), options.fresh)
+        print(f"  {made.root}" + (f" ({made.seconds:.0f} s)" if made.seconds else " (kept)"))
     return OK
 
 

@@ -52,8 +52,8 @@ def order(modules: Path, names: Sequence[str]) -> list[str]:
             found.append(path)
 
     for name in names:
-        if (path := path_of.get(name.replace("-", "_"))) is not None:
-            take(path)
+        if (known := path_of.get(name.replace("-", "_"))) is not None:
+            take(known)
     return found
 
 

@@ -100,7 +100,7 @@ class Nat:
             return self.kind.udp
         if filtering == "address":
             return any(peer[0] == packet.source and until >= now for peer, until in binding.peers.items())
-        return binding.peers.get((packet.source, port), 0.0) >= now
+        return binding.peers.get((packet.source, port), -1.0) >= now
 
     def _binding(self, now: float, protocol: int, inside: End, peer: End) -> _Binding | None:
         depends = {"endpoint": (), "address": (peer[0],), "port": peer}[self.kind.mapping]

@@ -117,7 +117,9 @@ class Packet:
 
 def checksum(data: bytes) -> int:
     """RFC 1071."""
-    total = sum(struct.unpack(f">{len(data) // 2}H", data[: len(data) & ~1])) + (data[-1] << 8 if len(data) & 1 else 0)
+    total = 0
+    for at in range(0, len(data), 2):
+        total += int.from_bytes(data[at : at + 2].ljust(2, b"\0"), "big")
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF

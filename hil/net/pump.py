@@ -35,11 +35,11 @@ def main() -> None:
     print("ready", flush=True)
     rest = b""
     while True:
-        ready, _, _ = select.select((tap, link), (), ())
+        ready, _, _ = select.select((tap, link.fileno()), (), ())
         if tap in ready:
             frame = os.read(tap, FRAME_BYTES)
             link.sendall(len(frame).to_bytes(4, "big") + frame)
-        if link in ready:
+        if link.fileno() in ready:
             data = link.recv(1 << 18)
             if not data:
                 return
