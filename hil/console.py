@@ -28,6 +28,7 @@ class Console:
         self._began = time.monotonic()
         self._socket = self._connect(path)
         self._said = bytearray()
+        self._whole = 0  # of which, in lines that have ended
         self._seen = 0
         self._news = threading.Condition()
         self._closed = False
@@ -108,18 +109,23 @@ class Console:
                 data = self._socket.recv(65536)
             except OSError:
                 data = b""
-            whole, newline, line = (line + data).rpartition(b"\n")
-            clean = ESCAPES.sub(b"", whole + newline if data else whole + newline + line)
+            lines, newline, line = (line + data).rpartition(b"\n")
+            if not data:
+                lines, line = line, b""
+            lines = ESCAPES.sub(b"", lines + newline)
             stamp = f"{time.monotonic() - self._began:9.3f}  "
             with contextlib.suppress(ValueError):  # the log has been closed
-                for part in clean.decode(errors="replace").splitlines():
-                    self._log.write(f"{stamp}{part}\n")
+                self._log.writelines(f"{stamp}{text}\n" for text in lines.decode(errors="replace").splitlines())
                 self._log.flush()
             with self._news:
-                self._said += clean
+                # An escape sequence may have come in parts: what has no end yet is cleaned anew each time.
+                del self._said[self._whole :]
+                self._said += lines
                 if (over := len(self._said) - KEPT_BYTES) > 0:
                     del self._said[:over]
                     self._seen = max(0, self._seen - over)
+                self._whole = len(self._said)
+                self._said += ESCAPES.sub(b"", line)
                 self._closed = not data
                 self._news.notify_all()
             if not data:
