@@ -16,6 +16,14 @@ BROKER_PORT = 8883
 READY_TIMEOUT_S = 60.0
 STATUS_EVERY_S = 0.5
 COMMAND_TIMEOUT_S = 60.0
+ANSWER_TIMEOUT_S = 20.0
+API = "http://127.0.0.1:8480/api/v1"
+# Asked from inside the host's place. The token is in the environment: a command line can be read by all.
+_GET = """
+import os, sys, urllib.request
+request = urllib.request.Request(sys.argv[1], headers={"Authorization": "Bearer " + os.environ["EDGEHIL_TOKEN"]})
+sys.stdout.buffer.write(urllib.request.urlopen(request, timeout=10).read())
+"""
 
 
 class Hub:
@@ -36,7 +44,7 @@ class Hub:
         self.ask(
             "init", "--name", "hil", "--address", f"{self.place.address}:{BROKER_PORT}", "--listen", str(BROKER_PORT)
         )
-        server = self.place.start("edgehub", "edgehub", "serve", "--no-web", env=self._env)
+        server = self.place.start("edgehub", "edgehub", "serve", env=self._env)
         self._programs.append(server)
         until(
             lambda: self._is_ready(server),
@@ -44,6 +52,8 @@ class Hub:
             lambda: NotReached(f"the hub is not ready within {READY_TIMEOUT_S:g} s:\n{server.tail()}"),
             STATUS_EVERY_S,
         )
+        self._env["EDGEHIL_TOKEN"] = self.ask("users", "token", "admin", "--scope", "devices:read", "--name", "hil")
+        until(self._answers, READY_TIMEOUT_S, lambda: NotReached(f"no answer of the dashboard:\n{server.tail()}"), 1.0)
 
     def start_relay(self, region: str = "hil") -> None:
         """Raises NotReached when no relay is listed online in time."""
@@ -66,8 +76,13 @@ class Hub:
         return self.place.run("edgehub", *words, timeout_s=COMMAND_TIMEOUT_S, env=self._env).strip()
 
     def devices(self) -> dict[str, dict[str, Any]]:
-        """`edgehub devices list --json` by host name."""
-        return {device["name"]: device for device in json.loads(self.ask("devices", "list", "--json"))}
+        """What the dashboard's API lists, by host name."""
+        return {device["name"]: device for device in self.get("/devices")["devices"]}
+
+    def get(self, path: str) -> Any:
+        """An answer of the dashboard's API (docs/api.md)."""
+        words = (sys.executable, "-I", "-c", _GET, API + path)
+        return json.loads(self.place.run(*words, timeout_s=ANSWER_TIMEOUT_S, env=self._env))
 
     def close(self) -> None:
         for program in reversed(self._programs):
@@ -81,3 +96,9 @@ class Hub:
         except (HilError, ValueError):
             return False
         return bool(status["running"] and status["process"].get("connected"))
+
+    def _answers(self) -> bool:
+        try:
+            return "devices" in self.get("/devices")
+        except (HilError, ValueError):
+            return False

@@ -13,7 +13,7 @@ from hil.machines import Machine
 from hil.programs import Program
 from hil.qmp import Qmp
 
-LOGIN_TIMEOUT_S = 240.0
+LOGIN_TIMEOUT_S = 600.0
 
 
 class Boot(NamedTuple):
@@ -90,7 +90,7 @@ class Guest:
         machine = self.machine
         kind = "virtio-{}-" + machine.bus
         boot = self.boot
-        line = f"console={machine.console},115200 root=/dev/vda rw panic=-1 {boot.words}".strip()
+        line = f"console={machine.console},115200 root=/dev/vda rw panic=-1 quiet {boot.words}".strip()
         # QEMU would keep a GiB of translated code; a guest's whole userland fits this.
         words = [machine.program, *machine.options, "-accel", "tcg,tb-size=128"]
         words += ["-nodefaults", "-display", "none", "-no-reboot"]

@@ -17,7 +17,7 @@ from hil.rig import Device, Rig
 
 NAMES = ("pump", "camera", "truck")
 KINDS = ("port", "full", "symmetric")  # of the homes' routers; the last two get a direct path, the first and last none
-REJOIN_TIMEOUT_S = 300.0
+REJOIN_TIMEOUT_S = 900.0
 
 
 def smoke(

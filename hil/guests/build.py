@@ -140,7 +140,7 @@ def build(machine: Machine, store: Path, say: Callable[[str], None] = lambda _: 
         shutil.rmtree(work / "root", ignore_errors=True)
         say("configuring them, in the machine itself")
         unpacked = time.monotonic()
-        _configure(machine, built.boot(fresh_root, words="init=/hil-configure quiet"), work)
+        _configure(machine, built.boot(fresh_root, words="init=/hil-configure"), work)
         configured = time.monotonic()
         run(["cp", "--sparse=always", str(fresh_root), str(built.root)], UNPACK_TIMEOUT_S)
     notes = {
