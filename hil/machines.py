@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 from boards import catalogue, schema
 
-PCI = ("virtio_pci", "virtio_blk", "ext4")
+PCI = ("virtio_pci", "virtio_blk", "ext4", "virtio_net", "virtio_rng")
 
 
 class Machine(NamedTuple):
     """`arch` in Debian's words; `program` and `options` are QEMU's, `needs` the package that has it.
 
     `kernel` is Debian's package of it, `bus` what virtio devices sit on, `early` the modules by name that the initrd
-    loads to find root; what is built in is skipped.
+    loads: those that root needs, and what guests have besides; what is built in is skipped.
     """
 
     name: str
@@ -54,7 +54,7 @@ MACHINES = (
         "linux-image-armmp",
         "ttyAMA0",
         "device",
-        ("virtio_mmio", "virtio_blk", "ext4"),
+        ("virtio_mmio", "virtio_blk", "ext4", "virtio_net", "virtio_rng"),
     ),
     Machine("mipsel", "qemu-mipsel", "mipsel", "qemu-system-mips", "linux-image-4kc-malta", "ttyS0", "pci", PCI),
 )

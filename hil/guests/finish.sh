@@ -1,6 +1,6 @@
 # Behind the packages' own scripts: what makes a small server of Debian that is quick to boot where each process costs
 # a second: no consoles but the serial one, nothing for disks, desktops and logins that a guest has not.
-systemctl enable systemd-networkd.service
+systemctl enable systemd-networkd.service console-getty.service
 systemctl set-default multi-user.target
 systemctl disable getty@tty1.service
 systemctl mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer fstrim.timer e2scrub_all.timer \
@@ -15,8 +15,8 @@ systemctl mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer fstr
 mkdir -p /etc/systemd/system-generators
 for generator in /usr/lib/systemd/system-generators/*; do
     case ${generator##*/} in
-        systemd-getty-generator | systemd-fstab-generator) ;;
-        *) ln -s /dev/null "/etc/systemd/system-generators/${generator##*/}" ;;
+        systemd-fstab-generator) ;;
+        *) ln -sf /dev/null "/etc/systemd/system-generators/${generator##*/}" ;;
     esac
 done
 passwd -d root

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import selectors
 import socket
@@ -11,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 from hil.net.frames import FrameError, Frames, encode
 from hil.net.link import Fault
@@ -32,7 +33,7 @@ class _Port:
         self.frames = Frames()
         self.out = bytearray()
         self.dropped = 0
-        self.pcap: BinaryIO | None = None
+        self.pcap: io.RawIOBase | None = None
         self.pcap_left = PCAP_BYTES_MAX
 
 
@@ -107,7 +108,7 @@ class Switch:
         listener.setblocking(False)
         port = _Port(name, listener)
         if self._pcap:
-            port.pcap = (self.folder / f"{name}.pcap").open("wb")
+            port.pcap = (self.folder / f"{name}.pcap").open("wb", buffering=0)
             port.pcap.write(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65_535, 1))
         self._ports[name] = port
         self._selector.register(listener, selectors.EVENT_READ, port)
