@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = parser().parse_args(words or ["smoke"])
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)  # else guests would outlive this
     try:
         status: int = options.run(options)
     except HilError as error:
@@ -41,6 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return status
+
+
+def _end(number: int, _: object) -> None:
+    sys.exit(128 + number)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from boards import catalogue, schema
 
-PCI = ("virtio_pci", "virtio_blk", "ext4", "virtio_net", "virtio_rng")
+PCI = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4", "virtio_net", "virtio_rng")
 
 
 class Machine(NamedTuple):
@@ -54,7 +54,7 @@ MACHINES = (
         "linux-image-armmp",
         "ttyAMA0",
         "device",
-        ("virtio_mmio", "virtio_blk", "ext4", "virtio_net", "virtio_rng"),
+        ("virtio_mmio", "virtio_blk", "crc32c_generic", "ext4", "virtio_net", "virtio_rng"),
     ),
     Machine("mipsel", "qemu-mipsel", "mipsel", "qemu-system-mips", "linux-image-4kc-malta", "ttyS0", "pci", PCI),
 )

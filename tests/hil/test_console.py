@@ -57,7 +57,7 @@ def test_what_is_said_is_found_in_its_order_and_logged_with_times(
     link.sendall(b" two\r\nlogin: ")
     assert console.expect(r"\[  OK  \] (\w+) two$", 5.0)[1] == b"one"
     console.expect("login: $", 5.0)
-    with pytest.raises(GuestStuck, match="'booting' within 0.05 s"):
+    with pytest.raises(GuestStuck, match="'booting' within"):
         console.expect("booting", 0.05)
     link.close()
     with pytest.raises(GuestDied, match="ended before 'more'"):
