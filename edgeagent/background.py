@@ -111,8 +111,13 @@ def _arguments(settings: Settings) -> list[str]:
     board = apply(settings)
     if board.problem:
         print(f"edgeagent: warning: {board.problem}. Going on without it.", file=sys.stderr)
+    if settings.watchdog == "auto":
+        found = board.told.get("watchdog") or {}
+        longest_s = found.get("timeout_s_max") or 60
+        settings.watchdog = f"{found['device']},{min(60, longest_s)}" if "device" in found else "off"
     names = ["board", "state_dir", "socket", "interface", "mtu", "uplinks", "hostname", "metered", "budget", "dns"]
-    names += ["memory_profile", "limits", "memory_ceiling", "allow_commands", "scripts", "lock", "log_level"]
+    names += ["memory_profile", "limits", "memory_ceiling", "allow_commands", "scripts", "lock", "log_level", "trial"]
+    names.append("watchdog")
     if settings.port_fixed:
         names.append("port")
     switches = [] if settings.port_mapping else ["--port-mapping=off"]

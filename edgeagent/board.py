@@ -1,8 +1,8 @@
 """Which board this is, and what its slice says: defaults below what the operator sets.
 
-A slice is `board.json`, made by `edgeflash boards show ID --slice` and put there by images and packages. Without
-one the board is told from the device tree, OpenWrt's board name or the firmware's product name. Nothing here stops an agent: a
-slice that cannot be used is said by `edgeagent board`, `status` and `doctor`, and is as good as none.
+A slice is `board.json`, made by `edgeflash boards show ID --slice` and put there by images and packages. Without one
+the board is told from the device tree, OpenWrt's board name or the firmware's product name. Nothing here stops an
+agent: a slice that cannot be used is said by `edgeagent board`, `status` and `doctor`, and is as good as none.
 
 The command that starts an agent asks this module, and hands the result over as settings: a running agent never loads it
 before somebody asks.
@@ -92,6 +92,8 @@ def read_slice(data: bytes) -> dict[str, Any]:
     if not isinstance(limits, dict):
         raise ValueError("limits: a table of name and number expected")
     for name, value in limits.items():
+        if type(value) is not int:
+            raise ValueError("limits: whole numbers expected")
         try:
             read_limits(f"{name}={value}")
         except ValueError as error:

@@ -169,6 +169,18 @@ def _parser() -> argparse.ArgumentParser:
         help="programs that the hub may run here (/etc/edgeagent/scripts)",
     )
     group.add_argument(
+        "--watchdog",
+        metavar="DEVICE",
+        default=argparse.SUPPRESS,
+        help="the board's watchdog: auto, off, /dev/watchdog[,SECONDS] (auto: as the board's description says)",
+    )
+    group.add_argument(
+        "--trial",
+        metavar="S",
+        default=argparse.SUPPRESS,
+        help="seconds in which a version that an update brought must show that it is sound (600)",
+    )
+    group.add_argument(
         "--lock",
         metavar="KEYS",
         default=argparse.SUPPRESS,

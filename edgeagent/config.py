@@ -162,6 +162,14 @@ def _board(text: str) -> str:
     return text
 
 
+def _watchdog(text: str) -> str:
+    device, _, seconds = text.partition(",")
+    is_device = re.fullmatch("/dev/watchdog[0-9]{0,2}", device) is not None
+    if text in ("auto", "off") or (is_device and (not seconds or re.fullmatch("[1-9][0-9]{0,3}", seconds))):
+        return text
+    raise ValueError("auto, off, or /dev/watchdog and a number, with ',' and seconds where they matter")
+
+
 def _lock(text: str) -> str:
     from base64 import b64decode
 
@@ -234,6 +242,19 @@ SETTINGS: dict[str, tuple[str, str, Callable[[str], str | int], str]] = {
         "how this host's programs get the network's names: auto: by whatever resolves names here; resolved, "
         "resolvconf, dnsmasq, file (/etc/resolv.conf); server: answer at 100.100.100.100 and change nothing; off",
     ),
+    "trial": (
+        "EDGEAGENT_TRIAL",
+        "600",
+        _integer(20, 86_400),
+        "seconds in which a version that an update brought must show that it is sound; else the one before it returns",
+    ),
+    "watchdog": (
+        "EDGEAGENT_WATCHDOG",
+        "auto",
+        _watchdog,
+        "the board's watchdog, which starts it anew when the agent hangs: auto: the one that the board's description "
+        "names; off; /dev/watchdog or /dev/watchdog,SECONDS",
+    ),
     "allow-commands": (
         "EDGEAGENT_ALLOW_COMMANDS",
         "all",
@@ -287,7 +308,9 @@ class Settings:
         "scripts",
         "socket",
         "state_dir",
+        "trial",
         "uplinks",
+        "watchdog",
     )
 
     state_dir: str
@@ -305,6 +328,8 @@ class Settings:
     allow_commands: str
     scripts: str
     lock: str
+    trial: int
+    watchdog: str
     log_level: str
     proxy: str
     uplinks: str

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from edgeagent.config import Settings
     from edgeagent.enrolment import Enrolment
     from edgeagent.io.localapi import Client
+    from edgeagent.io.watchdog import Watchdog
 
 log = logging.getLogger("edgeagent")
 OK, FAILED, REFUSED = 0, 1, 4
@@ -42,6 +43,7 @@ FAREWELL_TIMEOUT_S = 1.0  # for the broker to take the last messages
 CRASH_CHARS_MAX = 16_384
 RELEASE_AFTER_S = 1.0  # by then the device has joined, or at least connected
 THREAD_STACK_BYTES = 524_288  # of those that ask name servers; the system's 8 MiB would count against the ceiling
+PUMP_ANSWER_MS = 2_000  # for the pump to follow what it was told, before it counts as hanging
 PAUSE_S = 0.05  # after a turn that found no memory
 
 
@@ -64,6 +66,11 @@ def run(settings: Settings, token: str | None, control_fd: int | None, *, in_bac
     selector = selectors.DefaultSelector()
     try:
         keystore.open()
+        if os.path.exists(keystore.path(StateFile.SETTINGS)):
+            from edgeagent.settingstrial import overlay
+
+            overlay(settings, keystore)
+            log.setLevel(getattr(logging, settings.log_level.upper()))
         context = Context(
             monotonic(), settings=settings, crypto=crypto.load(), keystore=keystore, selector=selector, ring=ring
         )
@@ -123,6 +130,7 @@ class Agent:
         self._took_leave = False  # the broker has our last words
         self._crash_path = os.path.join(context.keystore.directory, "crash")
         self._release_at: float | None = context.started_at + RELEASE_AFTER_S
+        self._watchdog: Watchdog | None = None
         self._signals, self._wakeup = socket.socketpair()
         for end in (self._signals, self._wakeup):
             end.setblocking(False)
@@ -152,6 +160,10 @@ class Agent:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         self.api.open()
         now = self.now = monotonic()
+        if self.context.settings.watchdog not in ("auto", "off") or "NOTIFY_SOCKET" in os.environ:
+            from edgeagent.io.watchdog import Watchdog
+
+            self._watchdog = Watchdog(now, self.context.settings.watchdog)
         context = self.context
         if os.path.exists(context.keystore.path(StateFile.RESOLVER)):  # an agent died here
             from edgeagent.hostresolver import restore
@@ -192,6 +204,8 @@ class Agent:
             self.link.drop()  # then the Last Will says that we are gone
         if self.membership is not None:
             self.membership.close()
+        if self._watchdog is not None:
+            self._watchdog.close()
         self.context.accounts.close(monotonic())
         self.context.keystore.close()
         self.api.stop_listening()
@@ -245,6 +259,7 @@ class Agent:
             self._release_at,
             part.poll_timeout() if part is not None else None,
             self.context.accounts.poll_timeout(),
+            self._watchdog.poll_timeout() if self._watchdog is not None else None,
         ]
         return min((at for at in times if at is not None), default=None)
 
@@ -292,6 +307,12 @@ class Agent:
             self._follow_enrolment(now)
         if self._waiting or self._control is not None:
             self._follow_clients()
+        if self._watchdog is not None:
+            self._watchdog.turned(now, self._pump_answers)
+
+    def _pump_answers(self) -> bool:
+        pump = getattr(self.membership.tunnel.engine, "pump", None) if self.membership is not None else None
+        return pump is None or bool(pump.sync(PUMP_ANSWER_MS))
 
     def _begin_join(self, now: float, text: str) -> None:
         self.context.ring.hide(text)

@@ -107,18 +107,17 @@ def check_crypto(_settings: Settings) -> Iterator[Finding]:
     from edgeagent import crypto
 
     meaning = "Nothing can be sealed or opened without one that passes its known-answer test."
-    asked = os.environ.get(crypto.PROVIDER_VARIABLE) or "pynacl"
     try:
-        crypto.load()
+        found = crypto.load().name
     except crypto.CryptoUnavailable as error:
         yield Finding("crypto", FAILED, str(error), meaning, "Do what it says there.")
         return
-    if asked == "pure":
+    if found == "pure":
         yield Finding("crypto", WARNING, "pure, its known-answer test passes",
-                      "This provider is 50 times slower than pynacl and not in constant time.",
-                      f"Install PyNaCl and unset {crypto.PROVIDER_VARIABLE}.")  # fmt: skip
+                      "This provider is 50 times slower than libsodium and not in constant time.",
+                      f"Install PyNaCl or libsodium and unset {crypto.PROVIDER_VARIABLE}.")  # fmt: skip
     else:
-        yield Finding("crypto", OK, f"{asked}, its known-answer test passes", meaning)
+        yield Finding("crypto", OK, f"{found}, its known-answer test passes", meaning)
 
 
 # What the kernel gives

@@ -31,6 +31,7 @@ from edgeagent.proto.node_events import (
     RelayNamesChanged,
     Removed,
     Resolved,
+    UpdatePart,
     UplinkChanged,
 )
 from edgeagent.proto.records import Record
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
     from edgeagent.proto.records import Query
     from edgeagent.proto.routewish import RouteWish
     from edgeagent.routing import Routing
+    from edgeagent.settingstrial import SettingsTrial
+    from edgeagent.updates import Updates
 
     OnResolved = Callable[[Record | None], None]
 
@@ -77,6 +80,8 @@ class Membership:
         self.lookups: dict[Query, list[OnResolved]] = {}
         self._bindings: Bindings | None = None
         self._commands: Commands | None = None
+        self._updates: Updates | None = None
+        self._settings: SettingsTrial | None = None
         self._level_changes = 0  # of those, which are followed
         self.node = Node(
             now,
@@ -105,6 +110,7 @@ class Membership:
         context.accounts.watch(self.relays.streams, Cause.RELAY, self.relays.carried_of)
         context.accounts.set_hub_budget(now, self.node.map)
         self._look_for_bindings(now)
+        self._follow_updates(now)
         self.naming: Naming | None = None
         if context.settings.dns != "off":
             from edgeagent.naming import Naming
@@ -119,8 +125,8 @@ class Membership:
 
     @property
     def restart_wanted(self) -> bool:
-        """The hub wants the agent to be begun anew."""
-        return self._commands is not None and self._commands.restart_wanted
+        """The hub wants the agent to be begun anew, or another slot is to be started."""
+        return any(part is not None and part.restart_wanted for part in (self._commands, self._updates, self._settings))
 
     def commands(self, now: float) -> Commands:
         """Made when there is one, or somebody asks: most devices are never told to do anything."""
@@ -142,6 +148,8 @@ class Membership:
             log.info("connected to %s", event.broker)
             self.refused = False
             self.node.handle_connected(now, event.session_present)
+            if self._updates is not None:
+                self._updates.connection_changed(now, True)
         elif isinstance(event, Closed):
             log.warning("no connection: %s", event.reason)
             self.refused = event.refused
@@ -156,6 +164,8 @@ class Membership:
             self._bindings.poll_timeout() if self._bindings is not None else None,
             self.naming.poll_timeout() if self.naming is not None else None,
             self._commands.poll_timeout() if self._commands is not None else None,
+            self._updates.poll_timeout() if self._updates is not None else None,
+            self._settings.poll_timeout() if self._settings is not None else None,
             self.routing.poll_timeout() if self.routing is not None else None,
             self.node.next_connect_at if self._link.is_idle else None,
         ]
@@ -182,6 +192,10 @@ class Membership:
             self.naming.on_timeout(now)
         if self._commands is not None:
             self._commands.on_timeout(now)
+        if self._updates is not None:
+            self._updates.on_timeout(now)
+        if self._settings is not None:
+            self._settings.on_timeout(now)
         due = self._cache.poll_timeout()
         if due is not None and due <= now:
             self.save_cache(now)
@@ -203,6 +217,10 @@ class Membership:
         if self._commands is not None:
             self._commands.settle(now)
             self._take_events(now)  # of the key that it may have renewed
+        if self._updates is not None:
+            self._updates.settle(now)
+        if self._settings is not None:
+            self._settings.settle(now)
         if changes := self.node.drain_subscriptions():
             self._link.subscribe([topic for topic, wanted in changes if wanted])
             self._link.unsubscribe([topic for topic, wanted in changes if not wanted])
@@ -239,6 +257,26 @@ class Membership:
         else:
             self.routing.set_wish(now, wish)
 
+    def _follow_updates(self, now: float) -> None:
+        """Most of the time no version is wanted, no setting, and nothing is on trial."""
+        device_map = self.node.map
+        if self._updates is None and (
+            device_map.update is not None or os.environ.get("EDGEAGENT_SLOT", "factory") != "factory"
+        ):
+            from edgeagent.updates import Updates
+
+            self._updates = Updates(now, self._context, self, self._link)
+        if self._updates is not None:
+            self._updates.follow_map(now)
+        if self._settings is None and (
+            device_map.trial is not None or os.path.exists(self._context.keystore.path(StateFile.SETTINGS))
+        ):
+            from edgeagent.settingstrial import SettingsTrial
+
+            self._settings = SettingsTrial(now, self._context, self)
+        if self._settings is not None and (self._updates is None or not self._updates.on_trial):
+            self._settings.follow(now, device_map.trial)
+
     def farewell(self, now: float) -> None:
         """Publish that the device goes, and keep what it knows."""
         if self._commands is not None:
@@ -263,6 +301,8 @@ class Membership:
             self._bindings.close()
         if self._commands is not None:
             self._commands.close()
+        if self._updates is not None:
+            self._updates.close()
         for job in ("bindings", "bindings-save", "figures"):
             self._context.accounts.undefer(job)
         self._link.steer = None
@@ -293,6 +333,10 @@ class Membership:
         self.node.handle_disconnected(now)
         if self._commands is not None:
             self._commands.connection_lost()
+        if self._updates is not None:
+            self._updates.connection_changed(now, False)
+        if self._settings is not None:
+            self._settings.connection_lost(unsure=bool(self._link.unacknowledged))
 
     def _set_figures(self, now: float) -> None:
         """How full it is here goes with the facts that the hub keeps of a device."""
@@ -377,6 +421,7 @@ class Membership:
         if self.naming is not None:
             self.naming.apply(now, event.map)
         self._follow_routes(now)
+        self._follow_updates(now)
         self._context.accounts.set_hub_budget(now, event.map)
 
     def _resolved(self, now: float, event: Resolved) -> None:
@@ -417,6 +462,10 @@ class Membership:
     def _commanded(self, now: float, event: Commanded) -> None:
         self.commands(now).take(now, event.body)
 
+    def _update_part(self, now: float, event: UpdatePart) -> None:
+        if self._updates is not None:
+            self._updates.take_part(now, event.body)
+
     def _reconnect(self, now: float, event: ReconnectWanted) -> None:
         log.info("the hub wants this device to connect anew")
         self._link.close()
@@ -454,4 +503,5 @@ _EVENTS: dict[type[NodeEvent], Callable[[Membership, float, Any], None]] = {
     ReconnectWanted: Membership._reconnect,
     Removed: Membership._removed,
     Commanded: Membership._commanded,
+    UpdatePart: Membership._update_part,
 }

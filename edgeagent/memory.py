@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from contextlib import suppress
 
 
@@ -19,7 +20,10 @@ def release() -> None:
 
 def trim() -> None:
     """Hand free heap pages back to the kernel, where the allocator can be asked to."""
-    with suppress(ImportError, AttributeError, OSError):  # another provider, or another libc: nothing to ask
+    with suppress(ImportError, AttributeError, OSError):  # another libc, or neither is loaded: nothing to ask
+        if "_cffi_backend" not in sys.modules and "ctypes" in sys.modules:
+            sys.modules["ctypes"].CDLL(None).malloc_trim(0)
+            return
         import _cffi_backend as cffi  # type: ignore[import-untyped]
 
         malloc_trim = cffi.load_library(None, 0).load_function(

@@ -31,8 +31,10 @@ from hub import (
     cli_oidc,
     cli_policy,
     cli_relays,
+    cli_rollouts,
     cli_routes,
     cli_tokens,
+    cli_updates,
     cli_users,
     cli_web,
 )
@@ -70,6 +72,8 @@ app.command()(cli_commands.watch)
 app.add_typer(cli_routes.app, name="routes")
 app.add_typer(cli_clients.app, name="client")
 app.add_typer(cli_lock_files.app, name="lock")
+app.add_typer(cli_updates.app, name="update")
+app.add_typer(cli_rollouts.app, name="rollout")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

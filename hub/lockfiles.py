@@ -47,21 +47,22 @@ def signer_of(key_file: Path | None, request: str, *, make: bool = False) -> Sig
 def read_key(key_file: Path) -> Signer:
     from hub.io import lockkey
 
-    return lockkey.read(key_file, _passphrase)
+    return lockkey.read(key_file, ask_passphrase)
 
 
-def _passphrase() -> str:
-    given = os.environ.get(PASSPHRASE)
+def ask_passphrase(variable: str = PASSPHRASE) -> str:
+    """Of a key that has one: what the environment's `variable` says, else what a person types."""
+    given = os.environ.get(variable)
     if given is None and not sys.stdin.isatty():
-        raise HubError(f"the key has a passphrase, and there is no terminal to ask at. Set {PASSPHRASE}")
+        raise HubError(f"the key has a passphrase, and there is no terminal to ask at. Set {variable}")
     return given if given is not None else str(typer.prompt("Passphrase", hide_input=True, err=True))
 
 
-def new_passphrase() -> str:
-    given = os.environ.get(PASSPHRASE)
+def new_passphrase(variable: str = PASSPHRASE) -> str:
+    given = os.environ.get(variable)
     if given is None:
         if not sys.stdin.isatty():
-            raise HubError(f"--passphrase: there is no terminal to ask at. Set {PASSPHRASE}")
+            raise HubError(f"--passphrase: there is no terminal to ask at. Set {variable}")
         given = str(typer.prompt("Passphrase", hide_input=True, confirmation_prompt=True, err=True))
     if not given:
         raise HubError("--passphrase: an empty one protects nothing")

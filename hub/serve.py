@@ -23,12 +23,14 @@ from edgeagent import crypto as providers
 from hub.core import chores
 from hub.core.coordinator import Coordinator
 from hub.database import Database, demand_one, open_database
+from hub.fetching import Fetching
 from hub.io import live
 from hub.io.listening import inherited
 from hub.io.mqtt import IN_FLIGHT_MAX
 from hub.io.poke import Receiver
 from hub.io.webchild import WebChild
 from hub.moving import bring_up_to_date
+from hub.renewal import Renewal
 from hub.session import Session
 from hub.standby import Standby, lost
 from hub.state import State
@@ -99,8 +101,10 @@ class Server:
             site = load_site(tx.connection)
         self._coordinator = Coordinator(providers.load(), os.urandom, network)
         self._scribe = self._coordinator.scribe
+        self._fetching = Fetching(self._scribe.crypto, self._scribe.entropy, network, state.updates)
         self._session = Session(state, store, self._scribe, site, changed=self._note_change)
         self._poke = Receiver(state.poke)
+        self._renewal = Renewal(state)
         self._look = True  # there may be rows or jobs that were not looked at
         self._changes = -1
         self._tick_at = self._dates_at = self._status_at = 0.0
@@ -127,6 +131,7 @@ class Server:
 
     def close(self) -> None:
         """A clean end, the broker's too."""
+        self._renewal.close()
         if self._web is not None:
             self._web.stop()
         self._session.close()
@@ -138,6 +143,7 @@ class Server:
 
     def detach(self) -> None:
         """An end by an error: the broker goes on, and the next hub adopts it."""
+        self._renewal.close()
         self._session.detach()
         self._poke.close()
 
@@ -191,6 +197,7 @@ class Server:
             live.announce(self._state.live, tx.changes)
             self._dates_at = now + (TICK_S if more else DATES_S)
             self._look = True
+        self._renewal.tick(now)
         if now >= self._status_at:
             self._status_at = now + STATUS_S
             self._write_status(running=True)
@@ -204,6 +211,9 @@ class Server:
                     self._coordinator.handle_message(now, int(time.time()), tx, message.topic, message.payload)
                 tx.drop_outgoing(self._session.take_done())
             self._session.acknowledge(batch)
+            fetches, self._coordinator.fetches = self._coordinator.fetches, []
+            for device, body in fetches:
+                self._session.publish_once(*self._fetching.answer(now, int(time.time()), device, body))
             live.announce(self._state.live, tx.changes)
             self._look = True
 

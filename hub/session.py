@@ -196,6 +196,11 @@ class Session:
             self._files.write(self._known_accounts())
             self._done += [row.id for row in about_accounts]
 
+    def publish_once(self, topic: str, payload: bytes) -> None:
+        """Past the outbox: lost where there is no connection."""
+        if self._link is not None and self.connected:
+            self._link.publish_once(topic, payload)
+
     def _control(self, commands: list[bytes]) -> None:
         if self._link is not None:
             for command in commands:

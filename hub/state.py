@@ -55,6 +55,11 @@ class State:
         return self.directory / "live"
 
     @property
+    def updates(self) -> Path:
+        """The repository of updates: `metadata/` and `targets/`, which devices fetch, and `keys/`, 0700."""
+        return self.directory / "updates"
+
+    @property
     def lock(self) -> Path:
         return self.directory / "serve.lock"
 

@@ -69,6 +69,7 @@ FEED_BODY: dict[str, Any] = {
     "cap": None,
 }
 RELAY = {"rg": "fra", "k": bytes(32), "h": ["fra-1.example.org:443"], "u": 3478, "s": 3479, "pin": bytes(32)}
+TARGET_FILE = f"targets/{'ab' * 32}.edgeagent-0.2.0-arm64.pyz"
 LOCK = {"c": [[bytes(32), 0, WALL_S, bytes(64)]], "k": [[bytes(32), WALL_S, bytes(64)]]}
 BODIES: dict[str, list[dict[str, Any]]] = {
     "join": [
@@ -92,7 +93,13 @@ BODIES: dict[str, list[dict[str, Any]]] = {
         {"id": 3, "k": bytes(32)},
         {"id": 4, "have": [[DEVICE.device_id, 1, 2, 3]]},
     ],
-    "report": [{"nk": bytes(32)}, {"nk": bytes(32), "ls": [[bytes(32), WALL_S, bytes(64)]]}],
+    "report": [
+        {"nk": bytes(32)},
+        {"nk": bytes(32), "ls": [[bytes(32), WALL_S, bytes(64)]]},
+        {"up": {"r": 7, "s": 5, "v": "0.1.0", "w": "it never reached the hub"}},
+        {"se": {"g": 3, "s": 4, "w": ""}},
+    ],
+    "fetch": [{"f": "metadata/timestamp.json", "o": 0, "n": 32_768}, {"f": TARGET_FILE, "o": 4_096, "n": 1}],
     "relay": [{**RELAY, "m": 12}],
     "answer": [
         {"id": bytes(8), "st": "accepted", "at": WALL_S},
@@ -112,6 +119,12 @@ BODIES: dict[str, list[dict[str, Any]]] = {
         MAP_BODY,
         {**MAP_BODY, "rl": [{"id": "fra-1", **RELAY}], "ps": [b"p"]},
         {**MAP_BODY, "lk": {"s": [b"s"], **LOCK}},
+        {
+            **MAP_BODY,
+            "up": {"v": "0.2.0", "r": 7, "t": "edgeagent-0.2.0-arm64.pyz"},
+            "ur": [1, bytes(32)],
+            "se": {"g": 3, "c": 600, "k": {"log-level": "debug"}},
+        },
     ],
     "rec": [
         {"id": 1, "rec": b"r", "fk": bytes(32), "fg": 1},
@@ -120,6 +133,10 @@ BODIES: dict[str, list[dict[str, Any]]] = {
         {"gone": b"g"},
     ],
     "time": [{}, {"e": 7}],
+    "part": [
+        {"f": TARGET_FILE, "o": 4_096, "l": 4_100, "d": b"last"},
+        {"f": "metadata/9.root.json", "no": "unknown", "s": 60},
+    ],
     "hub": [{"up": True, "bx": HUB_BOX_KEY}],
     "record": [RECORD_BODY, {**RECORD_BODY, "lk": LOCK}],
     "lock": [{"by": bytes(32), "on": True, "k": [bytes(32)], "rv": [[DEVICE.device_id, 5]]}],

@@ -141,7 +141,7 @@ def test_every_missing_field_is_refused_by_name(kind: str, body: dict[str, Any])
             assert f"{kind}.{key}: missing" == str(error) or str(error).startswith(f"{kind}: map with exactly one of")
         else:
             optional = [("time", "e"), ("rec", "id"), ("map", "rl"), ("map", "ps")]
-            optional += [("map", "lk"), ("record", "lk"), ("report", "ls")]
+            optional += [("map", "lk"), ("record", "lk"), ("report", "ls"), ("map", "up"), ("map", "ur"), ("map", "se")]
             assert (kind, key) in [*optional, *(("answer", name) for name in ("c", "tx", "no", "d", "n"))]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
 from typing import Any
@@ -10,11 +11,12 @@ import nacl
 import pytest
 from nacl._sodium import ffi, lib
 
-from edgeagent.crypto import CryptoUnavailable, load
+from edgeagent.crypto import CryptoUnavailable, load, sodium
+from edgeagent.crypto.libsodium import MESSAGE_MAX
 from edgeagent.crypto.pure.known_answers import WrongAnswer, check
 from edgeagent.crypto.pure.provider import MESSAGE_MAX as PURE_MESSAGE_MAX
 from edgeagent.crypto.pure.provider import Pure
-from edgeagent.crypto.pynacl import MESSAGE_MAX, PyNaCl
+from edgeagent.crypto.pynacl import PyNaCl
 
 # `nacl._sodium` is no public interface. When this fails: look whether the prototypes below still hold, measure
 # seal_transport again, then add the version.
@@ -49,6 +51,19 @@ def test_pynacl_has_the_prototypes_that_we_call(function: str) -> None:
     assert ffi.typeof(getattr(lib, function)).cname == PROTOTYPES[function]
 
 
+@pytest.mark.parametrize("function", PROTOTYPES)
+def test_ctypes_is_told_the_same_prototypes(function: str) -> None:
+    told = sodium.PROTOTYPES[function]
+    wanted = [argument.cname for argument in ffi.typeof(getattr(lib, function)).args]
+    words = {
+        _BYTES: (ctypes.c_char_p,), "void *": (ctypes.c_char_p,), f"{_SIZE} *": (ctypes.c_void_p,),
+        _SIZE: (ctypes.c_ulonglong,), "size_t": (ctypes.c_size_t,),
+    }  # fmt: skip
+    assert len(told) == len(wanted)
+    assert [name for name, each in zip(wanted, told, strict=True) if each not in words[name]] == []
+    assert PROTOTYPES.keys() == sodium.PROTOTYPES.keys()
+
+
 def test_both_have_one_limit() -> None:
     assert MESSAGE_MAX == PURE_MESSAGE_MAX
 
@@ -68,17 +83,23 @@ def test_pure_is_taken_only_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load("pure").name == "pure"
 
 
-def test_without_pynacl_there_is_no_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pynacl_libsodium_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("EDGEAGENT_CRYPTO", raising=False)
     monkeypatch.delitem(sys.modules, "edgeagent.crypto.pynacl")
     monkeypatch.setitem(sys.modules, "nacl._sodium", None)
-    with pytest.raises(CryptoUnavailable, match=r"pynacl: .*nacl.*Install PyNaCl .*EDGEAGENT_CRYPTO=pure"):
+    assert load().name == "sodium"
+    with pytest.raises(CryptoUnavailable, match=r"provider pynacl: .*nacl.*Install PyNaCl .*EDGEAGENT_CRYPTO=pure"):
+        load("pynacl")
+    monkeypatch.setattr(sodium, "NAMES", ("libsodium.so.0",))
+    with pytest.raises(CryptoUnavailable, match=r"provider pynacl: .*nacl.*; sodium: no libsodium: .*libsodium.so.0"):
         load()
 
 
 def test_an_unknown_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEAGENT_CRYPTO", "rot13")
-    with pytest.raises(CryptoUnavailable, match=r"'rot13': there is none of that name\. Use one of pynacl, pure"):
+    with pytest.raises(
+        CryptoUnavailable, match=r"'rot13': there is none of that name\. Use one of pynacl, sodium, pure"
+    ):
         load()
 
 

@@ -17,7 +17,11 @@ def test_stairs_go_down_only() -> None:
 
 def test_the_table_speaks_of_rooms_that_exist() -> None:
     packages = {rule.who for rule in RULES if not rule.who.startswith("relay")}
-    missing = [package for package in packages if not any((ROOT / (package.replace(".", "/") + end)).exists() for end in ("", ".py"))]
+    missing = [
+        package
+        for package in packages
+        if not any((ROOT / (package.replace(".", "/") + end)).exists() for end in ("", ".py"))
+    ]
     assert missing == []
     assert [helper for helper in SHELL_HELPERS if not (ROOT / (helper.replace(".", "/") + ".py")).exists()] == []
 

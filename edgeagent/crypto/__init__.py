@@ -1,7 +1,8 @@
 """Crypto providers behind one interface, `edgeagent.proto.crypto.Crypto`, and the choice between them.
 
-`pynacl` is what a data path runs on. `pure` is the slow twin that the tests compare it with and that MicroPython can
-run; it is not constant-time, so it is taken only when it is asked for by name.
+`pynacl` is what a data path runs on, `sodium` the same library by ctypes where PyNaCl is not. `pure` is the slow twin
+that the tests compare them with and that MicroPython can run; it is not constant-time, so it is taken only when it is
+asked for by name.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ TYPE_CHECKING = False  # type checkers take this name for true; the `typing` mod
 if TYPE_CHECKING:
     from edgeagent.proto.crypto import Crypto
 
-PROVIDERS = ("pynacl", "pure")
+PROVIDERS = ("pynacl", "sodium", "pure")
 PROVIDER_VARIABLE = "EDGEAGENT_CRYPTO"
 
 
@@ -26,21 +27,15 @@ class CryptoUnavailable(EdgeError):
 def load(name: str | None = None) -> Crypto:
     """A new provider that has just passed its known-answer test (0.5 ms for pynacl, some 10 ms for pure, on a PC).
 
-    `name`, else the environment variable EDGEAGENT_CRYPTO, else `pynacl`. Raises CryptoUnavailable. A provider reuses
-    its buffers: threads that seal or open at the same time each load their own.
+    `name`, else the environment variable EDGEAGENT_CRYPTO, else `pynacl` and, where it is not installed, `sodium`.
+    Raises CryptoUnavailable. A provider reuses its buffers: threads that seal or open at the same time each load their
+    own.
     """
-    chosen = name or os.environ.get(PROVIDER_VARIABLE) or "pynacl"
+    chosen = name or os.environ.get(PROVIDER_VARIABLE) or ""
     crypto: Crypto
-    if chosen == "pynacl":
-        try:
-            from edgeagent.crypto.pynacl import PyNaCl
-
-            crypto = PyNaCl()
-        except (ImportError, AttributeError, OSError) as why:
-            raise CryptoUnavailable(
-                f"crypto provider pynacl: {why}. Install PyNaCl 1.5 or newer (Debian: python3-nacl; elsewhere: pip "
-                f"install PyNaCl). {PROVIDER_VARIABLE}=pure does without it, 50 times slower and not in constant time"
-            ) from why
+    if chosen in ("", "pynacl", "sodium"):
+        crypto = _libsodium(chosen)
+        chosen = crypto.name
     elif chosen == "pure":
         from edgeagent.crypto.pure.provider import Pure
 
@@ -58,3 +53,27 @@ def load(name: str | None = None) -> Crypto:
             f"reinstall it, and if that does not help test the memory of this device"
         ) from wrong
     return crypto
+
+
+def _libsodium(chosen: str) -> Crypto:
+    """The provider of that name, the first that is there for ""."""
+    faults = []
+    if chosen != "sodium":
+        try:
+            from edgeagent.crypto.pynacl import PyNaCl
+
+            return PyNaCl()
+        except (ImportError, AttributeError, OSError) as why:
+            faults.append(f"pynacl: {why}")
+    if chosen != "pynacl":
+        try:
+            from edgeagent.crypto.sodium import Sodium
+
+            return Sodium()
+        except (ImportError, AttributeError, OSError) as why:
+            faults.append(f"sodium: {why}")
+    raise CryptoUnavailable(
+        f"crypto provider {'; '.join(faults)}. Install PyNaCl 1.5 or newer (Debian: python3-nacl; elsewhere: pip "
+        f"install PyNaCl), or libsodium (Debian: libsodium23; OpenWrt: libsodium and python3-ctypes). "
+        f"{PROVIDER_VARIABLE}=pure does without them, 50 times slower and not in constant time"
+    )

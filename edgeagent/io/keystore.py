@@ -47,6 +47,8 @@ class StateFile(Enum):
     ROUTES = ("routes", 8_192)  # what the device offers to route and what it uses
     ROUTING = ("routing", 16_384)  # what was changed in the kernel to route, and what it was before
     AEAD = ("aead", 8_192)  # how fast each AEAD is on this device
+    UPDATE = ("update", 8_192)  # the first root that was named, and what was refused or given up
+    SETTINGS = ("settings", 16_384)  # of the hub: confirmed ones, and those on trial
     COMMANDS = ("commands", 32_768)  # of the hub, so that none is done twice
 
     def __init__(self, filename: str, bytes_max: int) -> None:

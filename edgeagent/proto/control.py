@@ -17,6 +17,8 @@ from edgeagent.proto.names import (
     is_network_id,
     is_subject,
     is_tag,
+    is_target,
+    is_update_file,
 )
 from edgeagent.proto.refusals import ControlDrop, ControlError
 from edgeagent.proto.schema import (
@@ -70,6 +72,11 @@ LOCK_KEYS_MAX = 8  # of one network; any of them may sign
 LOCK_SIGNATURES_MAX = 4  # of lock keys for one device, in its record
 LOCK_REVOKED_MAX = 32  # devices whose signatures one statement voids
 STATEMENT_BYTES_MAX = 2_048
+FETCH_BYTES_MAX = 32_768  # of a file of updates, that one part has
+FILE_BYTES_MAX = 1 << 28  # of a file of updates
+UPDATE_TEXT_BYTES_MAX = 200  # why an update or settings came to what they came to
+SETTINGS_MAX = 16  # that one rollout changes
+SETTING_BYTES_MAX = 255
 STATEMENTS_MAX = 4  # that lead to the one in force, in one map
 
 KEY = Raw(32)
@@ -106,6 +113,15 @@ POLICY = Fields(
 COMMAND = Raw(8)
 VERB = Text(23, "verb (one DNS label, lower case)", is_host_name)
 ANSWER_STATE = Word("accepted", "running", "done", "failed", "refused", "expired")
+# Updates (docs/updates.md). The states: updatestate.py.
+ROLLOUT = Uint(1)
+UPDATE_FILE = Text(167, "metadata/ or targets/ and a file name", is_update_file)
+UPDATE_STATE = Uint(0, 6)
+VERSION_TEXT = Text(64)
+UPDATE_REPORTS: dict[str, Schema] = {
+    "up": Fields({"r": ROLLOUT, "s": UPDATE_STATE, "v": VERSION_TEXT, "w": Text(UPDATE_TEXT_BYTES_MAX)}),
+    "se": Fields({"g": Uint(1), "s": UPDATE_STATE, "w": Text(UPDATE_TEXT_BYTES_MAX)}),
+}
 # What a relay says of itself to the hub, and the hub of it to devices: its region, X25519 key, TLS host:ports, UDP port
 # (0: none), second STUN port (0: none), SHA-256 of its certificate (DER).
 RELAY_FIELDS: dict[str, Schema] = {
@@ -169,7 +185,15 @@ BODIES: dict[str, Schema] = {
             "have": Fields({"id": Uint(), "have": List(Row(DEVICE, STAMP, STAMP, Uint()), HAVE_MAX)}),
         }
     ),
-    "report": Fields({"nk": KEY}, {"ls": NODE_SIGNATURES}),
+    # a node key to be used, or what became of an update, or of settings
+    "report": Choice(
+        {
+            "nk": Fields({"nk": KEY}, {"ls": NODE_SIGNATURES}),
+            "up": Fields({"up": UPDATE_REPORTS["up"]}),
+            "se": Fields({"se": UPDATE_REPORTS["se"]}),
+        }
+    ),
+    "fetch": Fields({"f": UPDATE_FILE, "o": Uint(0, FILE_BYTES_MAX), "n": Uint(1, FETCH_BYTES_MAX)}, grows=True),
     # relay → hub: what it is, and how many members it has
     "relay": Fields({**RELAY_FIELDS, "m": Uint(0, 1_000_000)}, grows=True),
     # device → hub: what became of a command; a part of its output has a number, and the end says how many there are
@@ -228,6 +252,14 @@ BODIES: dict[str, Schema] = {
             "cl": List(Row(KEY, Raw(4), Raw(16)), CLIENTS_MAX),
             # the statements of the lock, the one in force last, and what the device's own record has in `lk`
             "lk": Fields({"s": List(Blob(STATEMENT_BYTES_MAX), STATEMENTS_MAX, 1), **LOCK_FIELDS}, grows=True),
+            # the version that this device shall run, by which rollout, and the target that it is in; the first root
+            # of updates: its version, and the SHA-256 of its file
+            "up": Fields({"v": VERSION_TEXT, "r": ROLLOUT, "t": Text(94, "target name", is_target)}, grows=True),
+            "ur": Row(Uint(1), KEY),
+            # settings to be tried: their generation, seconds within which the hub must be reached with them
+            "se": Fields(
+                {"g": Uint(1), "c": Uint(30, 86_400), "k": Table(Text(SETTING_BYTES_MAX), SETTINGS_MAX)}, grows=True
+            ),
         },
         grows=True,
     ),
@@ -244,6 +276,21 @@ BODIES: dict[str, Schema] = {
         }
     ),
     "time": Fields({}, {"e": Uint(0, EPOCH_MAX)}, grows=True),
+    # of a file of updates: bytes from `o` on of `l`; or that there are none, or not before `s` seconds
+    "part": Choice(
+        {
+            "d": Fields(
+                {
+                    "f": UPDATE_FILE,
+                    "o": Uint(0, FILE_BYTES_MAX),
+                    "l": Uint(0, FILE_BYTES_MAX),
+                    "d": Blob(FETCH_BYTES_MAX),
+                },
+                grows=True,
+            ),
+            "no": Fields({"f": UPDATE_FILE, "no": Word("unknown", "busy"), "s": Uint(1, 86_400)}, grows=True),
+        }
+    ),
     # what is in `a` is the verb's (commands.py): an unknown one is answered, not dropped
     "cmd": Fields({"id": COMMAND, "v": VERB, "x": Uint(), "by": Text(ACTOR_BYTES_MAX), "a": Anything()}, grows=True),
     "hub": Fields({"up": Flag(), "bx": KEY}, grows=True),

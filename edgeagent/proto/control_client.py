@@ -27,6 +27,7 @@ from edgeagent.proto.control_news import (
     LockChanged,
     MapCame,
     News,
+    PartCame,
     RecordCame,
     RecordLost,
     RoutersTold,
@@ -359,6 +360,11 @@ class ControlClient:
         self._newer(now, signed)
         self._news.append(CommandCame(signed.body))
 
+    def _read_part(self, now: float, signed: Signed) -> None:
+        """Not guarded: what it holds counts for nothing before the repository's own signatures say so."""
+        self._heard = True
+        self._news.append(PartCame(signed.body))
+
     def _read_rec(self, now: float, signed: Signed) -> None:
         body = signed.body
         wall_s = max(self._wall.at(now), signed.wall_s)
@@ -533,4 +539,5 @@ _READERS: dict[str, Callable[[ControlClient, float, Signed], None]] = {
     "rec": ControlClient._read_rec,
     "time": ControlClient._read_time,
     "cmd": ControlClient._read_cmd,
+    "part": ControlClient._read_part,
 }

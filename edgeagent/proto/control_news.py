@@ -87,6 +87,15 @@ class CommandCame:
         self.body = body
 
 
+class PartCame:
+    """A part of a file of updates; `body` as control.py has it of `part`."""
+
+    __slots__ = ("body",)
+
+    def __init__(self, body: dict[str, Any]) -> None:
+        self.body = body
+
+
 class CutOff:
     """The hub has removed this device."""
 
@@ -103,5 +112,6 @@ News = (
     | LockChanged
     | EpochBehind
     | CommandCame
+    | PartCame
     | CutOff
 )

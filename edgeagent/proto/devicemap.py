@@ -46,6 +46,9 @@ class DeviceMap:
         "settings",
         "stamp",
         "tags",
+        "trial",
+        "update",
+        "update_root",
         "v4",
         "v6",
         "wall_s",
@@ -81,6 +84,10 @@ class DeviceMap:
         self.approved: list[tuple[bytes, int]] = [(address, length) for address, length in body.get("ra", [])]
         self.clients: list[tuple[bytes, bytes, bytes]] = [(key, v4, v6) for key, v4, v6 in body.get("cl", [])]
         self.lock: dict[str, Any] | None = body.get("lk")  # statements `s`, and control.LOCK_FIELDS of this device
+        # the version that is wanted, the first root of updates, and settings to be tried: as control.py has them
+        self.update: dict[str, Any] | None = body.get("up")
+        self.update_root: list[Any] | None = body.get("ur")
+        self.trial: dict[str, Any] | None = body.get("se")
         if self.device != signed.subject:
             raise ControlError(ControlDrop.WRONG_SUBJECT, f"map.id: {signed.subject} expected, got {self.device}")
 

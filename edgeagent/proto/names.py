@@ -22,6 +22,12 @@ _TAG = re.compile(f"tag:{_LABEL}")
 _GROUP = re.compile("group:[A-Za-z0-9](?:[A-Za-z0-9._@+-]{0,61}[A-Za-z0-9])?")
 _DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _CAPABILITY = re.compile("[A-Za-z0-9_-]{8,43}")
+_TARGET = re.compile("[A-Za-z0-9][A-Za-z0-9._+~-]{0,93}")
+# "1.root.json", "timestamp.json"; a target by its SHA-256 (consistent snapshots, TUF section 6.2)
+_UPDATE_FILE = re.compile(
+    "(?:metadata/(?:[1-9][0-9]{0,8}[.])?(?:root|timestamp|snapshot|targets)[.]json)"
+    "|(?:targets/[0-9a-f]{64}[.][A-Za-z0-9][A-Za-z0-9._+~-]{0,93})"
+)
 _PORT = re.compile("[1-9][0-9]{0,4}")
 
 
@@ -74,6 +80,16 @@ def is_domain(text: object) -> bool:
 def is_capability(text: object) -> bool:
     """The unguessable last part of a signal inbox's topic."""
     return isinstance(text, str) and _CAPABILITY.fullmatch(text) is not None
+
+
+def is_target(text: object) -> bool:
+    """A file that updates bring: no path, nothing hidden."""
+    return isinstance(text, str) and _TARGET.fullmatch(text) is not None
+
+
+def is_update_file(text: object) -> bool:
+    """A file of the hub's repository of updates, metadata or target."""
+    return isinstance(text, str) and _UPDATE_FILE.fullmatch(text) is not None
 
 
 def is_subject(text: object) -> bool:

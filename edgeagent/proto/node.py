@@ -24,6 +24,7 @@ from edgeagent.proto.control_news import (
     LockChanged,
     MapCame,
     News,
+    PartCame,
     RecordCame,
     RecordLost,
     RoutersTold,
@@ -54,6 +55,7 @@ from edgeagent.proto.node_events import (
     ReconnectWanted,
     Removed,
     Resolved,
+    UpdatePart,
 )
 from edgeagent.proto.outbox import Outbox
 from edgeagent.proto.pathfinder import Pathfinder
@@ -251,6 +253,10 @@ class Node:
         if not self.client.connected:
             return 0
         return self._outbox.write(now, "answer", body)
+
+    def tell(self, now: float, verb: str, body: dict[str, Any]) -> int:
+        """`fetch` or `report` of updates and settings. Returns the bytes of it; 0: there is no connection."""
+        return self._outbox.write(now, verb, body) if self.client.connected else 0
 
     def renew_key(self, now: float) -> None:
         """Another node key now, whatever the age of the one in use. NodeKeyRenewed tells when it is there."""
@@ -603,6 +609,8 @@ class Node:
             self.events.append(ReconnectWanted())
         elif isinstance(news, CommandCame):
             self.events.append(Commanded(news.body))
+        elif isinstance(news, PartCame):
+            self.events.append(UpdatePart(news.body))
         else:
             self._cut_off(now)
 

@@ -150,6 +150,15 @@ class Commanded(NodeEvent):
         self.body = body
 
 
+class UpdatePart(NodeEvent):
+    """A part of a file of updates; `body` as control.py has it of `part`."""
+
+    __slots__ = ("body",)
+
+    def __init__(self, body: dict[str, Any]) -> None:
+        self.body = body
+
+
 class Removed(NodeEvent):
     """The hub has cut this device off; all peers are gone."""
 

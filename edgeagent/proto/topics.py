@@ -5,8 +5,8 @@ from __future__ import annotations
 from edgeagent.proto.names import HUB, is_capability, is_claim_id, is_device_id, is_network_id
 
 ROOT = "em1"
-UP_VERBS = ("birth", "state", "ask", "report", "relay", "answer", "log")
-DOWN_VERBS = ("map", "rec", "cmd", "time")
+UP_VERBS = ("birth", "state", "ask", "report", "relay", "answer", "fetch", "log")
+DOWN_VERBS = ("map", "rec", "cmd", "time", "part")
 _TOPIC_BYTES_MAX = 128
 
 

@@ -22,15 +22,15 @@ from edgeagent.proto.envelope import read_join, read_up
 from edgeagent.proto.keys import Entropy
 from edgeagent.proto.refusals import ControlDrop, ControlError
 from edgeagent.proto.signed import Signed
-from hub.core import admission, commands, lock, relays, routes
+from hub.core import admission, commands, lock, relays, rollouts, routes
 from hub.core.credential import is_strong
 from hub.core.model import OUTBOX_MAX, Device, DeviceState, HubDrop, JobKind, Kind, Network
 from hub.core.ratelimit import TokenBuckets
 from hub.core.scribe import POLICY_TTL_S, Scribe
 from hub.core.store import Tx
 
-VERBS = ("birth", "state", "ask", "report", "relay", "answer")
-_OF_DEVICES, _OF_RELAYS = ("ask", "report", "answer"), ("relay",)
+VERBS = ("birth", "state", "ask", "report", "relay", "answer", "fetch")
+_OF_DEVICES, _OF_RELAYS = ("ask", "report", "answer", "fetch"), ("relay",)
 _ZERO = bytes(32)
 
 
@@ -39,6 +39,7 @@ class Coordinator:
 
     def __init__(self, crypto: Crypto, entropy: Entropy, network: Network) -> None:
         self.scribe = Scribe(crypto, entropy, network)
+        self.fetches: list[tuple[Device, dict[str, Any]]] = []  # to be answered with files, which this cannot read
         self.drops: Counter[HubDrop | ControlDrop] = Counter()
         self._crypto = crypto
         self._network = network
@@ -47,7 +48,9 @@ class Coordinator:
             "birth": TokenBuckets(0.2, 20),
             "state": TokenBuckets(0.5, 40),
             "ask": TokenBuckets(5.0, 128),
-            "report": TokenBuckets(1 / 600, 4),
+            "report": TokenBuckets(1 / 30, 16),
+            "key": TokenBuckets(1 / 600, 4),  # of those, the ones that bring a node key
+            "fetch": TokenBuckets(16.0, 64),
             "relay": TokenBuckets(1 / 20, 8),
             "answer": TokenBuckets(16.0, 160),  # the output of one command is 37 of them, and a device sends 8 a second
             "sample": TokenBuckets(2.0, 8),
@@ -171,8 +174,15 @@ class Coordinator:
         elif verb == "answer":
             self._handle_answer(now, wall_s, tx, device, signed.body)
             tx.save_seen(device_id, wall_s)
-        else:
+        elif verb == "fetch":
+            self.fetches.append((device, signed.body))
+        elif "nk" in signed.body:
+            if not self._limits["key"].allow(now, device_id):
+                self.drops[HubDrop.RATE_LIMITED] += 1
+                return
             self._handle_report(wall_s, tx, device, signed.body)
+        elif (drop := rollouts.take_report(self.scribe, tx, device, signed.body, wall_s)) is not None:
+            self.drops[drop] += 1
         if device.online is not was_online:
             event = f"{device.kind.value}.{'online' if device.online else 'offline'}"
             tx.emit(event, wall_s, device=device.id, name=device.name or "")

@@ -26,6 +26,12 @@ EVENTS = {
     "route.waiting": "a device offers a route, which waits for a person's approval",
     "client.added": "a plain WireGuard client has an address",
     "client.removed": "a plain WireGuard client was removed",
+    "rollout.waiting": "a rollout waits for a person's approval",
+    "rollout.running": "somebody has approved or resumed a rollout",
+    "rollout.paused": "a rollout has paused: somebody wanted it, or too many devices failed",
+    "rollout.done": "a rollout is over",
+    "rollout.aborted": "somebody ended a rollout",
+    "rollout.device-failed": "a device could not take what a rollout brought it",
     "lock.changed": "another statement of the network lock holds",
     "test": "somebody pressed the button",
 }

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from edgeagent.proto import prefixes
 from hub.core.audit import Entry
+from hub.core.memory_rollouts import MemoryRollouts
 from hub.core.model import (
     Client,
     Command,
@@ -401,6 +402,10 @@ class MemoryTx:
     def _commands(self, wanted: Callable[[Command], bool]) -> list[Command]:
         found = [replace(command) for command in self._tables["command"].values() if wanted(command)]
         return sorted(found, key=lambda command: command.seq)
+
+    @property
+    def rollouts(self) -> MemoryRollouts:
+        return MemoryRollouts(self._tables, self._put, self._count, _MISSING)
 
     def put_out(self, item: Outgoing) -> None:
         if item.key is not None:

@@ -59,6 +59,7 @@ class HubDrop(Enum):
     ANSWER_TOO_LONG = "answer-too-long"  # more output than a command may have
     BAD_SAMPLE = "bad-sample"  # what a watched device says of itself is not of its form
     ROUTE_REFUSED = "route-refused"  # a device offered a prefix that nobody may route: the network's own, loopback, …
+    UNKNOWN_ROLLOUT = "unknown-rollout"  # a report about a rollout, or settings, that the device was never in
     RELAY_RESTLESS = "relay-restless"  # a relay changed what it says of itself again so soon that maps follow later
 
 

@@ -12,7 +12,7 @@ from edgeagent.proto.keys import Entropy
 from edgeagent.proto.relay_pass import write_pass
 from edgeagent.proto.seal import seal_box
 from edgeagent.proto.signed import sign_object
-from hub.core import ipam, on_routes
+from hub.core import ipam, on_rollouts, on_routes
 from hub.core.lock import LockView
 from hub.core.model import (
     NODE_KEY_GRACE_S,
@@ -132,6 +132,7 @@ class Scribe:
                 **({} if policy is None else {"po": policy}),
                 **({} if device.kind is Kind.RELAY else self._names_for(tx)),
                 **on_routes.for_map(tx, device),
+                **on_rollouts.for_map(tx, device),
                 **self.lock.of_map(tx, device, node_keys),
             },
         )

@@ -25,6 +25,7 @@ from hub.core.model import (
     StoredPolicy,
     Token,
 )
+from hub.core.rollout_rows import RolloutRows
 
 
 class Tx(Protocol):
@@ -256,6 +257,9 @@ class Tx(Protocol):
         """In the place of the last one."""
 
     def telemetry(self, device_id: str) -> tuple[int, bytes] | None: ...
+
+    @property
+    def rollouts(self) -> RolloutRows: ...
 
     def put_out(self, item: Outgoing) -> None: ...
 

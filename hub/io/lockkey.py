@@ -1,7 +1,8 @@
-"""The file that a lock key is in: its owner's alone, under a passphrase if they wish, and nothing that the hub needs.
+"""The file that a lock key, or a key of updates, is in: its owner's alone, and under a passphrase if they wish.
 
 JSON `{"edgehub-lock": 1, "public": base64, "seed": base64}`, or instead of `seed`, `{"salt", "ops", "memory", "box"}`:
-a secret box (XSalsa20-Poly1305) under argon2id (RFC 9106) of the passphrase.
+a secret box (XSalsa20-Poly1305) under argon2id (RFC 9106) of the passphrase. Keys are Ed25519; what one is for is its
+first field, so that none is taken for another.
 """
 
 from __future__ import annotations
@@ -21,16 +22,20 @@ from hub.core.lock_signer import Signer
 from hub.core.model import HubError
 
 FILE_BYTES_MAX = 4_096
-_MARK = "edgehub-lock"
+_MARK, UPDATE_MARK = "edgehub-lock", "edgehub-update"
 _OPS_MAX = 16  # what a file may ask of this machine
 _MEMORY_MAX_BYTES = 1 << 31
 
 
 def make(path: Path, passphrase: str) -> Signer:
     """A new key in a new file, mode 0600; an empty passphrase is none. Raises HubError where a file is already."""
+    return Signer(load(), make_seed(path, passphrase, _MARK))
+
+
+def make_seed(path: Path, passphrase: str, mark: str) -> bytes:
+    """As `make`, for a key of whatever use: its seed, 32 B."""
     seed = os.urandom(32)
-    signer = Signer(load(), seed)
-    fields: dict[str, Any] = {_MARK: 1, "public": _text(signer.public)}
+    fields: dict[str, Any] = {mark: 1, "public": _text(load().ed25519_public(seed))}
     if passphrase:
         ops, memory, salt = (
             pwhash.argon2id.OPSLIMIT_MODERATE,
@@ -49,15 +54,20 @@ def make(path: Path, passphrase: str) -> Signer:
         file.write(json.dumps(fields) + "\n")
         file.flush()
         os.fsync(file.fileno())
-    return signer
+    return seed
 
 
 def read(path: Path, ask: Callable[[], str]) -> Signer:
     """The key in a file; `ask` is called for its passphrase where it has one. Raises HubError."""
+    return Signer(load(), read_seed(path, ask, _MARK, f"`edgehub lock key --key-file {path}` makes one"))
+
+
+def read_seed(path: Path, ask: Callable[[], str], mark: str, maker: str) -> bytes:
+    """As `read`, for a key of whatever use; `maker` says what makes one."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise HubError(f"{path}: no such file. `edgehub lock key --key-file {path}` makes one") from None
+        raise HubError(f"{path}: no such file. {maker}") from None
     with open(descriptor, "rb") as file:
         mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
         if mode & 0o077:
@@ -65,15 +75,15 @@ def read(path: Path, ask: Callable[[], str]) -> Signer:
         data = file.read(FILE_BYTES_MAX + 1)
     try:
         fields = json.loads(data) if len(data) <= FILE_BYTES_MAX else None
-        if not isinstance(fields, dict) or fields.get(_MARK) != 1:
+        if not isinstance(fields, dict) or fields.get(mark) != 1:
             raise ValueError
         seed = _data(fields, "seed", 32) if "seed" in fields else _unbox(fields, ask, path)
-        signer = Signer(load(), seed)
-        if signer.public != _data(fields, "public", 32):
+        if load().ed25519_public(seed) != _data(fields, "public", 32):
             raise ValueError
     except (ValueError, RecursionError):
-        raise HubError(f"{path}: not a file of a lock key, or damaged. Use a copy") from None
-    return signer
+        what = "a lock key" if mark == _MARK else "a key of updates"
+        raise HubError(f"{path}: not a file of {what}, or damaged. Use a copy") from None
+    return seed
 
 
 def _unbox(fields: dict[str, Any], ask: Callable[[], str], path: Path) -> bytes:

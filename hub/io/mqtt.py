@@ -122,6 +122,10 @@ class MqttLink:
         """QoS 1; the message id that Confirmed will name."""
         return self._client.publish(topic, payload, qos=1, retain=retain).mid
 
+    def publish_once(self, topic: str, payload: bytes) -> None:
+        """QoS 0: for what nobody wants late."""
+        self._client.publish(topic, payload, qos=0)
+
     def acknowledge(self, message: Received) -> None:
         self._client.ack(message.mid, message.qos)
 

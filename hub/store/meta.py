@@ -87,6 +87,16 @@ def load_names(connection: Connection) -> bytes:
     return _load(connection, "names")
 
 
+def save_update_root(connection: Connection, version: int, digest: bytes) -> None:
+    """The first root that devices believe updates by; the SHA-256 of its file."""
+    _save(connection, {"update_root": version.to_bytes(4, "big") + digest})
+
+
+def load_update_root(connection: Connection) -> tuple[int, bytes] | None:
+    found = _load(connection, "update_root")
+    return (int.from_bytes(found[:4], "big"), found[4:]) if found else None
+
+
 def save_has_plugin(connection: Connection) -> None:
     """That the broker somebody else runs has answered as Mosquitto's dynamic security plugin does."""
     _save(connection, {"broker_plugin": b"seen"})

@@ -415,3 +415,48 @@ node_signature = Table(
     Column("signature", BLOB, nullable=False),
     sqlite_with_rowid=False,
 )
+
+# `plan` is JSON (`hub.core.rollout.Plan`).
+rollout = Table(
+    "rollout",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("kind", Text, nullable=False),
+    Column("selector", Text, nullable=False),
+    Column("plan", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("created_s", Integer, nullable=False),
+    Column("total", Integer, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("why", Text, nullable=False),
+    Column("since_s", Integer, nullable=False),
+    Column("group", Integer, nullable=False),
+    Column("approved", Integer, nullable=False),
+    Column("approved_by", Text, nullable=False),
+    Column("group_s", Integer, nullable=False),
+    Column("forgiven", Integer, nullable=False),
+    Column("finished_s", Integer, nullable=False),
+)
+Index("ix_rollout_state", rollout.c.state)
+
+# `holder` is the device where its map holds this rollout: no device is in two.
+rollout_device = Table(
+    "rollout_device",
+    metadata,
+    Column("rollout", Integer, ForeignKey("rollout.id"), primary_key=True),
+    Column("device", Text, ForeignKey("device.id"), primary_key=True),
+    Column("rank", Integer, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("group", Integer, nullable=False),
+    Column("tries", Integer, nullable=False),
+    Column("order", Integer, nullable=False),
+    Column("due_s", Integer, nullable=False),
+    Column("changed_s", Integer, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("why", Text, nullable=False),
+    Column("holder", Text, unique=True),
+    sqlite_with_rowid=False,
+)
+Index("ix_rollout_device_device", rollout_device.c.device)
+Index("ix_rollout_device_rank", rollout_device.c.rollout, rollout_device.c.state, rollout_device.c.rank)
+Index("ix_rollout_device_due", rollout_device.c.rollout, rollout_device.c.due_s)

@@ -46,6 +46,7 @@ from hub.store.meta import (
     save_relay_list,
     save_route_list,
 )
+from hub.store.rollouts import SqlRollouts
 from hub.store.schema import (
     ABOUT_ACCOUNTS,
     CUT_OFF,
@@ -500,6 +501,10 @@ class SqliteTx:
 
     def telemetry(self, device_id: str) -> tuple[int, bytes] | None:
         return commands.load_telemetry(self.connection, device_id)
+
+    @property
+    def rollouts(self) -> SqlRollouts:
+        return SqlRollouts(self.connection, self.note, self._next)
 
     def put_out(self, item: Outgoing) -> None:
         if item.key is not None:

@@ -45,6 +45,7 @@ MENU: tuple[tuple[str, tuple[Place, ...]], ...] = (
         (
             Place("/", "Overview", "layout-dashboard", "devices:read", "o"),
             Place("/devices", "Devices", "devices", "devices:read", "d"),
+            Place("/updates", "Updates", "rocket", "rollouts:read", "v"),
             Place("/topology", "Topology", "topology-star-3", "devices:read", "t"),
             Place("/map", "Map", "map-2", "devices:read", "m"),
         ),
@@ -162,6 +163,9 @@ def link_of(thing: str) -> str:
     if kind == "device":
         return f"/devices/{quote(name)}"
     places = {"token": "/tokens", "relay": "/relays", "user": "/users", "apitoken": "/api-tokens", "policy": "/policy"}
+    if kind == "rollout":
+        return f"/updates/{quote(name)}"
+    places |= {"version": "/updates", "root": "/updates"}
     places |= {"client": "/routes", "name": "/names", "domain": "/names", "lock": "/lock"}
     return places.get(kind, f"/audit?object={quote(thing)}")
 

@@ -8,6 +8,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -304,3 +305,41 @@ def test_a_cache_that_never_rests_is_written_once_a_minute() -> None:
 
 def test_entropy_has_the_size_asked_for() -> None:
     assert [len(keystore.entropy(size)) for size in (0, 16, 32, 700)] == [0, 16, 32, 700]
+
+
+def test_writes_are_counted_with_their_bytes(tmp_path: Path) -> None:
+    store = Keystore(str(tmp_path / "state"))
+    store.open()
+    store.save(StateFile.BINDINGS, b"a" * 100)
+    store.save(StateFile.BINDINGS, b"a" * 100)  # as it was
+    size = (tmp_path / "state" / "bindings").stat().st_size
+    assert (store.flash.writes, store.flash.bytes) == (1, size)
+    store.remove(StateFile.BINDINGS)
+    store.remove(StateFile.BINDINGS)
+    assert (store.flash.writes, store.flash.day(monotonic())) == (2, (2, size))
+    store.close()
+
+
+def test_keys_wait_for_random_numbers_and_say_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock, asked = [100.0], []
+
+    def getrandom(size: int, flags: int = 0) -> bytes:
+        assert flags == os.GRND_NONBLOCK
+        asked.append(size)
+        if clock[0] < 231.0:
+            raise BlockingIOError
+        return b"r" * min(size, 10)
+
+    monkeypatch.setattr(os, "getrandom", getrandom)
+    monkeypatch.setattr(keystore, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(keystore, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
+    with caplog.at_level("INFO", "edgeagent"):
+        assert keystore.entropy(32) == b"r" * 32
+    assert asked[-4:] == [32, 22, 12, 2]
+    said = [record.getMessage() for record in caplog.records]
+    assert [text.split(":")[0] for text in said[:-1]] == [
+        f"waiting for the kernel's random numbers since {seconds} s" for seconds in (0, 60, 120)
+    ]
+    assert said[-1] == "random numbers are there after 131 s"

@@ -19,12 +19,13 @@ from hub.web.views import (
     relays,
     routes,
     system,
+    updates,
 )
 
 ROUTERS = tuple(
     part.router
     for part in (
-        *(overview, devices, operating, pictures, joining),
+        *(overview, devices, operating, updates, pictures, joining),
         *(policy, routes, names, lock, relays, people, system),
     )
 )

@@ -40,6 +40,12 @@ SAID = {
     "route-approved": "Approved. The others use it as soon as they have heard of it.",
     "route-unapproved": "Not approved any more. The others stop using it as soon as they have heard of it.",
     "client-removed": "The client was removed. Its configuration is of no use any more.",
+    "rollout-made": "The rollout was made. Nothing begins before it is approved.",
+    "rollout-submitted": "It waits for approval now.",
+    "rollout-approved": "Approved. The first devices are told now.",
+    "rollout-paused": "Paused. No further device begins; one on trial ends that.",
+    "rollout-resumed": "It goes on. Failures up to now are accepted.",
+    "rollout-aborted": "Ended. Devices that have it keep it.",
     "names-saved": "Saved. Devices hear of it with their next maps, which are being written.",
     "lock-taken": "The signatures are in force. Devices are told now.",
 }

@@ -25,6 +25,7 @@ from hub.web.errors import Problem
 from hub.web.views import operating
 from hub.web.views.common import PAGE_SIZE, Pager, back, is_part, page, page_query
 from hub.web.views.routes import own_routes
+from hub.web.views.updates import device_panel
 
 router = APIRouter(include_in_schema=False)
 
@@ -117,6 +118,7 @@ def show(request: Request, who: Reader, backend: CurrentBackend, device_id: str)
         events = audits.newest(tx.connection, object_=f"device:{device.id}", limit=EVENTS_SHOWN)
         domain = tx.network().domain
         prefixes, exits = own_routes(tx, device) if who.may("routes:read") else ([], None)
+        brought = device_panel(tx, device) if who.may("rollouts:read") else []
         panels = {} if is_part(request) else operating.panels(tx, device, who)
     context: dict[str, Any] = {
         **panels,
@@ -131,6 +133,7 @@ def show(request: Request, who: Reader, backend: CurrentBackend, device_id: str)
         "domain": domain,
         "prefixes": prefixes,
         "exits": exits,
+        "brought": brought,
     }
     return page(request, "device_body.html" if is_part(request) else "device.html", context)
 

@@ -12,8 +12,10 @@ from fastapi import APIRouter, Request, Response
 from edgeagent import crypto as providers
 from edgeagent.proto.refusals import ControlError
 from edgeagent.proto.telemetry import read as read_sample
+from hub import rolling
 from hub.core import lock
 from hub.core.roles import Principal
+from hub.core.rollout import RolloutState
 from hub.store import audits, claims, commands, devices, fleet, routes
 from hub.store import lock as lock_rows
 from hub.store.sqlite import SqliteTx
@@ -51,6 +53,7 @@ def show(request: Request, who: Annotated[Principal, allowed("devices:read")], b
         alerts = find_alerts(tx, health, len([relay for relay in relays if not relay.online]))
         alerts += network_alerts(tx, who, now_s)
         paths = find_paths(tx, now_s)
+        alerts += rollout_alerts(tx)
         alerts += memory_alerts(_short_of_memory(request, tx, now_s), paths)
         version = tx.policy_version() if who.may("policy:read") else 0
         policy = tx.policy(version) if version else None
@@ -131,6 +134,18 @@ def network_alerts(tx: SqliteTx, who: Principal, now_s: int) -> list[Alert]:
         if ending:
             text = f"Signatures of {_devices(ending)} end within 30 days"
             found.append(Alert("warn", "lock", text, "Sign them again in time", "/lock"))
+    return found
+
+
+def rollout_alerts(tx: SqliteTx) -> list[Alert]:
+    """Those that go on only when somebody decides."""
+    found = []
+    for rollout in tx.rollouts.under_way():
+        name, path = rolling.what(rollout), f"/updates/{rollout.id}"
+        if rollout.state is RolloutState.PAUSED:
+            found.append(Alert("bad", "rocket", f"The rollout of {name} has paused", rollout.why, path))
+        elif rollout.state is RolloutState.AWAITING:
+            found.append(Alert("warn", "rocket", f"The rollout of {name} waits for approval", "Look at its plan", path))
     return found
 
 

@@ -22,6 +22,7 @@ from hub.store import websettings
 from hub.store.sqlite import SqliteStore
 from tests.hub.dash.fleet import POLICY, add_fleet, add_live, add_people
 from tests.hub.dash.network import add_lock, add_names, add_routes
+from tests.hub.dash.rollouts import add_rollouts
 from tests.hub.rig import DEADLINE_S, free_port
 
 ROOT = Path(__file__).parents[3]
@@ -50,6 +51,7 @@ class Served:
             add_routes(tx, wall_s, ids)
             add_names(tx)
             add_lock(tx, wall_s, ids)
+            add_rollouts(tx, self.state, wall_s, ids)
             return ids
 
     def say(self, device_id: str, *, up: int) -> None:

@@ -133,12 +133,27 @@ def refuse_to_turn_on(page: Page) -> None:
     page.wait_for_selector("#on-wrong")
 
 
+def make_rollout_wrongly(page: Page) -> None:
+    page.fill("#groups", "10%, 1, 100%")
+    page.get_by_role("button", name="Make the rollout").click()
+    page.wait_for_selector("#groups-wrong")
+
+
+def open_rollout(page: Page) -> None:
+    page.locator(".rollouts a.dev-name").first.click()
+    page.wait_for_selector("#h-plan")
+
+
 PAGES: tuple[tuple[str, str, Callable[[Page], None] | None], ...] = (
     ("overview", "/", None),
     ("devices", "/devices", None),
     ("devices-chosen", "/devices", choose_three),
     ("device", "/devices", open_device),
     ("device-gateway", "/devices", open_gateway),
+    ("updates", "/updates", None),
+    ("updates-wrong", "/updates", make_rollout_wrongly),
+    ("rollout", "/updates", open_rollout),
+    ("rollout-paused", "/updates/3", None),
     ("topology", "/topology", draw_graph),
     ("map", "/map", draw_map),
     ("add", "/add", None),
@@ -165,7 +180,7 @@ PAGES: tuple[tuple[str, str, Callable[[Page], None] | None], ...] = (
     ("not-found", "/devices/aaaaaaaaaaaaaaaaaaaaaaaa", None),
 )
 EMPTY = (
-    *("/", "/devices", "/topology", "/map", "/policy", "/routes", "/names", "/lock"),
+    *("/", "/devices", "/updates", "/topology", "/map", "/policy", "/routes", "/names", "/lock"),
     *("/tokens", "/relays", "/api-tokens", "/audit", "/settings"),
 )
 

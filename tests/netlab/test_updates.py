@@ -1,0 +1,142 @@
+"""Versions on trial on real agents: a good one stays, and each kind of broken one comes back by itself and says so."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeagent.version import VERSION
+from tests.netlab import Lab, rights, until
+from tests.netlab.agents import zipapp
+from tests.netlab.mesh import HUB_READY_TIMEOUT_S, Device, Mesh
+from tests.tuf_kit import Repository
+
+TRIAL_S = 20
+# As a service manager does it: started again whenever it ends.
+SERVICE = 'while :; do "$@"; echo "service: ended with $?"; sleep 0.3; done'
+
+
+class Site:
+    def __init__(self, lab: Lab) -> None:
+        net = self.net = lab.net("198.51.100.0/24")
+        self.mesh = Mesh(lab, net)
+        self.mesh.init_hub()
+        self.state = self.mesh.hub.directory / "edgehub"
+        self.repository = Repository()
+        self.wanted: dict[str, dict[str, Any]] = {}
+        self.publish()
+        hub = Path(__file__).with_name("wanting.py")
+        self.mesh.server = self.mesh.hub.start(sys.executable, hub, "serve", "--no-web", name="edgehub")
+        until(self.mesh._is_ready, HUB_READY_TIMEOUT_S, "the hub's answer")
+        self.token = self.mesh.token("--uses", "0", "--tag", "tag:cam")
+        self.devices: dict[str, Device] = {}
+
+    def device(self, name: str, *options: str) -> Device:
+        device = self.mesh.device(name, self.net)
+        token = device.host.directory / "token"
+        token.write_text(self.token)
+        words = ["edgeagent", "run", "--hostname", name, "--join-file", token, f"--trial={TRIAL_S}", *options]
+        device.host.start("sh", "-c", SERVICE, "service", *words, name="edgeagent")
+        until(lambda: device.host.run("edgeagent", "ip", check=False).returncode == 0, 30, f"{name} is in")
+        device.addresses = device.host.run("edgeagent", "ip").stdout.split()
+        self.devices[name] = device
+        return device
+
+    def publish(self, name: str = "", data: bytes = b"", **custom: Any) -> None:
+        """A target more, and the metadata for it."""
+        updates = self.state / "updates"
+        for part in ("metadata", "targets"):
+            (updates / part).mkdir(parents=True, exist_ok=True)
+        if name:
+            self.repository.add(name, data, **custom)
+            self.repository.next()
+            target = self.repository.targets.targets[name]
+            (updates / "targets" / f"{target.hashes['sha256']}.{name}").write_bytes(data)
+        for file, content in self.repository.files.items():
+            (updates / "metadata" / file).write_bytes(content)
+
+    def want(self, device: str, **fields: Any) -> None:
+        """What the device's map says from now on."""
+        self.wanted[device] = fields
+        (self.state / "wanted.json").write_text(json.dumps(self.wanted))
+        tag = f"tag:w{len(json.dumps(self.wanted))}"
+        self.mesh.hub.run("edgehub", "devices", "tag", device, tag)
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    if why := rights.missing():
+        pytest.skip(why)
+    with Lab() as lab:
+        yield Site(lab)
+
+
+def choice(device: Device) -> dict[str, Any]:
+    path = device.host.directory / "edgeagent/slots/choice"
+    found: dict[str, Any] = json.loads(path.read_bytes().split(b"\n")[0]) if path.exists() else {}
+    return found
+
+
+def version(device: Device) -> str:
+    done = device.host.run("edgeagent", "version", "--json", check=False)
+    return str(json.loads(done.stdout)["agent"]) if done.returncode == 0 else ""
+
+
+def test_good_and_broken_versions(site: Site) -> None:
+    a, b = site.device("a"), site.device("b")
+    until(lambda: a.host.ping(b.address), 20, "a reaches b")
+    site.publish("good.pyz", zipapp("0.2.0"), version="0.2.0", abi="any")
+    site.want("a", up={"v": "0.2.0", "r": 1, "t": "good.pyz"})
+    until(lambda: choice(a).get("trial") == "a", 60, "the trial begins")
+    until(lambda: choice(a).get("committed") == "a", 90, "it is committed")
+    until(lambda: version(a) == "0.2.0", 20, "the new version answers")
+    until(lambda: a.host.ping(b.address), 20, "a reaches b")
+    seen = json.loads(site.mesh.hub.run("edgehub", "devices", "show", "a", "--json").stdout)
+    assert seen["version"] == "0.2.0"
+
+    # A broken one comes back to the slot that was committed, not to the factory's
+    site.publish("worse.pyz", zipapp("0.4.0", "exits"), version="0.4.0", abi="any")
+    site.want("a", up={"v": "0.4.0", "r": 2, "t": "worse.pyz"})
+    until(lambda: choice(a).get("returned"), 90, "it is given up")
+    until(lambda: version(a) == "0.2.0", 30, "the good one is back")
+    assert choice(a)["committed"] == "a"
+
+    kinds = ("exits", "lacks a module", "hangs", "is deaf")
+    devices = {kind: site.device(f"d{number}") for number, kind in enumerate(kinds)}
+    for number, (kind, device) in enumerate(devices.items()):
+        site.publish(f"broken{number}.pyz", zipapp("0.3.0", kind), version="0.3.0", abi="any")
+        site.want(device.name, up={"v": "0.3.0", "r": 10 + number, "t": f"broken{number}.pyz"})
+    for kind, device in devices.items():
+        until(lambda device=device: choice(device).get("returned"), 200, f"what {kind} is given up")  # type: ignore[misc]
+        until(lambda device=device: version(device) == VERSION, 30, "the old one is back")  # type: ignore[misc]
+    for device in devices.values():
+        until(lambda device=device: a.host.ping(device.address), 20, f"{device.name} answers a")  # type: ignore[misc]
+
+
+def test_settings_that_lead_nowhere_are_taken_back(site: Site) -> None:
+    device = site.device("e")
+    status = site.state / "status.json"
+    site.want("e", se={"g": 1, "c": 30, "k": {"log-level": "debug", "budget": "wwan0=2MB/day"}})
+    log = device.host.processes[-1]
+    log.expect("settings of the hub, 1: confirmed", 60)
+    log.expect("DEBUG", 10)
+    site.want("e", se={"g": 2, "c": 30, "k": {"log-level": "warning"}})
+    log.expect("settings of the hub, 2: tried from now on", 30)
+    hub = json.loads(status.read_text())["pid"]
+    os.kill(hub, signal.SIGSTOP)  # as settings do it that lead somewhere else
+    try:
+        log.expect("taken back, because the hub was not reached", 90)
+        log.expect("DEBUG", 30)
+    finally:
+        os.kill(hub, signal.SIGCONT)
+    site.want("e", se={"g": 3, "c": 30, "k": {"state-dir": "/tmp"}})
+    log.expect("state-dir: not a setting that the hub may change", 30)
+    device.host.run("edgeagent", "status")
+    assert json.loads(status.read_text())["drops"] == {}
