@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import signal
 import sys
@@ -11,16 +12,20 @@ from pathlib import Path
 
 from hil.errors import HilError
 from hil.guests.build import build
-from hil.machines import BY_NAME, MACHINES
+from hil.machines import BY_NAME, MACHINES, Machine
+from hil.report import Report
+from hil.rollouts import rollout
 from hil.smoke import NAMES, smoke
 
 STORE = Path("build/hil")
+GUESTS = "arm64,arm64,arm64"
 OK, FAILED, USAGE = range(3)
 
 _EPILOG = """\
 examples:
   python -m hil                              the smoke suite on three arm64 guests
   python -m hil smoke --guests arm64,mipsel  on one of each
+  python -m hil rollout                      a good and a broken version to three arm64 guests
   python -m hil build arm64 --fresh          a guest from Debian's packages of today
   python -m hil list                         which machines there are
 
@@ -40,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = options.run(options)
     except HilError as error:
         print(f"hil: {error.name}: {error}", file=sys.stderr)
+        return FAILED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except KeyboardInterrupt:
         return 130
@@ -61,12 +69,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--store", metavar="DIR", type=Path, default=STORE, help=f"where guests are kept ({STORE})")
     verbs = made.add_subparsers(title="commands", metavar="COMMAND", required=True)
     run = verbs.add_parser("smoke", help="flash, boot, join, ping, power cut, rejoin")
-    run.add_argument(
-        "--guests", metavar="LIST", default="arm64,arm64,arm64", help="machines, with commas (arm64,arm64,arm64)"
-    )
-    run.add_argument("--out", metavar="DIR", type=Path, help="report, logs and consoles (DIR/run)")
     run.add_argument("--pcap", action="store_true", help="also what went over each guest's cable")
     run.set_defaults(run=_smoke)
+    roll = verbs.add_parser("rollout", help="flash, boot, join; a good version comes to all, a broken one comes back")
+    roll.set_defaults(run=_rollout)
+    for each in (run, roll):
+        each.add_argument("--guests", metavar="LIST", default=GUESTS, help=f"machines, with commas ({GUESTS})")
+        each.add_argument("--out", metavar="DIR", type=Path, help="report, logs and consoles (DIR/NAME)")
     make = verbs.add_parser("build", help="build guests, where they are not here")
     make.add_argument("machines", metavar="MACHINE", nargs="*", help="all, without")
     make.add_argument("--fresh", action="store_true", help="anew, from Debian's packages of today")
@@ -83,14 +92,27 @@ def _machines(names: Sequence[str]) -> list[str]:
 
 
 def _smoke(options: argparse.Namespace) -> int:
+    machines, out = _asked(options, "smoke")
+    return _told(smoke(machines, options.store, out, print, pcap=options.pcap), out)
+
+
+def _rollout(options: argparse.Namespace) -> int:
+    machines, out = _asked(options, "rollout")
+    return _told(rollout(machines, options.store, out, print), out)
+
+
+def _asked(options: argparse.Namespace, suite: str) -> tuple[list[Machine], Path]:
     names = _machines(options.guests.split(","))
     if not 2 <= len(names) <= len(NAMES):
         raise HilError(f"--guests: {len(names)} machines; from 2 to {len(NAMES)} are wanted")
-    out: Path = options.out or options.store / "run"
+    out: Path = options.out or options.store / suite
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    print(f"smoke suite on {', '.join(names)}")
-    report = smoke([BY_NAME[name] for name in names], options.store, out, print, pcap=options.pcap)
+    print(f"{suite} suite on {', '.join(names)}", flush=True)
+    return [BY_NAME[name] for name in names], out
+
+
+def _told(report: Report, out: Path) -> int:
     print(f"\n{report.text()}\n{out / 'report.json'}")
     return OK if report.passed else FAILED
 

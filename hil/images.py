@@ -7,7 +7,6 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from boards import catalogue
 from hil.errors import BuildFailed
@@ -22,11 +21,24 @@ FLASH_TIMEOUT_S = 600.0
 def package(machine: Machine, out: Path) -> Path:
     """The agent of this checkout for `machine`: a .deb, or a zipapp where the board takes no package of Debian's."""
     system = catalogue.get(machine.board).systems[0]
-    form, name, ending = (
-        ("deb", system.package_arch, ".deb") if system.package == "deb" else ("zipapp", system.abi, ".pyz")
-    )
+    if system.package != "deb":
+        return zipapp(machine, out)
+    return _made("deb", system.package_arch, ".deb", out)
+
+
+def zipapp(machine: Machine, out: Path) -> Path:
+    """The agent of this checkout as one file, as rollouts bring it."""
+    return _made("zipapp", abi(machine), ".pyz", out)
+
+
+def abi(machine: Machine) -> str:
+    """In the words of boards/: aarch64-glibc."""
+    return catalogue.get(machine.board).systems[0].abi
+
+
+def _made(form: str, name: str, ending: str, out: Path) -> Path:
     shutil.rmtree(out, ignore_errors=True)
-    words = [sys.executable, "-m", "tools.package", form, "--arch", name, "--out", str(out)]
+    words = [sys.executable, "-m", "tools.package", form, "--arch", name, "--out", str(out.resolve())]
     run(["env", "-C", str(ROOT), *words], PACKAGE_TIMEOUT_S)
     made = [path for path in out.iterdir() if path.suffix == ending]
     if len(made) != 1:
@@ -36,8 +48,8 @@ def package(machine: Machine, out: Path) -> Path:
 
 def batch(
     machine: Machine, root: Path, agent: Path, names: Sequence[str], tokens: Sequence[str], out: Path
-) -> tuple[dict[str, Path], dict[str, Any]]:
-    """An image for each name, each with a token of its own; and edgeflash's report. `root` is not changed."""
+) -> dict[str, Path]:
+    """An image for each name, each with a token of its own. `root` is not changed."""
     out.mkdir(parents=True, exist_ok=True)
     table, secrets = out / "units.csv", out / "tokens"
     table.write_text("name,board\n" + "".join(f"{name},{machine.board}\n" for name in names), encoding="utf-8")
@@ -48,4 +60,4 @@ def batch(
     run(words, FLASH_TIMEOUT_S)
     secrets.unlink()
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
-    return {unit["name"]: Path(unit["out"]) for unit in report["units"]}, report
+    return {unit["name"]: Path(unit["out"]) for unit in report["units"]}

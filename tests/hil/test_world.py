@@ -115,7 +115,7 @@ def test_two_guests_of_one_home_talk_past_the_router() -> None:
 @pytest.mark.parametrize("a_kind", [kind.name for kind in SIM_KINDS])
 @pytest.mark.parametrize("b_kind", [kind.name for kind in SIM_KINDS])
 def test_who_reaches_whom_is_what_the_simulation_says(a_kind: str, b_kind: str) -> None:
-    """Both learn from the host where the other is seen, then both send; the oracle of all labs says what comes of it."""
+    """Both learn from the host where the other is seen, then both send; what comes of it, the labs' oracle says."""
     world = World()
     a, b = Node(world, "a", 1, world.home(a_kind)), Node(world, "b", 2, world.home(b_kind))
     greet_host(world)
