@@ -124,5 +124,5 @@ def _returned(report: Report, devices: Sequence[Device], lost: Device) -> str:
         took = time.monotonic() - lost.guest.began
         report.figure("power-on to reached, again", took, "s", lost.name)
         return (
-            f"{other.name} reaches {lost.name} {took:.0f} s after its power came back, {seconds * 1000:.0f} ms {path}"
+            f"{other.name} reaches {lost.name} {took:.0f} s after the power came back, {seconds * 1000:.0f} ms {path}"
         )
