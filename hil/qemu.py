@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from hil.console import Console
+from hil.errors import GuestStuck, HilError
 from hil.machines import Machine
-from hil.programs import Program
+from hil.programs import Program, until
 from hil.qmp import Qmp
 
 LOGIN_TIMEOUT_S = 600.0
@@ -73,8 +73,8 @@ class Guest:
 
     def wait_off(self, timeout_s: float) -> None:
         """Until the guest has switched itself off. Raises GuestStuck."""
-        with contextlib.suppress(Exception):
-            self.console.expect(r"(?!)", timeout_s)
+        late = GuestStuck(f"{self.name}: has not switched itself off within {timeout_s:g} s")
+        until(lambda: not self.running, timeout_s, lambda: late)
 
     def login(self, timeout_s: float = LOGIN_TIMEOUT_S) -> None:
         """Until the console has a root shell, which is made quiet."""
@@ -82,9 +82,20 @@ class Guest:
         self.console.send("stty -echo; PS1=; PS2=; dmesg -n 1; unset PROMPT_COMMAND\n")
         self.console.shell("true")
 
-    def qmp(self) -> Qmp:
-        """A new session with QEMU itself."""
-        return Qmp(self.name, self.folder / "qmp.sock")
+    def state(self) -> str:
+        """What QEMU says of it, for people: off, running, guest-panicked …"""
+        if not self.running:
+            return "off"
+        try:
+            session = Qmp(self.name, self.folder / "qmp.sock")
+        except (OSError, HilError) as error:
+            return f"QEMU does not answer ({error})"
+        try:
+            return str(session.ask("query-status")["status"])
+        except HilError as error:
+            return str(error)
+        finally:
+            session.close()
 
     def _words(self, serial: Path, cache: str) -> list[str]:
         machine = self.machine

@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from hil.errors import GuestDied, GuestStuck
+from hil.errors import CommandFailed, GuestDied, GuestStuck
 
 ANSWER_TIMEOUT_S = 10.0
 LINE_BYTES_MAX = 1 << 20
@@ -26,7 +26,7 @@ class Qmp:
         self.ask("qmp_capabilities")
 
     def ask(self, command: str, **arguments: Any) -> Any:
-        """What `command` returns. Raises GuestDied or GuestStuck; RuntimeError for what QEMU refuses."""
+        """What `command` returns. Raises GuestDied, GuestStuck, or CommandFailed for what QEMU refuses."""
         message = {"execute": command, "arguments": arguments}
         try:
             self._socket.sendall(json.dumps(message).encode() + b"\n")
@@ -35,7 +35,7 @@ class Qmp:
         while True:
             answer = self._line()
             if "error" in answer:
-                raise RuntimeError(f"{self.name}: {command}: {answer['error'].get('desc')}")
+                raise CommandFailed(f"{self.name}: {command}: {answer['error'].get('desc')}")
             if "return" in answer:
                 return answer["return"]
 

@@ -110,7 +110,8 @@ class Rig:
 
         def late() -> NotReached:
             missing = [name for name in names if name not in found]
-            tails = "\n".join(f"{name} said last:\n{self.devices[name].guest.console.tail()}" for name in missing)
+            guests = [self.devices[name].guest for name in missing]
+            tails = "\n".join(f"{each.name} ({each.state()}) said last:\n{each.console.tail()}" for each in guests)
             return NotReached(f"not online within {timeout_s:g} s: {', '.join(missing)}.\n{tails}")
 
         until(look, timeout_s, late, POLL_S)
