@@ -57,7 +57,7 @@ def send(world: World, port: str, frame: Packet, now: float = 0.0) -> None:
 
 def came(world: World, port: str, now: float = 0.0) -> list[Packet]:
     """What came to `port`; each checksum is as scapy would have it."""
-    found = []
+    found: list[Packet] = []
     for to, frame in world.due(now):
         if to == port:
             read = Ether(frame)
