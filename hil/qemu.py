@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,6 +82,16 @@ class Guest:
         self.console.expect(r"root@[\w-]+:~# ", timeout_s)
         self.console.send("stty -echo; PS1=; PS2=; dmesg -n 1; unset PROMPT_COMMAND\n")
         self.console.shell("true")
+
+    def processor_s(self) -> float:
+        """Seconds of this machine's processors since the power came: unlike time, they are the same under load."""
+        if self._program is None:
+            return 0.0
+        try:
+            fields = Path(f"/proc/{self._program.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime, stime: proc(5)
 
     def state(self) -> str:
         """What QEMU says of it, for people: off, running, guest-panicked …"""

@@ -92,9 +92,10 @@ class Rig:
         device = self.devices[name] = Device(guest)
         return device
 
-    def wait_online(self, names: Sequence[str], timeout_s: float = ONLINE_TIMEOUT_S) -> dict[str, float]:
-        """Seconds from the power-on of each until the hub listed it online, to within a look or two at the list."""
-        found: dict[str, float] = {}
+    def wait_online(self, names: Sequence[str], timeout_s: float = ONLINE_TIMEOUT_S) -> dict[str, tuple[float, float]]:
+        """Of each, from its power-on until the hub listed it online, to within a look or two at the list: seconds, and
+        seconds of this machine's processors."""
+        found: dict[str, tuple[float, float]] = {}
 
         def look() -> bool:
             listed = self.hub.devices()
@@ -102,7 +103,8 @@ class Rig:
             for name in names:
                 device = listed.get(name)
                 if name not in found and device is not None and device["online"]:
-                    found[name] = now - self.devices[name].guest.began
+                    guest = self.devices[name].guest
+                    found[name] = now - guest.began, guest.processor_s()
             for name in names:
                 if name not in found and not self.devices[name].guest.running:
                     raise NotReached(f"{name}: QEMU ended; it said last:\n{self.devices[name].guest.console.tail()}")

@@ -61,8 +61,9 @@ def raise_fleet(report: Report, rig: Rig, machines: Sequence[Machine], store: Pa
     with report.step("boot and join") as step:
         for device in devices:
             device.guest.power_on()
-        for name, seconds in rig.wait_online(names).items():
+        for name, (seconds, processor_s) in rig.wait_online(names).items():
             report.figure("power-on to online, first", seconds, "s", name)
+            report.figure("the same, processor time of QEMU", processor_s, "s", name)
         step["said"] = ", ".join(names)
     with report.step("listed with their boards") as step:
         step["said"] = _boards(rig, devices)
@@ -123,6 +124,7 @@ def _returned(report: Report, devices: Sequence[Device], lost: Device) -> str:
             continue
         took = time.monotonic() - lost.guest.began
         report.figure("power-on to reached, again", took, "s", lost.name)
+        report.figure("the same, processor time of QEMU", lost.guest.processor_s(), "s", lost.name)
         return (
             f"{other.name} reaches {lost.name} {took:.0f} s after the power came back, {seconds * 1000:.0f} ms {path}"
         )
