@@ -13,10 +13,10 @@ from hil.net.host import HostPlace
 from hil.programs import Program, until
 
 BROKER_PORT = 8883
-READY_TIMEOUT_S = 60.0
+READY_TIMEOUT_S = 180.0
 STATUS_EVERY_S = 0.5
-COMMAND_TIMEOUT_S = 60.0
-ANSWER_TIMEOUT_S = 20.0
+COMMAND_TIMEOUT_S = 300.0
+ANSWER_TIMEOUT_S = 60.0
 API = "http://127.0.0.1:8480/api/v1"
 # Asked from inside the host's place. The token is in the environment: a command line can be read by all.
 _GET = """

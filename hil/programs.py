@@ -78,8 +78,9 @@ def until(predicate: Callable[[], T], timeout_s: float, error: Callable[[], HilE
     return value
 
 
-def run(words: Sequence[str], timeout_s: float, env: Mapping[str, str] | None = None) -> str:
-    """Standard output of a command of this host. Raises CommandFailed with what it said."""
+def run(words: Sequence[str], timeout_s: float, env: Mapping[str, str] | None = None, *, name: str = "") -> str:
+    """Standard output of a command of this host. Raises CommandFailed with what it said; `name` is what it is called."""
+    name = name or " ".join(words[:3])
     try:
         done = subprocess.run(
             words,
@@ -91,8 +92,8 @@ def run(words: Sequence[str], timeout_s: float, env: Mapping[str, str] | None = 
     except FileNotFoundError:
         raise MissingProgram(f"{words[0]} is not here: `./dev hil` installs what is needed, as root") from None
     except subprocess.TimeoutExpired:
-        raise CommandFailed(f"{' '.join(words[:3])}: not done within {timeout_s:g} s") from None
+        raise CommandFailed(f"{name}: not done within {timeout_s:g} s") from None
     if done.returncode:
         said = (done.stdout + done.stderr).decode(errors="replace").strip()[-1500:]
-        raise CommandFailed(f"{' '.join(words[:3])} ended with {done.returncode}: {said}")
+        raise CommandFailed(f"{name} ended with {done.returncode}: {said}")
     return done.stdout.decode(errors="replace")

@@ -44,7 +44,7 @@ class HostPlace:
 
     def run(self, *words: str, timeout_s: float = 60.0, env: Mapping[str, str] | None = None) -> str:
         """What a command in there printed."""
-        return run([*self._enter, "--", *words], timeout_s, env)
+        return run([*self._enter, "--", *words], timeout_s, env, name=" ".join(words[:3]))
 
     def close(self) -> None:
         self._pump.stop()
