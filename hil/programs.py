@@ -79,7 +79,7 @@ def until(predicate: Callable[[], T], timeout_s: float, error: Callable[[], HilE
 
 
 def run(words: Sequence[str], timeout_s: float, env: Mapping[str, str] | None = None, *, name: str = "") -> str:
-    """Standard output of a command of this host. Raises CommandFailed with what it said; `name` is what it is called."""
+    """Standard output of a command of this host, called `name` in errors. Raises CommandFailed with what it said."""
     name = name or " ".join(words[:3])
     try:
         done = subprocess.run(
