@@ -35,6 +35,7 @@ TARGETS = (
     Target("armhf", "armv7hf-glibc", "armhf", ("deb",)),
     # Raspberry Pi OS' armhf is ARMv6, for the Pi Zero and the Pi 1: Debian's programs would die there.
     Target("armhf-armv6", "armv6hf-glibc", "armhf", ("deb",)),
+    Target("mipsel", "mipselhf-glibc", "mipsel", ("deb",)),  # Debian 12 is the last that has it
     Target("x86_64", "x86-64-musl", "x86_64", ("ipk", "apk")),
     Target("aarch64_generic", "aarch64-musl", "aarch64_generic", ("ipk", "apk")),
     Target("aarch64_cortex-a53", "aarch64-musl", "aarch64_cortex-a53", ("ipk", "apk")),

@@ -1,0 +1,43 @@
+"""What a rig may fail with, by name: a report groups by `HilError.name`, and people read the text."""
+
+from __future__ import annotations
+
+
+class HilError(Exception):
+    """Something of the rig is not as it has to be. `name` is short and lasting, the text says what, why, what next."""
+
+    name = "rig"
+
+
+class MissingProgram(HilError):
+    name = "missing-program"
+
+
+class BuildFailed(HilError):
+    """A guest's image could not be made."""
+
+    name = "build-failed"
+
+
+class GuestDied(HilError):
+    """QEMU ended without being asked to."""
+
+    name = "guest-died"
+
+
+class GuestStuck(HilError):
+    """What a guest was to say or to do did not come in time."""
+
+    name = "guest-stuck"
+
+
+class CommandFailed(HilError):
+    """A command, in a guest or here, ended with another status than 0."""
+
+    name = "command-failed"
+
+
+class NotReached(HilError):
+    """Something of the mesh did not come about in time: a join, an answer, a listing."""
+
+    name = "not-reached"

@@ -1,0 +1,141 @@
+"""One emulated machine: QEMU by TCG, its console, its power."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from hil.console import Console
+from hil.errors import GuestStuck, HilError
+from hil.machines import Machine
+from hil.programs import Program, until
+from hil.qmp import Qmp
+
+LOGIN_TIMEOUT_S = 600.0
+
+
+class Boot(NamedTuple):
+    """What a machine starts from: files."""
+
+    kernel: Path
+    initrd: Path
+    root: Path
+    root_format: str = "raw"
+    words: str = ""  # more of the kernel's command line
+
+
+class Guest:
+    """Off until `power_on`. `folder` gets sockets and logs, and must have a short path (unix sockets: 107 bytes)."""
+
+    def __init__(self, name: str, machine: Machine, boot: Boot, folder: Path, nets: Sequence[str] = ()) -> None:
+        self.name = name
+        self.machine = machine
+        self.boot = boot
+        self.folder = folder
+        self.nets = nets  # QEMU's options for -netdev, without the id
+        self.starts = 0
+        self.began = 0.0  # of the last start, monotonic
+        self._program: Program | None = None
+        self._console: Console | None = None
+
+    @property
+    def running(self) -> bool:
+        return self._program is not None and self._program.code is None
+
+    @property
+    def console(self) -> Console:
+        if self._console is None:
+            raise RuntimeError(f"{self.name} is off")
+        return self._console
+
+    def power_on(self, cache: str = "writeback") -> None:
+        """Start QEMU; returns when the console is connected, before the guest has said anything."""
+        self.power_off()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.starts += 1
+        self.began = time.monotonic()
+        serial = self.folder / "console.sock"
+        serial.unlink(missing_ok=True)
+        self._program = Program(self.name, self._words(serial, cache), self.folder / "qemu.log")
+        program = self._program
+        self._console = Console(self.name, serial, self.folder / "console.log", lambda: program.code is None)
+
+    def power_off(self) -> None:
+        """Cut the power: SIGKILL to QEMU. What the guest has not written to its disk is lost."""
+        if self._program is not None:
+            self._program.kill()
+            self._program = None
+        if self._console is not None:
+            self._console.close()
+            self._console = None
+
+    def wait_off(self, timeout_s: float) -> None:
+        """Until the guest has switched itself off. Raises GuestStuck."""
+        late = GuestStuck(f"{self.name}: has not switched itself off within {timeout_s:g} s")
+        until(lambda: not self.running, timeout_s, lambda: late)
+
+    def login(self, timeout_s: float = LOGIN_TIMEOUT_S) -> None:
+        """Until the console has a root shell, which is made quiet."""
+        self.console.expect(r"root@[\w-]+:~# ", timeout_s)
+        self.console.send("stty -echo; PS1=; PS2=; dmesg -n 1; unset PROMPT_COMMAND\n")
+        self.console.shell("true")
+
+    def processor_s(self) -> float:
+        """Seconds of this machine's processors since the power came: unlike time, they are the same under load."""
+        if self._program is None:
+            return 0.0
+        try:
+            fields = Path(f"/proc/{self._program.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime, stime: proc(5)
+
+    def state(self) -> str:
+        """What QEMU says of it, for people: off, running, guest-panicked …"""
+        if not self.running:
+            return "off"
+        try:
+            session = Qmp(self.name, self.folder / "qmp.sock")
+        except (OSError, HilError) as error:
+            return f"QEMU does not answer ({error})"
+        try:
+            return str(session.ask("query-status")["status"])
+        except HilError as error:
+            return str(error)
+        finally:
+            session.close()
+
+    def _words(self, serial: Path, cache: str) -> list[str]:
+        machine = self.machine
+        kind = "virtio-{}-" + machine.bus
+        boot = self.boot
+        line = f"console={machine.console},115200 root=/dev/vda rw panic=-1 quiet {boot.words}".strip()
+        # QEMU would keep a GiB of translated code; a guest's whole userland fits this.
+        words = [machine.program, *machine.options, "-accel", "tcg,tb-size=128"]
+        words += ["-nodefaults", "-display", "none", "-no-reboot"]
+        words += ["-kernel", str(boot.kernel), "-initrd", str(boot.initrd), "-append", line]
+        words += ["-drive", f"file={boot.root},if=none,id=root,format={boot.root_format},cache={cache}"]
+        words += ["-device", f"{kind.format('blk')},drive=root"]
+        words += ["-device", kind.format("rng")]
+        words += ["-chardev", f"socket,id=serial,path={serial},server=on,wait=on", "-serial", "chardev:serial"]
+        words += ["-qmp", f"unix:{self.folder / 'qmp.sock'},server=on,wait=off"]
+        for number, net in enumerate(self.nets):
+            mac = f"52:54:00:{abs(hash_of(self.name)) >> 8 & 255:02x}:{hash_of(self.name) & 255:02x}:{number:02x}"
+            words += [
+                "-netdev",
+                f"{net},id=net{number}",
+                "-device",
+                f"{kind.format('net')},netdev=net{number},mac={mac}",
+            ]
+        return words
+
+
+def hash_of(name: str) -> int:
+    """A number of 16 bits for a name, the same in every run."""
+    value = 0
+    for byte in name.encode():
+        value = (value * 31 + byte) & 0xFFFF
+    return value

@@ -1,0 +1,128 @@
+"""A rig: the network, hub and relay at its outside, guests in homes; all of it goes when the rig is left."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from hil.errors import CommandFailed, NotReached
+from hil.guests.build import Built
+from hil.hub import Hub
+from hil.machines import Machine
+from hil.net.host import HostPlace
+from hil.net.switch import Switch
+from hil.programs import until
+from hil.qemu import Guest
+
+ONLINE_TIMEOUT_S = 900.0  # what a busy machine takes; an idle one a tenth of it
+ANSWER_TIMEOUT_S = 120.0
+POLL_S = 1.0
+
+
+class Device:
+    """A guest with an agent."""
+
+    def __init__(self, guest: Guest) -> None:
+        self.guest = guest
+        self.name = guest.name
+
+    def ask(self, *verb: str, timeout_s: float = ANSWER_TIMEOUT_S) -> Any:
+        """What `edgeagent VERB --json` says in the guest: the last line or the whole, as JSON."""
+        said = self.guest.console.shell(f"edgeagent {' '.join(verb)} --json", timeout_s)
+        try:
+            return json.loads(said)
+        except ValueError:
+            raise CommandFailed(f"{self.name}: edgeagent {verb[0]} --json said {said[-300:]!r}") from None
+
+    def rss_kb(self) -> int:
+        """Resident memory of the agent, of which much is shared with nobody: Python is not."""
+        said = self.guest.console.shell("grep -h VmRSS /proc/$(systemctl show -p MainPID --value edgeagent)/status")
+        return int(said.split()[1])
+
+    def ping(self, name: str, count: int = 3) -> tuple[float, str]:
+        """Least round trip through the mesh in seconds, and the path of the last answer. Raises CommandFailed."""
+        said = self.guest.console.shell(f"edgeagent ping {name} -c {count} --json", ANSWER_TIMEOUT_S)
+        answers = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+        good = [answer for answer in answers if answer.get("ms") is not None]
+        if not good:
+            raise CommandFailed(f"{self.name}: no answer from {name}: {said[-300:]}")
+        return min(float(answer["ms"]) for answer in good) / 1000, str(good[-1].get("path", ""))
+
+
+class Rig:
+    """`with Rig(out) as rig`: switch, host's place, hub and relay run. `out` gets logs and consoles when it is left."""
+
+    def __init__(self, out: Path, *, pcap: bool = False) -> None:
+        self.out = out
+        self._pcap = pcap
+        self._stack = ExitStack()
+        self.devices: dict[str, Device] = {}
+
+    def __enter__(self) -> Rig:
+        with ExitStack() as stack:
+            # Unix sockets want short paths.
+            self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgehil-")))
+            stack.callback(self._keep)
+            self.switch = Switch(self.folder, pcap=self._pcap)
+            stack.callback(self.switch.close)
+            self.place = HostPlace(self.switch, self.folder)
+            stack.callback(self.place.close)
+            self.hub = Hub(self.place, self.folder)
+            stack.callback(self.hub.close)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def guest(self, name: str, machine: Machine, built: Built, disk: Path, kind: str = "port") -> Device:
+        """A guest in a home of its own, behind a router of the kind given; off."""
+        net = self.switch.plug(name, self.switch.home(kind))
+        guest = Guest(name, machine, built.boot(disk), self.folder / name, [net])
+        self._stack.callback(guest.power_off)
+        device = self.devices[name] = Device(guest)
+        return device
+
+    def wait_online(self, names: Sequence[str], timeout_s: float = ONLINE_TIMEOUT_S) -> dict[str, tuple[float, float]]:
+        """Of each, from its power-on until the hub listed it online, to within a look or two at the list: seconds, and
+        seconds of this machine's processors."""
+        found: dict[str, tuple[float, float]] = {}
+
+        def look() -> bool:
+            listed = self.hub.devices()
+            now = time.monotonic()
+            for name in names:
+                device = listed.get(name)
+                if name not in found and device is not None and device["online"]:
+                    guest = self.devices[name].guest
+                    found[name] = now - guest.began, guest.processor_s()
+            for name in names:
+                if name not in found and not self.devices[name].guest.running:
+                    raise NotReached(f"{name}: QEMU ended; it said last:\n{self.devices[name].guest.console.tail()}")
+            return len(found) == len(names)
+
+        def late() -> NotReached:
+            missing = [name for name in names if name not in found]
+            guests = [self.devices[name].guest for name in missing]
+            tails = "\n".join(f"{each.name} ({each.state()}) said last:\n{each.console.tail()}" for each in guests)
+            return NotReached(f"not online within {timeout_s:g} s: {', '.join(missing)}.\n{tails}")
+
+        until(look, timeout_s, late, POLL_S)
+        return found
+
+    def _keep(self) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        for path in self.folder.rglob("*"):
+            if path.is_file() and path.suffix in (".log", ".pcap"):
+                target = self.out / path.relative_to(self.folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, target)

@@ -1,0 +1,130 @@
+"""The smoke suite: images are made, guests boot, join, reach each other, lose their power and come back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import permutations
+from pathlib import Path
+
+from hil import images
+from hil.errors import CommandFailed, NotReached
+from hil.guests.build import build
+from hil.machines import Machine
+from hil.report import Report
+from hil.rig import Device, Rig
+
+NAMES = ("pump", "camera", "truck")
+KINDS = ("port", "full", "symmetric")  # of the homes' routers; the last two get a direct path, the first and last none
+REJOIN_TIMEOUT_S = 900.0
+
+
+def smoke(
+    machines: Sequence[Machine], store: Path, out: Path, say: Callable[[str], None], *, pcap: bool = False
+) -> Report:
+    """A guest for each of `machines`, at most as many as NAMES. The report is in `out` however it ends."""
+    report = Report("smoke", say)
+    try:
+        with Rig(out, pcap=pcap) as rig:
+            devices = raise_fleet(report, rig, machines, store, out)
+            _power_cut(report, devices)
+    finally:
+        report.write(out)
+    return report
+
+
+def raise_fleet(report: Report, rig: Rig, machines: Sequence[Machine], store: Path, out: Path) -> list[Device]:
+    """A hub, a relay, and a guest for each of `machines` that has joined and reaches the others."""
+    names = NAMES[: len(machines)]
+    built, agents = {}, {}
+    for machine in dict.fromkeys(machines):
+        with report.step(f"guest {machine.name}") as step:
+            built[machine.name] = made = build(machine, store)
+            step["said"] = f"built: {made.root}" if made.seconds else "kept"
+        with report.step(f"package {machine.name}") as step:
+            agents[machine.name] = images.package(machine, out / "packages" / machine.name)
+            step["said"] = f"{agents[machine.name].name}, {agents[machine.name].stat().st_size} bytes"
+    with report.step("hub and relay"):
+        rig.hub.start()
+        rig.hub.start_relay()
+    with report.step("edgeflash batch") as step:
+        for machine in dict.fromkeys(machines):
+            mine = [name for name, each in zip(names, machines, strict=True) if each is machine]
+            tokens = [rig.hub.ask("token", "create") for _ in mine]
+            kept, folder = built[machine.name], rig.folder / f"disks-{machine.name}"
+            disks = images.batch(machine, kept.root, agents[machine.name], mine, tokens, folder)
+            for name in mine:
+                rig.guest(name, machine, kept, disks[name], KINDS[names.index(name)])
+        step["said"] = f"{len(names)} images, each with a token of its own"
+    devices = list(rig.devices.values())
+    with report.step("boot and join") as step:
+        for device in devices:
+            device.guest.power_on()
+        for name, (seconds, processor_s) in rig.wait_online(names).items():
+            report.figure("power-on to online, first", seconds, "s", name)
+            report.figure("the same, processor time of QEMU", processor_s, "s", name)
+        step["said"] = ", ".join(names)
+    with report.step("listed with their boards") as step:
+        step["said"] = _boards(rig, devices)
+    with report.step("console"), ThreadPoolExecutor(len(devices)) as pool:
+        list(pool.map(lambda device: device.guest.login(), devices))
+    with report.step("pings through the mesh") as step:
+        step["said"] = pings(report, devices, "first")
+    for device in devices:
+        report.figure("agent, resident memory", device.rss_kb() / 1024, "MiB", device.name)
+    return devices
+
+
+def _power_cut(report: Report, devices: Sequence[Device]) -> None:
+    lost = devices[-1]
+    with report.step("power cut and rejoin") as step:
+        lost.guest.power_off()
+        time.sleep(1.0)
+        lost.guest.power_on()
+        step["said"] = _returned(report, devices, lost)
+    with report.step("console again"):
+        lost.guest.login()
+    with report.step("pings again") as step:
+        step["said"] = pings(report, devices, "after the power cut")
+    for device in devices:
+        report.figure("agent, resident memory, again", device.rss_kb() / 1024, "MiB", device.name)
+
+
+def _boards(rig: Rig, devices: Sequence[Device]) -> str:
+    """Each device's board as the hub lists it. Raises NotReached where it is another."""
+    listed = rig.hub.devices()
+    for device in devices:
+        told = listed[device.name].get("facts", {}).get("board")
+        if told != device.guest.machine.board:
+            raise NotReached(f"{device.name}: the hub lists board {told!r}, not {device.guest.machine.board!r}")
+    return ", ".join(f"{device.name} {device.guest.machine.board}" for device in devices)
+
+
+def pings(report: Report, devices: Sequence[Device], when: str) -> str:
+    """Each reaches each other; returns how fast, by which paths."""
+    said = []
+    for a, b in permutations(devices, 2):
+        seconds, path = a.ping(b.name)
+        report.figure(f"round trip to {b.name}, {when}", seconds * 1000, "ms", a.name)
+        said.append(f"{a.name}→{b.name} {seconds * 1000:.0f} ms {path}")
+    return "; ".join(said)
+
+
+def _returned(report: Report, devices: Sequence[Device], lost: Device) -> str:
+    """Until another reaches `lost` again: the hub may list it online still from before."""
+    other = devices[0]
+    deadline = time.monotonic() + REJOIN_TIMEOUT_S
+    while True:
+        try:
+            seconds, path = other.ping(lost.name, 1)
+        except CommandFailed:
+            if time.monotonic() > deadline:
+                raise NotReached(f"{lost.name}: not reached within {REJOIN_TIMEOUT_S:g} s") from None
+            continue
+        took = time.monotonic() - lost.guest.began
+        report.figure("power-on to reached, again", took, "s", lost.name)
+        report.figure("the same, processor time of QEMU", lost.guest.processor_s(), "s", lost.name)
+        return (
+            f"{other.name} reaches {lost.name} {took:.0f} s after the power came back, {seconds * 1000:.0f} ms {path}"
+        )
