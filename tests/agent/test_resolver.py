@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -378,3 +380,18 @@ def test_a_damaged_note_is_said_and_does_not_come_again(rig: Rig) -> None:
         assert "not known" in error and rig.kept() is None
     undo_all([("uci", WANTED)], rig.keystore)
     assert rig.done == ["undo uci lab 1"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a network namespace")
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_whose_network_it_is_takes_no_right_to_trace_process_1(elsewhere: bool) -> None:
+    command = [sys.executable, "-c", "from edgeagent import hostresolver as h; print(h.is_hosts_own())"]
+    command = ["setpriv", "--bounding-set", "-sys_ptrace", "--inh-caps", "-sys_ptrace", *command]
+    if elsewhere:
+        command = ["unshare", "-n", *command]
+    try:
+        here = os.readlink("/proc/self/ns/net") == os.readlink("/proc/1/ns/net")
+    except PermissionError:
+        here = True  # as for the service: this run is in nobody's namespace but process 1's
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(here and not elsewhere)
