@@ -7,8 +7,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from argon2 import PasswordHasher
 
-from hub import moving
+from hub import moving, people
 from hub.core.memory import MemoryStore
 from hub.core.store import Store
 from hub.store.migrate import migrate_server
@@ -21,6 +22,15 @@ def _empty_databases() -> Iterator[None]:
     """Hubs made in this process start with a copy; commands that tests run make theirs themselves."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(moving, "create_file", copy_empty)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_passwords() -> Iterator[None]:
+    """Argon2id as it is, with less to do: each hub of a test has an owner, who signs in."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(people, "_HASHER", PasswordHasher(time_cost=1, memory_cost=64, parallelism=1))
+        patch.setattr(people, "_NOBODYS", people.hash_password("nobody's"))
         yield
 
 

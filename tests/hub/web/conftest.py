@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from tests.hub.web.kit import HERE, Browser, Site
 
 # What is refused, said, signed in or delivered asks no SQL that these and the suite of the stores do not.
-ON_BOTH = ("test_api", "test_api_network", "test_audit", "test_claims")
+ON_BOTH = ("test_api", "test_audit", "test_claims")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
