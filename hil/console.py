@@ -66,7 +66,7 @@ class Console:
         mark = secrets.token_hex(4)
         # The mark is put together in the guest, so that the echo of what is typed does not hold it.
         self.send(f'echo "<"{mark}; {{ {command}; }} 2>&1; echo "$?>"{mark}\n')
-        self.expect(rf"^<{mark}\n", timeout_s)
+        self.expect(rf"<{mark}\n", timeout_s)  # maybe behind a prompt; the echo has a quotation mark in it
         begin = self._seen
         match = self.expect(rf"(?:^|(?<=[^\n]))(\d+)>{mark}\n", timeout_s)
         with self._news:

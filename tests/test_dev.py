@@ -22,7 +22,7 @@ def test_help_names_every_command() -> None:
     assert result.returncode == 0
     source = (ROOT / "dev").read_text(encoding="utf-8")
     commands = re.findall(r"^cmd_(\w+)\(\)", source, re.MULTILINE)
-    assert sorted(commands) == ["bench", "check", "clean", "demo", "docs", "fuzz", "test"]
+    assert sorted(commands) == ["bench", "check", "clean", "demo", "docs", "fuzz", "hil", "test"]
     assert [command for command in commands if not re.search(rf"^  {command}\b", result.stdout, re.MULTILINE)] == []
     assert dev().stdout == result.stdout
 

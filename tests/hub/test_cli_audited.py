@@ -15,6 +15,7 @@ from hub import cli
 from hub.core.audit import Entry
 from hub.state import State
 from hub.store.sqlite import SqliteStore
+from tests.hub import agentfiles
 from tests.hub.kit import Dev, Hub, RelayDev, load_crypto
 from tests.hub.test_cli import Shell
 
@@ -35,6 +36,8 @@ WITHOUT = {
     *("audit list", "audit export", "audit verify", "commands list", "commands show"),
     *("policy get", "policy check", "policy explain", "policy history", "policy diff", "dns show"),
     *("routes list", "client list"),
+    *("update list", "update key", "update sign", "rollout list", "rollout show", "rollout devices"),
+    "update refresh",  # what the hub does by itself when it is time
     *("lock status", "lock pending", "lock key", "lock export-requests", "lock sign-requests"),
 }
 GIVES_COMMANDS = {"logs", "watch"}  # the same row as `command` with that verb
@@ -84,6 +87,17 @@ CHANGES = [
     ("lock on", "--key-file {key} --force", "lock.statement"),
     ("lock off", "--key-file {key}", "lock.statement"),
     ("lock import-signatures", "{signed}", "lock.import"),
+    ("update init", "--root-key {root}", "update.root"),
+    ("update publish", "{agent}", "update.publish"),
+    ("rollout create", "--version 0.2.0 --draft", "rollout.create"),
+    ("rollout submit", "1", "rollout.submit"),
+    ("rollout approve", "1", "rollout.approve"),
+    ("rollout pause", "1", "rollout.pause"),
+    ("rollout resume", "1", "rollout.resume"),
+    ("rollout abort", "1", "rollout.abort"),
+    ("update rotate", "--root-key {root}", "update.root"),
+    ("update take", "{signed_root}", "update.root"),
+    ("update revoke", "0.2.0", "update.revoke"),
     ("devices remove", "cam --yes", "device.remove"),
 ]
 
@@ -109,11 +123,13 @@ class Stage:
             relay = RelayDev(hub, 3, invitation, "fra-1", "fra")
             hub.hear(relay.join())
             hub.sent()
-        self.files = {name: str(directory / name) for name in ("password", "policy", "key", "requests", "signed")}
+        names = ("password", "policy", "key", "requests", "signed", "root", "root_request", "signed_root")
+        self.files = {name: str(directory / name) for name in names}
         Path(self.files["password"]).write_text("correct horse battery staple\n")
         Path(self.files["policy"]).write_text(ACLS)
         self.values = {
             **self.files,
+            "agent": str(agentfiles.make(directory)),
             "spare": self._token().claim,
             "public": shell("lock", "key", "--key-file", str(directory / "second")).strip(),
         }
@@ -129,6 +145,11 @@ class Stage:
         requests, signed, key = (self.files[name] for name in ("requests", "signed", "key"))
         self.shell("lock", "export-requests", requests, "gw")
         self.shell("lock", "sign-requests", requests, "--key-file", key, "--out", signed)
+
+    def sign_root_elsewhere(self) -> None:
+        request, signed, root = (self.files[name] for name in ("root_request", "signed_root", "root"))
+        self.shell("update", "rotate", "--request", request)
+        self.shell("update", "sign", request, "--root-key", root, "--out", signed, "--yes")
 
 
 def commands() -> set[str]:
@@ -162,6 +183,8 @@ def test_each_change_leaves_one_row(
     for command, arguments, verb in CHANGES:
         if command == "lock import-signatures":
             stage.sign_elsewhere()
+        if command == "update take":
+            stage.sign_root_elsewhere()
         words = [word.format(**stage.values) for word in arguments.split()]
         stage.shell(*command.split(), *words)
         new = stage.rows()[before:]

@@ -37,12 +37,14 @@ def test_add_one_and_sign_in_with_nothing_else(tmp_path: Path) -> None:
         page.locator(".feed").get_by_text("desk", exact=True).wait_for()
         assert len(devtools.send("WebAuthn.getCredentials", {"authenticatorId": made})["credentials"]) == 1
 
+        page.goto("about:blank")  # a page that is open would ask for its changes without a cookie
         seen.context.clear_cookies()
         page.goto(f"{url}/devices")
         assert page.url.startswith(f"{url}/login")
         page.locator("[data-passkey-signin]").click()
         page.wait_for_url(f"{url}/devices")
 
+        page.goto("about:blank")  # a page that is open would ask for its changes without a cookie
         seen.context.clear_cookies()
         devtools.send("WebAuthn.setUserVerified", {"authenticatorId": made, "isUserVerified": False})
         page.goto(f"{url}/login")
