@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import AsyncIterator
 
 import anyio.to_thread
 from fastapi import FastAPI, Response
 from starlette.concurrency import run_in_threadpool
+from starlette.routing import BaseRoute
 
 from hub.database import open_database
 from hub.io.live import Listener
@@ -17,6 +19,7 @@ from hub.web import api, claims, errors, live, metrics, oidc, passkeys, signin, 
 from hub.web.backend import CONNECTIONS_MAX, Backend
 from hub.web.deliveries import Courier
 from hub.web.guard import Guard
+from hub.web.routes import routes_of
 from hub.web.sealed import Sealer
 from hub.web.throttle import LockedBuckets
 
@@ -58,15 +61,7 @@ def make_app(state: State, settings: websettings.WebSettings | None = None) -> F
     app.state.on_settings = lambda: None  # the process that runs this may want to know that its settings changed
     errors.install(app)
     app.add_middleware(Guard, settings=settings)
-    app.include_router(signin.router)
-    app.include_router(claims.device_router)
-    app.include_router(claims.page_router)
-    app.include_router(oidc.router)
-    app.include_router(passkeys.signin_router)
-    app.include_router(live.router)
-    app.include_router(metrics.router)
-    app.include_router(api.router)
-
+    app.router.routes.extend(_routes())
     views.install(app)
 
     @app.get("/healthz", include_in_schema=False)
@@ -77,3 +72,19 @@ def make_app(state: State, settings: websettings.WebSettings | None = None) -> F
         return Response("ok\n", media_type="text/plain")
 
     return app
+
+
+@functools.cache
+def _routes() -> tuple[BaseRoute, ...]:
+    return routes_of(
+        (
+            signin.router,
+            claims.device_router,
+            claims.page_router,
+            oidc.router,
+            passkeys.signin_router,
+            live.router,
+            metrics.router,
+            api.router,
+        )
+    )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+import typer.main
 from argon2 import PasswordHasher
 
 from hub import moving, people
@@ -31,6 +33,14 @@ def _quick_passwords() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(people, "_HASHER", PasswordHasher(time_cost=1, memory_cost=64, parallelism=1))
         patch.setattr(people, "_NOBODYS", people.hash_password("nobody's"))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_tree_of_commands() -> Iterator[None]:
+    """Typer makes all of it anew for each command that runs in this process: a quarter of a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.main, "get_command", functools.cache(typer.main.get_command))
         yield
 
 
