@@ -280,15 +280,11 @@ def is_running(name: str, root: str = "/proc") -> bool:
 
 
 def board_modems(state: str) -> list[dict[str, Any]]:
-    """What the board's slice (board.json) says of them; none where there is none, or it is damaged."""
-    for path in (f"{state}/board.json", "/etc/edgeagent/board.json"):
-        with suppress(OSError, ValueError, RecursionError), open(path, "rb") as file:
-            import json
+    """What the board's slice says of them; none where there is none, or it is damaged."""
+    from edgeagent.board import find
 
-            told = json.loads(file.read(4_096))
-            found = told.get("modems") if isinstance(told, dict) else None
-            return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
-    return []
+    found = find(state).told.get("modems")
+    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
 
 
 def _is_device(path: Any) -> bool:

@@ -157,7 +157,9 @@ def test_a_damaged_board_names_no_port(each: dict[str, Any]) -> None:
     assert choose("auto", [each], "/nowhere/*") == []
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"modems": 7}', '{"modems": [7, null]}', "[" * 4_000])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"v": 1, "id": "x", "modems": 7}', '{"v": 1, "id": "x", "modems": [7, null]}', "[" * 4_000]
+)
 def test_a_damaged_slice_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "board.json").write_text(text)
     assert modems.board_modems(str(tmp_path)) == []
@@ -165,7 +167,7 @@ def test_a_damaged_slice_is_none(tmp_path: Path, text: str) -> None:
 
 def test_the_slice_of_the_board(tmp_path: Path) -> None:
     wanted = [{"model": "EC25", "driver": "at", "port": "/dev/ttyUSB2"}]
-    (tmp_path / "board.json").write_text(json.dumps({"v": 1, "modems": wanted}))
+    (tmp_path / "board.json").write_text(json.dumps({"v": 1, "id": "x", "modems": wanted}))
     assert modems.board_modems(str(tmp_path)) == wanted
 
 

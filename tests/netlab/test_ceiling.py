@@ -20,6 +20,7 @@ MBIT_S_MIN = 50  # what a machine manages is no property of the code; that traff
 Make = Callable[[str], MemoryGroup]
 
 
+# Comes before `lab` among a test's fixtures, so that it is closed after the lab has ended what was in it.
 @pytest.fixture
 def group() -> Iterator[Make]:
     made: list[MemoryGroup] = []
@@ -47,7 +48,7 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     return name
 
 
-def test_the_wireguard_device_lives_in_32_mib_under_full_load(lab: Lab, group: Make, engine: str) -> None:
+def test_the_wireguard_device_lives_in_32_mib_under_full_load(group: Make, lab: Lab, engine: str) -> None:
     net = lab.net("198.51.100.0/24")
     hosts = (lab.host("left", net), lab.host("right", net))
     (contender,), _ = peers.find((engine,))
@@ -66,7 +67,7 @@ def test_the_wireguard_device_lives_in_32_mib_under_full_load(lab: Lab, group: M
         tunnel.stop()
 
 
-def test_the_agent_lives_in_32_mib_under_full_load(lab: Lab, group: Make, engine: str) -> None:
+def test_the_agent_lives_in_32_mib_under_full_load(group: Make, lab: Lab, engine: str) -> None:
     net = lab.net("198.51.100.0/24")
     mesh = Mesh(lab, net)
     mesh.start_hub()
@@ -80,12 +81,14 @@ def test_the_agent_lives_in_32_mib_under_full_load(lab: Lab, group: Make, engine
     pid = a.pid()
     assert pid in box.members()
     assert a.host.ping(b.address, 5) is not None
+    # Each packet of 64 bytes is Python's work in `pure`, and another lab may have one of two cores.
+    least = MBIT_S_MIN / (10 if engine == "fast" else 20)
     for words in ("-P 8", "-P 8 -R", "-u -b 0 -l 64"):
         server = b.host.start("iperf3", "-s", "-1", "--forceflush", "-B", b.address)
         server.expect("listening")
         mbit_s, _ = _udp_or_tcp(a.host.sh(f"iperf3 -J -t {SECONDS} {words} -c {b.address}", SECONDS + 20))
         server.wait()
-        assert mbit_s > MBIT_S_MIN / 20  # beside another lab, on two cores
+        assert mbit_s > least
     status = a.ask("status")
     assert status["agent"]["pid"] == pid and pid in box.members()
     usage = a.ask("status", "--memory")
