@@ -92,13 +92,13 @@ def programs() -> dict[str, list[Command]]:
     """Console script → its commands, the program itself first."""
     import typer
 
-    from edgeagent import cli
+    from edgeagent import cli_parser
     from flash import cli as flash_cli
     from hub import cli as hub_cli
     from relay import cli as relay_cli
 
     return {
-        "edgeagent": list(_argparse_commands(cli._parser())),
+        "edgeagent": list(_argparse_commands(cli_parser.parser())),
         "edge-wireguard": [_wireguard_command()],
         "edgehub": list(_click_commands("edgehub", typer.main.get_command(hub_cli.app))),
         "edgerelay": list(_argparse_commands(relay_cli.build_parser())),

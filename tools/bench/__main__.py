@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,8 @@ def main() -> int:
     console = Console(stderr=True)
     results: dict[str, list[Row]] = {}
     for name in names:
+        gc.collect()
+        gc.freeze()  # else what an earlier bench has left is looked through again and again while another one measures
         with console.status(f"{name} …") as status:
             try:
                 results[name] = list(BENCHES[name](partial(tell, status, name), how))
