@@ -1,7 +1,8 @@
-"""The `lab` fixture and hypothesis' settings, for all tests."""
+"""The `lab` fixture, hypothesis' settings, and what makes the whole suite quick, for all tests."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import hypothesis
 import pytest
 
 from tests.netlab import Lab, rights
+from tests.netlab.mesh import Mesh
 
 NETLAB = Path(__file__).parent / "netlab"
 
@@ -17,11 +19,52 @@ hypothesis.settings.register_profile("house", deadline=None)
 hypothesis.settings.load_profile("house")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups when it is its turn
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever uses a lab, or stands in tests/netlab, is marked `netlab`."""
+    """Whatever uses a lab, or stands in tests/netlab, is marked `netlab`; who shares what was set up stays together."""
     for item in items:
         if NETLAB in item.path.parents or "lab" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.netlab)
+            if _shares(item):
+                item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+def _shares(item: pytest.Item) -> bool:
+    """Whether some fixture of it is made once for its file."""
+    known = getattr(item, "_fixtureinfo").name2fixturedefs  # noqa: B009 # pytest has no public way to ask
+    return any(fixture.scope == "module" for fixtures in known.values() for fixture in fixtures)
+
+
+def pytest_collection_finish() -> None:
+    """All that was imported stays to the end: the collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_hubs() -> Iterator[None]:
+    """Hubs of labs begin with a copy of a database. The demo, which a test runs, and tests/hub have `edgehub init`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Mesh, "init_hub", _init_hub)
+        yield
+
+
+def _init_hub(mesh: Mesh) -> None:
+    from hub import moving
+    from hub.setup import Owner, initialise
+    from hub.state import State
+    from tests.hub.kit import copy_empty
+
+    mesh.password = "correct horse battery staple"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(moving, "create_file", copy_empty)
+        initialise(
+            State(mesh.hub.directory / "edgehub"),
+            domain="lab",
+            listen=str(mesh.port),
+            addresses=[f"{mesh.hub.address}:{mesh.port}"],
+            owner=Owner("admin", mesh.password),
+        )
 
 
 @pytest.fixture

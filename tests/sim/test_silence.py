@@ -98,7 +98,7 @@ def test_pauses_that_are_usual_are_no_reason_for_long(pause_s: float) -> None:
     homes.finish()
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 4))])
 @pytest.mark.parametrize("every_s", [0.02, 0.1])
 def test_loss_moves_nothing(seed: int, every_s: float) -> None:
     homes = Homes(seed)
