@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 
-from tests.netlab import Lab, rights
+from tests.netlab import Host, Lab, rights
 from tests.netlab.mesh import Mesh
 
 NETLAB = Path(__file__).parent / "netlab"
@@ -17,6 +18,17 @@ NETLAB = Path(__file__).parent / "netlab"
 # No deadline: how long an example takes on a busy machine is no property of the code.
 hypothesis.settings.register_profile("house", deadline=None)
 hypothesis.settings.load_profile("house")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Files that have nothing for this half of `./dev test`: each worker would import them, which takes seconds."""
+    half = str(config.option.markexpr)
+    if collection_path.suffix != ".py" or not re.match(r"(not )?netlab\b", half):
+        return None
+    inside = NETLAB in collection_path.parents
+    if half.startswith("not"):
+        return inside or None
+    return None if inside or re.search(r"lab\b", collection_path.read_text(encoding="utf-8")) else True
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups when it is its turn
@@ -42,29 +54,17 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _quick_hubs() -> Iterator[None]:
-    """Hubs of labs begin with a copy of a database. The demo, which a test runs, and tests/hub have `edgehub init`."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Mesh, "init_hub", _init_hub)
+def _quick_hubs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Where there are labs."""
+    if not any(item.get_closest_marker("netlab") for item in request.session.items):
         yield
+        return
+    from tests.netlab import quick
 
-
-def _init_hub(mesh: Mesh) -> None:
-    from hub import moving
-    from hub.setup import Owner, initialise
-    from hub.state import State
-    from tests.hub.kit import copy_empty
-
-    mesh.password = "correct horse battery staple"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(moving, "create_file", copy_empty)
-        initialise(
-            State(mesh.hub.directory / "edgehub"),
-            domain="lab",
-            listen=str(mesh.port),
-            addresses=[f"{mesh.hub.address}:{mesh.port}"],
-            owner=Owner("admin", mesh.password),
-        )
+        patch.setattr(Mesh, "init_hub", quick.init_hub)
+        patch.setattr(Host, "run", quick.run)
+        yield
 
 
 @pytest.fixture
