@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
+from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -33,12 +34,15 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups when it is its turn
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever uses a lab, or stands in tests/netlab, is marked `netlab`; who shares what was set up stays together."""
+    """Whatever uses a lab, or stands in tests/netlab, is marked `netlab`. Of those who shares what was set up stays
+    together. What takes long begins first, and so do the longer files: nobody shall wait for one worker at the end."""
     for item in items:
         if NETLAB in item.path.parents or "lab" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.netlab)
-            if _shares(item):
+            if _shares(item) and not item.get_closest_marker("xdist_group"):
                 item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    sizes = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.get_closest_marker("long") is None, -sizes[item.path]))
 
 
 def _shares(item: pytest.Item) -> bool:

@@ -26,6 +26,8 @@ from edgeagent.engine.fast import library
 from edgeagent.version import VERSION
 from tools import OBJECTS, cross
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[1]
 FOLDER = "edgeagent/engine/fast"
 SMALLEST = """\

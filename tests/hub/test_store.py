@@ -44,6 +44,8 @@ from tests.hub.kit import (
 )
 from tests.hub.postgres import PostgresServer
 
+pytestmark = pytest.mark.long
+
 FORK = multiprocessing.get_context("fork")
 
 

@@ -36,6 +36,8 @@ from tests.hub.rig import Client, Rig
 from tests.hub.rig import wait_until as wait_for
 from tests.hub.test_external import ExternalRig
 
+pytestmark = pytest.mark.long
+
 needs_mosquitto = pytest.mark.skipif(
     shutil.which("mosquitto", path="/usr/sbin:/usr/bin") is None, reason="no mosquitto"
 )

@@ -20,6 +20,8 @@ from tests.hub.rig import Rig, wait_until
 from tests.relay.driver import driving, pump
 from tests.relay.hub_kit import device, enlisted
 
+pytestmark = pytest.mark.long
+
 UDP, TLS = Carrier.DATAGRAM, Carrier.STREAM
 
 

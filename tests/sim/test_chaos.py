@@ -15,6 +15,8 @@ import pytest
 
 from tests.sim import chaos
 
+pytestmark = pytest.mark.long
+
 QUICK = 5
 SEEDS = int(os.environ.get("EDGEMESH_SIM_SEEDS", "30"))
 CASES = sorted(chaos.CORPUS.glob("*.json"))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.sim.device import SimDevice
 from tests.sim.mesh import Mesh
+
+pytestmark = pytest.mark.long
 
 STEPS_MAX = 200
 

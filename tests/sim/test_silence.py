@@ -11,6 +11,8 @@ from tests.sim.homes import Homes, is_direct, path_of
 from tests.sim.net import Conditions
 from tests.sim.test_nat import established, longest_gap
 
+pytestmark = pytest.mark.long
+
 EVERY_S = 0.02
 ROUND_TRIP_S = 0.045  # of the direct path, and of the relay's
 DEAD = Conditions(loss=1.0)

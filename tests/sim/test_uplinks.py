@@ -15,6 +15,8 @@ from tests.sim.net import Conditions
 from tests.sim.test_nat import EVERY_S, IN_FLIGHT_S, longest_gap, talk
 from tests.sim.wans import add_wan_device
 
+pytestmark = pytest.mark.long
+
 GAP_MAX_S = 1.0
 SELDOM_S = 0.25  # where it is only to be known that the way is in use
 INSTANT_S = 3 * EVERY_S  # no more than what was under way

@@ -10,6 +10,8 @@ import pytest
 from edgeagent.engine.fast.build import BuildError, build, find_compiler
 from tools import OBJECTS
 
+pytestmark = pytest.mark.long
+
 HERE = Path(__file__).parent
 WRAPPED = "-Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc"
 THREADS_S = 2

@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, Page
 from tests.hub.dash.browsing import MODES, SCREENS, Window, chromium, needs_browser, window
 from tests.hub.dash.served import Served, make_site
 
-pytestmark = needs_browser
+pytestmark = [pytest.mark.long, needs_browser]
 
 
 @pytest.fixture(scope="module")

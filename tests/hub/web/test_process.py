@@ -27,6 +27,8 @@ from hub.web import guard, protocol
 from tests.hub.rig import free_port
 from tests.hub.web.kit import PASSWORD, Site
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[3]
 DEADLINE_S = 120.0  # two processes load much, and a machine may be busy
 
