@@ -41,6 +41,12 @@ def until(predicate: Callable[[], T], timeout_s: float, what: str) -> T:
         time.sleep(POLL_S)
 
 
+def rss_kib(pid: int) -> int:
+    """What a process has in memory."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+
+
 class Process:
     """A running program. Its standard output and error go to `log`, of which the last 1 to 2 MiB are kept.
 
