@@ -68,7 +68,21 @@ def hatch(target: str, out: Path, **environ: str) -> subprocess.CompletedProcess
 
 
 @needs_compiler
-def test_the_same_sources_give_the_same_bytes_wherever_they_are(
+def test_the_same_source_gives_the_same_bytes_wherever_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    for place in ("here", "elsewhere/below"):
+        sources = tmp_path / place
+        sources.mkdir(parents=True)
+        (sources / "x.c").write_text(SMALLEST.replace("BODY", "if (n) strncpy(why, __FILE__, n)"))
+        monkeypatch.setattr(builder, "SOURCES", sources)
+        builder.build(sources / "x.so", builder.find_compiler())
+        made.append((sources / "x.so").read_bytes())
+    assert made[0] == made[1]
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_all_sources_give_the_same_bytes_wherever_they_are(
     tmp_path: Path, made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(builder.SOURCES, tmp_path / "elsewhere")
