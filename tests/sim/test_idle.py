@@ -11,7 +11,7 @@ from tests.sim.idle import Idle
 from tests.sim.nat import PORT, SYMMETRIC, Kind
 from tests.sim.test_nat import talk
 
-SELDOM_S = 0.25
+SELDOM_S = 1.0
 
 
 def test_an_idle_metered_device_has_one_tcp_connection_and_nothing_else() -> None:
