@@ -82,7 +82,7 @@ class Serving:
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     """One for all, because it takes seconds to start; those that end it come last."""
     made = Serving(tmp_path_factory.mktemp("serving"))
     try:
@@ -93,11 +93,11 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
 
 
 @pytest.fixture
-def serving(hub: Serving) -> Serving:
-    if hub.process is None or hub.process.poll() is not None:
-        hub.start()
-    wait_until(hub.answers, "the dashboard")
-    return hub
+def serving(shared: Serving) -> Serving:
+    if shared.process is None or shared.process.poll() is not None:
+        shared.start()
+    wait_until(shared.answers, "the dashboard")
+    return shared
 
 
 def ended(pid: int) -> bool:
@@ -115,6 +115,7 @@ def test_another_port_has_effect_at_once(serving: Serving) -> None:
     wait_until(serving.answers, "the other port")
     serving.port = before
     assert not serving.answers()
+    serving.port = after
 
 
 def test_without_it(tmp_path: Path) -> None:
