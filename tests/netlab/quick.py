@@ -72,5 +72,5 @@ def _edgehub(words: list[str], state: Path, given: str | None) -> subprocess.Com
             cli.main()
         except SystemExit as ended:
             code = int(ended.code or 0)
-    said = [stream.buffer.getvalue().decode() for stream in (out, err)]  # type: ignore[attr-defined]
+    said = [stream.buffer.getvalue().decode() for stream in (out, err)]
     return subprocess.CompletedProcess(words, code, *said)
