@@ -248,6 +248,7 @@ def test_a_later_install_with_a_compiler_takes_the_note_away(
     assert [path.name for path in folder.iterdir()] == [builder.LIBRARY]
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_wheel_has_the_library_and_is_for_this_machine_only(hook: ModuleType, tmp_path: Path) -> None:
     done = hatch("wheel", tmp_path, EDGEAGENT_FAST="require")

@@ -129,6 +129,7 @@ def test_openwrt_depends_on_what_is_imported() -> None:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_new_import_of_a_stranger_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "new.py"
     file.write_text("def f():\n    import requests\n    import sqlite3\n")

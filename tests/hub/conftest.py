@@ -19,6 +19,18 @@ from hub.web import assets
 from tests.hub.kit import Hub, copy_empty, load_crypto, make_network, make_postgres, make_sqlite, seeded
 from tests.hub.postgres import PostgresServer
 
+HERE = Path(__file__).parent
+# PostgreSQL in every run; elsewhere its turn comes with --slow: the store's own suite holds it to what the others do.
+SERVER_ALWAYS = ("commands", "coordinator", "filters", "postgres", "rollouts", "store", "together", "transfer")
+
+
+@pytest.hookimpl(tryfirst=True)  # before any are left out by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        always = HERE not in item.path.parents or item.path.stem.removeprefix("test_") in SERVER_ALWAYS
+        if not always and "postgres" in getattr(getattr(item, "callspec", None), "params", {}).values():
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _empty_databases() -> Iterator[None]:

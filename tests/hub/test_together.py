@@ -222,7 +222,7 @@ def asked(together: Together, kill: Any) -> None:
 
 
 @needs_mosquitto
-@pytest.mark.parametrize("which", ["leading", "waiting"])
+@pytest.mark.parametrize("which", ["leading", pytest.param("waiting", marks=pytest.mark.slow)])
 def test_asks_while_one_is_killed(together: Together, which: str) -> None:
     asked(together, lambda _: together.kill(getattr(together, which)()))
     together.wait_ready()

@@ -17,7 +17,7 @@ from tests.sim import chaos
 
 pytestmark = pytest.mark.long
 
-QUICK = 5
+QUICK = 3
 SEEDS = int(os.environ.get("EDGEMESH_SIM_SEEDS", "30"))
 CASES = sorted(chaos.CORPUS.glob("*.json"))
 

@@ -38,6 +38,7 @@ def test_nothing_is_allocated_on_the_way_of_a_packet(tmp_path: Path) -> None:
     assert said.endswith("calls=0\n"), said
 
 
+@pytest.mark.slow
 def test_threads_do_not_race_and_no_bell_is_lost(tmp_path: Path) -> None:
     said = run([made(tmp_path / "pump_threads", sanitize="thread"), str(THREADS_S)])
     assert said.count("unbelled=0") == 2, said
