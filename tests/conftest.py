@@ -6,7 +6,9 @@ import gc
 import re
 from collections import Counter
 from collections.abc import Generator, Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -32,23 +34,35 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None if inside or re.search(r"lab\b", collection_path.read_text(encoding="utf-8")) else True
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups when it is its turn
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever uses a lab, or stands in tests/netlab, is marked `netlab`. Of those who shares what was set up stays
-    together. What takes long begins first, and so do the longer files: nobody shall wait for one worker at the end."""
+    """Whatever uses a lab, or stands in tests/netlab, is marked `netlab`. What takes long begins first, and so do the
+    longer files: nobody shall wait for one worker at the end."""
     for item in items:
         if NETLAB in item.path.parents or "lab" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.netlab)
-            if _shares(item) and not item.get_closest_marker("xdist_group"):
-                item.add_marker(pytest.mark.xdist_group(item.path.stem))
     sizes = Counter(item.path for item in items)
     items.sort(key=lambda item: (item.get_closest_marker("long") is None, -sizes[item.path]))
 
 
-def _shares(item: pytest.Item) -> bool:
-    """Whether some fixture of it is made once for its file."""
-    known = getattr(item, "_fixtureinfo").name2fixturedefs  # noqa: B009 # pytest has no public way to ask
-    return any(fixture.scope == "module" for fixtures in known.values() for fixture in fixtures)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """With --dist loadscope: tests of a file that share what was set up for all of them go to one worker, others to
+    whichever is free. (xdist's own groups do not come through with pytest 9.)"""
+    if config.getvalue("dist") != "loadscope":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Sharing(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return path if _shares(path) else nodeid
+
+    return Sharing(config, log)
+
+
+@cache
+def _shares(path: str) -> bool:
+    return '@pytest.fixture(scope="module"' in (NETLAB.parents[1] / path).read_text(encoding="utf-8")
 
 
 def pytest_collection_finish() -> None:

@@ -78,7 +78,7 @@ class Site:
         return {each["name"]: each["version"] for each in self.run("devices", "list", "--json")}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def site() -> Iterator[Site]:
     if why := rights.missing():
         pytest.skip(why)
@@ -87,7 +87,6 @@ def site() -> Iterator[Site]:
 
 
 @pytest.mark.long
-@pytest.mark.xdist_group("rollouts-versions")
 def test_a_good_version_comes_to_all_and_a_broken_one_stops_at_the_canary(site: Site) -> None:
     a, b = site.devices
     assert site.versions() == {"a": VERSION, "b": VERSION}
@@ -113,7 +112,6 @@ def test_a_good_version_comes_to_all_and_a_broken_one_stops_at_the_canary(site: 
 
 
 @pytest.mark.long
-@pytest.mark.xdist_group("rollouts-settings")
 def test_settings_are_confirmed_or_taken_back_by_the_device_itself(site: Site) -> None:
     number = site.roll_out("--set", "log-level=debug", "--groups", "1,100%")
     assert site.wait_for(number, "done", 200)["counts"]["done"] == 2

@@ -74,7 +74,7 @@ class Site:
         self.mesh.hub.run("edgehub", "devices", "tag", device, tag)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def site() -> Iterator[Site]:
     if why := rights.missing():
         pytest.skip(why)
@@ -100,7 +100,6 @@ def returned(device: Device) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.xdist_group("updates-good")
 def test_good_and_broken_versions(site: Site) -> None:
     a, b = site.device("a"), site.device("b")
     until(lambda: a.host.ping(b.address), 20, "a reaches b")
@@ -132,7 +131,6 @@ def test_good_and_broken_versions(site: Site) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.xdist_group("updates-fetch")
 def test_a_fetch_goes_on_where_a_kill_has_left_it(site: Site) -> None:
     device = site.device("f", delay_ms=250.0)
     slot = device.host.directory / "edgeagent/slots/a"
@@ -161,7 +159,6 @@ def test_a_fetch_goes_on_where_a_kill_has_left_it(site: Site) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.xdist_group("updates-settings")
 def test_settings_that_lead_nowhere_are_taken_back(site: Site) -> None:
     device = site.device("e")
     status = site.state / "status.json"
