@@ -52,12 +52,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
         return None
     from xdist.scheduler import LoadScopeScheduling
 
-    class Sharing(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            path = nodeid.partition("::")[0]
-            return path if _shares(path) else nodeid
+    made = LoadScopeScheduling(config, log)
+    made._split_scope = _scope_of
+    return made
 
-    return Sharing(config, log)
+
+def _scope_of(nodeid: str) -> str:
+    path = nodeid.partition("::")[0]
+    return path if _shares(path) else nodeid
 
 
 @cache
