@@ -120,36 +120,38 @@ class Import:
 def violations(root: Path) -> list[str]:
     """Every breach of the table in the source under `root`, as `path:line: what`."""
     modules = dict(_modules(root))
-    graph = {name: list(_imports(name, tree, modules)) for name, (_, tree) in modules.items()}
+    graph: dict[str, list[Import]] = {}
     found = []
-    for name, (path, tree) in modules.items():
+    for name, path in modules.items():
+        # Trees are not kept: a million nodes make the collector's rounds long.
+        nodes = list(ast.walk(ast.parse((root / path).read_text(encoding="utf-8"), str(path))))
         rule = _rule_of(name)
+        graph[name] = list(_imports(name, nodes, modules))
         for imported in graph[name]:
             if why := _breach(name, rule, imported):
                 found.append(f"{path}:{imported.line}: {why}")
         if rule.pure:
-            found += [f"{path}:{line}: {name} is pure and calls {call}()" for call, line in _impure_calls(tree)]
+            found += [f"{path}:{line}: {name} is pure and calls {call}()" for call, line in _impure_calls(nodes)]
     return found + [f"cycle: {' → '.join(cycle)}" for cycle in _cycles(graph)]
 
 
-def _modules(root: Path) -> Iterator[tuple[str, tuple[Path, ast.Module]]]:
+def _modules(root: Path) -> Iterator[tuple[str, Path]]:
     for top in OURS:
         for path in sorted((root / top).rglob("*.py")):
             relative = path.relative_to(root)
             parts = relative.with_suffix("").parts
-            name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-            yield name, (relative, ast.parse(path.read_text(encoding="utf-8"), str(relative)))
+            yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), relative
 
 
-def _imports(name: str, tree: ast.Module, modules: dict[str, tuple[Path, ast.Module]]) -> Iterator[Import]:
+def _imports(name: str, nodes: list[ast.AST], modules: dict[str, Path]) -> Iterator[Import]:
     typing_only = {
         id(inner)
-        for node in ast.walk(tree)
+        for node in nodes
         if isinstance(node, ast.If) and _is_type_checking(node.test)
         for statement in node.body
         for inner in ast.walk(statement)
     }
-    for node in ast.walk(tree):
+    for node in nodes:
         runtime = id(node) not in typing_only
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -167,10 +169,10 @@ def _is_type_checking(test: ast.expr) -> bool:
     )
 
 
-def _absolute(name: str, node: ast.ImportFrom, modules: dict[str, tuple[Path, ast.Module]]) -> str:
+def _absolute(name: str, node: ast.ImportFrom, modules: dict[str, Path]) -> str:
     if node.level == 0:
         return node.module or ""
-    package = name.split(".") if modules[name][0].name == "__init__.py" else name.split(".")[:-1]
+    package = name.split(".") if modules[name].name == "__init__.py" else name.split(".")[:-1]
     parents = package[: len(package) - node.level + 1]
     return ".".join([*parents, *([node.module] if node.module else [])])
 
@@ -197,8 +199,8 @@ def _within(name: str, package: str) -> bool:
     return name == package or name.startswith(package + ".")
 
 
-def _impure_calls(tree: ast.Module) -> Iterator[tuple[str, int]]:
-    for node in ast.walk(tree):
+def _impure_calls(nodes: list[ast.AST]) -> Iterator[tuple[str, int]]:
+    for node in nodes:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in IMPURE_CALLS:
             yield node.func.id, node.lineno
 

@@ -26,6 +26,8 @@ from edgeagent.engine.fast import library
 from edgeagent.version import VERSION
 from tools import OBJECTS, cross
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[1]
 FOLDER = "edgeagent/engine/fast"
 SMALLEST = """\
@@ -66,7 +68,21 @@ def hatch(target: str, out: Path, **environ: str) -> subprocess.CompletedProcess
 
 
 @needs_compiler
-def test_the_same_sources_give_the_same_bytes_wherever_they_are(
+def test_the_same_source_gives_the_same_bytes_wherever_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    for place in ("here", "elsewhere/below"):
+        sources = tmp_path / place
+        sources.mkdir(parents=True)
+        (sources / "x.c").write_text(SMALLEST.replace("BODY", "if (n) strncpy(why, __FILE__, n)"))
+        monkeypatch.setattr(builder, "SOURCES", sources)
+        builder.build(sources / "x.so", builder.find_compiler())
+        made.append((sources / "x.so").read_bytes())
+    assert made[0] == made[1]
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_all_sources_give_the_same_bytes_wherever_they_are(
     tmp_path: Path, made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(builder.SOURCES, tmp_path / "elsewhere")
@@ -232,6 +248,7 @@ def test_a_later_install_with_a_compiler_takes_the_note_away(
     assert [path.name for path in folder.iterdir()] == [builder.LIBRARY]
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_wheel_has_the_library_and_is_for_this_machine_only(hook: ModuleType, tmp_path: Path) -> None:
     done = hatch("wheel", tmp_path, EDGEAGENT_FAST="require")

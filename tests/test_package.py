@@ -22,6 +22,8 @@ from hypothesis import strategies as st
 from boards import catalogue
 from edgeagent.engine.fast import library
 from edgeagent.version import VERSION
+from hub import agentfile
+from hub.core.model import HubError
 from tools.cross import OUT
 from tools.package import __main__ as package_command
 from tools.package import contents, imports, nfpm, targets
@@ -78,6 +80,16 @@ def test_the_same_sources_make_the_same_bytes(bare: bytes, monkeypatch: pytest.M
     assert zipfile.ZipFile(io.BytesIO(other)).infolist()[0].date_time == (2023, 11, 14, 22, 13, 20)
 
 
+def test_a_hub_publishes_what_says_for_what_it_is(tmp_path: Path, bare: bytes) -> None:
+    made = tmp_path / "edgeagent.pyz"
+    made.write_bytes(contents.zipapp(None, "aarch64-musl"))
+    found = agentfile.read(made)
+    assert found.name == f"edgeagent-{VERSION}-aarch64-musl.pyz"
+    made.write_bytes(bare)
+    with pytest.raises(HubError, match=r"it has no manifest\.json"):
+        agentfile.read(made)
+
+
 def test_programs_stay_the_same_and_on_their_lines() -> None:
     source = (
         '"""Of the module."""\nimport os  # what for\n\n\nclass A:\n    """Of\n    two lines."""\n\n'
@@ -117,6 +129,7 @@ def test_openwrt_depends_on_what_is_imported() -> None:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_new_import_of_a_stranger_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "new.py"
     file.write_text("def f():\n    import requests\n    import sqlite3\n")

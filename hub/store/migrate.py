@@ -1,4 +1,4 @@
-"""New databases, and old ones brought up to date: apart from `hub.store.database`, because Alembic loads slowly."""
+"""New databases, and old ones brought up to date. Alembic is loaded where there is something to do: it loads slowly."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from alembic import command
-from alembic.config import Config
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 
 from hub.core.model import HubError
 from hub.store import database, postgres
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
 
@@ -39,6 +41,10 @@ def migrate_server(url: str) -> None:
 
 def _upgrade(engine: Engine, lock: str) -> None:
     try:
+        if database.revision(engine) == database.NEWEST:
+            return
+        from alembic import command
+
         with engine.connect() as connection:
             connection.exec_driver_sql(lock)
             config = _config()
@@ -52,6 +58,8 @@ def _upgrade(engine: Engine, lock: str) -> None:
 
 
 def _config() -> Config:
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     return config

@@ -91,6 +91,7 @@ def test_files_go_straight_into_a_root_file_system(tmp_path: Path) -> None:
     assert out.stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.slow
 def test_equal_inputs_make_equal_images_and_the_source_is_not_changed(tmp_path: Path) -> None:
     source = kit.pi_image(tmp_path, CLOUD_PI)
     before, outs = hashlib.sha256(source.read_bytes()).digest(), []

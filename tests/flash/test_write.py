@@ -47,7 +47,7 @@ def write(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, 
     return run(capsys, "write", *words, "--yes", "--fixed", "--json")
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("packed", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_several_cards_are_written_and_verified(
     tmp_path: Path, image: Path, capsys: pytest.CaptureFixture[str], packed: bool
 ) -> None:

@@ -15,8 +15,21 @@ from hub import moving, people
 from hub.core.memory import MemoryStore
 from hub.core.store import Store
 from hub.store.migrate import migrate_server
+from hub.web import assets
 from tests.hub.kit import Hub, copy_empty, load_crypto, make_network, make_postgres, make_sqlite, seeded
 from tests.hub.postgres import PostgresServer
+
+HERE = Path(__file__).parent
+# PostgreSQL in every run; elsewhere its turn comes with --slow: the store's own suite holds it to what the others do.
+SERVER_ALWAYS = ("commands", "coordinator", "filters", "postgres", "rollouts", "store", "together", "transfer")
+
+
+@pytest.hookimpl(tryfirst=True)  # before any are left out by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        always = HERE not in item.path.parents or item.path.stem.removeprefix("test_") in SERVER_ALWAYS
+        if not always and "postgres" in getattr(getattr(item, "callspec", None), "params", {}).values():
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -41,6 +54,14 @@ def _one_tree_of_commands() -> Iterator[None]:
     """Typer makes all of it anew for each command that runs in this process: a quarter of a second."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(typer.main, "get_command", functools.cache(typer.main.get_command))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _files_read_once() -> Iterator[None]:
+    """The dashboard's, for each application in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assets, "_read", functools.cache(assets._read))
         yield
 
 

@@ -25,7 +25,7 @@ def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
         made = Rig(tmp_path)
     else:
         server: PostgresServer = request.getfixturevalue("postgres_server")
-        made = Rig(tmp_path, server.url(server.database()))
+        made = Rig(tmp_path, server.url(server.database(request.getfixturevalue("postgres_tables"))))
     try:
         made.start()
         yield made

@@ -176,7 +176,7 @@ def addresses_of(box: Box) -> list[str]:
     return [*box.addresses, *routed]
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(st.lists(acls(), max_size=5), st.lists(grants(), max_size=3), boxes(1), boxes(2), st.lists(PACKETS, max_size=12))
 def test_three_ways_to_one_verdict(
     acl_rules: list[Any], grant_rules: list[Any], one: Box, two: Box, shots: list[tuple[int, int]]

@@ -44,6 +44,8 @@ from tests.hub.kit import (
 )
 from tests.hub.postgres import PostgresServer
 
+pytestmark = pytest.mark.long
+
 FORK = multiprocessing.get_context("fork")
 
 
@@ -321,7 +323,7 @@ _COMMANDS = st.lists(
 )
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(_COMMANDS)
 def test_all_stores_do_the_same(
     tmp_path: Path, postgres_server: PostgresServer, postgres_tables: str, commands: list[tuple[object, ...]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ import pytest
 from sqlalchemy import select
 
 from edgeagent.proto import topics
+from edgeagent.proto.token import Token
 from hub.core.events import Webhook
 from hub.core.model import HubError, Op, Outgoing
 from hub.database import open_database
@@ -33,6 +35,8 @@ from tests.hub.postgres import PostgresServer
 from tests.hub.rig import Client, Rig
 from tests.hub.rig import wait_until as wait_for
 from tests.hub.test_external import ExternalRig
+
+pytestmark = pytest.mark.long
 
 needs_mosquitto = pytest.mark.skipif(
     shutil.which("mosquitto", path="/usr/sbin:/usr/bin") is None, reason="no mosquitto"
@@ -56,8 +60,19 @@ class Together:
             other.__dict__.update(first.__dict__, state=State(directory / name), log=directory / f"{name}.log")
             attach(other.state, url)
             self.hubs.append(other)
+        self._seeds = itertools.count(10)
+
+    def run(self) -> None:
+        """All three, whatever became of them."""
         for hub in self.hubs:
-            hub.launch()
+            if hub.process is None or hub.process.poll() is not None:
+                hub.launch()
+        self.wait_ready()
+
+    def devices(self, token: Token, count: int) -> list[Dev]:
+        """None of which was here before."""
+        first = next(self._seeds) * 100
+        return [Dev(self.first, seed, token, f"n{seed}") for seed in range(first, first + count)]
 
     @property
     def first(self) -> Rig:
@@ -96,7 +111,7 @@ class Together:
         hub.kill()
         hub.launch()
 
-    def end(self) -> None:
+    def close(self) -> None:
         for hub in self.hubs:
             if hub.process is not None and hub.process.poll() is None:
                 hub.process.send_signal(signal.SIGCONT)
@@ -105,13 +120,19 @@ class Together:
         self.store.close()
 
 
-@pytest.fixture
-def together(tmp_path: Path, postgres_server: PostgresServer) -> Iterator[Together]:
-    with contextlib.ExitStack() as stack:
-        made = Together(tmp_path, postgres_server.url(postgres_server.database()))
-        stack.callback(made.end)
-        made.wait_ready()
+@pytest.fixture(scope="module")
+def three(
+    tmp_path_factory: pytest.TempPathFactory, postgres_server: PostgresServer, postgres_tables: str
+) -> Iterator[Together]:
+    url = postgres_server.url(postgres_server.database(postgres_tables))
+    with contextlib.closing(Together(tmp_path_factory.mktemp("together"), url)) as made:
         yield made
+
+
+@pytest.fixture
+def together(three: Together) -> Together:
+    three.run()
+    return three
 
 
 @needs_mosquitto
@@ -122,7 +143,7 @@ def test_no_join_is_lost_and_none_counts_twice(together: Together) -> None:
         hooks.add(tx.connection, hook)
     token = rig.token("--uses", str(JOINS))
     rig.wait_settled()
-    devices = {device.id: device for device in (Dev(rig, seed, token, f"n{seed}") for seed in range(JOINS))}
+    devices = {device.id: device for device in together.devices(token, JOINS)}
     answers: dict[str, set[bytes]] = {device_id: set() for device_id in devices}
 
     def turn() -> None:
@@ -156,8 +177,9 @@ def test_no_join_is_lost_and_none_counts_twice(together: Together) -> None:
     for device in devices.values():
         with rig.client(device.id, device.identity.password) as client:
             assert client.code == 0
-    with together.store.read() as tx:
+    with together.store.write() as tx:
         told = list(tx.connection.execute(select(delivery.c.body)).scalars())
+        hooks.drop(tx.connection, hook.id)
     assert len(told) == len(set(told)) == JOINS, "each join is an event once"
 
 
@@ -165,7 +187,7 @@ def asked(together: Together, kill: Any) -> None:
     """Two devices, one of which asks for the other again and again; `kill` is called in the middle."""
     rig = together.first
     token = rig.token("--uses", "2")
-    asker, other = (Dev(rig, seed, token, f"n{seed}") for seed in range(2))
+    asker, other = together.devices(token, 2)
     with rig.client(token.claim, token.password(rig.crypto)) as claim:
         claim.subscribe(topics.admit(rig.network.id, token.claim, "+"))
         for device in (asker, other):
@@ -189,7 +211,7 @@ def asked(together: Together, kill: Any) -> None:
         asks: list[int] = []
         while len(asks) < ASKS:
             asks.append(asker.seq + 1)
-            client.publish(*asker.ask(h="n1"))
+            client.publish(*asker.ask(h=other.name))
             if len(asks) == ASKS // 2:
                 wait_until(lambda: bool(answers), "the first answer", turn)
                 kill(client)
@@ -200,7 +222,7 @@ def asked(together: Together, kill: Any) -> None:
 
 
 @needs_mosquitto
-@pytest.mark.parametrize("which", ["leading", "waiting"])
+@pytest.mark.parametrize("which", ["leading", pytest.param("waiting", marks=pytest.mark.slow)])
 def test_asks_while_one_is_killed(together: Together, which: str) -> None:
     asked(together, lambda _: together.kill(getattr(together, which)()))
     together.wait_ready()

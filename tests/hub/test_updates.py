@@ -20,14 +20,12 @@ from tuf.ngclient import Updater
 from edgeagent import crypto as providers
 from edgeagent.proto.tuf import TufError
 from edgeagent.proto.tufrefresh import Refresh
-from edgeagent.version import VERSION
 from hub import agentfile, updates
 from hub.core.model import HubError
 from hub.io import lockkey
 from hub.updates import LIFE_S, Repository
 from tests.hub import agentfiles
 from tests.hub.kit import DAY_S
-from tools.package import contents
 
 CRYPTO = providers.load("pynacl")
 NOW_S = int(time.time())
@@ -261,16 +259,6 @@ def test_files_that_are_no_agents_are_refused(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(agentfile, "FILE_BYTES_MAX", 100)
     with pytest.raises(HubError, match="which no agent is"):
         agentfile.read(good)
-
-
-def test_what_our_own_packager_makes_is_an_agents_file(tmp_path: Path) -> None:
-    made = tmp_path / "edgeagent.pyz"
-    made.write_bytes(contents.zipapp(None, "aarch64-musl"))
-    found = agentfile.read(made)
-    assert found.name == f"edgeagent-{VERSION}-aarch64-musl.pyz"
-    made.write_bytes(contents.zipapp(None))
-    with pytest.raises(HubError, match=r"it has no manifest\.json"):
-        agentfile.read(made)
 
 
 def test_a_key_that_is_gone_or_somebody_elses_says_so(repository: Repository, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.interop.kit import EDGE, GO, connected
 from tests.netlab import Host, Lab
+from tests.netlab.process import rss_kib
 
 SECONDS = int(os.environ.get("EDGEMESH_SOAK_S", "600"))
 TICK_S = 0.1
@@ -43,7 +44,7 @@ def test_nothing_stalls_and_memory_stays(lab: Lab, other: str) -> None:
         if second_number % REALLOW_EACH_S == 0:  # every flow is looked up anew
             a.set("peer", b.public_key, "allowed-ips", f"10.9.0.2/32,fd09::2/128,10.88.{second_number % 256}.0/24")
         if second_number % LOOK_EACH_S == 0:
-            resident.append(_rss_kib(a.process.pid))
+            resident.append(rss_kib(a.process.pid))
             handshakes.add(a.handshake_at(b))
     client.wait(timeout_s=30)
     result = json.loads(log.read_text())
@@ -63,11 +64,6 @@ def test_nothing_stalls_and_memory_stays(lab: Lab, other: str) -> None:
     assert sender["retransmits"] < segments // 1000 + 2 * overrun
     assert max(resident) - min(resident) <= 1024
     assert int(shown[1]) > sender["bytes"]
-
-
-def _rss_kib(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 
 
 def _receive_buffer_errors(host: Host) -> int:

@@ -74,7 +74,7 @@ def test_streams(lab: Lab, how: tuple[str, ...]) -> None:
         assert end["sum"]["packets"] > 500
         assert end["sum"]["lost_percent"] < 50  # a busy machine loses some
     else:
-        assert end["sum_received"]["bytes"] > 10e6
+        assert end["sum_received"]["bytes"] > 1e6
     assert edge.process.running
 
 

@@ -8,6 +8,7 @@ import socket
 import sys
 from typing import Any
 
+from hub.state import State
 from tests.netlab.host import Host, Net
 from tests.netlab.lab import Lab
 from tests.netlab.process import LabError, Process, until
@@ -138,5 +139,5 @@ class Mesh:
         assert self.server is not None
         if not self.server.running:
             raise LabError(f"the hub ended:\n{self.server.tail()}")
-        status = self.status()
-        return bool(status["running"] and status["process"].get("connected"))
+        said = State(self.hub.directory / "edgehub").read_status()  # what `edgehub status` reads, a program less
+        return said.get("pid") == self.server.pid and bool(said.get("connected"))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 LOG_BYTES_MAX = 1 << 20  # per file, and two files per process: a chatty program cannot fill the disk
-POLL_S = 0.02
+POLL_S, POLL_MAX_S = 0.02, 0.2
 STOP_GRACE_S = 3.0
 TAIL_LINES = 30
 
@@ -30,15 +30,26 @@ class LabTimeout(LabError):
 
 
 def until(predicate: Callable[[], T], timeout_s: float, what: str) -> T:
-    """The first truthy value of `predicate`, asked every 20 ms; LabTimeout says `what` did not come in `timeout_s`."""
+    """The first truthy value of `predicate`; LabTimeout says `what` did not come in `timeout_s`.
+
+    It is asked every 20 ms, or as long after an answer as that has taken: programs that are asked leave time to others.
+    """
     deadline = time.monotonic() + timeout_s
     while True:
+        asked = time.monotonic()
         value = predicate()
         if value:
             return value
-        if time.monotonic() >= deadline:
+        now = time.monotonic()
+        if now >= deadline:
             raise LabTimeout(f"{what}: not within {timeout_s:g} s")
-        time.sleep(POLL_S)
+        time.sleep(min(max(POLL_S, now - asked), POLL_MAX_S))
+
+
+def rss_kib(pid: int) -> int:
+    """What a process has in memory."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 
 
 class Process:

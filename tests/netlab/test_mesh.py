@@ -15,6 +15,8 @@ import pytest
 from tests.netlab import Lab, Net, rights, sweep, until
 from tests.netlab.mesh import Device, Mesh
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -16,6 +16,8 @@ from tests.netlab import Lab, Net, rights, until
 from tests.netlab.mesh import Device, Mesh
 from tests.netlab.ownetc import OwnEtc
 
+pytestmark = pytest.mark.long
+
 SERVER = "100.100.100.100"
 
 

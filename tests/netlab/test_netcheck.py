@@ -34,6 +34,8 @@ from tests.test_portmap import Router as PcpServer
 from tests.test_portmap_miniupnpd import CONFIG as MINIUPNPD_CONFIG
 from tests.test_portmap_miniupnpd import RULES as MINIUPNPD_RULES
 
+pytestmark = pytest.mark.long
+
 EI, AD, APD = "endpoint-independent", "address-dependent", "address-and-port-dependent"
 EITHER = "endpoint-independent-or-address-dependent"
 CHECK_TIMEOUT_S = 40.0

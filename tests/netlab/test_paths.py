@@ -20,6 +20,8 @@ from tests.netlab.homes import Homes, Member, RelayHost, Way, is_direct, way
 from tests.netlab.nat import Kind
 from tests.sim import nat
 
+pytestmark = pytest.mark.long
+
 DIRECT_AT_WORST_S = 10.0
 RELAYED_FOR_S = 5.0  # a second search has begun by then
 RECOVERY_S = 60.0  # a deadline, no figure

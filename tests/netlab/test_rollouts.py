@@ -33,6 +33,8 @@ class Site:
         self.token = self.mesh.token("--uses", "0")
         self.devices: list[Device] = []
         self.run("update", "init", "--root-key", str(self.mesh.hub.directory / "root.key"))
+        a, b = self.device("a"), self.device("b")
+        until(lambda: a.host.ping(b.address), 20, "a reaches b")
 
     def run(self, *words: str) -> Any:
         done = self.mesh.hub.run("edgehub", *words)
@@ -76,7 +78,7 @@ class Site:
         return {each["name"]: each["version"] for each in self.run("devices", "list", "--json")}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def site() -> Iterator[Site]:
     if why := rights.missing():
         pytest.skip(why)
@@ -84,9 +86,9 @@ def site() -> Iterator[Site]:
         yield Site(lab)
 
 
+@pytest.mark.long
 def test_a_good_version_comes_to_all_and_a_broken_one_stops_at_the_canary(site: Site) -> None:
-    a, b = site.device("a"), site.device("b")
-    until(lambda: a.host.ping(b.address), 20, "a reaches b")
+    a, b = site.devices
     assert site.versions() == {"a": VERSION, "b": VERSION}
 
     site.publish("0.2.0")
@@ -109,6 +111,7 @@ def test_a_good_version_comes_to_all_and_a_broken_one_stops_at_the_canary(site: 
     site.run("update", "revoke", "0.3.0")
 
 
+@pytest.mark.long
 def test_settings_are_confirmed_or_taken_back_by_the_device_itself(site: Site) -> None:
     number = site.roll_out("--set", "log-level=debug", "--groups", "1,100%")
     assert site.wait_for(number, "done", 200)["counts"]["done"] == 2

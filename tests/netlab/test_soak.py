@@ -9,11 +9,11 @@ from time import sleep, time
 
 import pytest
 
-from tests.interop.test_soak import _rss_kib
 from tests.netlab import Lab, until
 from tests.netlab.arrivals import Arrivals
 from tests.netlab.homes import Homes, Member, is_direct
 from tests.netlab.nat import Kind, NatRouter
+from tests.netlab.process import rss_kib
 
 SECONDS = int(os.environ.get("EDGEMESH_SOAK_S", "600"))
 PORT = 5201
@@ -102,7 +102,7 @@ class Soak:
         for row in self.a.request("peers"):
             if row["name"] == self.b.name and row["handshake_age_s"] is not None:
                 self.handshakes.add(round((time() - row["handshake_age_s"]) / 10))
-        self.resident.append({member.name: _rss_kib(member.pid()) for member in (self.a, self.b)})
+        self.resident.append({member.name: rss_kib(member.pid()) for member in (self.a, self.b)})
 
     def _routers(self) -> tuple[NatRouter, str]:
         assert self.a.router is not None and self.b.router is not None

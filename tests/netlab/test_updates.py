@@ -74,7 +74,7 @@ class Site:
         self.mesh.hub.run("edgehub", "devices", "tag", device, tag)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def site() -> Iterator[Site]:
     if why := rights.missing():
         pytest.skip(why)
@@ -99,6 +99,7 @@ def returned(device: Device) -> None:
     until(lambda: version(device) == VERSION, 30, f"{device.name} has its old version")
 
 
+@pytest.mark.long
 def test_good_and_broken_versions(site: Site) -> None:
     a, b = site.device("a"), site.device("b")
     until(lambda: a.host.ping(b.address), 20, "a reaches b")
@@ -129,6 +130,7 @@ def test_good_and_broken_versions(site: Site) -> None:
         until(partial(a.host.ping, device.address), 20, f"{device.name} answers a")
 
 
+@pytest.mark.long
 def test_a_fetch_goes_on_where_a_kill_has_left_it(site: Site) -> None:
     device = site.device("f", delay_ms=250.0)
     slot = device.host.directory / "edgeagent/slots/a"
@@ -156,6 +158,7 @@ def test_a_fetch_goes_on_where_a_kill_has_left_it(site: Site) -> None:
     assert set(json.loads(sent.read_text())["drops"]) <= {"unknown-rollout"}
 
 
+@pytest.mark.long
 def test_settings_that_lead_nowhere_are_taken_back(site: Site) -> None:
     device = site.device("e")
     status = site.state / "status.json"

@@ -20,6 +20,8 @@ from tests.hub.rig import Rig, wait_until
 from tests.relay.driver import driving, pump
 from tests.relay.hub_kit import device, enlisted
 
+pytestmark = pytest.mark.long
+
 UDP, TLS = Carrier.DATAGRAM, Carrier.STREAM
 
 
@@ -149,6 +151,7 @@ def test_a_removed_relay_lets_its_members_go_and_comes_back_with_a_new_token(rig
         a.wait_relays("fra-1")
 
 
+@pytest.mark.slow
 def test_an_account_that_is_gone_comes_back_with_a_new_token(rig: Rig, tmp_path: Path) -> None:
     """As after a restore of a backup from before it joined, or a removal that it did not hear of."""
     with enlisted(tmp_path / "relay", invite(rig)) as relay, device(rig) as a:
@@ -225,6 +228,7 @@ def test_relays_of_a_region_find_each_other_by_their_maps(rig: Rig, tmp_path: Pa
         first.wait(lambda: first.status()["siblings"] == 0, "no link to a relay that was removed")
 
 
+@pytest.mark.slow
 def test_one_relay_for_two_networks(rig: Rig, tmp_path: Path) -> None:
     other = Rig(tmp_path / "other")
     try:

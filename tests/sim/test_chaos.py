@@ -1,6 +1,7 @@
 """Random disturbances, the cases that once failed, and that a run is a function of its seed.
 
-EDGEMESH_SIM_SEEDS=500 plays seeds 1 to 500; a failing one is looked at by `python -m tests.sim.chaos SEED`.
+With EDGEMESH_SIM_SEEDS=500 `./dev test --slow` plays seeds 1 to 500; a failing one is looked at by
+`python -m tests.sim.chaos SEED`.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ import pytest
 
 from tests.sim import chaos
 
-SEEDS = int(os.environ.get("EDGEMESH_SIM_SEEDS", "10"))
+pytestmark = pytest.mark.long
+
+QUICK = 3
+SEEDS = int(os.environ.get("EDGEMESH_SIM_SEEDS", "30"))
 CASES = sorted(chaos.CORPUS.glob("*.json"))
 
 
-@pytest.mark.parametrize("seed", range(1, SEEDS + 1))
+@pytest.mark.parametrize("seed", [pytest.param(n, marks=[pytest.mark.slow] * (n > QUICK)) for n in range(1, SEEDS + 1)])
 def test_chaos(seed: int) -> None:
     chaos.play(chaos.draw(seed))
 

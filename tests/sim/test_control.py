@@ -88,7 +88,10 @@ def node_key(device: SimDevice) -> bytes:
     return device.identity.node_key
 
 
-@pytest.mark.parametrize(("count", "limits"), [(300, Limits()), (100, Limits(records=32, feeds=8, peers=8))])
+@pytest.mark.parametrize(
+    ("count", "limits"),
+    [pytest.param(300, Limits(), marks=pytest.mark.slow), (100, Limits(records=32, feeds=8, peers=8))],
+)
 def test_memory_is_bounded_by_limits_in_a_network_of_hundreds(count: int, limits: Limits) -> None:
     mesh = Mesh(1, limits=limits, audited=False)
     token = mesh.hub.create_token(uses=0)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.sim.device import SimDevice
 from tests.sim.mesh import Mesh
+
+pytestmark = pytest.mark.long
 
 STEPS_MAX = 200
 
@@ -51,6 +55,7 @@ def test_a_hub_killed_at_each_step_of_a_join() -> None:
     raise AssertionError("a join has no end")
 
 
+@pytest.mark.slow
 def test_a_hub_killed_at_each_step_of_a_removal() -> None:
     for step in range(1, STEPS_MAX):
         mesh = Mesh(step)

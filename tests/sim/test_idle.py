@@ -11,6 +11,8 @@ from tests.sim.idle import Idle
 from tests.sim.nat import PORT, SYMMETRIC, Kind
 from tests.sim.test_nat import talk
 
+SELDOM_S = 1.0
+
 
 def test_an_idle_metered_device_has_one_tcp_connection_and_nothing_else() -> None:
     shares = Idle(1, 3, metered=True, keepalive_s=25.0, learnt=False).bill(1.0)
@@ -46,7 +48,7 @@ def test_an_idle_day_spares_the_flash() -> None:
 
 
 def probed(kind: Kind, sparing: int) -> int:
-    """Bytes in twenty minutes in which two devices of this kind talk all the time."""
+    """Bytes in twenty minutes in which two devices of this kind talk all the time, if not much."""
     homes = Homes(1)
     a, b = homes.pair(kind, kind)
     for device in (a, b):
@@ -54,7 +56,7 @@ def probed(kind: Kind, sparing: int) -> int:
         device.node.set_price(device.now, on_demand=True, sparing=sparing)
     talk(homes, a, b, 10.0)
     a.bill = Bill()
-    talk(homes, a, b, 1_200.0)
+    talk(homes, a, b, 1_200.0, SELDOM_S)
     return sum(a.bill.by_cause(a.now)[Cause.PROBE])
 
 

@@ -26,7 +26,7 @@ def talk_all(mesh: Mesh, *, every_s: float) -> None:
             mesh.talk(a, b, every_s=every_s)
 
 
-@pytest.mark.parametrize("count", [3, 12])
+@pytest.mark.parametrize("count", [3, pytest.param(12, marks=pytest.mark.slow)])
 def test_devices_join_and_reach_one_another(count: int) -> None:
     mesh = Mesh(1)
     mesh.joined(count)

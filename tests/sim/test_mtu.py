@@ -119,7 +119,9 @@ def test_a_way_back_that_is_narrower_counts_for_both() -> None:
     assert flow.gap_s(now) < 0.2 and back.gap_s(now) < 0.2
 
 
-@pytest.mark.parametrize("becomes", [1_400, 1_280, 1_000, 576])
+@pytest.mark.parametrize(
+    "becomes", [1_280, *(pytest.param(mtu, marks=pytest.mark.slow) for mtu in (1_400, 1_000, 576))]
+)
 def test_a_path_that_grows_narrow_under_traffic_and_wide_again(becomes: int) -> None:
     homes = Homes(1)
     a, b = homes.pair(nat.PORT, nat.PORT)

@@ -336,6 +336,7 @@ def test_a_peer_that_is_off_costs_little_though_there_are_packets_for_it(monkeyp
     homes.finish()
 
 
+@pytest.mark.slow
 def test_a_new_node_key_is_known_at_the_relay_before_it_is_used() -> None:
     homes = Homes(1)
     a, b = homes.pair(nat.SYMMETRIC, nat.SYMMETRIC)

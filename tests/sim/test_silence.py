@@ -11,6 +11,8 @@ from tests.sim.homes import Homes, is_direct, path_of
 from tests.sim.net import Conditions
 from tests.sim.test_nat import established, longest_gap
 
+pytestmark = pytest.mark.long
+
 EVERY_S = 0.02
 ROUND_TRIP_S = 0.045  # of the direct path, and of the relay's
 DEAD = Conditions(loss=1.0)
@@ -98,7 +100,7 @@ def test_pauses_that_are_usual_are_no_reason_for_long(pause_s: float) -> None:
     homes.finish()
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 4))])
 @pytest.mark.parametrize("every_s", [0.02, 0.1])
 def test_loss_moves_nothing(seed: int, every_s: float) -> None:
     homes = Homes(seed)

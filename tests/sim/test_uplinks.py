@@ -15,7 +15,11 @@ from tests.sim.net import Conditions
 from tests.sim.test_nat import EVERY_S, IN_FLIGHT_S, longest_gap, talk
 from tests.sim.wans import add_wan_device
 
+pytestmark = pytest.mark.long
+
 GAP_MAX_S = 1.0
+IDLE_H = 2.0
+SELDOM_S = 0.25  # where it is only to be known that the way is in use
 INSTANT_S = 3 * EVERY_S  # no more than what was under way
 SILENCE = Conditions(loss=1.0)
 
@@ -41,10 +45,10 @@ class Site:
         self.talk(6.0)
         assert self.uplink() == "eth0"
 
-    def talk(self, seconds: float) -> float:
+    def talk(self, seconds: float, every_s: float = EVERY_S) -> float:
         """The longest gap, in either direction."""
         began = self.homes.world.now
-        talk(self.homes, self.a, self.b, seconds)
+        talk(self.homes, self.a, self.b, seconds, every_s)
         return longest_gap(self.homes, began)
 
     def uplink(self) -> str | None:
@@ -208,13 +212,13 @@ def test_a_metered_standby_costs_little_with_traffic_and_next_to_nothing_without
         carry(sender, datagram, next_hop)
 
     segment.carry = counted  # type: ignore[method-assign]
-    site.talk(480.0)
+    site.talk(480.0, SELDOM_S)
     assert site.uplink() == "eth0"
     assert 0 < sum(sent) / 480.0 < 10.0  # B/s, both ways
     site.homes.world.run_for(3_600.0)
     sent.clear()
-    site.homes.world.run_for(8 * 3_600.0)
-    assert 0 < sum(sent) < 20_000 / 3
+    site.homes.world.run_for(IDLE_H * 3_600.0)
+    assert 0 < sum(sent) < 20_000 * IDLE_H / 24
     site.homes.finish()
 
 
@@ -235,7 +239,7 @@ def test_with_relays_too_nothing_is_lost() -> None:
     homes.finish()
 
 
-@pytest.mark.parametrize("seed", [*range(2), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 12))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 12))])
 def test_as_long_as_one_of_two_works_the_gaps_are_short(seed: int) -> None:
     site = Site(seed)
     homes, dice = site.homes, site.homes.world.stream("disturbances")
@@ -255,5 +259,5 @@ def test_as_long_as_one_of_two_works_the_gaps_are_short(seed: int) -> None:
         assert site.talk(dice.uniform(3.0, 8.0)) < 2.5, (step, happening, name)
         site.a.plug(name)
         site.light()
-        site.talk(dice.uniform(15.0, 90.0))  # the other one is to be known to work before this one ends
+        site.talk(dice.uniform(15.0, 90.0), SELDOM_S)  # the other one is to be known to work before this one ends
     homes.finish()

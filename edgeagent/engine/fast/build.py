@@ -81,6 +81,7 @@ def build(
     """
     checks = [*SANITIZED, f"-fsanitize={SANITIZERS[sanitize]}"] if sanitize else []
     always = [*compiler, *(["-target", target] if target else []), *flags]
+    compiling = [word for word in always if not word.startswith("-Wl,")]  # else what is cached would be another file
     files = [*sources(), *mains]
     if not sources():
         raise BuildError(f"no C sources in {SOURCES}")
@@ -90,7 +91,7 @@ def build(
 
         def compile_one(pair: tuple[Path, str]) -> None:
             source, made = pair
-            command = [*always, *options, "-c", str(source), "-o"]
+            command = [*compiling, *options, "-c", str(source), "-o"]
             if cache is None:
                 _run([*command, made])
             else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from starlette.routing import BaseRoute
 
 from hub.web import look
@@ -35,9 +35,18 @@ ROUTERS = tuple(
 )
 
 
+files = APIRouter()
+
+
+@files.get("/static/{fingerprint}/{path:path}", include_in_schema=False)
+def static(request: Request, fingerprint: str, path: str) -> Response:
+    assets: Assets = request.app.state.assets
+    return assets.answer(request, fingerprint, path)
+
+
 @functools.cache
 def _routes() -> tuple[BaseRoute, ...]:
-    return routes_of(ROUTERS)
+    return routes_of((*ROUTERS, files))
 
 
 def install(app: FastAPI) -> None:
@@ -46,8 +55,5 @@ def install(app: FastAPI) -> None:
         app.add_middleware(NoPages, why=assets.missing)
         return
     look.install(assets)
+    app.state.assets = assets
     app.router.routes.extend(_routes())
-
-    @app.get("/static/{fingerprint}/{path:path}", include_in_schema=False)
-    def static(request: Request, fingerprint: str, path: str) -> Response:
-        return assets.answer(request, fingerprint, path)

@@ -10,6 +10,8 @@ import pytest
 from edgeagent.engine.fast.build import BuildError, build, find_compiler
 from tools import OBJECTS
 
+pytestmark = pytest.mark.long
+
 HERE = Path(__file__).parent
 WRAPPED = "-Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc"
 THREADS_S = 2
@@ -36,6 +38,7 @@ def test_nothing_is_allocated_on_the_way_of_a_packet(tmp_path: Path) -> None:
     assert said.endswith("calls=0\n"), said
 
 
+@pytest.mark.slow
 def test_threads_do_not_race_and_no_bell_is_lost(tmp_path: Path) -> None:
     said = run([made(tmp_path / "pump_threads", sanitize="thread"), str(THREADS_S)])
     assert said.count("unbelled=0") == 2, said

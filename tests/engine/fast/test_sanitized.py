@@ -39,7 +39,7 @@ def _compiler(tmp_path_factory: pytest.TempPathFactory) -> None:
         pytest.skip("the compiler has no sanitizers")
 
 
-@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+@pytest.mark.parametrize("sanitizer", ["address", pytest.param("thread", marks=pytest.mark.slow)])
 def test_the_self_test_passes(tmp_path: Path, sanitizer: str) -> None:
     program = tmp_path / "self_test"
     build(program, find_compiler(), sanitize=sanitizer, mains=[HERE / "self_test.c"], cache=OBJECTS)

@@ -30,7 +30,8 @@ class Window:
     """One page of one browser context; `complaints` are errors of scripts, of the console, and of the page's policy."""
 
     def __init__(self, browser: Browser, mode: str) -> None:
-        self.context = browser.new_context(**MODES[mode])
+        # Without motion: nothing is animated, and nobody waits for it.
+        self.context = browser.new_context(**MODES[mode], reduced_motion="reduce")
         self.context.set_default_timeout(15_000)
         self.page: Page = self.context.new_page()
         self.complaints: list[str] = []

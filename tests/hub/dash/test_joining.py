@@ -24,6 +24,7 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
         made.end()
 
 
+@pytest.mark.slow
 def test_from_a_token_to_the_audit_row(rig: Rig) -> None:
     site = Served(rig.state)
     site.fill(0)

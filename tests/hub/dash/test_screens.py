@@ -1,6 +1,7 @@
-"""Every page in light, dark and phone width: it is whole, says nothing to the console, and is kept as a picture.
+"""Every page, wide and narrow: it is whole and says nothing to the console.
 
-The pictures are in build/screens: look at them after a change of style.
+`./dev test --slow` loads each in light, in dark and as a phone does, and keeps pictures of them in build/screens: look
+at them after a change of style.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page
 
-from tests.hub.dash.browsing import MODES, SCREENS, chromium, needs_browser, window
+from tests.hub.dash.browsing import MODES, SCREENS, Window, chromium, needs_browser, window
 from tests.hub.dash.served import Served, make_site
 
-pytestmark = needs_browser
+pytestmark = [pytest.mark.long, needs_browser]
 
 
 @pytest.fixture(scope="module")
@@ -190,13 +191,12 @@ def keep(page: Page, name: str, mode: str) -> None:
     page.screenshot(path=Path(SCREENS, f"{name}-{mode}.png"), full_page=True)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_every_page_is_whole(browser: Browser, fleet: Served, mode: str) -> None:
+def faults_of(browser: Browser, fleet: Served, mode: str, look: Callable[[Window, str], list[str]]) -> list[str]:
+    """What `look` finds on each page, given the page's name, and what the console was told."""
     faults: list[str] = []
     with window(browser, mode) as seen:
         seen.page.goto(f"{fleet.url}/login")
-        faults += [f"login: {fault}" for fault in seen.look()]
-        keep(seen.page, "login", mode)
+        faults += [f"login: {fault}" for fault in look(seen, "login")]
         seen.sign_in(fleet.url)
         for name, path, act in PAGES:
             answer = seen.page.goto(f"{fleet.url}{path}")
@@ -204,17 +204,35 @@ def test_every_page_is_whole(browser: Browser, fleet: Served, mode: str) -> None
             seen.wait_live()
             if act is not None:
                 act(seen.page)
-            faults += [f"{name}: {fault}" for fault in seen.look()]
-            keep(seen.page, name, mode)
+            faults += [f"{name}: {fault}" for fault in look(seen, name)]
             if name in ("policy-wrong", "policy-change"):  # what is left unsaved would ask before the next page
                 seen.page.reload()
         # A page that is not there, and forms that come back with what is wrong with them, are meant to be such.
-        complaints = [text for text in seen.complaints if not re.search("status of 40[04]", text)]
-    assert faults == []
-    assert complaints == []
+        return faults + [text for text in seen.complaints if not re.search("status of 40[04]", text)]
 
 
-@pytest.mark.parametrize("mode", ["light", "phone"])
+def test_every_page_is_whole_wide_and_narrow(browser: Browser, fleet: Served) -> None:
+    def look(seen: Window, name: str) -> list[str]:
+        faults = seen.look()
+        seen.page.set_viewport_size(MODES["phone"]["viewport"])
+        faults += [f"narrow: {fault}" for fault in seen.look()]
+        seen.page.set_viewport_size(MODES["light"]["viewport"])
+        return faults
+
+    assert faults_of(browser, fleet, "light", look) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_every_page_is_whole_in_each_mode(browser: Browser, fleet: Served, mode: str) -> None:
+    def look(seen: Window, name: str) -> list[str]:
+        keep(seen.page, name, mode)
+        return seen.look()
+
+    assert faults_of(browser, fleet, mode, look) == []
+
+
+@pytest.mark.parametrize("mode", ["light", pytest.param("phone", marks=pytest.mark.slow)])
 def test_a_hub_without_devices_teaches(browser: Browser, nothing: Served, mode: str) -> None:
     faults: list[str] = []
     with window(browser, mode) as seen:

@@ -27,6 +27,8 @@ from hub.web import guard, protocol
 from tests.hub.rig import free_port
 from tests.hub.web.kit import PASSWORD, Site
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[3]
 DEADLINE_S = 120.0  # two processes load much, and a machine may be busy
 
@@ -79,15 +81,23 @@ class Serving:
             assert self.process.wait() == 0, self.log.read_text()
 
 
-@pytest.fixture
-def serving(tmp_path: Path) -> Iterator[Serving]:
-    serving = Serving(tmp_path)
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """One for all, because it takes seconds to start; those that end it come last."""
+    made = Serving(tmp_path_factory.mktemp("serving"))
     try:
-        serving.start()
-        yield serving
+        yield made
     finally:
-        if serving.process is not None and serving.process.poll() is None:
-            serving.stop()
+        if made.process is not None and made.process.poll() is None:
+            made.stop()
+
+
+@pytest.fixture
+def serving(shared: Serving) -> Serving:
+    if shared.process is None or shared.process.poll() is not None:
+        shared.start()
+    wait_until(shared.answers, "the dashboard")
+    return shared
 
 
 def ended(pid: int) -> bool:
@@ -95,32 +105,6 @@ def ended(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
         return True
-
-
-def test_it_ends_with_the_hub(serving: Serving) -> None:
-    wait_until(lambda: serving.web_pid() > 0, "its process in the status")
-    pid = serving.web_pid()
-    serving.stop()
-    assert ended(pid) and not serving.answers()
-
-
-def test_it_is_started_again_when_it_dies(serving: Serving) -> None:
-    wait_until(lambda: serving.web_pid() > 0, "its process in the status")
-    pid = serving.web_pid()
-    os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: serving.web_pid() not in (0, pid) and serving.answers(), "another one")
-    assert serving.process is not None and serving.process.poll() is None
-
-
-def test_it_does_not_outlive_a_hub_that_is_killed(serving: Serving) -> None:
-    wait_until(lambda: serving.web_pid() > 0, "its process in the status")
-    pid = serving.web_pid()
-    assert serving.process is not None
-    serving.process.kill()
-    serving.process.wait()
-    wait_until(lambda: ended(pid), "its end")
-    serving.start()  # which needs the port
-    serving.stop()
 
 
 def test_another_port_has_effect_at_once(serving: Serving) -> None:
@@ -131,6 +115,7 @@ def test_another_port_has_effect_at_once(serving: Serving) -> None:
     wait_until(serving.answers, "the other port")
     serving.port = before
     assert not serving.answers()
+    serving.port = after
 
 
 def test_without_it(tmp_path: Path) -> None:
@@ -271,3 +256,29 @@ def test_events_reach_a_browser(serving: Serving) -> None:
             subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
             until: Callable[[str], bool] = "event: tokens".__eq__
             assert any(until(line) for line in lines)
+
+
+def test_it_is_started_again_when_it_dies(serving: Serving) -> None:
+    wait_until(lambda: serving.web_pid() > 0, "its process in the status")
+    pid = serving.web_pid()
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: serving.web_pid() not in (0, pid) and serving.answers(), "another one")
+    assert serving.process is not None and serving.process.poll() is None
+
+
+def test_it_ends_with_the_hub(serving: Serving) -> None:
+    wait_until(lambda: serving.web_pid() > 0, "its process in the status")
+    pid = serving.web_pid()
+    serving.stop()
+    assert ended(pid) and not serving.answers()
+
+
+def test_it_does_not_outlive_a_hub_that_is_killed(serving: Serving) -> None:
+    wait_until(lambda: serving.web_pid() > 0, "its process in the status")
+    pid = serving.web_pid()
+    assert serving.process is not None
+    serving.process.kill()
+    serving.process.wait()
+    wait_until(lambda: ended(pid), "its end")
+    serving.start()  # which needs the port
+    serving.stop()
