@@ -95,8 +95,8 @@ def _consoles(told: dict[str, Any], folder: Path, failed: list[dict[str, Any]]) 
     for guest in told["guests"]:
         begins = [event["at_s"] for event in guest["events"] if event["kind"] == "on"]
         lines: list[Line] = []
-        path = folder / guest["transcript"] if guest["transcript"] else None
-        if path is not None and path.is_file():
+        path = (folder / guest["transcript"]).resolve()
+        if path.is_file() and path.is_relative_to(folder.resolve()):  # a report that was sent to us may name any file
             lines = list(transcript(path))
         first, left_out, last = bounded(lines, limit)
         made.append(
