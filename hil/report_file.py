@@ -19,7 +19,9 @@ _ROWS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "kept": {"name": str, "path": str, "bytes": int},
 }
 _EVENT: dict[str, type | tuple[type, ...]] = {"at_s": _NUMBER, "what": str, "kind": str}
-_FORM: dict[str, type | tuple[type, ...]] = {"seconds": _NUMBER, "retries": int,
+_FORM: dict[str, type | tuple[type, ...]] = {
+    "seconds": _NUMBER,
+    "retries": int,
     **dict.fromkeys(("id", "suite", "rig", "verdict", "began"), str),
     **dict.fromkeys(_ROWS, list),
     **dict.fromkeys(("host", "versions"), dict),

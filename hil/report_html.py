@@ -29,8 +29,11 @@ _VERDICTS = {
 }
 
 
-def render(told: dict[str, Any], folder: Path, *, links: bool = True) -> str:
-    """`folder` has the files that `told` names. Without `links` they are named only: for a page that leaves them."""
+def render(told: dict[str, Any], folder: Path, *, links: bool = True, lines_max: int = TRANSCRIPT_LINES_MAX) -> str:
+    """`folder` has the files that `told` names. Without `links` they are named only: for a page that leaves them.
+
+    `lines_max`: of each guest's transcript.
+    """
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -47,7 +50,7 @@ def render(told: dict[str, Any], folder: Path, *, links: bool = True) -> str:
         "limited": sum("limit" in row for row in told["figures"]),
         "timeline": svg.timeline(told["steps"], told["guests"], told["seconds"]),
         "graphs": graphs(told)[:GRAPHS_MAX],
-        "consoles": _consoles(told, folder, failed),
+        "consoles": _consoles(told, folder, failed, lines_max),
         "links": links,
         "said_max": SAID_MAX,
     }
@@ -87,10 +90,10 @@ def size(count: float) -> str:
     return f"{count:.1f} GiB"
 
 
-def _consoles(told: dict[str, Any], folder: Path, failed: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _consoles(told: dict[str, Any], folder: Path, failed: list[dict[str, Any]], lines_max: int) -> list[dict[str, Any]]:
     """Each guest with its transcript, whose times are those of the run where its power-ons are known."""
     said = " ".join(str(step["said"]) for step in failed)
-    limit = min(TRANSCRIPT_LINES_MAX, TRANSCRIPTS_LINES_MAX // max(len(told["guests"]), 1))
+    limit = min(lines_max, TRANSCRIPTS_LINES_MAX // max(len(told["guests"]), 1))
     made = []
     for guest in told["guests"]:
         begins = [event["at_s"] for event in guest["events"] if event["kind"] == "on"]

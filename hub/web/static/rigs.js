@@ -1,7 +1,7 @@
 // A rig's page: each figure over the runs, a line for each guest, the limit as a dashed one.
 "use strict";
 (() => {
-  const DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3], [4, 4], [1, 3]], COLOURS = ["accent", "info", "warn", "ok", "off", "ink"];
+  const DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3], [4, 4], [1, 3]], COLOURS = ["accent", "info", "warn", "off", "ok", "ink"];
   const HEIGHT = 190, plots = new Map();
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
   const short = (value) => (value == null ? "—" : String(Number(value.toPrecision(4))));

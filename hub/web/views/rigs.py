@@ -59,7 +59,8 @@ def list_(request: Request, who: Reader, backend: CurrentBackend) -> Response:
         views = [View(rig, newest.get(rig.name, [])) for rig in rigs.all_(tx.connection)]
     # What failed last first: that is what somebody has come to see.
     views.sort(key=lambda view: (view.last is None or view.last.verdict is not Verdict.FAILED, view.rig.name))
-    context = {"views": views, "marks": MARKS}
+    hub_url = backend.settings.url or f"{request.url.scheme}://{request.url.netloc}"
+    context = {"views": views, "marks": MARKS, "hub_url": hub_url}
     return page(request, "rigs_body.html" if is_part(request) else "rigs.html", context)
 
 
