@@ -35,6 +35,7 @@ def render(told: dict[str, Any], folder: Path, *, links: bool = True, lines_max:
 
     `lines_max`: of each guest's transcript.
     """
+    told = _cleaned(told)
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -98,6 +99,15 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} GiB"
+
+
+def _cleaned(value: Any) -> Any:
+    """Of a report, every text as it may be shown: a guest chooses names and errors too."""
+    if isinstance(value, dict):
+        return {_cleaned(name): _cleaned(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_cleaned(each) for each in value]
+    return clean(value) if isinstance(value, str) else value
 
 
 def _consoles(told: dict[str, Any], folder: Path, failed: list[dict[str, Any]], lines_max: int) -> list[dict[str, Any]]:

@@ -7,14 +7,14 @@ import zlib
 from dataclasses import asdict, fields
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, Select, delete, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert  # SQLite has taken its ON CONFLICT from there
 
 from hub.core.rigs import STRIP_RUNS, Rig, Run, Verdict
 from hub.store.schema import rig, rig_page, rig_run
 
 _FIELDS = [field.name for field in fields(Run)]
-_RUN = select(*(rig_run.c[name] for name in _FIELDS if name != "seconds"), rig_run.c.took_ms)
+_RUN: Select[Any] = select(*(rig_run.c[name] for name in _FIELDS if name != "seconds"), rig_run.c.took_ms)
 
 
 class Figures(NamedTuple):

@@ -131,7 +131,7 @@ def test_a_report_is_shown_and_drawn_anew(tmp_path: Path, failed: str, capsys: A
     assert cli.main(["report", "show", str(tmp_path)]) == (1 if failed else 0)
     shown = capsys.readouterr().out
     assert "boot and join" in shown and ("guest-stuck: truck: no login" in shown) is bool(failed)
-    assert ("≤ 90" in shown) is not failed
+    assert ("≤ 90" in shown) is (not failed)
     for verb, mark in (("html", "<!doctype html>"), ("junit", "<testsuites ")):
         assert cli.main(["report", verb, str(tmp_path)]) == 0
         assert mark in capsys.readouterr().out

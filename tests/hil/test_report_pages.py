@@ -65,7 +65,7 @@ def test_each_step_and_each_limit_is_a_test_case() -> None:
     assert len(limits) == 8 and root.get("failures") == "0"
     properties = {each.get("name"): each.get("value") for each in steps.iter("property")}
     assert properties["verdict"] == "passed" and properties["version.commit"] == "3f0c1de"
-    assert properties["agent, resident memory pump"].endswith(" MiB")
+    assert str(properties["agent, resident memory pump"]).endswith(" MiB")
 
 
 def test_what_failed_says_so_with_its_name() -> None:

@@ -133,7 +133,7 @@ def test_a_report_goes_from_a_folder_to_a_hub_and_into_a_browser(
     with closing(SqliteStore(served.state.database)) as store, store.write() as tx:
         ada = people.find_person(tx, "ada@example.org")
         who = Principal(ada.id, ada.login, ada.name, ada.role)
-        _, secret = people.make_token(tx, int(time.time()), who, name="ci", scopes=["rigs:write"], life_s=600)
+        _, secret = people.make_token(tx, int(time.time()), who, name="ci", scopes=("rigs:write",), life_s=600)
     token.write_text(secret)
     words = ["report", "upload", str(folder), "--hub", served.url, "--token-file", str(token)]
     evil = report_html.render(told, folder).replace("</body>", "<script>document.title = 'ran'</script></body>")

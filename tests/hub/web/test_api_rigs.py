@@ -19,6 +19,7 @@ from hub.web.api.rigs import PAGE_POLICY
 from tests.hil import report_kit
 from tests.hub.web.kit import Site
 
+on_both = pytest.mark.parametrize("database_url", ["sqlite", "postgres"], indirect=True)
 RUNS = "/api/v1/rigs/bench-1/runs"
 
 
@@ -38,6 +39,7 @@ def tell(program: TestClient, body: dict[str, Any], path: str = RUNS) -> Any:
     return answer.json()
 
 
+@on_both
 def test_a_run_is_told_once_and_shown(site: Site, program: TestClient) -> None:
     assert tell(program, run_of()) == {"number": 1, "verdict": "passed", "new": True}
     assert tell(program, run_of()) == {"number": 1, "verdict": "passed", "new": False}
@@ -128,7 +130,7 @@ def test_a_rigs_name_is_looked_at(program: TestClient, name: str) -> None:
     assert program.post(f"/api/v1/rigs/{name}/runs", json=run_of()).status_code in (404, 422)
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@on_both
 def test_there_are_so_many_rigs_and_so_many_runs(program: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rigging, "RIGS_MAX", 2)
     monkeypatch.setattr(rigging, "RUNS_KEPT", 3)
@@ -146,6 +148,7 @@ def test_there_are_so_many_rigs_and_so_many_runs(program: TestClient, monkeypatc
     assert answer.status_code == 400 and "there are 2 rigs" in answer.json()["detail"]
 
 
+@on_both
 def test_figures_are_compared_over_runs_of_their_suite(program: TestClient) -> None:
     for number in (1, 2, 3):
         tell(program, run_of(number, memory_mib=20.0 + number))
@@ -185,6 +188,7 @@ def test_a_token_of_ci_may_nothing_else(site: Site, program: TestClient) -> None
     assert ci.delete("/api/v1/rigs/theirs").status_code == 403
 
 
+@on_both
 def test_a_rig_goes_with_all_that_was_told_of_it(site: Site, program: TestClient) -> None:
     tell(program, run_of())
     assert program.put(f"{RUNS}/1/report", content=gzip.compress(b"<p>x")).status_code == 204
