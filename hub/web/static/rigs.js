@@ -22,7 +22,8 @@
       series.push({ label: "limit", stroke: colour("bad"), width: 1.5, dash: [3, 4], points: { show: false }, value: () => short(data.limit) });
       rows.push(data.runs.map(() => data.limit));
     }
-    plots.set(figure, new uPlot({
+    const last = data.runs.length - 1, rest = (plot) => plot.setLegend({ idx: last }, false);
+    const plot = new uPlot({
       width: Math.max(200, box.clientWidth), height: HEIGHT, cursor: { drag: { x: false, y: false } },
       scales: { x: { time: false }, y: { range: (_, low, high) => [Math.min(0, low), (high || 1) * 1.12] } },
       axes: [
@@ -30,7 +31,14 @@
         { ...axis, size: 52, values: (_, ticks) => ticks.map(short) },
       ],
       series,
-    }, rows, box));
+      hooks: { ready: [rest], setCursor: [(plot) => plot.cursor.idx == null && rest(plot)] },
+    }, rows, box);
+    // A table for a screen reader, too
+    const legend = box.querySelector("table.u-legend");
+    legend.createCaption().className = "visually-hidden";
+    legend.caption.textContent = `${figure.querySelector("strong").textContent}: the newest run`;
+    for (const head of legend.querySelectorAll("th")) head.scope = "row";
+    plots.set(figure, plot);
   }
   function all() {
     for (const figure of plots.keys()) if (!figure.isConnected) { plots.get(figure).destroy(); plots.delete(figure); }

@@ -17,7 +17,7 @@ from hub.store import rigs
 from hub.web.api.rigs import Manager, Number, Reader, RigName, find, find_run, page_of
 from hub.web.api.rigs import remove_rig as api_remove
 from hub.web.auth import CurrentBackend
-from hub.web.views.common import PAGE_SIZE, Pager, back, is_part, page
+from hub.web.views.common import Pager, back, is_part, page
 
 router = APIRouter(include_in_schema=False)
 
@@ -26,6 +26,7 @@ MARKS = {
     Verdict.RETRIED: ("warn", "passed with retries"),
     Verdict.FAILED: ("bad", "failed"),
 }
+RUNS_SHOWN = 12  # on a page: how figures go stands below them
 CHARTS_MAX = 24
 LINES_MAX = 6  # in a chart: so many can be told apart
 _SPARK = (100, 24)  # units of a small picture's width and height
@@ -78,17 +79,17 @@ def one(
         found = find(tx, rig)
         suites = rigs.suites(tx.connection, rig)
         suite = suite if suite in suites else ""
-        rows = rigs.runs(tx.connection, rig, before=before, suite=suite, limit=PAGE_SIZE + 1)
+        rows = rigs.runs(tx.connection, rig, before=before, suite=suite, limit=RUNS_SHOWN + 1)
         total = rigs.run_count(tx.connection, rig, suite)
         shown = suite or (rows[0].suite if rows else "")
         trends = rigging.trends(rigs.figures(tx.connection, rig, shown, TREND_RUNS))
         recent = list(reversed(rigs.runs(tx.connection, rig, suite=shown, limit=TREND_RUNS)))
         pages = rigs.pages(tx.connection, rig)
-    mark = {"before": str(rows[PAGE_SIZE - 1].number)} if len(rows) > PAGE_SIZE else {"before": ""}
+    mark = {"before": str(rows[RUNS_SHOWN - 1].number)} if len(rows) > RUNS_SHOWN else {"before": ""}
     here = f"/rigs/{rig}"
     context = {
         "rig": found,
-        "runs": rows[:PAGE_SIZE],
+        "runs": rows[:RUNS_SHOWN],
         "recent": recent,
         "suites": suites,
         "suite": suite,
@@ -96,7 +97,7 @@ def one(
         "charts": charts(trends),
         "pages": pages,
         "marks": MARKS,
-        "pager": Pager(here, {"suite": suite}, first, len(rows[:PAGE_SIZE]), total, mark),
+        "pager": Pager(here, {"suite": suite}, first, len(rows[:RUNS_SHOWN]), total, mark),
         "here": request.url.path + (f"?{request.url.query}" if request.url.query else ""),
     }
     return page(request, "rig_body.html" if is_part(request) else "rig.html", context)
@@ -111,7 +112,9 @@ def run(request: Request, who: Reader, backend: CurrentBackend, rig: RigName, nu
         newest = find(tx, rig).runs
         before = rigs.run(tx.connection, rig, number - 1) if number > 1 else None
     trends = {(each.what, each.guest, each.unit): each for each in rigging.trends(history)}
-    rows = [(row, trends[row["what"], row["guest"], row["unit"]]) for row in whole["figures"]]
+    kinds = {(row["what"], row["unit"]): at for at, row in reversed(list(enumerate(whole["figures"])))}
+    figures = sorted(whole["figures"], key=lambda row: kinds[row["what"], row["unit"]])  # those of a kind together
+    rows = [(row, trends[row["what"], row["guest"], row["unit"]]) for row in figures]
     context: dict[str, Any] = {
         "found": found,
         "whole": whole,

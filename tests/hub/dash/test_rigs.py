@@ -59,8 +59,11 @@ def test_the_list_begins_with_what_failed(owner: Browser) -> None:
 
 def test_a_rig_shows_its_runs_and_how_its_figures_go(owner: Browser) -> None:
     page = html.unescape(text(owner, "/rigs/bench-graz"))
-    assert page.count('class="dev-name nowrap"') == 24 and "a boot was tried again" in page
-    assert page.count('target="_blank" rel="noopener"') == 20, "so many pages are kept"
+    assert page.count('class="dev-name nowrap"') == 12 and "a boot was tried again" in page
+    assert "1–12 of 24 runs" in page
+    next_page = text(owner, html.unescape(re.findall(r'href="([^"]*)" rel="next"', page)[0]))
+    assert next_page.count('class="dev-name nowrap"') == 12 and "13–24 of 24 runs" in next_page
+    assert (page + next_page).count('target="_blank" rel="noopener"') == 20, "so many pages are kept"
     data = [json.loads(each) for each in re.findall(r'data-trend="(.*?)"><fig', page)]
     assert {each["unit"] for each in data} == {"s", "MiB", "ms", "Mbit/s"}
     memory = next(each for each in data if each["unit"] == "MiB")
