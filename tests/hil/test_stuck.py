@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from hil import rig, stuck
+from hil import console, rig, stuck
 from hil.errors import GuestStuck
-from hil.qemu import Guest
+from hil.machines import BY_NAME
+from hil.programs import Program
+from hil.qemu import Boot, Guest
 from hil.report import Report
 from hil.rig import Device, Rig
 from hil.stuck import BUSY_PROCESSOR_S, IDLE_S, Stillness
@@ -110,3 +116,36 @@ def test_one_that_always_hangs_is_named_with_its_last_words(waits: Callable[...,
     said = str(caught.value)
     assert said.startswith("truck: it has said nothing") and "at 3 boots. QEMU says running" in said
     assert said.endswith("it said last:\nLoading kernel")
+
+
+@pytest.fixture
+def real(monkeypatch: pytest.MonkeyPatch) -> Iterator[Guest]:
+    """A real QEMU whose kernel is one instruction: a branch to itself."""
+    monkeypatch.setattr(stuck, "BUSY_PROCESSOR_S", 1.0)
+    monkeypatch.setattr(console, "LOOK_S", 0.05)
+    with tempfile.TemporaryDirectory(prefix="edgehil-") as folder:
+        files = [Path(folder, name) for name in ("kernel", "initrd", "root")]
+        for file, data in zip(files, (bytes.fromhex("00000014"), b"\0" * 512, b"\0" * (1 << 20)), strict=True):
+            file.write_bytes(data)
+        guest = Guest("spin", BY_NAME["arm64"], Boot(*files), Path(folder, "spin"))
+        try:
+            guest.power_on()
+            yield guest
+        finally:
+            guest.power_off()
+
+
+@pytest.mark.skipif(shutil.which("qemu-system-aarch64") is None, reason="no QEMU")
+def test_a_real_machine_that_spins_or_rests_is_named_while_somebody_waits(
+    real: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(GuestStuck, match=r"spin: it has said nothing for \d+ s, in which it used \d+ s of processor"):
+        real.login(120.0)
+    monkeypatch.setattr(stuck, "IDLE_S", 1.0)  # not before: a busy host lets even one that spins rest
+    [program] = [program for program in Program.running() if program.name == "spin"]
+    os.kill(program.pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(GuestStuck, match=r"spin: it has said nothing for \d+ s and its processor rests"):
+            real.login(120.0)
+    finally:
+        os.kill(program.pid, signal.SIGCONT)
