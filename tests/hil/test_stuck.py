@@ -124,10 +124,11 @@ def real(monkeypatch: pytest.MonkeyPatch) -> Iterator[Guest]:
     monkeypatch.setattr(stuck, "BUSY_PROCESSOR_S", 1.0)
     monkeypatch.setattr(console, "LOOK_S", 0.05)
     with tempfile.TemporaryDirectory(prefix="edgehil-") as folder:
-        files = [Path(folder, name) for name in ("kernel", "initrd", "root")]
-        for file, data in zip(files, (bytes.fromhex("00000014"), b"\0" * 512, b"\0" * (1 << 20)), strict=True):
-            file.write_bytes(data)
-        guest = Guest("spin", BY_NAME["arm64"], Boot(*files), Path(folder, "spin"))
+        kernel, initrd, root = (Path(folder, name) for name in ("kernel", "initrd", "root"))
+        kernel.write_bytes(bytes.fromhex("00000014"))
+        initrd.write_bytes(bytes(512))
+        root.write_bytes(bytes(1 << 20))
+        guest = Guest("spin", BY_NAME["arm64"], Boot(kernel, initrd, root), Path(folder, "spin"))
         try:
             guest.power_on()
             yield guest
