@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hil.errors import HilError
+from hil.faults.outages import outages
+from hil.faults.powercut import powercut
 from hil.guests.build import build
 from hil.machines import BY_NAME, MACHINES, Machine
 from hil.report import Report
@@ -73,7 +75,11 @@ def parser() -> argparse.ArgumentParser:
     run.set_defaults(run=_smoke)
     roll = verbs.add_parser("rollout", help="flash, boot, join; a good version comes to all, a broken one comes back")
     roll.set_defaults(run=_rollout)
-    for each in (run, roll):
+    cut = verbs.add_parser("powercut", help="power that fails at each write of a join and of an update (one guest)")
+    cut.set_defaults(run=_powercut)
+    out = verbs.add_parser("outages", help="servers, cables, clocks and cards that fail")
+    out.set_defaults(run=_outages)
+    for each in (run, roll, cut, out):
         each.add_argument("--guests", metavar="LIST", default=GUESTS, help=f"machines, with commas ({GUESTS})")
         each.add_argument("--out", metavar="DIR", type=Path, help="report, logs and consoles (DIR/NAME)")
     make = verbs.add_parser("build", help="build guests, where they are not here")
@@ -99,6 +105,16 @@ def _smoke(options: argparse.Namespace) -> int:
 def _rollout(options: argparse.Namespace) -> int:
     machines, out = _asked(options, "rollout")
     return _told(rollout(machines, options.store, out, print), out)
+
+
+def _powercut(options: argparse.Namespace) -> int:
+    machines, out = _asked(options, "powercut")
+    return _told(powercut(machines, options.store, out, print), out)
+
+
+def _outages(options: argparse.Namespace) -> int:
+    machines, out = _asked(options, "outages")
+    return _told(outages(machines, options.store, out, print), out)
 
 
 def _asked(options: argparse.Namespace, suite: str) -> tuple[list[Machine], Path]:
