@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hil.errors import HilError
+from hil.faults.disks import disks
 from hil.faults.outages import outages
 from hil.faults.powercut import powercut
 from hil.guests.build import build
@@ -79,7 +80,9 @@ def parser() -> argparse.ArgumentParser:
     cut.set_defaults(run=_powercut)
     out = verbs.add_parser("outages", help="servers, cables, clocks and cards that fail")
     out.set_defaults(run=_outages)
-    for each in (run, roll, cut, out):
+    disk = verbs.add_parser("disks", help="a disk that is full, and one that refuses writes")
+    disk.set_defaults(run=_disks)
+    for each in (run, roll, cut, out, disk):
         each.add_argument("--guests", metavar="LIST", default=GUESTS, help=f"machines, with commas ({GUESTS})")
         each.add_argument("--out", metavar="DIR", type=Path, help="report, logs and consoles (DIR/NAME)")
     make = verbs.add_parser("build", help="build guests, where they are not here")
@@ -115,6 +118,11 @@ def _powercut(options: argparse.Namespace) -> int:
 def _outages(options: argparse.Namespace) -> int:
     machines, out = _asked(options, "outages")
     return _told(outages(machines, options.store, out, print), out)
+
+
+def _disks(options: argparse.Namespace) -> int:
+    machines, out = _asked(options, "disks")
+    return _told(disks(machines, options.store, out, print), out)
 
 
 def _asked(options: argparse.Namespace, suite: str) -> tuple[list[Machine], Path]:

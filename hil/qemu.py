@@ -51,11 +51,11 @@ class Guest:
             raise RuntimeError(f"{self.name} is off")
         return self._console
 
-    def power_on(self, cache: str = "writeback", *, record: Path | None = None, clock: str = "") -> None:
+    def power_on(self, *, disk: Sequence[str] = (), clock: str = "") -> None:
         """Start QEMU; returns when the console is connected, before the guest has said anything.
 
-        `record` gets all that is written to the disk, in order (hil/faults/writelog.py); `clock` is what the board's
-        real-time clock says, as 1970-01-01T00:00:00: with none it is right.
+        `disk` are QEMU's options that make the drive `root`, where it is not just the image; `clock` is what the
+        board's real-time clock says, as 1970-01-01T00:00:00: with none it is right.
         """
         self.power_off()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ class Guest:
         self.began = time.monotonic()
         serial = self.folder / "console.sock"
         serial.unlink(missing_ok=True)
-        words = self._words(serial, self._disk(cache, record), clock)
+        words = self._words(serial, disk or self._image(), clock)
         self._program = Program(self.name, words, self.folder / "qemu.log")
         program = self._program
         self._console = Console(self.name, serial, self.folder / "console.log", lambda: program.code is None)
@@ -113,15 +113,10 @@ class Guest:
         finally:
             session.close()
 
-    def _disk(self, cache: str, record: Path | None) -> list[str]:
-        if record is None:
-            return ["-drive", f"file={self.boot.root},if=none,id=root,format={self.boot.root_format},cache={cache}"]
-        record.write_bytes(b"")
-        words = ["-blockdev", f"driver=file,node-name=disk,filename={self.boot.root}"]
-        words += ["-blockdev", f"driver=file,node-name=log,filename={record}"]
-        return [*words, "-blockdev", "driver=blklogwrites,node-name=root,file=disk,log=log"]
+    def _image(self) -> list[str]:
+        return ["-drive", f"file={self.boot.root},if=none,id=root,format={self.boot.root_format}"]
 
-    def _words(self, serial: Path, disk: list[str], clock: str) -> list[str]:
+    def _words(self, serial: Path, disk: Sequence[str], clock: str) -> list[str]:
         machine = self.machine
         kind = "virtio-{}-" + machine.bus
         boot = self.boot

@@ -14,6 +14,7 @@ from hil.errors import CommandFailed, MissingProgram
 
 STATE = "/var/lib/edgeagent"
 FACTORY = "/usr/lib/edgeagent"
+HEAD_BYTES = 4096  # the first block, with the superblock
 TIMEOUT_S = 120.0
 DAMAGED = "damaged"
 # Run with the image's own agent, which is what would look at these files: argv has its folder, then states.
@@ -74,6 +75,8 @@ def mounted(image: Path, to: Path, undo: Path) -> Path:
     undo.unlink(missing_ok=True)
     shutil.rmtree(to, ignore_errors=True)
     to.mkdir(parents=True)
+    with image.open("rb") as file:
+        head = file.read(HEAD_BYTES)
     debugfs(image, "jr", f"rdump {STATE} {to}", undo=undo)
     if undo.exists() and undo.stat().st_size:
         done = subprocess.run(
@@ -81,6 +84,8 @@ def mounted(image: Path, to: Path, undo: Path) -> Path:
         )
         if done.returncode:
             raise CommandFailed(f"e2undo ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+    with image.open("r+b") as file:  # e2undo leaves the superblock's state as one to be checked
+        file.write(head)
     return to / Path(STATE).name
 
 

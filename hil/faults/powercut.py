@@ -17,7 +17,7 @@ from hil import images
 from hil.errors import CommandFailed, NotReached
 from hil.faults import disk
 from hil.faults.disk import DAMAGED, Found
-from hil.faults.writelog import Cut, Disk, WriteLog, cuts
+from hil.faults.writelog import Cut, Disk, WriteLog, cuts, recording
 from hil.guests.build import build
 from hil.machines import Machine
 from hil.qmp import Qmp
@@ -79,7 +79,7 @@ def _suite(report: Report, rig: Rig, machine: Machine, store: Path, out: Path) -
 
 def _recorded(device: Device, path: Path, until_done: Callable[[], None]) -> WriteLog:
     """All that is written from power-on until QEMU is told to end, which is a power cut to the guest."""
-    device.guest.power_on(record=path)
+    device.guest.power_on(disk=recording(device.guest.boot.root, path))
     until_done()
     session = Qmp(device.name, device.guest.folder / "qmp.sock")
     session.ask("quit")

@@ -31,6 +31,14 @@ class LogDamaged(HilError):
     name = "log-damaged"
 
 
+def recording(image: Path, log: Path) -> list[str]:
+    """QEMU's options for the drive `root` on a raw image, all writes to which go to `log` as well."""
+    log.write_bytes(b"")
+    words = ["-blockdev", f"driver=file,node-name=disk,filename={image}"]
+    words += ["-blockdev", f"driver=file,node-name=log,filename={log}"]
+    return [*words, "-blockdev", "driver=blklogwrites,node-name=root,file=disk,log=log"]
+
+
 class Write(NamedTuple):
     """Bytes from `at` on, which stand in the log from `data_at` on; `size` 0 with FLUSH: all before is on the disk."""
 
