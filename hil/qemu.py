@@ -51,7 +51,7 @@ class Guest:
             raise RuntimeError(f"{self.name} is off")
         return self._console
 
-    def power_on(self, *, disk: Sequence[str] = (), clock: str = "") -> None:
+    def power_on(self, cache: str = "writeback", *, disk: Sequence[str] = (), clock: str = "") -> None:
         """Start QEMU; returns when the console is connected, before the guest has said anything.
 
         `disk` are QEMU's options that make the drive `root`, where it is not just the image; `clock` is what the
@@ -63,7 +63,7 @@ class Guest:
         self.began = time.monotonic()
         serial = self.folder / "console.sock"
         serial.unlink(missing_ok=True)
-        words = self._words(serial, disk or self._image(), clock)
+        words = self._words(serial, disk or self._image(cache), clock)
         self._program = Program(self.name, words, self.folder / "qemu.log")
         program = self._program
         self._console = Console(self.name, serial, self.folder / "console.log", lambda: program.code is None)
@@ -113,8 +113,8 @@ class Guest:
         finally:
             session.close()
 
-    def _image(self) -> list[str]:
-        return ["-drive", f"file={self.boot.root},if=none,id=root,format={self.boot.root_format}"]
+    def _image(self, cache: str) -> list[str]:
+        return ["-drive", f"file={self.boot.root},if=none,id=root,format={self.boot.root_format},cache={cache}"]
 
     def _words(self, serial: Path, disk: Sequence[str], clock: str) -> list[str]:
         machine = self.machine
