@@ -14,6 +14,7 @@ from hil.errors import HilError
 from hil.faults.disks import disks
 from hil.faults.outages import outages
 from hil.faults.powercut import powercut
+from hil.faults.soak import MINUTES, soak
 from hil.guests.build import build
 from hil.machines import BY_NAME, MACHINES, Machine
 from hil.report import Report
@@ -82,7 +83,10 @@ def parser() -> argparse.ArgumentParser:
     out.set_defaults(run=_outages)
     disk = verbs.add_parser("disks", help="a disk that is full, and one that refuses writes")
     disk.set_defaults(run=_disks)
-    for each in (run, roll, cut, out, disk):
+    day = verbs.add_parser("soak", help="what a day brings, in minutes, and nothing that grows")
+    day.add_argument("--minutes", metavar="N", type=float, default=MINUTES, help=f"of events ({MINUTES:g})")
+    day.set_defaults(run=_soak)
+    for each in (run, roll, cut, out, disk, day):
         each.add_argument("--guests", metavar="LIST", default=GUESTS, help=f"machines, with commas ({GUESTS})")
         each.add_argument("--out", metavar="DIR", type=Path, help="report, logs and consoles (DIR/NAME)")
     make = verbs.add_parser("build", help="build guests, where they are not here")
@@ -123,6 +127,13 @@ def _outages(options: argparse.Namespace) -> int:
 def _disks(options: argparse.Namespace) -> int:
     machines, out = _asked(options, "disks")
     return _told(disks(machines, options.store, out, print), out)
+
+
+def _soak(options: argparse.Namespace) -> int:
+    machines, out = _asked(options, "soak")
+    if not 1 <= options.minutes <= 1_440:
+        raise HilError(f"--minutes: {options.minutes:g}; from 1 to 1,440 are wanted")
+    return _told(soak(machines, options.store, out, print, options.minutes), out)
 
 
 def _asked(options: argparse.Namespace, suite: str) -> tuple[list[Machine], Path]:
