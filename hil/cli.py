@@ -138,8 +138,8 @@ def _soak(options: argparse.Namespace) -> int:
 
 def _asked(options: argparse.Namespace, suite: str) -> tuple[list[Machine], Path]:
     names = _machines(options.guests.split(","))
-    if not 2 <= len(names) <= len(NAMES):
-        raise HilError(f"--guests: {len(names)} machines; from 2 to {len(NAMES)} are wanted")
+    if not 1 <= len(names) <= len(NAMES):
+        raise HilError(f"--guests: {len(names)} machines; from 1 to {len(NAMES)} are wanted")
     out: Path = options.out or options.store / suite
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)

@@ -202,10 +202,10 @@ def _boots(device: Device) -> str:
 
 
 def _factory(image: Path, to: Path) -> Path:
-    """The agent that came with the image, as its own files."""
+    """The agent that came with the image: a zipapp, from which Python imports."""
     to.mkdir(parents=True)
     disk.debugfs(image, f"rdump {disk.FACTORY} {to}")
-    found = to / Path(disk.FACTORY).name
-    if not (found / "edgeagent" / "slots.py").is_file():
+    found = to / Path(disk.FACTORY).name / "edgeagent.pyz"
+    if not found.is_file():
         raise CommandFailed(f"the image has no agent in {disk.FACTORY}")
     return found
