@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hil.errors import CommandFailed, MissingProgram
+from hil.errors import CommandFailed, HilError, MissingProgram
 
 STATE = "/var/lib/edgeagent"
 FACTORY = "/usr/lib/edgeagent"
@@ -54,39 +54,47 @@ class Found(NamedTuple):
     version: str
 
 
-def debugfs(image: Path, *requests: str, undo: Path | None = None) -> str:
-    """What debugfs said; `undo` gets what takes its changes back."""
-    words = ["debugfs", *(("-w", "-z", str(undo)) if undo is not None else ()), "-f", "-", str(image)]
-    try:
-        done = subprocess.run(
-            words, input="\n".join(requests) + "\n", capture_output=True, text=True, timeout=TIMEOUT_S, errors="replace"
-        )
-    except FileNotFoundError:
-        raise MissingProgram("debugfs is not here: package e2fsprogs") from None
-    except subprocess.TimeoutExpired:
-        raise CommandFailed(f"debugfs {requests[0]}: not done within {TIMEOUT_S:g} s") from None
-    if done.returncode:
-        raise CommandFailed(f"debugfs {requests[0]} ended with {done.returncode}: {done.stderr.strip()[-500:]}")
-    return done.stdout + done.stderr
+class NotUndone(HilError):
+    """e2undo could not take back what a replay of the journal has changed."""
+
+    name = "not-undone"
+
+
+def debugfs(image: Path, *requests: str) -> str:
+    """What debugfs said. The image is not changed."""
+    return _run("debugfs", "-f", "-", str(image), typed="\n".join(requests) + "\n")
 
 
 def mounted(image: Path, to: Path, undo: Path) -> Path:
-    """The state directory as it is once the journal has been replayed, under `to`. The image is as before."""
+    """The state directory as it is once the journal has been replayed, under `to`. The image is as before, or this
+    raises NotUndone."""
     undo.unlink(missing_ok=True)
     shutil.rmtree(to, ignore_errors=True)
     to.mkdir(parents=True)
     with image.open("rb") as file:
         head = file.read(HEAD_BYTES)
-    debugfs(image, "jr", f"rdump {STATE} {to}", undo=undo)
+    _run("e2fsck", "-y", "-E", "journal_only", "-z", str(undo), str(image), good=(0, 1))
+    debugfs(image, f"rdump {STATE} {to}")
     if undo.exists() and undo.stat().st_size:
-        done = subprocess.run(
-            ["e2undo", "-f", str(undo), str(image)], capture_output=True, text=True, timeout=TIMEOUT_S
-        )
-        if done.returncode:
-            raise CommandFailed(f"e2undo ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+        try:
+            _run("e2undo", "-f", str(undo), str(image))
+        except CommandFailed as error:
+            raise NotUndone(str(error)) from None
     with image.open("r+b") as file:  # e2undo leaves the superblock's state as one to be checked
         file.write(head)
     return to / Path(STATE).name
+
+
+def _run(*words: str, typed: str = "", good: Sequence[int] = (0,)) -> str:
+    try:
+        done = subprocess.run(words, input=typed, capture_output=True, text=True, timeout=TIMEOUT_S, errors="replace")
+    except FileNotFoundError:
+        raise MissingProgram(f"{words[0]} is not here: package e2fsprogs") from None
+    except subprocess.TimeoutExpired:
+        raise CommandFailed(f"{words[0]}: not done within {TIMEOUT_S:g} s") from None
+    if done.returncode not in good:
+        raise CommandFailed(f"{words[0]} ended with {done.returncode}: {(done.stdout + done.stderr).strip()[-500:]}")
+    return done.stdout + done.stderr
 
 
 def look(factory: Path, states: Sequence[Path]) -> list[Found]:

@@ -7,6 +7,7 @@ image's own agent. What was on the disk for sure must be there, old or new, neve
 
 from __future__ import annotations
 
+import filecmp
 import random
 import shutil
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 from hil import images
 from hil.errors import CommandFailed, NotReached
 from hil.faults import disk
-from hil.faults.disk import DAMAGED, Found
+from hil.faults.disk import DAMAGED, Found, NotUndone
 from hil.faults.writelog import Cut, Disk, WriteLog, cuts, recording
 from hil.guests.build import build
 from hil.machines import Machine
@@ -111,11 +112,10 @@ def _look_at_all(
     """Cut at each write; returns what was found, and raises NotReached with the first cuts that lost something."""
     began = time.process_time()
     made = cuts(log.writes, SEED)
-    work = Path(shutil.copyfile(image, folder / "work.img"))
     chosen = made[:: -(-len(made) // CUTS_MAX)]
     rule = Rule(versions)
     seen: dict[str, int] = {}
-    for cut, found in _found(work, log, chosen, factory, folder):
+    for cut, found in _found(image, log, chosen, factory, folder):
         rule.judge(cut, found)
         would = found.version or "factory"
         seen[would] = seen.get(would, 0) + 1
@@ -130,15 +130,28 @@ def _look_at_all(
 def _found(
     image: Path, log: WriteLog, chosen: Sequence[Cut], factory: Path, folder: Path
 ) -> Iterator[tuple[Cut, Found]]:
-    made = Disk(image, log)
-    undo = folder / "undo"
+    work, undo = folder / "work.img", folder / "undo"
+    shutil.copyfile(image, work)
+    made = Disk(work, log)
     for at in range(0, len(chosen), BATCH):
         batch = chosen[at : at + BATCH]
         states = []
         for number, cut in enumerate(batch):
             made.make(cut)
-            states.append(disk.mounted(image, folder / "states" / str(number), undo))
+            to = folder / "states" / str(number)
+            try:
+                states.append(disk.mounted(work, to, undo))
+            except NotUndone:  # the state has been read; the image is made anew
+                states.append(to / Path(disk.STATE).name)
+                shutil.copyfile(image, work)
+                made = Disk(work, log)
         yield from zip(batch, disk.look(factory, states), strict=True)
+    made.make(Cut(len(log.writes), ()))
+    again = Path(shutil.copyfile(image, folder / "again.img"))
+    Disk(again, log).make(Cut(len(log.writes), ()))
+    if not filecmp.cmp(work, again, shallow=False):
+        raise CommandFailed("a replay of the journal was not taken back whole: what was looked at is not to be trusted")
+    again.unlink()
 
 
 class Rule:
