@@ -44,7 +44,14 @@ class Hub:
         self.ask(
             "init", "--name", "hil", "--address", f"{self.place.address}:{BROKER_PORT}", "--listen", str(BROKER_PORT)
         )
-        server = self.place.start("edgehub", "edgehub", "serve", env=self._env)
+        self.serve()
+        self._env["EDGEHIL_TOKEN"] = self.ask("users", "token", "admin", "--scope", "devices:read", "--name", "hil")
+        server = self._server
+        until(self._answers, READY_TIMEOUT_S, lambda: NotReached(f"no answer of the dashboard:\n{server.tail()}"), 1.0)
+
+    def serve(self) -> None:
+        """What `start` has made runs, from now on, or again."""
+        server = self._server = self.place.start("edgehub", "edgehub", "serve", env=self._env)
         self._programs.append(server)
         until(
             lambda: self._is_ready(server),
@@ -52,17 +59,32 @@ class Hub:
             lambda: NotReached(f"the hub is not ready within {READY_TIMEOUT_S:g} s:\n{server.tail()}"),
             STATUS_EVERY_S,
         )
-        self._env["EDGEHIL_TOKEN"] = self.ask("users", "token", "admin", "--scope", "devices:read", "--name", "hil")
-        until(self._answers, READY_TIMEOUT_S, lambda: NotReached(f"no answer of the dashboard:\n{server.tail()}"), 1.0)
+
+    def status(self) -> dict[str, Any]:
+        """`edgehub status --json`."""
+        found: dict[str, Any] = json.loads(self.ask("status", "--json"))
+        return found
+
+    def kill(self) -> None:
+        """SIGKILL to the hub and what it has started."""
+        self._server.kill()
 
     def start_relay(self, region: str = "hil") -> None:
         """Raises NotReached when no relay is listed online in time."""
         token = self.folder / "relay.token"
         token.touch(mode=0o600)
         token.write_text(self.ask("relays", "invite", "--region", region), encoding="utf-8")
-        words = ["edgerelay", "serve", "--join-file", str(token), "--state-dir", str(self.folder / "relay")]
-        words += ["--public", self.place.address]
-        relay = self.place.start("edgerelay", *words, env=self._env)
+        self._relay_words = ["edgerelay", "serve", "--state-dir", str(self.folder / "relay")]
+        self._relay_words += ["--public", self.place.address]
+        self.serve_relay("--join-file", str(token))
+
+    def kill_relay(self) -> None:
+        """SIGKILL."""
+        self._relay.kill()
+
+    def serve_relay(self, *words: str) -> None:
+        """What `start_relay` has made runs again. Raises NotReached when it is not listed online in time."""
+        relay = self._relay = self.place.start("edgerelay", *self._relay_words, *words, env=self._env)
         self._programs.append(relay)
         until(
             lambda: any(each["state"] == "online" for each in json.loads(self.ask("relays", "list", "--json"))),
@@ -92,7 +114,7 @@ class Hub:
         if server.code is not None:
             raise NotReached(f"the hub ended with {server.code}:\n{server.tail()}")
         try:
-            status = json.loads(self.ask("status", "--json"))
+            status = self.status()
         except (HilError, ValueError):
             return False
         return bool(status["running"] and status["process"].get("connected"))

@@ -54,15 +54,20 @@ class Guest:
             raise RuntimeError(f"{self.name} is off")
         return self._console
 
-    def power_on(self, cache: str = "writeback") -> None:
-        """Start QEMU; returns when the console is connected, before the guest has said anything."""
+    def power_on(self, cache: str = "writeback", *, disk: Sequence[str] = (), clock: str = "") -> None:
+        """Start QEMU; returns when the console is connected, before the guest has said anything.
+
+        `disk` are QEMU's options that make the drive `root`, where it is not just the image; `clock` is what the
+        board's real-time clock says, as 1970-01-01T00:00:00: with none it is right.
+        """
         self.power_off()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.starts += 1
         self.began = time.monotonic()
         serial = self.folder / "console.sock"
         serial.unlink(missing_ok=True)
-        self._program = Program(self.name, self._words(serial, cache), self.folder / "qemu.log")
+        words = self._words(serial, disk or self._image(cache), clock)
+        self._program = Program(self.name, words, self.folder / "qemu.log")
         program = self._program
         journal.note(self.name, "power on", journal.Kind.ON)
         self._console = Console(self.name, serial, self.folder / "console.log", lambda: program.code is None)
@@ -118,7 +123,10 @@ class Guest:
         finally:
             session.close()
 
-    def _words(self, serial: Path, cache: str) -> list[str]:
+    def _image(self, cache: str) -> list[str]:
+        return ["-drive", f"file={self.boot.root},if=none,id=root,format={self.boot.root_format},cache={cache}"]
+
+    def _words(self, serial: Path, disk: Sequence[str], clock: str) -> list[str]:
         machine = self.machine
         kind = "virtio-{}-" + machine.bus
         boot = self.boot
@@ -126,8 +134,9 @@ class Guest:
         # QEMU would keep a GiB of translated code; a guest's whole userland fits this.
         words = [machine.program, *machine.options, "-accel", "tcg,tb-size=128"]
         words += ["-nodefaults", "-display", "none", "-no-reboot"]
+        words += ["-rtc", f"base={clock}"] if clock else []
         words += ["-kernel", str(boot.kernel), "-initrd", str(boot.initrd), "-append", line]
-        words += ["-drive", f"file={boot.root},if=none,id=root,format={boot.root_format},cache={cache}"]
+        words += disk
         words += ["-device", f"{kind.format('blk')},drive=root"]
         words += ["-device", kind.format("rng")]
         words += ["-chardev", f"socket,id=serial,path={serial},server=on,wait=on", "-serial", "chardev:serial"]

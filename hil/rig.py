@@ -25,6 +25,7 @@ from hil.stuck import BOOT_RETRIES_MAX
 
 ONLINE_TIMEOUT_S = 900.0  # what a busy machine takes; an idle one a tenth of it
 ANSWER_TIMEOUT_S = 120.0
+CONNECTED_TIMEOUT_S = 600.0
 POLL_S = 1.0
 
 
@@ -42,6 +43,18 @@ class Device:
             return json.loads(said)
         except ValueError:
             raise CommandFailed(f"{self.name}: edgeagent {verb[0]} --json said {said[-300:]!r}") from None
+
+    def wait_connected(self, timeout_s: float = CONNECTED_TIMEOUT_S) -> None:
+        """Until the agent says that the hub's broker has it. Raises NotReached."""
+
+        def connected() -> bool:
+            try:
+                hub = self.ask("status").get("hub")
+            except CommandFailed:  # it is starting
+                return False
+            return bool(hub and hub["connected"])
+
+        until(connected, timeout_s, lambda: NotReached(f"{self.name}: not connected within {timeout_s:g} s"), POLL_S)
 
     def rss_kb(self) -> int:
         """Resident memory of the agent, of which much is shared with nobody: Python is not."""

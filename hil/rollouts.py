@@ -46,9 +46,9 @@ def _rollouts(report: Report, rig: Rig, devices: Sequence[Device], out: Path) ->
                 rig.hub.ask("update", "publish", str(variant(made, images.abi(machine), version, ends)))
         step["said"] = f"{GOOD}, and {BROKEN} that ends at once"
     with report.step("rollout of a good version") as step:
-        number = _begin(rig, GOOD)
+        number = begin(rig, GOOD)
         began = time.monotonic()
-        shown = _wait(rig, number, ("done", "paused"))
+        shown = wait_for_state(rig, number, ("done", "paused"))
         report.figure("rollout of a good version", time.monotonic() - began, "s")
         _must(shown["state"] == "done", f"rollout {number} of {GOOD} is {shown['state']}: {shown.get('why')}")
         _wait_for_versions(rig, dict.fromkeys(before, GOOD))
@@ -56,9 +56,9 @@ def _rollouts(report: Report, rig: Rig, devices: Sequence[Device], out: Path) ->
     with report.step("pings by the new version") as step:
         step["said"] = pings(report, devices, f"with {GOOD}")
     with report.step("rollout of a broken version") as step:
-        number = _begin(rig, BROKEN)
+        number = begin(rig, BROKEN)
         began = time.monotonic()
-        shown = _wait(rig, number, ("done", "paused"))
+        shown = wait_for_state(rig, number, ("done", "paused"))
         report.figure("rollout of a broken version, until paused", time.monotonic() - began, "s")
         _must(shown["state"] == "paused", f"rollout {number} of {BROKEN} is {shown['state']}")
         told = json.loads(rig.hub.ask("rollout", "devices", str(number), "--json"))
@@ -91,7 +91,8 @@ def variant(source: Path, abi: str, version: str, ends: bool) -> Path:
     return target
 
 
-def _begin(rig: Rig, version: str) -> int:
+def begin(rig: Rig, version: str) -> int:
+    """A rollout of what was published, canary first, approved; its number."""
     made = json.loads(
         rig.hub.ask("rollout", "create", "--version", version, "--groups", "1,100%", "--soak", "1s", "--json")
     )
@@ -99,7 +100,9 @@ def _begin(rig: Rig, version: str) -> int:
     return int(made["id"])
 
 
-def _wait(rig: Rig, number: int, states: Sequence[str]) -> dict[str, Any]:
+def wait_for_state(rig: Rig, number: int, states: Sequence[str]) -> dict[str, Any]:
+    """What is shown of a rollout once it is in one of `states`. Raises NotReached."""
+
     def shown() -> dict[str, Any]:
         found: dict[str, Any] = json.loads(rig.hub.ask("rollout", "show", str(number), "--json"))
         return found

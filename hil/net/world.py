@@ -73,6 +73,10 @@ class World:
         for up in (True, False):
             self._ways[port, up] = Way(self._chance)
 
+    def rebind(self, port: str) -> None:
+        """The router of that port's home forgets what it translates."""
+        self._home_of[port].nat.rebind()
+
     def set_fault(self, port: str, fault: Fault) -> None:
         """From now on, in both directions of the port's cable."""
         for up in (True, False):
