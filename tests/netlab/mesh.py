@@ -78,10 +78,10 @@ class Device:
 class Mesh:
     """Make it, `start_hub`, then `join` devices on the segments given."""
 
-    def __init__(self, lab: Lab, net: Net, port: int = BROKER_PORT) -> None:
+    def __init__(self, lab: Lab, net: Net, port: int = BROKER_PORT, hub: str = "hub") -> None:
         self.lab = lab
         self.port = port
-        self.hub = lab.host("hub", net)
+        self.hub = lab.host(hub, net)
         self.server: Process | None = None
         self.password = ""  # of the owner, whose login is admin
         self.devices: list[Device] = []

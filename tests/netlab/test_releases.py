@@ -18,10 +18,11 @@ from tests.netlab.mesh import Device, Mesh
 
 ROOT = Path(__file__).parents[2]
 # Commits of this repository, by what came with them. None has been released yet.
-EARLIER = {"before policies were compiled": "101917b", "before boards and updates": "4b26a53"}
+AGENTS = {"before policies": "101917b", "before boards and updates": "4b26a53"}
+HUBS = {"before boards and updates": "4b26a53", "before reports of rigs": "63779e8"}
 
 
-@pytest.fixture(params=EARLIER.values(), ids=[name.replace(" ", "-") for name in EARLIER])
+@pytest.fixture
 def earlier(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with `edgeagent` and `edgehub` of an earlier commit, to be put before all others on a PATH."""
     commit = request.param
@@ -33,7 +34,7 @@ def earlier(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     programs = tmp_path_factory.mktemp(f"bin-{commit}")
     for program, module in (("edgeagent", "edgeagent"), ("edgehub", "hub")):
         made = programs / program
-        made.write_text(f'#!/bin/sh\nPYTHONPATH={tree} exec {sys.executable} -m {module} "$@"\n', encoding="utf-8")
+        made.write_text(f'#!/bin/sh\nPYTHONPATH={tree} exec {sys.executable} -P -m {module} "$@"\n', encoding="utf-8")
         made.chmod(0o755)
     return programs
 
@@ -61,6 +62,7 @@ def replace(device: Device, programs: Path | None) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("earlier", AGENTS.values(), ids=AGENTS, indirect=True)
 def test_an_earlier_agent_with_the_hub_of_today(lab: Lab, earlier: Path) -> None:
     net = lab.net("198.51.100.0/24", "2001:db8::/64")
     mesh = Mesh(lab, net)
@@ -81,9 +83,10 @@ def test_an_earlier_agent_with_the_hub_of_today(lab: Lab, earlier: Path) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("earlier", HUBS.values(), ids=HUBS, indirect=True)
 def test_an_earlier_hub_with_the_agent_of_today(lab: Lab, earlier: Path) -> None:
     net = lab.net("198.51.100.0/24", "2001:db8::/64")
-    mesh = Mesh(lab, net)
+    mesh = Mesh(lab, net, hub="release")
     use(mesh.hub, earlier)
     mesh.start_hub()
     a, b = (mesh.device(name, net) for name in ("a", "b"))
