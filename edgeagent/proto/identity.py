@@ -70,6 +70,20 @@ class Identity:
             password=base64url(entropy(32)),
         )
 
+    @property
+    def session_id(self) -> str:
+        """The MQTT client id where a broker does not see to it that a device's is its own: it cannot be guessed, or
+        anybody with an account could take the session over."""
+        return base64url(self._crypto.blake2s(b"em1 session" + self.device_seed, size=16))
+
+    def broker_login(self, network: str, broker_pass: bytes) -> tuple[str, str]:
+        """(MQTT client id, password) of this device, whose user name is its id; `broker_pass` as its map has it."""
+        if not broker_pass:
+            return self.device_id, self.password
+        from edgeagent.proto.brokerpass import DEVICE, bearer
+
+        return self.session_id, bearer(network, DEVICE, self.device_id, broker_pass)
+
     def make_next(self, entropy: Entropy) -> None:
         """Begin a renewal: make the next node key. To be saved before anybody hears of it."""
         self.node_next = generate_private_key(entropy)

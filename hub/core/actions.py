@@ -67,6 +67,7 @@ def create_token(
         uses=uses,
         tags=list(tags),
         lock_keys=list(locked.keys) if locked is not None and kind is Kind.DEVICE else [],
+        broker_pass=b"" if scribe.nats is None else scribe.nats.claim_pass(claim, not_after),
     )
 
 
@@ -198,7 +199,7 @@ def remove_device(scribe: Scribe, tx: Tx, device: Device, wall_s: int) -> None:
             record_renew_s=0,
             online=False,
             facts={},
-            removed_s=wall_s,
+            removed_s=max(wall_s, device.removed_s + 1, device.created_s),  # not before anything it was given
             removed_seq=tx.next_seq(),
             relay=b"",
             members=0,

@@ -29,6 +29,7 @@ from hub.core.model import (
     Op,
     Outgoing,
 )
+from hub.core.nats import Authority
 from hub.core.policing import Policing, groups_digest
 from hub.core.policy.compile import digest
 from hub.core.store import Tx
@@ -57,6 +58,7 @@ class Scribe:
         self._relays: tuple[bytes, list[dict[str, Any]]] = (b"", [])
         self._names: tuple[bytes, dict[str, Any]] = (b"", {})
         self.lock = LockView(crypto, network.id)
+        self.nats = Authority(crypto, network) if network.nats else None
 
     def record(self, tx: Tx, device: Device, wall_s: int) -> bytes:
         """The device's signed record; signed anew, and the device saved, when there is none that holds."""
@@ -134,6 +136,7 @@ class Scribe:
                 **on_routes.for_map(tx, device),
                 **on_rollouts.for_map(tx, device),
                 **self.lock.of_map(tx, device, node_keys),
+                **({} if self.nats is None else {"bp": self.nats.device_pass(device)}),
             },
         )
         tx.save_device(device)

@@ -1,0 +1,69 @@
+"""The MQTT password at brokers that keep no list of accounts but believe a signed word: NATS (docs/scale.md).
+
+NATS takes a JSON web token (docs.nats.io, "JWT authentication"). All of it but a date, the signer and the signature is
+known to both sides, so that is what the hub hands out: 112 bytes in a join token and in a map, instead of a kilobyte.
+"""
+
+from __future__ import annotations
+
+from base64 import b32encode
+from binascii import crc_hqx
+
+from edgeagent.proto.token import base64url
+
+DEVICE, CLAIM = "device", "claim"
+SIZE = 112  # since when (8, wall seconds, big-endian) ‖ until when (8, 0 = no end) ‖ account key 32 ‖ signature 64
+MESSAGE_BYTES_MAX = 98_304  # of a message; the protocol's own limits are lower
+INTERNAL = "$MQTT.sub.>"  # what a node subscribes to for a QoS 1 subscription, with its user's rights
+# Prefixes of public keys as text (github.com/nats-io/nkeys, strkey.go).
+OPERATOR_KEY, ACCOUNT_KEY, USER_KEY = 14 << 3, 0, 20 << 3
+
+_HEADER = base64url(b'{"typ":"JWT","alg":"ed25519-nkey"}')
+
+
+def bearer(network: str, role: str, user: str, broker_pass: bytes) -> str:
+    """The password of a device (its id) or of a join token (its claim id)."""
+    since, until = int.from_bytes(broker_pass[:8], "big"), int.from_bytes(broker_pass[8:16], "big")
+    signed = words(network, role, user, since, until, broker_pass[16:48])
+    return f"{signed}.{base64url(broker_pass[48:])}"
+
+
+def words(network: str, role: str, user: str, since_s: int, until_s: int, account: bytes) -> str:
+    """What the account's key signs: who it is, and what it may publish and subscribe to."""
+    net = f"em1.{network}"
+    me = f"{net}.{user}"
+    if role == DEVICE:
+        publish = [f"{me}.u.>", f"{me}.p", f"{net}.*.s.*"]
+        # To MQTT `d/#` is `d` as well. All feeds at once cannot be denied where each alone is allowed.
+        subscribe = [f"{me}.d", f"{me}.d.>", f"{me}.s", f"{me}.s.>", f"{net}.*.p", f"{net}.hub.state", INTERNAL]
+    else:
+        publish, subscribe = [f"{me}.u.join"], [f"{me}.d.*", f"{net}.hub.state", INTERNAL]
+    return claims(
+        f'"iss":"{nkey(ACCOUNT_KEY, account)}","sub":"{user_key(user)}","name":"{user}","iat":{since_s},'
+        + (f'"exp":{until_s},' if until_s else ""),
+        f'{rights(publish, subscribe)},"payload":{MESSAGE_BYTES_MAX},"bearer_token":true,'
+        '"allowed_connection_types":["MQTT"],"type":"user"',
+    )
+
+
+def claims(head: str, body: str) -> str:
+    """Header and payload of a token of NATS' second version, in the one spelling that both sides sign and check."""
+    payload = f'{{"jti":"em1",{head}"nats":{{{body},"version":2}}}}'
+    return f"{_HEADER}.{base64url(payload.encode())}"
+
+
+def rights(publish: list[str], subscribe: list[str]) -> str:
+    """What is not named is denied."""
+    allowed = [",".join(f'"{subject}"' for subject in subjects) for subjects in (publish, subscribe)]
+    return f'"pub":{{"allow":[{allowed[0]}]}},"sub":{{"allow":[{allowed[1]}]}},"subs":-1,"data":-1'
+
+
+def nkey(prefix: int, key: bytes) -> str:
+    """A public key of 32 B as NATS writes it."""
+    data = bytes([prefix]) + key
+    return b32encode(data + crc_hqx(data, 0).to_bytes(2, "little")).decode().rstrip("=")
+
+
+def user_key(user: str) -> str:
+    """What NATS knows a user by. It is no key: nobody proves anything by it, the password is all."""
+    return nkey(USER_KEY, user.encode().ljust(32, b"\0"))

@@ -1,0 +1,90 @@
+"""Accounts at NATS nodes, in the place of those that other brokers keep: see hub.core.nats.
+
+Who comes in needs nothing but what the hub has signed for it. Who is cut off is told to the nodes, all of them in one
+message, and again until one has taken it; what a hub before this one had not told, the first message does.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from edgeagent import crypto as providers
+from hub.core.model import Outgoing
+from hub.core.nats import REVOKED_MAX, Authority
+from hub.database import Database
+from hub.io.accounts import Done, Listed
+from hub.io.natsclaims import Manager, Telling
+from hub.store import nats
+from hub.store.meta import Site
+
+SPACING_S = 1.1  # nodes tell an older account from a newer one by whole seconds
+RETRY_S = 5.0
+
+log = logging.getLogger("edgehub.broker")
+
+
+class NatsAccounts:
+    """`send` each row that ends an account, `tick` every second: it returns the rows that have had their effect."""
+
+    def __init__(self, store: Database, authority: Authority, site: Site, ca_pem: str) -> None:
+        self._store = store
+        self._authority = authority
+        nodes = tuple((host.strip("[]"), int(port)) for host, _, port in hosts(site.nats))
+        self._manager = Manager(nodes, ca_pem, *authority.manager())
+        self._telling: Telling | None = None
+        self._waiting: set[int] = set()  # rows that the next message is about
+        self._told: set[int] = set()  # rows that the message under way is about
+        self._wanted = True
+        self._next_at = 0.0
+
+    def make_roles(self) -> list[bytes]:
+        return []
+
+    def list_users(self) -> list[bytes]:
+        return []
+
+    def send(self, row: Outgoing) -> list[bytes]:
+        self._waiting.add(row.id)
+        self._wanted = True
+        return []
+
+    def handle_response(self, payload: bytes) -> tuple[list[Done | Listed], list[bytes]]:
+        return [], []
+
+    def reset(self) -> None:
+        """The rows will come again."""
+        self._waiting.clear()
+        self._told.clear()
+
+    def tick(self, now: float) -> list[int]:
+        done: set[int] = set()
+        if self._telling is not None and self._telling.is_over():
+            telling, self._telling = self._telling, None
+            if telling.error:
+                log.warning("nats: nodes were not told who is cut off (%s), next try in %.0f s", telling.error, RETRY_S)
+                self._waiting |= self._told
+                self._wanted, self._next_at = True, now + RETRY_S
+            else:
+                log.info("nats: %d of %d nodes know who is cut off", telling.told, len(self._manager.nodes))
+                done |= self._told
+            self._told = set()
+        if self._telling is None and self._wanted and now >= self._next_at:
+            self._begin(now)
+        return sorted(done)
+
+    def _begin(self, now: float) -> None:
+        self._wanted, self._next_at = False, now + SPACING_S
+        self._told, self._waiting = self._waiting, set()
+        with self._store.read() as tx:
+            cut_off = nats.cut_off(tx.connection, REVOKED_MAX + 1)
+        if len(cut_off) > REVOKED_MAX:
+            log.error("nats: more than %d are cut off; nodes let the first of them in again", REVOKED_MAX)
+        wall_s, authority = int(time.time()), self._authority
+        account = authority.account_claims(wall_s, cut_off[:REVOKED_MAX])
+        self._telling = Telling(providers.load(), self._manager, account)
+
+
+def hosts(text: str) -> list[tuple[str, str, str]]:
+    """`host:port`, several with commas between."""
+    return [each.rpartition(":") for each in text.split(",") if each]
