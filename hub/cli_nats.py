@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgeagent import crypto as providers
+from edgeagent.proto.names import is_host_port
 from hub.core.model import HubError
 from hub.core.nats import ACCOUNT_BYTES_MAX, Authority
 from hub.opening import open_store
 from hub.output import print_json
+from hub.store.meta import load_site
 
 if TYPE_CHECKING:
     from hub.setup import External
@@ -66,6 +69,38 @@ def config(
     typer.echo(text(authority, accounts))
 
 
+@app.command()
+def certificate(
+    names: Annotated[list[str], typer.Argument(help="Host names and addresses of one server.")],
+    out: Annotated[Path, typer.Option(help="A directory that is there; nothing in it is overwritten.")],
+) -> None:
+    """Make a server's key and certificate, for devices and for the other servers: server.key, server.pem and ca.pem.
+
+    \b
+    edgehub nats certificate n1.example.org --out n1
+    """
+    from hub.io import pki
+
+    with open_store() as store, store.read() as tx:
+        network, site = tx.network(), load_site(tx.connection)
+    if not network.nats or not site.ca_key_pem:
+        raise HubError("this network's CA is not here: whoever made the file of --broker-ca makes certificates")
+    for name in names:
+        if not is_host_port(f"{name}:1"):
+            raise HubError(f"name {name!r}: a host name, an IPv4 or an [IPv6] address expected")
+    key, chain = pki.make_server(site.ca_key_pem, network.ca_der, tuple(name.strip("[]") for name in names), peer=True)
+    for file, content in (("server.key", key), ("server.pem", chain), ("ca.pem", pki.der_to_pem(network.ca_der))):
+        try:
+            descriptor = os.open(out / file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        except FileExistsError:
+            raise HubError(
+                f"{out / file}: it exists, and nothing is overwritten. Take it away, or choose another --out"
+            ) from None
+        with open(descriptor, "w", encoding="utf-8") as target:
+            target.write(content)
+    typer.echo(f"{out / 'server.key'}: a secret of this server's alone")
+
+
 def text(authority: Authority, accounts: Path) -> str:
     """NATS' own form."""
     return f"""\
@@ -84,9 +119,6 @@ def nodes(nats: list[str], brokers: list[str] | None, ca: Path | None) -> Extern
     """What `edgehub init` was told. Raises HubError."""
     from hub.setup import External
 
-    if not brokers or ca is None:
-        raise HubError(
-            "--nats: where devices connect, and by which CA's certificates, is needed too. "
-            "Add --external-broker HOST:PORT for each server, and --broker-ca FILE"
-        )
+    if not brokers:
+        raise HubError("--nats: where devices connect is needed too. Add --external-broker HOST:PORT for each server")
     return External(tuple(brokers), ca, nats=tuple(nats))

@@ -40,7 +40,7 @@ class External:
     """Brokers that somebody else runs: one, or with `nats` the nodes of one cluster."""
 
     addresses: tuple[str, ...]  # "host:port"
-    ca_file: Path
+    ca_file: Path | None  # None, with `nats`: this hub makes one, and certificates under it
     user: str = ""  # none with `nats`: the hub signs what it may do itself
     password_file: Path | None = None
     nats: tuple[str, ...] = ()  # "host:port" of their ports for clients, where they are told who is cut off
@@ -85,11 +85,12 @@ def initialise(
 
     wall_s = int(time.time())
     ca_key_pem = server_key_pem = server_cert_pem = ""
-    if external is None:
-        ca_key_pem, ca_der = pki.make_ca(domain, wall_s)
-        server_key_pem, server_cert_pem = pki.make_server(ca_key_pem, ca_der, names)
-    else:
+    if external is not None and external.ca_file is not None:
         ca_der = _read_ca(external.ca_file)
+    else:
+        ca_key_pem, ca_der = pki.make_ca(domain, wall_s)
+    if external is None:
+        server_key_pem, server_cert_pem = pki.make_server(ca_key_pem, ca_der, names)
     network = _make_network(domain, hosts, ca_der, epoch=wall_s, nats=bool(external and external.nats))
     site = Site(
         listen_host=listen_host,

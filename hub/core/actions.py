@@ -13,6 +13,7 @@ from hub.core import admission, clients, naming, relays, routes
 from hub.core.credential import make_credential
 from hub.core.hostnames import RESERVED
 from hub.core.model import TOKENS_MAX, Device, DeviceState, HubError, JobKind, Kind, Op, Outgoing, Role, Token
+from hub.core.nats import hosts_for
 from hub.core.scribe import Scribe
 from hub.core.store import Tx
 
@@ -57,7 +58,7 @@ def create_token(
     )
     tx.put_out(Outgoing(Op.ADMIT, claim, password.encode(), role=Role.CLAIM))
     return JoinToken(
-        hosts=list(network.hosts),
+        hosts=hosts_for(network, claim),
         network_key=network.key,
         hub_box_key=network.box_key,
         ca_sha256=sha256(network.ca_der).digest(),

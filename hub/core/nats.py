@@ -12,6 +12,7 @@ is given depends only on its row: it is the same each time it is made.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from zlib import crc32
 
 from edgeagent.proto.brokerpass import (
     ACCOUNT_KEY,
@@ -112,3 +113,10 @@ class Authority:
 
     def _public(self, name: str) -> bytes:
         return self._crypto.ed25519_public(self._key(name))
+
+
+def hosts_for(network: Network, user: str) -> list[str]:
+    """Brokers in the order in which a device tries them: of a cluster not everybody's first one is the same."""
+    hosts = list(network.hosts)
+    first = crc32(user.encode()) % len(hosts) if network.nats else 0
+    return hosts[first:] + hosts[:first]

@@ -29,7 +29,7 @@ from hub.core.model import (
     Op,
     Outgoing,
 )
-from hub.core.nats import Authority
+from hub.core.nats import Authority, hosts_for
 from hub.core.policing import Policing, groups_digest
 from hub.core.policy.compile import digest
 from hub.core.store import Tx
@@ -126,7 +126,7 @@ class Scribe:
                 "fk": device.feed_key,
                 "fg": device.feed_generation,
                 "bx": network.box_key,
-                "h": list(network.hosts),
+                "h": hosts_for(network, device.id),
                 "nk": node_keys,
                 "na": device.not_after,
                 "set": {"node_key_life_s": NODE_KEY_LIFE_S, "node_key_grace_s": NODE_KEY_GRACE_S},

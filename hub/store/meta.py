@@ -25,7 +25,7 @@ class Site:
     user: str  # the hub's account at the broker
     password: str
     client_id: str  # its MQTT client id: random, because whoever knows it could end its session
-    ca_key_pem: str  # "" with an external broker
+    ca_key_pem: str  # "" where somebody else makes the brokers' certificates
     server_key_pem: str
     server_cert_pem: str
     external: str = ""  # "host:port" of a broker that somebody else runs; several with commas between

@@ -9,7 +9,7 @@ from hub.store.schema import device, token
 
 
 def cut_off(connection: Connection, limit: int) -> list[tuple[str, int]]:
-    """(MQTT user, up to when nothing that it was given counts), the latest first: devices and tokens without account."""
+    """(MQTT user, up to when nothing counts that it had), the latest first: devices and tokens without an account."""
     # One that waits after it was cut off has lost its account as well.
     gone = or_(
         device.c.state == DeviceState.REMOVED.value,

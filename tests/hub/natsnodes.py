@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
-from hub.io.pki import der_to_pem, make_ca, make_server
+from hub.io.pki import der_to_pem
 from hub.setup import External, initialise
 from hub.state import State
 from tests.hub.kit import load_crypto
@@ -32,14 +30,15 @@ class Node:
         self.process: subprocess.Popen[bytes] | None = None
 
     def configure(self, included: str, nodes: list[Node]) -> None:
-        """As docs/scale.md has it, but for TLS between the nodes: they are on one machine."""
+        """As docs/scale.md has it."""
         (self.directory / "edgehub.conf").write_text(included)
-        routes = ", ".join(f'"nats://route:secret@127.0.0.1:{other.route}"' for other in nodes if other is not self)
+        routes = ", ".join(f'"nats://127.0.0.1:{other.route}"' for other in nodes if other is not self)
+        files = f'cert_file: "{self.directory}/server.pem", key_file: "{self.directory}/server.key"'
+        tls = f"tls {{ {files} }}"
         cluster = (
-            f'cluster {{ name: "edge", listen: "127.0.0.1:{self.route}", '
-            f'authorization {{ user: "route", password: "secret" }}, routes: [{routes}] }}'
+            f'cluster {{ name: "edge", listen: "127.0.0.1:{self.route}", routes: [{routes}], '
+            f'tls {{ {files}, ca_file: "{self.directory}/ca.pem", verify: true }} }}'
         )
-        tls = f'tls {{ cert_file: "{self.directory}/server.pem", key_file: "{self.directory}/server.key" }}'
         (self.directory / "nats-server.conf").write_text(
             f'server_name: "{self.name}"\nlisten: "127.0.0.1:{self.client}"\n{tls}\ninclude "edgehub.conf"\n'
             f'jetstream {{ store_dir: "{self.directory}/jetstream" }}\n{cluster if len(nodes) > 1 else ""}\n'
@@ -74,10 +73,6 @@ class NatsRig(Rig):
     """A hub whose brokers are NATS servers. `port` is where `client` connects."""
 
     def __init__(self, directory: Path, size: int, database_url: str = "") -> None:
-        ca_key_pem, ca_der = make_ca("test", time.time())
-        self.ca_pem = der_to_pem(ca_der)
-        ca_file = directory / "ca.pem"
-        ca_file.write_text(self.ca_pem)
         self.nodes = [Node(directory / f"n{number}", f"n{number}") for number in range(1, size + 1)]
         self.port = self.nodes[0].mqtt
         self.state = State(directory / "hub")
@@ -89,17 +84,14 @@ class NatsRig(Rig):
             domain="mesh.test",
             listen="8883",
             addresses=[],
-            external=External(brokers, ca_file, nats=clients),
+            external=External(brokers, None, nats=clients),
             database_url=database_url,
         )
         self.process = None
         self.log = directory / "serve.log"
-        key_pem, chain_pem = make_server(ca_key_pem, ca_der, ("127.0.0.1",))
+        self.ca_pem = der_to_pem(self.network.ca_der)
         for node in self.nodes:
-            (node.directory / "server.pem").write_text(chain_pem)
-            descriptor = os.open(node.directory / "server.key", os.O_CREAT | os.O_WRONLY, 0o600)
-            os.write(descriptor, key_pem.encode())
-            os.close(descriptor)
+            self.run("nats", "certificate", "127.0.0.1", "--out", str(node.directory))
             node.configure(self.run("nats", "config", "--accounts", f"{node.directory}/accounts"), self.nodes)
             node.start()
         for node in self.nodes:
