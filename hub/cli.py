@@ -38,6 +38,7 @@ from hub import (
     cli_updates,
     cli_users,
     cli_web,
+    cli_webhooks,
 )
 from hub.core.model import DeviceState, HubError
 from hub.core.people import check_login
@@ -76,6 +77,7 @@ app.add_typer(cli_lock_files.app, name="lock")
 app.add_typer(cli_updates.app, name="update")
 app.add_typer(cli_rollouts.app, name="rollout")
 app.add_typer(cli_nats.app, name="nats")
+app.add_typer(cli_webhooks.app, name="webhooks")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
