@@ -34,9 +34,8 @@ from hub.core.policing import Policing, groups_digest
 from hub.core.policy.compile import digest
 from hub.core.store import Tx
 
-UNKNOWN_TTL_S = 60
+UNKNOWN_TTL_S = 30  # an operator who opens a way tries it soon
 FORBIDDEN_TTL_S = 300
-POLICY_TTL_S = 30  # of a refusal by policy: an operator who opens a way tries it soon
 PASS_REGIONS_MAX = PASS_RELAYS_MAX = 8
 PASS_NAMES_BYTES_MAX = 720  # what they may take of a pass
 NODE_KEYS_SHOWN_MAX = 4
@@ -161,9 +160,9 @@ class Scribe:
             body["via"] = via
         self._down(tx, reader, "rec", body, wall_s, key=None if ask is not None else f"rec/{reader.id}/{subject.id}")
 
-    def no(self, tx: Tx, reader: Device, ask: int, why: str, wall_s: int, *, ttl_s: int = 0) -> None:
-        """`unknown` or `forbidden`; `ttl_s` 0: as long as is usual for it."""
-        ttl = ttl_s or (UNKNOWN_TTL_S if why == "unknown" else FORBIDDEN_TTL_S)
+    def no(self, tx: Tx, reader: Device, ask: int, why: str, wall_s: int) -> None:
+        """`unknown` or `forbidden`."""
+        ttl = UNKNOWN_TTL_S if why == "unknown" else FORBIDDEN_TTL_S
         self._down(tx, reader, "rec", {"id": ask, "no": why, "ttl": ttl}, wall_s)
 
     def gone(self, tx: Tx, reader: Device, subject: str, wall_s: int, since_s: int | None = None) -> None:
