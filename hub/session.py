@@ -373,7 +373,7 @@ def _endpoints(site: Site, scribe: Scribe) -> list[Endpoint]:
     places = [(site.listen_host, site.listen_port)]
     user, password = site.user, site.password
     if site.external:
-        places = [(host.strip("[]"), int(port)) for host, _, port in hosts(site.external)]
+        places = list(hosts(site.external))
     elif site.listen_host in ("", "0.0.0.0"):
         places = [("127.0.0.1", site.listen_port)]
     elif site.listen_host == "::":

@@ -274,7 +274,7 @@ class HubSession:
         registration.begin_session()
         self._settle(now)  # the epoch is on disk before anything is signed in it
         will = registration.last_will(now)
-        client_id, password = self._identity.broker_login(self._admission.network, registration.map.broker_pass)
+        client_id, password = self._identity.broker_login(self._admission.network, registration.map)
         login = Login(
             client_id,
             self._identity.device_id,

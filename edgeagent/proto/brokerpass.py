@@ -9,6 +9,7 @@ from __future__ import annotations
 from base64 import b32encode
 from binascii import crc_hqx
 
+from edgeagent.proto.crypto import Crypto
 from edgeagent.proto.token import base64url
 
 DEVICE, CLAIM = "device", "claim"
@@ -44,6 +45,12 @@ def words(network: str, role: str, user: str, since_s: int, until_s: int, accoun
         f'{rights(publish, subscribe)},"payload":{MESSAGE_BYTES_MAX},"bearer_token":true,'
         '"allowed_connection_types":["MQTT"],"type":"user"',
     )
+
+
+def session_id(crypto: Crypto, private: bytes, public: bytes) -> str:
+    """The MQTT client id of a device, from the box keys of device and hub: NATS lets anybody use any, and whoever knew
+    it could take the session over. The hub knows it, to end the session of a device that it has removed."""
+    return base64url(crypto.blake2s(b"em1 session" + crypto.x25519(private, public), size=16))
 
 
 def claims(head: str, body: str) -> str:

@@ -24,6 +24,7 @@ from edgeagent.proto.brokerpass import (
     claims,
     nkey,
     rights,
+    session_id,
     user_key,
     words,
 )
@@ -48,6 +49,7 @@ class Authority:
         self._crypto = crypto
         self._network = network.id
         self._seed = network.seed
+        self._box_private = network.box_private
         self._account_key = self._public("account")
         self._operator = nkey(OPERATOR_KEY, self._public("operator"))
         self.account = nkey(ACCOUNT_KEY, self._account_key)
@@ -99,6 +101,10 @@ class Authority:
         )
         body = f'{rights([UPDATE_SUBJECT], [f"{INBOX}.>"])},"payload":-1,"type":"user"'
         return self._signed("system", claims(head, body)), seed
+
+    def session_id(self, device: Device) -> str:
+        """The MQTT client id of a device."""
+        return session_id(self._crypto, self._box_private, device.box_key)
 
     def _pass(self, role: str, user: str, since_s: int, until_s: int) -> bytes:
         text = words(self._network, role, user, since_s, until_s, self._account_key)

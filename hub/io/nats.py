@@ -10,8 +10,9 @@ import logging
 import time
 
 from edgeagent import crypto as providers
-from hub.core.model import Outgoing
-from hub.core.nats import REVOKED_MAX, Authority
+from edgeagent.proto.names import is_device_id
+from hub.core.model import DeviceState, Outgoing
+from hub.core.nats import HUB, REVOKED_MAX, Authority
 from hub.database import Database
 from hub.io.accounts import Done, Listed
 from hub.io.natsclaims import Manager, Telling
@@ -30,11 +31,13 @@ class NatsAccounts:
     def __init__(self, store: Database, authority: Authority, site: Site, ca_pem: str) -> None:
         self._store = store
         self._authority = authority
-        nodes = tuple((host.strip("[]"), int(port)) for host, _, port in hosts(site.nats))
-        self._manager = Manager(nodes, ca_pem, *authority.manager())
+        claims, seed = authority.manager()
+        self._manager = Manager(
+            hosts(site.nats), ca_pem, claims, seed, hosts(site.external), HUB, authority.hub_password()
+        )
         self._telling: Telling | None = None
-        self._waiting: set[int] = set()  # rows that the next message is about
-        self._told: set[int] = set()  # rows that the message under way is about
+        self._waiting: dict[int, str] = {}  # rows that the next message is about: their users
+        self._told: dict[int, str] = {}  # rows that the message under way is about
         self._wanted = True
         self._next_at = 0.0
 
@@ -45,7 +48,7 @@ class NatsAccounts:
         return []
 
     def send(self, row: Outgoing) -> list[bytes]:
-        self._waiting.add(row.id)
+        self._waiting[row.id] = row.target
         self._wanted = True
         return []
 
@@ -68,23 +71,27 @@ class NatsAccounts:
             else:
                 log.info("nats: %d of %d nodes know who is cut off", telling.told, len(self._manager.nodes))
                 done |= self._told
-            self._told = set()
+            self._told = {}
         if self._telling is None and self._wanted and now >= self._next_at:
             self._begin(now)
         return sorted(done)
 
     def _begin(self, now: float) -> None:
         self._wanted, self._next_at = False, now + SPACING_S
-        self._told, self._waiting = self._waiting, set()
+        self._told, self._waiting = self._waiting, {}
         with self._store.read() as tx:
             cut_off = nats.cut_off(tx.connection, REVOKED_MAX + 1)
+            gone = [tx.device(user) for user in self._told.values() if is_device_id(user)]
         if len(cut_off) > REVOKED_MAX:
             log.error("nats: more than %d are cut off; nodes let the first of them in again", REVOKED_MAX)
-        wall_s, authority = int(time.time()), self._authority
-        account = authority.account_claims(wall_s, cut_off[:REVOKED_MAX])
-        self._telling = Telling(providers.load(), self._manager, account)
+        account = self._authority.account_claims(int(time.time()), cut_off[:REVOKED_MAX])
+        sessions = frozenset(
+            self._authority.session_id(device) for device in gone if device and device.state is DeviceState.REMOVED
+        )
+        self._telling = Telling(providers.load(), self._manager, account, sessions)
 
 
-def hosts(text: str) -> list[tuple[str, str, str]]:
+def hosts(text: str) -> tuple[tuple[str, int], ...]:
     """`host:port`, several with commas between."""
-    return [each.rpartition(":") for each in text.split(",") if each]
+    found = (each.rpartition(":") for each in text.split(",") if each)
+    return tuple((host.strip("[]"), int(port)) for host, _, port in found)

@@ -1,6 +1,8 @@
 """Telling NATS nodes who is cut off: one message in NATS' own protocol (docs.nats.io, "Client Protocol"), in a thread.
 
-One node is enough: it tells all that it reaches, and nodes that are down ask the others when they are back.
+One node is enough: it tells all that it reaches, and nodes that are down ask the others when they are back. Then MQTT
+sessions of those that were removed are ended (MQTT 3.1.1, section 3.1.2.4): NATS 2.9 would keep them, and what comes
+for them, for ever.
 """
 
 from __future__ import annotations
@@ -10,7 +12,9 @@ import logging
 import socket
 import ssl
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from edgeagent.proto.crypto import Crypto
 from edgeagent.proto.token import base64url
@@ -29,21 +33,27 @@ class NatsError(Exception):
 
 @dataclass(slots=True, frozen=True)
 class Manager:
-    """Who may change accounts, at which nodes ("host", port), and by which CA's certificates they are known."""
+    """Who may change accounts, at which nodes (host, port), by which CA's certificates they are known; and the hub's
+    user and password at their ports for MQTT."""
 
     nodes: tuple[tuple[str, int], ...]
     ca_pem: str
     claims: str
     seed: bytes
+    brokers: tuple[tuple[str, int], ...] = ()
+    user: str = ""
+    password: str = ""
 
 
 class Telling:
-    """`begin` one message, then look at `is_over` from time to time; `error` is "" when a node took it."""
+    """One message, and `sessions` (client ids) that are to be ended; it begins at once. Look at `is_over` from time to
+    time; `error` is "" when all of it was done, and `told` how many nodes know."""
 
-    def __init__(self, crypto: Crypto, manager: Manager, account: str) -> None:
+    def __init__(self, crypto: Crypto, manager: Manager, account: str, sessions: frozenset[str]) -> None:
         self._crypto = crypto  # of this thread alone
         self._manager = manager
         self._message = account.encode()
+        self._sessions = sessions
         self.error = ""
         self.told = 0
         self._thread = threading.Thread(target=self._run, name="nats-claims", daemon=True)
@@ -53,15 +63,50 @@ class Telling:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        try:
+            self._anywhere(self._manager.nodes, self._tell)
+            for session in sorted(self._sessions):
+                self._anywhere(self._manager.brokers, partial(end_session, self._manager, session))
+        except NatsError as error:
+            self.error = str(error)
+
+    def _tell(self, host: str, port: int) -> None:
+        self.told = tell(self._crypto, self._manager, host, port, self._message)
+
+    @staticmethod
+    def _anywhere(places: tuple[tuple[str, int], ...], do: Callable[[str, int], None]) -> None:
+        """At the first place where it can be done."""
         said = []
-        for host, port in self._manager.nodes:
+        for host, port in places:
             try:
-                self.told = tell(self._crypto, self._manager, host, port, self._message)
+                return do(host, port)
             except (OSError, NatsError, ValueError) as error:
                 said.append(f"{host}:{port}: {error}")
-            else:
-                return
-        self.error = "; ".join(said) or "no node is known"
+        raise NatsError("; ".join(said) or "no node is known")
+
+
+def end_session(manager: Manager, session: str, host: str, port: int) -> None:
+    """Connect under its client id with a clean session, and leave. Raises OSError, NatsError."""
+    fields = b"".join(
+        len(text).to_bytes(2, "big") + text.encode() for text in (session, manager.user, manager.password)
+    )
+    body = b"\x00\x04MQTT\x04\xc2\x00\x1e" + fields  # level 4; user, password, clean session; keepalive 30 s
+    connect = bytearray(b"\x10")
+    size = len(body)
+    while True:
+        size, low = size >> 7, size & 127
+        connect.append(low | (128 if size else 0))
+        if not size:
+            break
+    with (
+        socket.create_connection((host, port), TIMEOUT_S) as raw,
+        _context(manager).wrap_socket(raw, server_hostname=host) as tls,
+    ):
+        tls.sendall(bytes(connect) + body)
+        answer = _exactly(tls, 4)
+        if answer[:2] != b"\x20\x02" or answer[3]:
+            raise NatsError(f"it refused to end a session (CONNACK {answer.hex()})")
+        tls.sendall(b"\xe0\x00")
 
 
 def tell(crypto: Crypto, manager: Manager, host: str, port: int, message: bytes) -> int:
@@ -72,16 +117,20 @@ def tell(crypto: Crypto, manager: Manager, host: str, port: int, message: bytes)
         info = json.loads(_line(raw, b"INFO "))
         if not info.get("tls_required"):
             raise NatsError("it asks for no TLS; its configuration needs a `tls` block")
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.load_verify_locations(cadata=manager.ca_pem)
-        with context.wrap_socket(raw, server_hostname=host) as tls:
+        with _context(manager).wrap_socket(raw, server_hostname=host) as tls:
             signature = base64url(crypto.ed25519_sign(manager.seed, str(info.get("nonce", "")).encode()))
             hello = {"jwt": manager.claims, "sig": signature, "verbose": False, "protocol": 0, "tls_required": True}
             inbox = f"{INBOX}.told"
             said = f"CONNECT {json.dumps(hello)}\r\nSUB {inbox} 1\r\nPUB {UPDATE_SUBJECT} {inbox} {len(message)}\r\n"
             tls.sendall(said.encode() + message + b"\r\n")
             return _count(tls)
+
+
+def _context(manager: Manager) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_verify_locations(cadata=manager.ca_pem)
+    return context
 
 
 def _count(tls: ssl.SSLSocket) -> int:

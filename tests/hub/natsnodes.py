@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 
 from hub.io.pki import der_to_pem
+from hub.moving import attach
 from hub.setup import External, initialise
 from hub.state import State
+from hub.store.postgres import PostgresStore
 from tests.hub.kit import load_crypto
 from tests.hub.rig import Client, Rig, free_port, wait_until
+from tests.hub.test_together import Together
 
 PROGRAM = shutil.which("nats-server", path="/usr/sbin:/usr/bin:/usr/local/bin")
 needs_nats = pytest.mark.skipif(PROGRAM is None, reason="no nats-server")
@@ -106,3 +109,51 @@ class NatsRig(Rig):
         super().end()
         for node in self.nodes:
             node.end()
+
+
+class NatsTogether(Together):
+    """Three hubs, each with a state directory of its own, and three nodes."""
+
+    def __init__(self, directory: Path, url: str) -> None:
+        first = NatsRig(directory, 3, url)
+        self.nats = first
+        self.down: list[Node] = []
+        self.hubs = [first]
+        self.store = PostgresStore(url)
+        for name in ("second", "third"):
+            other = object.__new__(NatsRig)
+            other.__dict__.update(first.__dict__, state=State(directory / name), log=directory / f"{name}.log")
+            attach(other.state, url)
+            self.hubs.append(other)
+        for hub in self.hubs:
+            hub.launch()
+
+    @property
+    def nodes(self) -> list[Node]:
+        return self.nats.nodes
+
+    def node_of(self, port: int) -> Node:
+        return next(node for node in self.nodes if node.mqtt == port)
+
+    def kill_node(self, node: Node) -> None:
+        node.kill()
+        self.down.append(node)
+
+    def bring_back(self) -> None:
+        """The nodes that were killed."""
+        for node in self.down:
+            node.log.unlink()
+            node.start()
+            node.wait_ready()
+        self.down.clear()
+
+    def leaders_node(self) -> Node:
+        """Where the hub that leads is connected."""
+        return self.node_of(int(self.leading().state.read_status()["broker"].rpartition(":")[2]))
+
+    def end(self) -> None:
+        for hub in self.hubs:
+            super(NatsRig, hub).end()
+        for node in self.nodes:
+            node.end()
+        self.store.close()

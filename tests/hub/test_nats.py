@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgeagent.proto.brokerpass import SIZE, bearer
+from edgeagent.proto.devicemap import DeviceMap
 from edgeagent.proto.join import Joined
 from edgeagent.proto.token import Token
 from hub.core.nats import Authority
@@ -38,8 +39,9 @@ class In:
         assert isinstance(self.member.event, Joined)
         self.id = self.member.id
         admission = self.member.event.admission
-        self.broker_pass = admission.open_map(rig.crypto, self.id).broker_pass
-        self.session, self.password = self.member.identity.broker_login(rig.network.id, self.broker_pass)
+        device_map = admission.open_map(rig.crypto, self.id)
+        self.broker_pass = device_map.broker_pass
+        self.session, self.password = self.member.identity.broker_login(rig.network.id, device_map)
 
 
 @needs_nats
@@ -137,8 +139,9 @@ def test_a_removed_device_is_out_at_once_and_back_with_a_new_token(rig: NatsRig)
         assert client.code != 0
     again = In(rig, 6, "leaver")
     assert again.id == one.id and again.password != one.password
-    with rig.client(again.id, again.password, again.session) as client:
-        assert client.code == 0
+    assert again.session == one.session
+    with rig.client(again.id, again.password, again.session, clean=False) as client:
+        assert client.code == 0 and not client.session_present, "nothing of what was before is left at the broker"
 
 
 @needs_nats
@@ -187,7 +190,7 @@ def test_maps_and_tokens_have_a_word_only_where_nodes_want_it(tmp_path: Path) ->
         device.read(hub.sent())
         assert device.map is not None
         assert ("bp" in device.map.body) is nats
-        client_id, password = device.identity.broker_login(network.id, device.map.body.get("bp", b""))
+        client_id, password = device.identity.broker_login(network.id, DeviceMap(device.map))
         assert (client_id == device.id, password == device.identity.password) == (not nats, not nats)
 
 

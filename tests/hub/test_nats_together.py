@@ -11,55 +11,18 @@ import pytest
 from sqlalchemy import select
 
 from edgeagent.proto import topics
+from edgeagent.proto.devicemap import DeviceMap
 from hub.core.events import Webhook
 from hub.core.model import Op, Outgoing
-from hub.moving import attach
-from hub.state import State
 from hub.store import hooks
-from hub.store.postgres import PostgresStore
 from hub.store.schema import delivery
 from tests.hub.kit import Dev
-from tests.hub.natsnodes import NatsRig, Node, needs_nats
+from tests.hub.natsnodes import NatsTogether, needs_nats
 from tests.hub.postgres import PostgresServer
 from tests.hub.rig import Client
-from tests.hub.test_together import Together, wait_until
+from tests.hub.test_together import wait_until
 
 ASKERS, ASKS, AT_ONCE = 6, 30, 4
-
-
-class NatsTogether(Together):
-    """Three hubs, each with a state directory of its own, and three nodes."""
-
-    def __init__(self, directory: Path, url: str) -> None:
-        first = NatsRig(directory, 3, url)
-        self.nats = first
-        self.hubs = [first]
-        self.store = PostgresStore(url)
-        for name in ("second", "third"):
-            other = object.__new__(NatsRig)
-            other.__dict__.update(first.__dict__, state=State(directory / name), log=directory / f"{name}.log")
-            attach(other.state, url)
-            self.hubs.append(other)
-        for hub in self.hubs:
-            hub.launch()
-
-    @property
-    def nodes(self) -> list[Node]:
-        return self.nats.nodes
-
-    def node_of(self, port: int) -> Node:
-        return next(node for node in self.nodes if node.mqtt == port)
-
-    def leaders_node(self) -> Node:
-        """Where the hub that leads is connected."""
-        return self.node_of(int(self.leading().state.read_status()["broker"].rpartition(":")[2]))
-
-    def end(self) -> None:
-        for hub in self.hubs:
-            super(NatsRig, hub).end()
-        for node in self.nodes:
-            node.end()
-        self.store.close()
 
 
 class Asker:
@@ -80,7 +43,7 @@ class Asker:
 
     def connect(self) -> None:
         assert self.device.map is not None
-        session, password = self.device.identity.broker_login(self.device.net, self.device.map.body["bp"])
+        session, password = self.device.identity.broker_login(self.device.net, DeviceMap(self.device.map))
         rig = self.together.nats
         for _ in range(200):
             rig.port = self.port
@@ -148,7 +111,7 @@ def join(together: NatsTogether) -> list[Dev]:
     for number, device in enumerate(devices):
         topic = topics.admit(rig.network.id, token.claim, device.id)
         node = together.nodes[number % len(together.nodes)]
-        client = rig.at(node, token.claim, token.password(rig.crypto), device.identity.session_id)
+        client = rig.at(node, token.claim, token.password(rig.crypto), device.identity.session_id(rig.network.box_key))
         assert client.code == 0 and client.subscribe(topic)
         client.publish(*device.join())
         device.read([Outgoing(Op.PUBLISH, topic, client.expect(topic))])
@@ -200,26 +163,13 @@ def test_nothing_is_lost_whatever_is_killed(
             "each join is an event once"
         )
 
-    def kill_node(node: Node) -> None:
-        node.kill()
-        down.append(node)
-
     def kill_an_askers_node() -> None:
         leaders = together.leaders_node()
-        kill_node(next(node for node in (together.nodes[asker.at] for asker in askers) if node is not leaders))
+        together.kill_node(next(node for node in (together.nodes[asker.at] for asker in askers) if node is not leaders))
 
     def kill_both() -> None:
-        kill_node(together.leaders_node())
+        together.kill_node(together.leaders_node())
         together.kill(together.leading())
-
-    down: list[Node] = []
-
-    def bring_back() -> None:
-        for node in down:
-            node.log.unlink()
-            node.start()
-            node.wait_ready()
-        down.clear()
 
     gaps = {}
     gaps["nothing"] = under_load(together, askers, lambda: None)
@@ -227,16 +177,16 @@ def test_nothing_is_lost_whatever_is_killed(
     together.wait_ready()
     gaps["a hub that waits"] = under_load(together, askers, lambda: together.kill(together.waiting()))
     together.wait_ready()
-    gaps["the leader's node"] = under_load(together, askers, lambda: kill_node(together.leaders_node()))
+    gaps["the leader's node"] = under_load(together, askers, lambda: together.kill_node(together.leaders_node()))
     # While a node is away: who is removed then is refused there when it is back, and who joins then is let in.
     leaver = devices.pop()
     askers.pop()
     rig.run("devices", "remove", "n5")
     rig.wait_settled()
-    gone = down[0]
-    bring_back()
+    gone = together.down[0]
+    together.bring_back()
     assert leaver.map is not None
-    session, password = leaver.identity.broker_login(leaver.net, leaver.map.body["bp"])
+    session, password = leaver.identity.broker_login(leaver.net, DeviceMap(leaver.map))
 
     def refused() -> bool:
         with contextlib.suppress(OSError), contextlib.closing(rig.at(gone, leaver.id, password, session)) as client:
@@ -245,9 +195,9 @@ def test_nothing_is_lost_whatever_is_killed(
 
     wait_until(refused, "a node that was away to know who was removed", lambda: time.sleep(0.5))
     gaps["a device's node"] = under_load(together, askers, kill_an_askers_node)
-    bring_back()
+    together.bring_back()
     gaps["both"] = under_load(together, askers, kill_both)
-    bring_back()
+    together.bring_back()
     together.wait_ready()
     for what, gap_s in gaps.items():
         record_property(f"longest time without an answer, killed: {what}", f"{gap_s:.1f} s")
