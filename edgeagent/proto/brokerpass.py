@@ -15,6 +15,7 @@ from edgeagent.proto.token import base64url
 DEVICE, CLAIM = "device", "claim"
 SIZE = 112  # since when (8, wall seconds, big-endian) ‖ until when (8, 0 = no end) ‖ account key 32 ‖ signature 64
 MESSAGE_BYTES_MAX = 98_304  # of a message; the protocol's own limits are lower
+DEVICE_SUBS_MAX, CLAIM_SUBS_MAX = 4_096, 16
 INTERNAL = "$MQTT.sub.>"  # what a node subscribes to for a QoS 1 subscription, with its user's rights
 # Prefixes of public keys as text (github.com/nats-io/nkeys, strkey.go).
 OPERATOR_KEY, ACCOUNT_KEY, USER_KEY = 14 << 3, 0, 20 << 3
@@ -34,15 +35,15 @@ def words(network: str, role: str, user: str, since_s: int, until_s: int, accoun
     net = f"em1.{network}"
     me = f"{net}.{user}"
     if role == DEVICE:
-        publish = [f"{me}.u.>", f"{me}.p", f"{net}.*.s.*"]
+        publish, subs = [f"{me}.u.>", f"{me}.p", f"{net}.*.s.*"], DEVICE_SUBS_MAX
         # To MQTT `d/#` is `d` as well. All feeds at once cannot be denied where each alone is allowed.
         subscribe = [f"{me}.d", f"{me}.d.>", f"{me}.s", f"{me}.s.>", f"{net}.*.p", f"{net}.hub.state", INTERNAL]
     else:
-        publish, subscribe = [f"{me}.u.join"], [f"{me}.d.*", f"{net}.hub.state", INTERNAL]
+        publish, subscribe, subs = [f"{me}.u.join"], [f"{me}.d.*", f"{net}.hub.state", INTERNAL], CLAIM_SUBS_MAX
     return claims(
         f'"iss":"{nkey(ACCOUNT_KEY, account)}","sub":"{user_key(user)}","name":"{user}","iat":{since_s},'
         + (f'"exp":{until_s},' if until_s else ""),
-        f'{rights(publish, subscribe)},"payload":{MESSAGE_BYTES_MAX},"bearer_token":true,'
+        f'{rights(publish, subscribe, subs)},"payload":{MESSAGE_BYTES_MAX},"bearer_token":true,'
         '"allowed_connection_types":["MQTT"],"type":"user"',
     )
 
@@ -59,10 +60,10 @@ def claims(head: str, body: str) -> str:
     return f"{_HEADER}.{base64url(payload.encode())}"
 
 
-def rights(publish: list[str], subscribe: list[str]) -> str:
-    """What is not named is denied."""
+def rights(publish: list[str], subscribe: list[str], subs: int) -> str:
+    """What is not named is denied; `subs` is how many subscriptions, of which one of QoS 1 is two."""
     allowed = [",".join(f'"{subject}"' for subject in subjects) for subjects in (publish, subscribe)]
-    return f'"pub":{{"allow":[{allowed[0]}]}},"sub":{{"allow":[{allowed[1]}]}},"subs":-1,"data":-1'
+    return f'"pub":{{"allow":[{allowed[0]}]}},"sub":{{"allow":[{allowed[1]}]}},"subs":{subs},"data":-1'
 
 
 def nkey(prefix: int, key: bytes) -> str:

@@ -88,7 +88,7 @@ class Authority:
 
     def hub_password(self) -> str:
         net = f"em1.{self._network}"
-        may = rights([f"{net}.>"], [f"{net}.*.u.*", INTERNAL])
+        may = rights([f"{net}.>"], [f"{net}.*.u.*", INTERNAL], 16)
         head = f'"iss":"{self.account}","sub":"{user_key(HUB)}","name":"{HUB}","iat":{_MADE_S},'
         body = f'{may},"payload":-1,"bearer_token":true,"allowed_connection_types":["MQTT"],"type":"user"'
         return self._signed("account", claims(head, body))
@@ -99,7 +99,7 @@ class Authority:
         head = (
             f'"iss":"{self.system}","sub":"{nkey(USER_KEY, self._public("manager"))}","name":"{HUB}","iat":{_MADE_S},'
         )
-        body = f'{rights([UPDATE_SUBJECT], [f"{INBOX}.>"])},"payload":-1,"type":"user"'
+        body = f'{rights([UPDATE_SUBJECT], [f"{INBOX}.>"], 16)},"payload":-1,"type":"user"'
         return self._signed("system", claims(head, body)), seed
 
     def session_id(self, device: Device) -> str:
