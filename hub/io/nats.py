@@ -61,7 +61,7 @@ class NatsAccounts:
         self._told.clear()
 
     def tick(self, now: float) -> list[int]:
-        done: set[int] = set()
+        done: list[int] = []
         if self._telling is not None and self._telling.is_over():
             telling, self._telling = self._telling, None
             if telling.error:
@@ -70,11 +70,11 @@ class NatsAccounts:
                 self._wanted, self._next_at = True, now + RETRY_S
             else:
                 log.info("nats: %d of %d nodes know who is cut off", telling.told, len(self._manager.nodes))
-                done |= self._told
+                done = sorted(self._told)
             self._told = {}
         if self._telling is None and self._wanted and now >= self._next_at:
             self._begin(now)
-        return sorted(done)
+        return done
 
     def _begin(self, now: float) -> None:
         self._wanted, self._next_at = False, now + SPACING_S

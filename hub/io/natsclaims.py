@@ -54,7 +54,7 @@ class Telling:
         self._manager = manager
         self._message = account.encode()
         self._sessions = sessions
-        self.error = ""
+        self.error = "it came to no end"
         self.told = 0
         self._thread = threading.Thread(target=self._run, name="nats-claims", daemon=True)
         self._thread.start()
@@ -69,6 +69,8 @@ class Telling:
                 self._anywhere(self._manager.brokers, partial(end_session, self._manager, session))
         except NatsError as error:
             self.error = str(error)
+        else:
+            self.error = ""
 
     def _tell(self, host: str, port: int) -> None:
         self.told = tell(self._crypto, self._manager, host, port, self._message)
