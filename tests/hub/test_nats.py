@@ -171,6 +171,9 @@ def test_a_word_is_the_same_each_time_and_another_after_a_return(hub: Hub) -> No
     claim = authority.claim_pass("c-aaaaaaaaaaaaaaaa", 1000)
     assert int.from_bytes(claim[8:16], "big") > 1000
     assert authority.claim_pass("c-aaaaaaaaaaaaaaaa", 0)[8:16] == bytes(8)
+    assert authority.session_id(row) == device.identity.session_id(network.box_key), "both ends work it out"
+    others = make_network(crypto, seeded(9), nats=True)
+    assert Authority(crypto, others).device_pass(row) != authority.device_pass(row)
 
 
 def test_maps_and_tokens_have_a_word_only_where_nodes_want_it(tmp_path: Path) -> None:
