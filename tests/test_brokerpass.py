@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from edgeagent import crypto as providers
 from edgeagent.proto.brokerpass import ACCOUNT_KEY, CLAIM, DEVICE, SIZE, bearer, nkey, session_id, user_key, words
-from edgeagent.proto.crypto import Crypto
 
 NETWORK, ID, CLAIM_ID = "n" * 16, "d" * 24, "c-" + "a" * 16
 PASS = (5).to_bytes(8, "big") + (9).to_bytes(8, "big") + bytes(range(32)) + bytes(64)
@@ -65,7 +65,8 @@ def test_what_is_signed_depends_on_all_of_it() -> None:
     assert len({text(), *(text(**change) for change in changed), text(account=bytes(31) + b"\1")}) == 7
 
 
-def test_a_session_is_known_to_both_ends_alone(crypto: Crypto) -> None:
+def test_a_session_is_known_to_both_ends_alone() -> None:
+    crypto = providers.load()
     ours, theirs = bytes(31) + b"\1", bytes(31) + b"\2"
     found = session_id(crypto, ours, crypto.x25519_base(theirs))
     assert found == session_id(crypto, theirs, crypto.x25519_base(ours)) and len(found) == 22
