@@ -8,7 +8,6 @@ for them, for ever.
 from __future__ import annotations
 
 import json
-import logging
 import socket
 import ssl
 import threading
@@ -23,8 +22,6 @@ from hub.core.nats import ACCOUNT_BYTES_MAX, INBOX, UPDATE_SUBJECT
 TIMEOUT_S = 4.0  # for each step with one node
 MORE_S = 0.3  # for other nodes' answers after the first
 _LINE_BYTES_MAX = 65_536
-
-log = logging.getLogger("edgehub.broker")
 
 
 class NatsError(Exception):
