@@ -22,8 +22,8 @@ from hub.io import accounts as broker_accounts
 from hub.io.accounts import Accounts, Dynsec, Listed, PasswordFile
 from hub.io.mosquitto import Files, MosquittoChild
 from hub.io.mqtt import IN_FLIGHT_MAX, Confirmed, Connected, Disconnected, Endpoint, MqttLink, Received
-from hub.io.nats import NatsAccounts, hosts
 from hub.io.pki import der_to_pem
+from hub.natsaccounts import NatsAccounts, hosts
 from hub.state import State
 from hub.store.meta import Site, load_has_plugin, save_has_plugin
 

@@ -6,11 +6,10 @@ known to both sides, so that is what the hub hands out: 112 bytes in a join toke
 
 from __future__ import annotations
 
-from base64 import b32encode
+from base64 import b32encode, urlsafe_b64encode
 from binascii import crc_hqx
 
 from edgeagent.proto.crypto import Crypto
-from edgeagent.proto.token import base64url
 
 DEVICE, CLAIM = "device", "claim"
 SIZE = 112  # since when (8, wall seconds, big-endian) ‖ until when (8, 0 = no end) ‖ account key 32 ‖ signature 64
@@ -20,14 +19,14 @@ INTERNAL = "$MQTT.sub.>"  # what a node subscribes to for a QoS 1 subscription, 
 # Prefixes of public keys as text (github.com/nats-io/nkeys, strkey.go).
 OPERATOR_KEY, ACCOUNT_KEY, USER_KEY = 14 << 3, 0, 20 << 3
 
-_HEADER = base64url(b'{"typ":"JWT","alg":"ed25519-nkey"}')
+_HEADER = "eyJ0eXAiOiJKV1QiLCJhbGciOiJlZDI1NTE5LW5rZXkifQ"  # {"typ":"JWT","alg":"ed25519-nkey"}
 
 
 def bearer(network: str, role: str, user: str, broker_pass: bytes) -> str:
     """The password of a device (its id) or of a join token (its claim id)."""
     since, until = int.from_bytes(broker_pass[:8], "big"), int.from_bytes(broker_pass[8:16], "big")
     signed = words(network, role, user, since, until, broker_pass[16:48])
-    return f"{signed}.{base64url(broker_pass[48:])}"
+    return f"{signed}.{_base64url(broker_pass[48:])}"
 
 
 def words(network: str, role: str, user: str, since_s: int, until_s: int, account: bytes) -> str:
@@ -51,13 +50,13 @@ def words(network: str, role: str, user: str, since_s: int, until_s: int, accoun
 def session_id(crypto: Crypto, private: bytes, public: bytes) -> str:
     """The MQTT client id of a device, from the box keys of device and hub: NATS lets anybody use any, and whoever knew
     it could take the session over. The hub knows it, to end the session of a device that it has removed."""
-    return base64url(crypto.blake2s(b"em1 session" + crypto.x25519(private, public), size=16))
+    return _base64url(crypto.blake2s(b"em1 session" + crypto.x25519(private, public), size=16))
 
 
 def claims(head: str, body: str) -> str:
     """Header and payload of a token of NATS' second version, in the one spelling that both sides sign and check."""
     payload = f'{{"jti":"em1",{head}"nats":{{{body},"version":2}}}}'
-    return f"{_HEADER}.{base64url(payload.encode())}"
+    return f"{_HEADER}.{_base64url(payload.encode())}"
 
 
 def rights(publish: list[str], subscribe: list[str], subs: int) -> str:
@@ -75,3 +74,7 @@ def nkey(prefix: int, key: bytes) -> str:
 def user_key(user: str) -> str:
     """What NATS knows a user by. It is no key: nobody proves anything by it, the password is all."""
     return nkey(USER_KEY, user.encode().ljust(32, b"\0"))
+
+
+def _base64url(data: bytes) -> str:
+    return urlsafe_b64encode(data).rstrip(b"=").decode("ascii")

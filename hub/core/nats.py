@@ -11,8 +11,8 @@ is given depends only on its row: it is the same each time it is made.
 
 from __future__ import annotations
 
+from binascii import crc32
 from collections.abc import Iterable
-from zlib import crc32
 
 from edgeagent.proto.brokerpass import (
     ACCOUNT_KEY,

@@ -15,8 +15,8 @@ from hub.setup import External, initialise
 from hub.state import State
 from hub.store.postgres import PostgresStore
 from tests.hub.kit import load_crypto
-from tests.hub.rig import Client, Rig, free_port, wait_until
-from tests.hub.test_together import Together
+from tests.hub.rig import Client, Rig, free_port
+from tests.hub.test_together import Together, wait_until
 
 PROGRAM = shutil.which("nats-server", path="/usr/sbin:/usr/bin:/usr/local/bin")
 needs_nats = pytest.mark.skipif(PROGRAM is None, reason="no nats-server")

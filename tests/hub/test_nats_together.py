@@ -31,6 +31,7 @@ class Asker:
 
     def __init__(self, together: NatsTogether, device: Dev, first: int) -> None:
         self.together, self.device, self.at = together, device, first
+        self.friends = [name for name in (f"n{seed}" for seed in range(ASKERS - 1)) if name != device.name]
         self.client: Client | None = None
         self.asked: dict[int, tuple[str, bytes]] = {}
         self.unconfirmed: dict[int, int] = {}  # ask: message id
@@ -71,7 +72,7 @@ class Asker:
     def ask(self) -> None:
         assert self.client is not None
         number = self.device.seq + 1
-        self.asked[number] = self.device.ask(h=f"n{(number + 1) % ASKERS}")
+        self.asked[number] = self.device.ask(h=self.friends[number % len(self.friends)])
         self.unconfirmed[number] = self.client.send(*self.asked[number])
 
     def turn(self) -> None:
