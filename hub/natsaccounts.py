@@ -15,12 +15,14 @@ from hub.core.model import DeviceState, Outgoing
 from hub.core.nats import HUB, REVOKED_MAX, Authority
 from hub.database import Database
 from hub.io.accounts import Done, Listed
+from hub.io.mqtt import Received
 from hub.io.natsclaims import Manager, Telling
 from hub.store import nats
 from hub.store.meta import Site
 
 SPACING_S = 1.1  # nodes tell an older account from a newer one by whole seconds
 RETRY_S = 5.0
+HOLD_S = 3.5  # a little longer than nodes wait for an acknowledgement (`ack_wait: 2s` in docs/scale.md)
 
 log = logging.getLogger("edgehub.broker")
 
@@ -40,6 +42,23 @@ class NatsAccounts:
         self._told: dict[int, str] = {}  # rows that the message under way is about
         self._wanted = True
         self._next_at = 0.0
+        self._hold_until: float | None = None
+        self._held: list[Received] = []  # at most as many as nodes leave unacknowledged
+
+    def hold(self, now: float) -> None:
+        """A session goes on that was another connection's."""
+        self._hold_until = now + HOLD_S
+
+    def in_order(self, now: float, messages: list[Received]) -> list[Received]:
+        """What that connection had not acknowledged, NATS delivers again later than what is new; and what is older than the
+        newest of a device is dropped. So for a moment all wait, and those go first."""
+        if self._hold_until is None:
+            return messages
+        self._held += messages
+        if now < self._hold_until:
+            return []
+        held, self._held, self._hold_until = self._held, [], None
+        return sorted(held, key=lambda message: not message.again)
 
     def make_roles(self) -> list[bytes]:
         return []
@@ -56,7 +75,8 @@ class NatsAccounts:
         return [], []
 
     def reset(self) -> None:
-        """The rows will come again."""
+        """The connection is gone: rows and messages will come again."""
+        self._held, self._hold_until = [], None
         self._waiting.clear()
         self._told.clear()
 

@@ -169,6 +169,8 @@ class Session:
         for event in self._link.drain_events() if self._link is not None else ():
             if isinstance(event, Connected):
                 self._handle_connected(now)
+                if self._nats is not None and event.session_present:
+                    self._nats.hold(now)
             elif isinstance(event, Disconnected):
                 self._handle_disconnected(now, event.why)
             elif isinstance(event, Confirmed):
@@ -179,7 +181,7 @@ class Session:
                 self._handle_answer(now, event.payload)
             else:
                 messages.append(event)
-        return messages
+        return messages if self._nats is None else self._nats.in_order(now, messages)
 
     def acknowledge(self, messages: list[Received]) -> None:
         if self._link is not None and self.connected:

@@ -47,6 +47,7 @@ class Received:
     payload: bytes
     mid: int
     qos: int
+    again: bool = False  # the broker may have delivered it before (DUP)
 
 
 @dataclass(slots=True, frozen=True)
@@ -159,7 +160,7 @@ class MqttLink:
         self._events.append(Disconnected(str(reason).lower()))
 
     def _on_message(self, _client: Any, _data: Any, message: paho.MQTTMessage) -> None:
-        self._events.append(Received(message.topic, bytes(message.payload), message.mid, message.qos))
+        self._events.append(Received(message.topic, bytes(message.payload), message.mid, message.qos, message.dup))
 
     def _on_publish(self, _client: Any, _data: Any, mid: int, _reason: Any, _properties: Any) -> None:
         self._events.append(Confirmed(mid))

@@ -45,7 +45,7 @@ class Node:
         (self.directory / "nats-server.conf").write_text(
             f'server_name: "{self.name}"\nlisten: "127.0.0.1:{self.client}"\n{tls}\ninclude "edgehub.conf"\n'
             f'jetstream {{ store_dir: "{self.directory}/jetstream" }}\n{cluster if len(nodes) > 1 else ""}\n'
-            f'mqtt {{ listen: "127.0.0.1:{self.mqtt}", {tls}, ack_wait: "10s", max_ack_pending: 200, '
+            f'mqtt {{ listen: "127.0.0.1:{self.mqtt}", {tls}, ack_wait: "2s", max_ack_pending: 200, '
             f"stream_replicas: {len(nodes)} }}\n"
             f'logfile: "{self.log}"\npid_file: "{self.directory}/pid"\n'
         )
