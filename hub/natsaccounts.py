@@ -50,7 +50,7 @@ class NatsAccounts:
         self._hold_until = now + HOLD_S
 
     def in_order(self, now: float, messages: list[Received]) -> list[Received]:
-        """What that connection had not acknowledged, NATS delivers again later than what is new; and what is older than the
+        """What that connection did not acknowledge NATS delivers again, but behind what is new; and what is older than the
         newest of a device is dropped. So for a moment all wait, and those go first."""
         if self._hold_until is None:
             return messages
