@@ -50,8 +50,8 @@ class NatsAccounts:
         self._hold_until = now + HOLD_S
 
     def in_order(self, now: float, messages: list[Received]) -> list[Received]:
-        """What that connection did not acknowledge NATS delivers again, but behind what is new; and what is older than the
-        newest of a device is dropped. So for a moment all wait, and those go first."""
+        """What that connection did not acknowledge NATS delivers again, but behind what is new; and what is older
+        than the newest of its device is dropped. So for a moment all wait, and those go first."""
         if self._hold_until is None:
             return messages
         self._held += messages
