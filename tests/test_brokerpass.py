@@ -61,7 +61,13 @@ def test_what_is_signed_depends_on_all_of_it() -> None:
         fields: dict[str, Any] = {"network": NETWORK, "role": DEVICE, "user": ID, "since_s": 5, "until_s": 9}
         return words(**{**fields, "account": bytes(32), **changes})
 
-    changed = [{"network": "m" * 16}, {"role": CLAIM}, {"user": "e" * 24}, {"since_s": 6}, {"until_s": 0}]
+    changed: list[dict[str, Any]] = [
+        {"network": "m" * 16},
+        {"role": CLAIM},
+        {"user": "e" * 24},
+        {"since_s": 6},
+        {"until_s": 0},
+    ]
     assert len({text(), *(text(**change) for change in changed), text(account=bytes(31) + b"\1")}) == 7
 
 

@@ -153,7 +153,7 @@ class NatsTogether(Together):
 
     def end(self) -> None:
         for hub in self.hubs:
-            super(NatsRig, hub).end()
+            Rig.end(hub)  # without the nodes, which are one for all of them
         for node in self.nodes:
             node.end()
         self.store.close()

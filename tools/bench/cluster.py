@@ -61,11 +61,15 @@ def cluster(say: Callable[[str], None]) -> Iterator[Figure]:
 
 
 def _kills(together: NatsTogether) -> dict[str, Callable[[], None]]:
+    def both() -> None:
+        together.kill_node(together.leaders_node())
+        together.kill(together.leading())
+
     return {
         "nothing": lambda: None,
         "the hub that leads": lambda: together.kill(together.leading()),
         "the leader's node": lambda: together.kill_node(together.leaders_node()),
-        "both": lambda: (together.kill_node(together.leaders_node()), together.kill(together.leading()))[1],
+        "both": both,
     }
 
 
