@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import selectors
 import socket
 import ssl
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from edgeagent.io.mqtt import Closed, Connected, MqttLink
+from edgeagent.io.pahoclient import Login
+from edgeagent.io.pinnedtls import Trust
 from edgeagent.proto.brokerpass import SIZE, bearer
 from edgeagent.proto.devicemap import DeviceMap
 from edgeagent.proto.join import Joined
@@ -239,3 +245,26 @@ def test_who_is_no_node_is_told_nothing(words: bytes, said: str) -> None:
         tell(load_crypto(), Manager((), "", "jwt", bytes(32)), "127.0.0.1", fake.port, b"account")
     thread.join(5.0)
     fake.sock.close()
+
+
+@needs_nats
+def test_a_refused_subscription_ends_a_devices_connection(rig: NatsRig) -> None:
+    one = In(rig, 8, "deaf")
+    with selectors.DefaultSelector() as selector:
+        link = MqttLink(selector)
+        now = time.monotonic()
+        login = Login(one.session, one.id, one.password, clean=False, keepalive_s=60)
+        pin = hashlib.sha256(rig.network.ca_der).digest()
+        link.open(now, [f"127.0.0.1:{rig.port}"], login, Trust(pin, rig.network.ca_der, False))
+        seen: list[object] = []
+
+        def turn() -> None:
+            for key, _ in selector.select(0.02):
+                key.data(time.monotonic(), key.fd)
+            seen.extend(link.events)
+            link.events.clear()
+
+        wait_until(lambda: any(isinstance(event, Connected) for event in seen), "a connection", turn)
+        assert link.subscribe([f"em1/{rig.network.id}/{one.id}/d/#", f"em1/{rig.network.id}/+/d/#"])
+        wait_until(lambda: any(isinstance(event, Closed) for event in seen), "its end", turn)
+        assert link.is_idle and any("subscription" in event.reason for event in seen if isinstance(event, Closed))
