@@ -80,9 +80,14 @@ class NatsAccounts:
         self._waiting.clear()
         self._told.clear()
 
+    @property
+    def is_quiet(self) -> bool:
+        """Nothing is being told at the moment."""
+        return self._telling is None or self._telling.is_over()
+
     def tick(self, now: float) -> list[int]:
         done: list[int] = []
-        if self._telling is not None and self._telling.is_over():
+        if self._telling is not None and self.is_quiet:
             telling, self._telling = self._telling, None
             if telling.error:
                 log.warning("nats: nodes were not told who is cut off (%s), next try in %.0f s", telling.error, RETRY_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import selectors
@@ -20,9 +21,15 @@ from edgeagent.proto.brokerpass import SIZE, bearer
 from edgeagent.proto.devicemap import DeviceMap
 from edgeagent.proto.join import Joined
 from edgeagent.proto.token import Token
+from hub.core.model import Op, Outgoing
 from hub.core.nats import Authority
+from hub.io import natsclaims
+from hub.io.mqtt import Received
 from hub.io.natsclaims import Manager, NatsError, tell
-from tests.hub.kit import Dev, Hub, admitted, load_crypto, make_network, seeded
+from hub.io.pki import der_to_pem, make_ca
+from hub.natsaccounts import HOLD_S, NatsAccounts
+from hub.store.meta import Site
+from tests.hub.kit import Dev, Hub, admitted, load_crypto, make_network, make_sqlite, seeded
 from tests.hub.natsnodes import NatsRig, needs_nats
 from tests.hub.rig import Member, Rig, wait_until
 
@@ -268,3 +275,47 @@ def test_a_refused_subscription_ends_a_devices_connection(rig: NatsRig) -> None:
         assert link.subscribe([f"em1/{rig.network.id}/{one.id}/d/#", f"em1/{rig.network.id}/+/d/#"])
         wait_until(lambda: any(isinstance(event, Closed) for event in seen), "its end", turn)
         assert link.is_idle and any("subscription" in event.reason for event in seen if isinstance(event, Closed))
+
+
+@pytest.fixture
+def accounts(tmp_path: Path) -> Iterator[NatsAccounts]:
+    """At nodes of which none is there."""
+    crypto = load_crypto()
+    network = make_network(crypto, seeded(0), nats=True)
+    site = Site("", 8883, (), "", "", "hub-x", "", "", "", external="127.0.0.1:1", nats="127.0.0.1:1,127.0.0.1:2")
+    with contextlib.closing(make_sqlite(tmp_path / "hub.db", network)) as store:
+        yield NatsAccounts(store, Authority(crypto, network), site, der_to_pem(make_ca("x", time.time())[1]))
+
+
+def test_what_is_delivered_again_goes_before_what_is_new(accounts: NatsAccounts) -> None:
+    first, new, newer = Received("t", b"1", 1, 1, True), Received("t", b"2", 2, 1), Received("t", b"3", 3, 1)
+    assert accounts.in_order(0.0, [new]) == [new], "a session of its own has nothing to wait for"
+    accounts.hold(0.0)
+    assert accounts.in_order(1.0, [new]) == accounts.in_order(2.0, [first]) == []
+    assert accounts.in_order(HOLD_S, [newer]) == [first, new, newer]
+    assert accounts.in_order(HOLD_S, [new]) == [new]
+    accounts.hold(10.0)
+    assert accounts.in_order(11.0, [new]) == []
+    accounts.reset()
+    assert accounts.in_order(12.0, [newer]) == [newer], "what the lost connection held comes again by itself"
+
+
+def test_who_is_cut_off_is_told_until_a_node_takes_it(
+    accounts: NatsAccounts, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tells: list[str] = []
+
+    def take(_crypto: object, _manager: object, host: str, port: int, message: bytes) -> int:
+        tells.append(f"{host}:{port}")
+        return 3
+
+    accounts.send(Outgoing(Op.REVOKE, "c-aaaaaaaaaaaaaaaa", id=7))
+    assert accounts.tick(0.0) == []
+    wait_until(lambda: accounts.is_quiet, "an attempt")
+    assert accounts.tick(1.0) == [] and "127.0.0.1:1" in caplog.text and "127.0.0.1:2" in caplog.text
+    monkeypatch.setattr(natsclaims, "tell", take)
+    assert accounts.tick(2.0) == [] and accounts.is_quiet, "not at once"
+    assert accounts.tick(7.0) == []
+    wait_until(lambda: accounts.is_quiet, "another attempt")
+    assert accounts.tick(8.0) == [7] and tells == ["127.0.0.1:1"]
+    assert accounts.tick(20.0) == [] and tells == ["127.0.0.1:1"]
