@@ -1,7 +1,7 @@
 """Accounts at NATS nodes, in the place of those that other brokers keep: see hub.core.nats.
 
 Who comes in needs nothing but what the hub has signed for it. Who is cut off is told to the nodes, all of them in one
-message, and again until one has taken it; what a hub before this one had not told, the first message does.
+message, and again until every one has taken it; what a hub before this one had not told, the first message does.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class NatsAccounts:
         self._waiting: dict[int, str] = {}  # rows that the next message is about: their users
         self._told: dict[int, str] = {}  # rows that the message under way is about
         self._wanted = True
+        self._known = -1  # nodes that the last message has reached
         self._next_at = 0.0
         self._hold_until: float | None = None
         self._held: list[Received] = []  # at most as many as nodes leave unacknowledged
@@ -94,8 +95,13 @@ class NatsAccounts:
                 self._waiting |= self._told
                 self._wanted, self._next_at = True, now + RETRY_S
             else:
-                log.info("nats: %d of %d nodes know who is cut off", telling.told, len(self._manager.nodes))
                 done = sorted(self._told)
+                if telling.told < len(self._manager.nodes):
+                    # One that is back asks the others only by chance: in NATS 2.9 it may be answered by itself.
+                    self._wanted, self._next_at = True, now + RETRY_S
+                if telling.told != self._known or done:
+                    self._known = telling.told
+                    log.info("nats: %d of %d nodes know who is cut off", telling.told, len(self._manager.nodes))
             self._told = {}
         if self._telling is None and self._wanted and now >= self._next_at:
             self._begin(now)

@@ -1,6 +1,6 @@
 """Telling NATS nodes who is cut off: one message in NATS' own protocol (docs.nats.io, "Client Protocol"), in a thread.
 
-One node is enough: it tells all that it reaches, and nodes that are down ask the others when they are back. Then MQTT
+One node is enough to tell all that it reaches; nodes that are down are told when they are back. Then MQTT
 sessions of those that were removed are ended (MQTT 3.1.1, section 3.1.2.4): NATS 2.9 would keep them, and what comes
 for them, for ever.
 """
