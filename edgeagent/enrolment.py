@@ -68,7 +68,8 @@ class Enrolment:
         elif isinstance(event, Connected):
             self.progress = f"connected to {event.broker}, waiting for the hub"
             log.info("%s", self.progress)
-            self._link.subscribe(self._joiner.subscriptions)
+            # At NATS one of QoS 1 is made on three servers first; and who joins asks again until it is answered.
+            self._link.subscribe(self._joiner.subscriptions, qos=0 if self._token.broker_pass else 1)
             self._joiner.handle_connected(now)
         elif isinstance(event, CaSeen):
             self._ca = event.ca

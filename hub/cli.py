@@ -28,6 +28,7 @@ from hub import (
     cli_devices,
     cli_dns,
     cli_lock_files,
+    cli_nats,
     cli_oidc,
     cli_policy,
     cli_relays,
@@ -37,6 +38,7 @@ from hub import (
     cli_updates,
     cli_users,
     cli_web,
+    cli_webhooks,
 )
 from hub.core.model import DeviceState, HubError
 from hub.core.people import check_login
@@ -74,6 +76,8 @@ app.add_typer(cli_clients.app, name="client")
 app.add_typer(cli_lock_files.app, name="lock")
 app.add_typer(cli_updates.app, name="update")
 app.add_typer(cli_rollouts.app, name="rollout")
+app.add_typer(cli_nats.app, name="nats")
+app.add_typer(cli_webhooks.app, name="webhooks")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -115,8 +119,12 @@ def init(
     name: Annotated[str, typer.Option(help="Domain of the network: devices are HOST.NAME.")] = "mesh.internal",
     listen: Annotated[str, typer.Option(help="Where the broker listens: PORT, or ADDRESS:PORT.")] = "8883",
     external_broker: Annotated[
-        str, typer.Option(help="HOST:PORT of a broker that somebody else runs; none is started then.")
-    ] = "",
+        list[str] | None,
+        typer.Option(
+            help="HOST:PORT of a broker that somebody else runs; none is started then. Repeatable with --nats."
+        ),
+    ] = None,
+    nats: cli_nats.Nodes = None,
     broker_ca: Annotated[Path | None, typer.Option(help="Its CA certificate (PEM).")] = None,
     broker_user: Annotated[str, typer.Option(help="The hub's user there.")] = "hub",
     broker_password_file: Annotated[Path | None, typer.Option(help="A file with that user's password.")] = None,
@@ -138,13 +146,15 @@ def init(
     from hub import setup  # certificates and migrations take long to load
 
     external = None
-    if external_broker:
-        if broker_ca is None or broker_password_file is None:
+    if nats:
+        external = cli_nats.nodes(nats, external_broker, broker_ca)
+    elif external_broker:
+        if broker_ca is None or broker_password_file is None or len(external_broker) > 1:
             raise HubError(
-                "--external-broker: its certificate and the hub's password are needed too. "
+                "--external-broker: its certificate and the hub's password are needed too, and but for NATS it is one. "
                 "Add --broker-ca FILE --broker-password-file FILE"
             )
-        external = setup.External(external_broker, broker_ca, broker_user, broker_password_file)
+        external = setup.External((external_broker[0],), broker_ca, broker_user, broker_password_file)
     state = current_state()
     demand_none(state)  # before anybody thinks of a password
     url = read_url(database_file) if database_file is not None else ""

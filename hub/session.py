@@ -7,13 +7,15 @@ PUBACK, an account by the plugin's answer.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
 
 from edgeagent.proto import topics
 from hub.core.credential import make_credential
-from hub.core.model import Network, Op, Outgoing
+from hub.core.model import Op, Outgoing
+from hub.core.nats import HUB
 from hub.core.scribe import Scribe
 from hub.database import Database
 from hub.io import accounts as broker_accounts
@@ -21,6 +23,7 @@ from hub.io.accounts import Accounts, Dynsec, Listed, PasswordFile
 from hub.io.mosquitto import Files, MosquittoChild
 from hub.io.mqtt import IN_FLIGHT_MAX, Confirmed, Connected, Disconnected, Endpoint, MqttLink, Received
 from hub.io.pki import der_to_pem
+from hub.natsaccounts import NatsAccounts, hosts
 from hub.state import State
 from hub.store.meta import Site, load_has_plugin, save_has_plugin
 
@@ -50,16 +53,21 @@ class Session:
         self._network = scribe.network
         self._files = PasswordFile(state.external, self._network.id, site.user)
         self._accounts: Accounts = Dynsec(self._network.id)
+        self._nats: NatsAccounts | None = None
+        if scribe.nats is not None:
+            self._accounts = self._nats = NatsAccounts(store, scribe.nats, site, der_to_pem(self._network.ca_der))
         self.child = None if site.external else self._make_child()
         with store.read() as tx:
             self._has_plugin = not site.external or load_has_plugin(tx.connection)
-        self.endpoint = _endpoint(site, self._network)
+        self._endpoints = _endpoints(site, scribe)
         self.connected = False
         self._link: MqttLink | None = None
         self._backoff_s = RECONNECT_FIRST_S
         self._connect_at = 0.0
         self._presence = self._goodbye = b""
-        self._compare_next = True  # the broker may know other accounts than the database: compare before sending
+        self._compare_next = (
+            self._nats is None
+        )  # the broker may know other accounts than the database: compare before sending
         self._comparing_until: float | None = None
         self._sent = 0  # the last row that went out on this connection
         self._mids: dict[int, int] = {}  # message id: row
@@ -68,11 +76,16 @@ class Session:
         self._done_at = 0.0
         self._look = True  # there may be rows that were not sent
 
+    @property
+    def endpoint(self) -> Endpoint:
+        """The broker's, or of several the one whose turn it is."""
+        return self._endpoints[0]
+
     def start(self, now: float) -> None:
         """Start or adopt the broker. Raises HubError."""
         if self.child is not None:
             self._compare_next = self.child.start(now)
-        else:
+        elif self._nats is None:
             self._files.write(())
 
     def close(self) -> None:
@@ -136,6 +149,10 @@ class Session:
     def tick(self, now: float) -> None:
         if self._link is not None:
             self._link.tick()
+        if self._nats is not None:
+            for row in self._nats.tick(now):
+                if self._asked.pop(row, None) is not None:
+                    self._note_done(now, row)
         if self._asked and min(self._asked.values()) < now:
             self._give_up(now, "it does not answer about an account")
         if self._comparing_until is not None and self._comparing_until < now:
@@ -152,6 +169,8 @@ class Session:
         for event in self._link.drain_events() if self._link is not None else ():
             if isinstance(event, Connected):
                 self._handle_connected(now)
+                if self._nats is not None and event.session_present:
+                    self._nats.hold(now)
             elif isinstance(event, Disconnected):
                 self._handle_disconnected(now, event.why)
             elif isinstance(event, Confirmed):
@@ -162,7 +181,7 @@ class Session:
                 self._handle_answer(now, event.payload)
             else:
                 messages.append(event)
-        return messages
+        return messages if self._nats is None else self._nats.in_order(now, messages)
 
     def acknowledge(self, messages: list[Received]) -> None:
         if self._link is not None and self.connected:
@@ -201,10 +220,12 @@ class Session:
             self._sent = row.id
             if row.op is Op.PUBLISH:
                 self._mids[self._link.publish(row.target, row.payload, retain=row.retain)] = row.id
+            elif self._nats is not None and row.op is not Op.REVOKE:
+                self._note_done(now, row.id)  # what the hub has signed lets it in, and nobody else is to be told
             elif self._accounts is self._files:
                 about_accounts.append(row)
             else:
-                self._asked[row.id] = now + ANSWER_TIMEOUT_S
+                self._asked[row.id] = now + ANSWER_TIMEOUT_S if self._nats is None else math.inf
                 self._control(self._accounts.send(row))
         if about_accounts:
             self._files.write(self._known_accounts())
@@ -233,7 +254,8 @@ class Session:
         log.info("broker: connected to %s port %d", self.endpoint.host, self.endpoint.port)
         self.connected = True
         self._backoff_s = RECONNECT_FIRST_S
-        self._link.subscribe(topics.hub_filter(self._network.id), broker_accounts.RESPONSE_TOPIC)
+        answers = () if self._nats is not None else (broker_accounts.RESPONSE_TOPIC,)
+        self._link.subscribe(topics.hub_filter(self._network.id), *answers)
         self._link.publish(topics.hub_state(self._network.id), self._presence, retain=True)
         if self.child is None:
             self._control(self._accounts.make_roles())
@@ -260,6 +282,7 @@ class Session:
 
     def _connect_later(self, now: float, why: str) -> None:
         self._connect_at = now + self._backoff_s
+        self._endpoints = [*self._endpoints[1:], self._endpoints[0]]
         if self._backoff_s >= 1.0:
             log.warning("broker: no connection (%s), next try in %.0f s", why, self._backoff_s)
         self._backoff_s = min(2 * self._backoff_s, RECONNECT_LAST_S)
@@ -347,13 +370,17 @@ class Session:
         return MosquittoChild(self._state.broker, site.listen_host, site.listen_port, files)
 
 
-def _endpoint(site: Site, network: Network) -> Endpoint:
-    host, port = site.listen_host, site.listen_port
+def _endpoints(site: Site, scribe: Scribe) -> list[Endpoint]:
+    network = scribe.network
+    places = [(site.listen_host, site.listen_port)]
+    user, password = site.user, site.password
     if site.external:
-        host, _, text = site.external.rpartition(":")
-        host, port = host.strip("[]"), int(text)
-    elif host in ("", "0.0.0.0"):
-        host = "127.0.0.1"
-    elif host == "::":
-        host = "::1"
-    return Endpoint(host, port, der_to_pem(network.ca_der), site.user, site.password, site.client_id)
+        places = list(hosts(site.external))
+    elif site.listen_host in ("", "0.0.0.0"):
+        places = [("127.0.0.1", site.listen_port)]
+    elif site.listen_host == "::":
+        places = [("::1", site.listen_port)]
+    if scribe.nats is not None:
+        user, password = HUB, scribe.nats.hub_password()
+    ca_pem = der_to_pem(network.ca_der)
+    return [Endpoint(host, port, ca_pem, user, password, site.client_id) for host, port in places]

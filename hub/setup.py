@@ -31,17 +31,19 @@ from hub.store.migrate import migrate
 from hub.store.sqlite import SqliteStore
 
 HUB_USER = "hub"
+NATS_PORT = 4222
 ADDRESSES_MAX = 8
 
 
 @dataclass(slots=True, frozen=True)
 class External:
-    """A broker that somebody else runs."""
+    """Brokers that somebody else runs: one, or with `nats` the nodes of one cluster."""
 
-    address: str  # "host:port"
-    ca_file: Path
-    user: str
-    password_file: Path
+    addresses: tuple[str, ...]  # "host:port"
+    ca_file: Path | None  # None, with `nats`: this hub makes one, and certificates under it
+    user: str = ""  # none with `nats`: the hub signs what it may do itself
+    password_file: Path | None = None
+    nats: tuple[str, ...] = ()  # "host:port" of their ports for clients, where they are told who is cut off
 
 
 @dataclass(slots=True, frozen=True)
@@ -70,7 +72,7 @@ def initialise(
         raise HubError(f"name {domain!r}: a domain has labels of a-z, 0-9 and -, with dots between. Try mesh.internal")
     listen_host, listen_port = _parse_listen(listen)
     if not addresses and external is not None:
-        addresses = [external.address]
+        addresses = list(external.addresses)
     if not addresses:
         raise HubError("no address: devices must know where the broker is. Add --address NAME or --address 192.0.2.1")
     if len(addresses) > ADDRESSES_MAX:
@@ -83,23 +85,25 @@ def initialise(
 
     wall_s = int(time.time())
     ca_key_pem = server_key_pem = server_cert_pem = ""
-    if external is None:
-        ca_key_pem, ca_der = pki.make_ca(domain, wall_s)
-        server_key_pem, server_cert_pem = pki.make_server(ca_key_pem, ca_der, names)
-    else:
+    if external is not None and external.ca_file is not None:
         ca_der = _read_ca(external.ca_file)
-    network = _make_network(domain, hosts, ca_der, epoch=wall_s)
+    else:
+        ca_key_pem, ca_der = pki.make_ca(domain, wall_s)
+    if external is None:
+        server_key_pem, server_cert_pem = pki.make_server(ca_key_pem, ca_der, names)
+    network = _make_network(domain, hosts, ca_der, epoch=wall_s, nats=bool(external and external.nats))
     site = Site(
         listen_host=listen_host,
         listen_port=listen_port,
         names=names,
         user=external.user if external else HUB_USER,
-        password=_read_password(external.password_file) if external else secrets.token_urlsafe(32),
+        password=_password(external),
         client_id=f"hub-{secrets.token_hex(12)}",
         ca_key_pem=ca_key_pem,
         server_key_pem=server_key_pem,
         server_cert_pem=server_cert_pem,
-        external=_parse_address(external.address, listen_port) if external else "",
+        external=",".join(_parse_address(address, listen_port) for address in external.addresses) if external else "",
+        nats=",".join(_parse_address(address, NATS_PORT) for address in external.nats) if external else "",
     )
     with new_database(state, database_url) as tx:
         save_network(tx.connection, network)
@@ -149,7 +153,7 @@ def restore(state: State, source: Path, *, force: bool) -> int:
     return epoch
 
 
-def _make_network(domain: str, hosts: tuple[str, ...], ca_der: bytes, *, epoch: int) -> Network:
+def _make_network(domain: str, hosts: tuple[str, ...], ca_der: bytes, *, epoch: int, nats: bool) -> Network:
     crypto = providers.load()
     seed = os.urandom(32)
     key = crypto.ed25519_public(seed)
@@ -164,6 +168,7 @@ def _make_network(domain: str, hosts: tuple[str, ...], ca_der: bytes, *, epoch: 
         epoch=epoch,
         ca_der=ca_der,
         hosts=hosts,
+        nats=nats,
     )
 
 
@@ -200,6 +205,13 @@ def _read_ca(path: Path) -> bytes:
     if len(der) > CA_BYTES_MAX:
         raise HubError(f"{path}: a CA certificate of {len(der)} bytes; devices take {CA_BYTES_MAX}. Use a smaller one")
     return der
+
+
+def _password(external: External | None) -> str:
+    """The hub's at its broker."""
+    if external is None:
+        return secrets.token_urlsafe(32)
+    return "" if external.password_file is None else _read_password(external.password_file)
 
 
 def _read_password(path: Path) -> str:

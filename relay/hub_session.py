@@ -274,11 +274,11 @@ class HubSession:
         registration.begin_session()
         self._settle(now)  # the epoch is on disk before anything is signed in it
         will = registration.last_will(now)
-        device = self._identity.device_id
+        client_id, password = self._identity.broker_login(self._admission.network, registration.map)
         login = Login(
-            device,
-            device,
-            self._identity.password,
+            client_id,
+            self._identity.device_id,
+            password,
             clean=False,
             keepalive_s=registration.keepalive_s,
             will=(will.topic, will.payload),

@@ -223,7 +223,7 @@ class MqttLink:
         return taken
 
     def subscribe(self, topics: Sequence[str], qos: int = 1) -> bool:
-        """False when there is no connection. Broker refusals are not told from silence: both mean no messages."""
+        """False when there is no connection. A broker that refuses one ends it: there would be silence else."""
         if not topics:
             return True
         if self._client is None or self._stage is not _Stage.UP:
@@ -448,6 +448,7 @@ class MqttLink:
         client.on_connect = self._on_connack
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
+        client.on_subscribe = self._on_subscribe
         client.on_publish = self._on_publish
         client.on_socket_close = self._on_socket_close
         self._client = client
@@ -480,6 +481,11 @@ class MqttLink:
         except UnicodeDecodeError:
             return
         self.events.append(Received(topic, bytes(message.payload), bool(message.retain)))
+
+    def _on_subscribe(self, _client: Any, _data: Any, _mid: int, reasons: Any, _properties: Any) -> None:
+        """A cluster of brokers that is busy electing a leader refuses what it takes a moment later."""
+        if any(reason.is_failure for reason in reasons):
+            self._closed(f"{self.broker}: a subscription was refused", refused=False)
 
     def _on_publish(self, _client: Any, _data: Any, _mid: int, _reason: Any, _properties: Any) -> None:
         self.unacknowledged -= 1

@@ -256,6 +256,7 @@ BODIES: dict[str, Schema] = {
             # of updates: its version, and the SHA-256 of its file
             "up": Fields({"v": VERSION_TEXT, "r": ROLLOUT, "t": Text(94, "target name", is_target)}, grows=True),
             "ur": Row(Uint(1), KEY),
+            "bp": Raw(112),  # brokerpass.py
             # settings to be tried: their generation, seconds within which the hub must be reached with them
             "se": Fields(
                 {"g": Uint(1), "c": Uint(30, 86_400), "k": Table(Text(SETTING_BYTES_MAX), SETTINGS_MAX)}, grows=True

@@ -158,7 +158,8 @@ class ControlClient:
         self.questions.connected(now)
         # While the broker keeps our session, what changed comes by itself
         due = self._refreshed_all_at is None or now - self._refreshed_all_at >= REFRESH_ALL_S
-        if due or not session_present:
+        # NATS delivers again, behind newer ones, what the last connection did not acknowledge: that is dropped as old
+        if due or not session_present or self.map.broker_pass:
             self._refreshed_all_at = now
             self._refresh(now, list(self.records))
         self._send_due(now)

@@ -20,12 +20,14 @@ class DeviceMap:
     `names` is what the name server says beside hosts (dnssettings.py). `relays` are those that the device may use,
     `passes` lets it in there: a signed object for each of its node keys.
     `routes` are the prefixes behind others that it may use, `approved` those that others may reach through it, and
-    `clients` the plain WireGuard clients that it is the gateway of: (key, IPv4, IPv6).
+    `clients` the plain WireGuard clients that it is the gateway of: (key, IPv4, IPv6). `broker_pass` (brokerpass.py) is
+    for brokers that know no accounts; empty where they do.
     """
 
     __slots__ = (
         "addresses",
         "approved",
+        "broker_pass",
         "clients",
         "device",
         "domain",
@@ -88,6 +90,7 @@ class DeviceMap:
         self.update: dict[str, Any] | None = body.get("up")
         self.update_root: list[Any] | None = body.get("ur")
         self.trial: dict[str, Any] | None = body.get("se")
+        self.broker_pass: bytes = body.get("bp", b"")
         if self.device != signed.subject:
             raise ControlError(ControlDrop.WRONG_SUBJECT, f"map.id: {signed.subject} expected, got {self.device}")
 

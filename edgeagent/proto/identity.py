@@ -70,6 +70,21 @@ class Identity:
             password=base64url(entropy(32)),
         )
 
+    def session_id(self, hub_box_key: bytes) -> str:
+        """The MQTT client id where a broker does not see to it that a device's is its own."""
+        from edgeagent.proto.brokerpass import session_id
+
+        return session_id(self._crypto, self.box_private, hub_box_key)
+
+    def broker_login(self, network: str, device_map: DeviceMap) -> tuple[str, str]:
+        """(MQTT client id, password) of this device, whose user name is its id."""
+        if not device_map.broker_pass:
+            return self.device_id, self.password
+        from edgeagent.proto.brokerpass import DEVICE, bearer
+
+        password = bearer(network, DEVICE, self.device_id, device_map.broker_pass)
+        return self.session_id(device_map.hub_box_key), password
+
     def make_next(self, entropy: Entropy) -> None:
         """Begin a renewal: make the next node key. To be saved before anybody hears of it."""
         self.node_next = generate_private_key(entropy)

@@ -104,7 +104,7 @@ class Joiner:
         }
         self.done = False
         self.next_connect_at: float | None = now
-        self.client_id = identity.device_id
+        self.client_id = identity.session_id(token.hub_box_key) if token.broker_pass else identity.device_id
         self.username = token.claim
         self.password = token.password(crypto)
         self.hosts = token.hosts

@@ -203,7 +203,7 @@ class Node:
 
     @property
     def client_id(self) -> str:
-        return self.identity.device_id
+        return self.identity.broker_login(self.admission.network, self.map)[0]
 
     @property
     def username(self) -> str:
@@ -211,7 +211,7 @@ class Node:
 
     @property
     def password(self) -> str:
-        return self.identity.password
+        return self.identity.broker_login(self.admission.network, self.map)[1]
 
     @property
     def hosts(self) -> list[str]:

@@ -30,7 +30,7 @@ _FIELDS = Fields(
         "u": Uint(),
         "g": TAGS,
     },
-    {"l": List(KEY, LOCK_KEYS_MAX, 1)},
+    {"l": List(KEY, LOCK_KEYS_MAX, 1), "b": Raw(112)},
 )
 
 
@@ -42,10 +42,12 @@ class Token:
     """What a device must know to join. `not_after` is 0 for never, `uses` is 0 for no limit.
 
     `hosts` are brokers, "host:port", always TLS; `ca_sha256` is the pin of the CA certificate (DER) behind them.
-    `lock_keys` are those of the network's lock, where it has one: the device trusts no others.
+    `lock_keys` are those of the network's lock, where it has one: the device trusts no others. `broker_pass`
+    (brokerpass.py) is for brokers that know no accounts; empty where they do.
     """
 
     __slots__ = (
+        "broker_pass",
         "ca_sha256",
         "claim",
         "hosts",
@@ -71,6 +73,7 @@ class Token:
         uses: int = 0,
         tags: list[str] | None = None,
         lock_keys: list[bytes] | None = None,
+        broker_pass: bytes = b"",
     ) -> None:
         self.hosts = hosts
         self.network_key = network_key
@@ -82,6 +85,7 @@ class Token:
         self.uses = uses
         self.tags = tags or []
         self.lock_keys = lock_keys or []
+        self.broker_pass = broker_pass
 
     def encode(self, crypto: Crypto) -> str:
         """One line. Raises LocalProtocolError when a field is not of its form."""
@@ -96,6 +100,7 @@ class Token:
             "u": self.uses,
             "g": self.tags,
             **({"l": self.lock_keys} if self.lock_keys else {}),
+            **({"b": self.broker_pass} if self.broker_pass else {}),
         }
         try:
             _FIELDS.check(fields, "token")
@@ -123,6 +128,7 @@ class Token:
             uses=fields["u"],
             tags=fields["g"],
             lock_keys=fields.get("l"),
+            broker_pass=fields.get("b", b""),
         )
 
     def network_id(self, crypto: Crypto) -> str:
@@ -130,6 +136,10 @@ class Token:
 
     def password(self, crypto: Crypto) -> str:
         """The MQTT password of the claim's user."""
+        if self.broker_pass:
+            from edgeagent.proto.brokerpass import CLAIM, bearer
+
+            return bearer(self.network_id(crypto), CLAIM, self.claim, self.broker_pass)
         return claim_password(crypto, self.secret)
 
     def expired(self, wall_s: float) -> bool:

@@ -13,6 +13,7 @@ from hub.core import admission, clients, naming, relays, routes
 from hub.core.credential import make_credential
 from hub.core.hostnames import RESERVED
 from hub.core.model import TOKENS_MAX, Device, DeviceState, HubError, JobKind, Kind, Op, Outgoing, Role, Token
+from hub.core.nats import hosts_for
 from hub.core.scribe import Scribe
 from hub.core.store import Tx
 
@@ -57,7 +58,7 @@ def create_token(
     )
     tx.put_out(Outgoing(Op.ADMIT, claim, password.encode(), role=Role.CLAIM))
     return JoinToken(
-        hosts=list(network.hosts),
+        hosts=hosts_for(network, claim),
         network_key=network.key,
         hub_box_key=network.box_key,
         ca_sha256=sha256(network.ca_der).digest(),
@@ -67,6 +68,7 @@ def create_token(
         uses=uses,
         tags=list(tags),
         lock_keys=list(locked.keys) if locked is not None and kind is Kind.DEVICE else [],
+        broker_pass=b"" if scribe.nats is None else scribe.nats.claim_pass(claim, not_after),
     )
 
 
@@ -198,7 +200,7 @@ def remove_device(scribe: Scribe, tx: Tx, device: Device, wall_s: int) -> None:
             record_renew_s=0,
             online=False,
             facts={},
-            removed_s=wall_s,
+            removed_s=max(wall_s, device.removed_s + 1, device.created_s),  # not before anything it was given
             removed_seq=tx.next_seq(),
             relay=b"",
             members=0,

@@ -26,7 +26,7 @@ from hub.core import admission, commands, lock, relays, rollouts, routes
 from hub.core.credential import is_strong
 from hub.core.model import OUTBOX_MAX, Device, DeviceState, HubDrop, JobKind, Kind, Network
 from hub.core.ratelimit import TokenBuckets
-from hub.core.scribe import POLICY_TTL_S, Scribe
+from hub.core.scribe import Scribe
 from hub.core.store import Tx
 
 VERBS = ("birth", "state", "ask", "report", "relay", "answer", "fetch")
@@ -236,12 +236,10 @@ class Coordinator:
         if subject is None and "a" in body:
             via = routes.routers_of(tx, reader, body["a"])
             subject = via[0] if via else None
-        if subject is None or subject.id == reader.id or not _can_be_met(subject):
+        if reader.state is DeviceState.EXPIRED:
+            self.scribe.no(tx, reader, body["id"], "forbidden", wall_s)  # whatever it asks: so that tells of nobody
+        elif subject is None or subject.id == reader.id or not self._may_see(tx, reader, subject):
             self.scribe.no(tx, reader, body["id"], "unknown", wall_s)
-        elif DeviceState.EXPIRED in (subject.state, reader.state):
-            self.scribe.no(tx, reader, body["id"], "forbidden", wall_s)
-        elif not self.scribe.policing.may_meet(tx, reader, subject):
-            self.scribe.no(tx, reader, body["id"], "forbidden", wall_s, ttl_s=POLICY_TTL_S)
         else:
             tx.introduce(reader.id, subject.id)
             self.scribe.rec(tx, reader, subject, wall_s, ask=body["id"], via=[router.id for router in via])
@@ -250,6 +248,14 @@ class Coordinator:
                 tx.introduce(reader.id, router.id)
                 self.scribe.rec(tx, reader, router, wall_s)
                 self.scribe.rec(tx, router, reader, wall_s)
+
+    def _may_see(self, tx: Tx, reader: Device, subject: Device) -> bool:
+        """Who may not is answered as if there were nobody: a refusal would tell which names and addresses exist."""
+        return (
+            _can_be_met(subject)
+            and subject.state is not DeviceState.EXPIRED
+            and self.scribe.policing.may_meet(tx, reader, subject)
+        )
 
     def _find(self, tx: Tx, body: dict[str, Any]) -> Device | None:
         if "h" in body:
@@ -274,6 +280,8 @@ class Coordinator:
             if subject is None or not _can_be_met(subject):
                 self.scribe.gone(tx, reader, subject_id, wall_s)
                 continue
+            if subject.id != reader.id and not self.scribe.policing.may_meet(tx, reader, subject):
+                continue  # an id may be known without an introduction: it is in topics
             self.scribe.record(tx, subject, wall_s)
             if subject.id != reader.id:
                 tx.introduce(reader.id, subject.id)  # a restored hub may not remember that it did

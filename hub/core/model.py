@@ -98,6 +98,7 @@ class Network:
     epoch: int  # of everything that this hub signs; only `restore` raises it
     ca_der: bytes
     hosts: tuple[str, ...]  # "host:port" of the broker, as devices reach it
+    nats: bool = False  # the brokers keep no accounts but believe what this hub signs: hub.core.nats
 
 
 @dataclass(slots=True)

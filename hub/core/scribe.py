@@ -29,13 +29,13 @@ from hub.core.model import (
     Op,
     Outgoing,
 )
+from hub.core.nats import Authority, hosts_for
 from hub.core.policing import Policing, groups_digest
 from hub.core.policy.compile import digest
 from hub.core.store import Tx
 
-UNKNOWN_TTL_S = 60
+UNKNOWN_TTL_S = 30  # an operator who opens a way tries it soon
 FORBIDDEN_TTL_S = 300
-POLICY_TTL_S = 30  # of a refusal by policy: an operator who opens a way tries it soon
 PASS_REGIONS_MAX = PASS_RELAYS_MAX = 8
 PASS_NAMES_BYTES_MAX = 720  # what they may take of a pass
 NODE_KEYS_SHOWN_MAX = 4
@@ -57,6 +57,7 @@ class Scribe:
         self._relays: tuple[bytes, list[dict[str, Any]]] = (b"", [])
         self._names: tuple[bytes, dict[str, Any]] = (b"", {})
         self.lock = LockView(crypto, network.id)
+        self.nats = Authority(crypto, network) if network.nats else None
 
     def record(self, tx: Tx, device: Device, wall_s: int) -> bytes:
         """The device's signed record; signed anew, and the device saved, when there is none that holds."""
@@ -124,7 +125,7 @@ class Scribe:
                 "fk": device.feed_key,
                 "fg": device.feed_generation,
                 "bx": network.box_key,
-                "h": list(network.hosts),
+                "h": hosts_for(network, device.id),
                 "nk": node_keys,
                 "na": device.not_after,
                 "set": {"node_key_life_s": NODE_KEY_LIFE_S, "node_key_grace_s": NODE_KEY_GRACE_S},
@@ -134,6 +135,7 @@ class Scribe:
                 **on_routes.for_map(tx, device),
                 **on_rollouts.for_map(tx, device),
                 **self.lock.of_map(tx, device, node_keys),
+                **({} if self.nats is None else {"bp": self.nats.device_pass(device)}),
             },
         )
         tx.save_device(device)
@@ -158,9 +160,9 @@ class Scribe:
             body["via"] = via
         self._down(tx, reader, "rec", body, wall_s, key=None if ask is not None else f"rec/{reader.id}/{subject.id}")
 
-    def no(self, tx: Tx, reader: Device, ask: int, why: str, wall_s: int, *, ttl_s: int = 0) -> None:
-        """`unknown` or `forbidden`; `ttl_s` 0: as long as is usual for it."""
-        ttl = ttl_s or (UNKNOWN_TTL_S if why == "unknown" else FORBIDDEN_TTL_S)
+    def no(self, tx: Tx, reader: Device, ask: int, why: str, wall_s: int) -> None:
+        """`unknown` or `forbidden`."""
+        ttl = UNKNOWN_TTL_S if why == "unknown" else FORBIDDEN_TTL_S
         self._down(tx, reader, "rec", {"id": ask, "no": why, "ttl": ttl}, wall_s)
 
     def gone(self, tx: Tx, reader: Device, subject: str, wall_s: int, since_s: int | None = None) -> None:

@@ -47,6 +47,7 @@ class Received:
     payload: bytes
     mid: int
     qos: int
+    again: bool = False  # the broker may have delivered it before (DUP)
 
 
 @dataclass(slots=True, frozen=True)
@@ -85,6 +86,7 @@ class MqttLink:
         self._client.on_disconnect = self._on_disconnect
         self._client.on_message = self._on_message
         self._client.on_publish = self._on_publish
+        self._client.on_subscribe = self._on_subscribe
 
     def open(self, will_topic: str, will: bytes) -> None:
         """Raises OSError (ssl.SSLError is one)."""
@@ -159,7 +161,12 @@ class MqttLink:
         self._events.append(Disconnected(str(reason).lower()))
 
     def _on_message(self, _client: Any, _data: Any, message: paho.MQTTMessage) -> None:
-        self._events.append(Received(message.topic, bytes(message.payload), message.mid, message.qos))
+        self._events.append(Received(message.topic, bytes(message.payload), message.mid, message.qos, message.dup))
+
+    def _on_subscribe(self, _client: Any, _data: Any, _mid: int, reasons: Any, _properties: Any) -> None:
+        if reasons[0].is_failure:  # the others may be unknown to a broker of somebody else's
+            self.drop()
+            self._events.append(Disconnected("what devices write could not be subscribed to"))
 
     def _on_publish(self, _client: Any, _data: Any, mid: int, _reason: Any, _properties: Any) -> None:
         self._events.append(Confirmed(mid))

@@ -40,8 +40,11 @@ def make_ca(name: str, wall_s: float) -> tuple[str, bytes]:
     return _pem(key), certificate.public_bytes(Encoding.DER)
 
 
-def make_server(ca_key_pem: str, ca_der: bytes, names: tuple[str, ...]) -> tuple[str, str]:
-    """(private key, certificate chain with the CA at its end), both PEM, for `names`: host names and addresses."""
+def make_server(ca_key_pem: str, ca_der: bytes, names: tuple[str, ...], *, peer: bool = False) -> tuple[str, str]:
+    """(private key, certificate chain with the CA at its end), both PEM, for `names`: host names and addresses.
+
+    `peer`: also where it is the client, at other servers of its cluster.
+    """
     ca_key = load_pem_private_key(ca_key_pem.encode(), None)
     if not isinstance(ca_key, ec.EllipticCurvePrivateKey):
         raise ValueError("the CA key is not one of this hub's")
@@ -49,11 +52,12 @@ def make_server(ca_key_pem: str, ca_der: bytes, names: tuple[str, ...]) -> tuple
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "edgehub broker")])
     wanted = dict.fromkeys((*names, *LOCAL_NAMES))
+    usages = [ExtendedKeyUsageOID.SERVER_AUTH, *([ExtendedKeyUsageOID.CLIENT_AUTH] if peer else [])]
     certificate = (
         _builder(subject, ca.subject, key.public_key(), ca.not_valid_after_utc)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(ca=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in wanted]), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)

@@ -25,10 +25,11 @@ class Site:
     user: str  # the hub's account at the broker
     password: str
     client_id: str  # its MQTT client id: random, because whoever knows it could end its session
-    ca_key_pem: str  # "" with an external broker
+    ca_key_pem: str  # "" where somebody else makes the brokers' certificates
     server_key_pem: str
     server_cert_pem: str
-    external: str = ""  # "host:port" of a broker that somebody else runs
+    external: str = ""  # "host:port" of a broker that somebody else runs; several with commas between
+    nats: str = ""  # where NATS nodes are told of accounts, in the same form; "" when the broker is none of them
 
 
 def save_network(connection: Connection, network: Network) -> None:
@@ -44,6 +45,7 @@ def save_network(connection: Connection, network: Network) -> None:
             "epoch": str(network.epoch).encode(),
             "ca_der": network.ca_der,
             "hosts": json.dumps(network.hosts).encode(),
+            "nats": b"nats" if network.nats else b"",
         },
     )
 
@@ -60,6 +62,7 @@ def load_network(connection: Connection) -> Network:
         epoch=int(values["epoch"]),
         ca_der=values["ca_der"],
         hosts=tuple(json.loads(values["hosts"])),
+        nats=bool(values.get("nats")),
     )
 
 

@@ -263,8 +263,8 @@ class Client:
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         wait_until(lambda: self.code is not None or self.ended, "an answer to CONNECT", self.turn)
 
-    def turn(self) -> None:
-        self._client.loop(0.02)
+    def turn(self, wait_s: float = 0.02) -> None:
+        self._client.loop(wait_s)
 
     def subscribe(self, text: str, qos: int = 1) -> bool:
         """Whether the broker took it."""
@@ -277,6 +277,13 @@ class Client:
         """Waits for PUBACK: which a broker sends also for what it does not allow."""
         mid = self._client.publish(topic, payload, qos=1, retain=retain).mid
         wait_until(lambda: mid in self._published, "PUBACK", self.turn)
+
+    def send(self, topic: str, payload: bytes) -> int:
+        """Without waiting: the message id that `is_confirmed` takes."""
+        return self._client.publish(topic, payload, qos=1).mid
+
+    def is_confirmed(self, mid: int) -> bool:
+        return mid in self._published
 
     def take(self) -> list[tuple[str, bytes, bool]]:
         messages, self._messages = self._messages, []

@@ -34,6 +34,7 @@ WITHOUT = {
         "oidc show",
     ),
     *("audit list", "audit export", "audit verify", "commands list", "commands show"),
+    *("webhooks list", "nats config", "nats certificate"),
     *("policy get", "policy check", "policy explain", "policy history", "policy diff", "dns show"),
     *("routes list", "client list"),
     *("update list", "update key", "update sign", "rollout list", "rollout show", "rollout devices"),
@@ -67,6 +68,9 @@ CHANGES = [
         "settings.oidc",
     ),
     ("oidc off", "", "settings.oidc"),
+    ("webhooks add", "https://hooks.test/x --event device.joined", "webhook.add"),
+    ("webhooks test", "{hook}", "webhook.test"),
+    ("webhooks remove", "{hook}", "webhook.remove"),
     ("command", "gw rekey --no-wait", "command.rekey"),
     ("policy set", "{policy}", "policy.set"),
     ("dns set-split", "corp.example 10.0.0.53", "names.split"),
@@ -185,6 +189,8 @@ def test_each_change_leaves_one_row(
             stage.sign_elsewhere()
         if command == "update take":
             stage.sign_root_elsewhere()
+        if command == "webhooks test":
+            stage.values["hook"] = json.loads(stage.shell("webhooks", "list", "--json"))[0]["id"]
         words = [word.format(**stage.values) for word in arguments.split()]
         stage.shell(*command.split(), *words)
         new = stage.rows()[before:]

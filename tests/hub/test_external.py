@@ -47,7 +47,7 @@ class ExternalRig(Rig):
             domain="mesh.test",
             listen="8883",
             addresses=[],
-            external=External(f"127.0.0.1:{self.port}", ca_file, "admin", password_file),
+            external=External((f"127.0.0.1:{self.port}",), ca_file, "admin", password_file),
             database_url=database_url,
         )
         self.process = None

@@ -51,11 +51,13 @@ def three(hub: Hub) -> list[Dev]:
     return devices
 
 
-def ask(hub: Hub, reader: Dev, subject: Dev) -> dict[str, Any]:
-    hub.hear(reader.ask(h=subject.name))
+def ask(hub: Hub, reader: Dev, subject: Dev | None) -> dict[str, Any]:
+    """By name; None: one that nobody has."""
+    hub.hear(reader.ask(h="nobody" if subject is None else subject.name))
     rows = hub.sent()
     answers = [body for kind, body in reader.read(rows) if kind == "rec"]
-    subject.read(rows)
+    if subject is not None:
+        subject.read(rows)
     assert len(answers) == 1
     return answers[0]
 
@@ -182,8 +184,9 @@ def test_who_may_not_meet_is_not_introduced(hub: Hub) -> None:
     put(hub, A_TO_B)
     deal(hub, a, b, c)
     answer = ask(hub, a, c)
-    assert (answer["no"], answer["ttl"]) == ("forbidden", 30)
-    assert ask(hub, c, b)["no"] == "forbidden"
+    nobody = ask(hub, a, None)
+    assert {**answer, "id": 0} == {**nobody, "id": 0}, "who may not be met is told from nobody by nothing"
+    assert ask(hub, c, b)["no"] == "unknown"
     assert not a.recs and not c.recs
     with hub.store.read() as tx:
         assert tx.acquaintances(c.id) == []
@@ -194,6 +197,17 @@ def test_who_may_not_meet_is_not_introduced(hub: Hub) -> None:
     assert "rec" in ask(hub, a, c)
 
 
+def test_who_knows_but_an_id_is_not_introduced_by_saying_so(hub: Hub) -> None:
+    a, b, c = three(hub)
+    put(hub, A_TO_B)
+    deal(hub, a, b, c)
+    hub.hear(a.ask(have=[[c.id, 0, 0, 0], [b.id, 0, 0, 0]]))
+    a.read(hub.sent())
+    assert a.recs.keys() == {b.id} and not a.gone
+    with hub.store.read() as tx:
+        assert tx.acquaintances(c.id) == []
+
+
 def test_devices_of_one_user_meet_by_self_alone(hub: Hub) -> None:
     a, b, c = three(hub)
     for device, user in ((a, "ann"), (b, "ann"), (c, "bob")):
@@ -201,7 +215,7 @@ def test_devices_of_one_user_meet_by_self_alone(hub: Hub) -> None:
     put(hub, '{"acls": [{"action": "accept", "src": ["autogroup:member"], "dst": ["autogroup:self:*"]}]}')
     deal(hub, a, b, c)
     assert "rec" in ask(hub, a, b)
-    assert ask(hub, a, c)["no"] == "forbidden"
+    assert ask(hub, a, c)["no"] == "unknown"
 
 
 # the document
@@ -243,7 +257,7 @@ def test_a_stored_policy_that_cannot_be_read_allows_nothing(hub: Hub) -> None:
         tx.add_job(JobKind.POLICY, "", "")
     assert deal(hub, a, b, c) == ["a", "b"]
     assert po(b) == {"v": 2, "u": "", "in": [], "out": []}
-    assert ask(hub, a, b)["no"] == "forbidden"
+    assert ask(hub, a, b)["no"] == "unknown"
 
 
 def test_an_author_is_a_line_of_text(hub: Hub) -> None:

@@ -12,10 +12,24 @@ from rich.console import Console
 from rich.status import Status
 
 from tests.netlab import LabError
-from tools.bench import agent, chart, crowd, dashboard, datapath, flash, fleet, flows, hub, imports, paths, peers
+from tools.bench import (
+    agent,
+    chart,
+    cluster,
+    crowd,
+    dashboard,
+    datapath,
+    flash,
+    fleet,
+    flows,
+    hub,
+    imports,
+    paths,
+    peers,
+)
 from tools.bench.figures import BENCHES, Figure, Options, Row, show, write
 
-__all__ = ["agent", "crowd", "dashboard", "datapath", "flash", "fleet", "flows", "hub", "imports", "paths"]
+__all__ = ["agent", "cluster", "crowd", "dashboard", "datapath", "flash", "fleet", "flows", "hub", "imports", "paths"]
 
 COUNT_MAX = 100
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, replace
 from functools import lru_cache
 from typing import Annotated, Any
@@ -12,12 +11,11 @@ from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, Field
 
-from hub import operations
+from hub import operations, webhooks
 from hub.core import audit, web
-from hub.core.events import EVENTS, HOOKS_MAX, Webhook
-from hub.core.model import DeviceState, HubError
+from hub.core.events import EVENTS, Webhook
+from hub.core.model import DeviceState
 from hub.core.oidc import Oidc, keep_secret
-from hub.core.people import make_id, make_secret
 from hub.core.roles import PERMISSIONS, Principal
 from hub.store import audits, hooks, oidcsettings, websettings
 from hub.web import cookies
@@ -235,35 +233,22 @@ def add_webhook(
     backend: CurrentBackend, who: Annotated[Principal, allowed("webhooks:write")], body: NewWebhook
 ) -> WebhookMade:
     """Posts JSON when one of the events happens."""
-    url, events = web.check_hook_url(body.url), web.check_events(tuple(body.events))
-    with backend.write() as (tx, _, wall_s):
-        if len(hooks.all_(tx.connection)) >= HOOKS_MAX:
-            raise HubError(f"{HOOKS_MAX} web hooks: there is no room for another. Remove one that nobody needs")
-        hook = Webhook(make_id(os.urandom, "h-"), url, make_secret(os.urandom), events, wall_s)
-        hooks.add(tx.connection, hook)
-        # Paths of hooks are often secrets themselves.
-        host = url.split("/")[2]
-        audit.record(tx, wall_s, who.actor, "webhook.add", f"webhook:{hook.id}", {"host": host})
-        tx.note("webhooks")
+    with backend.doing(who) as do:
+        hook = webhooks.add(do, body.url, tuple(body.events))
     return WebhookMade(**_hook_fields(hook), secret=hook.secret)
 
 
 @router.post("/webhooks/{hook_id}/test", status_code=202, tags=["webhooks"])
 def test_webhook(backend: CurrentBackend, who: Annotated[Principal, allowed("webhooks:write")], hook_id: str) -> None:
     """Sends the event `test`; what came of it is in `last_result` soon."""
-    with backend.write() as (tx, _, wall_s):
-        _hook(hooks.by_id(tx.connection, hook_id))
-        hooks.emit(tx.connection, "test", wall_s, {"by": who.login}, only=hook_id)
-        tx.note("webhooks")
+    with backend.doing(who) as do:
+        webhooks.test(do, _hook(hooks.by_id(do.tx.connection, hook_id)), who.login)
 
 
 @router.delete("/webhooks/{hook_id}", status_code=204, tags=["webhooks"])
 def remove_webhook(backend: CurrentBackend, who: Annotated[Principal, allowed("webhooks:write")], hook_id: str) -> None:
-    with backend.write() as (tx, _, wall_s):
-        _hook(hooks.by_id(tx.connection, hook_id))
-        hooks.drop(tx.connection, hook_id)
-        audit.record(tx, wall_s, who.actor, "webhook.remove", f"webhook:{hook_id}")
-        tx.note("webhooks")
+    with backend.doing(who) as do:
+        webhooks.remove(do, _hook(hooks.by_id(do.tx.connection, hook_id)))
 
 
 @router.get("/openapi.json", include_in_schema=False)
