@@ -1,4 +1,4 @@
-"""A device's serial console, on a unix socket or a serial port: what it says is logged with times, commands can be typed."""
+"""A serial console, on a unix socket or a serial port: all it says is logged with times, commands are typed."""
 
 from __future__ import annotations
 

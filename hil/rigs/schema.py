@@ -1,4 +1,4 @@
-"""What may stand in a rig file: resources, drivers and strategies with their keys, as labgrid names them where it has them.
+"""What may stand in a rig file: resources, drivers, strategies with their keys, by labgrid's names where it has any.
 
 What labgrid does not have is registered there by hil/labgrid_ext.py, with the same keys; a test compares the two.
 """
@@ -23,7 +23,7 @@ class Key(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """`binds`: the resources of which a driver needs exactly one. `gives`: protocols. `ours`: labgrid has it from us."""
+    """`binds`: resources of which a driver needs exactly one. `gives`: protocols. `ours`: labgrid has it from us."""
 
     role: str
     text: str

@@ -93,8 +93,8 @@ class SDMux:
         call("usbsdmux", [str(self._control), side], SWITCH_TIMEOUT_S)
 
     def _appeared(self) -> Path:
-        disk = appeared(self._disk) if self._disk is not None else None
-        look: Callable[[], Path | None] = self._of_sysfs if disk is None else lambda: disk
+        disk = self._disk
+        look: Callable[[], Path | None] = self._of_sysfs if disk is None else lambda: appeared(disk)
         return until_disk(self.name, str(self._disk or self._control), look)
 
     def _of_sysfs(self) -> Path | None:
@@ -142,8 +142,8 @@ def appeared(disk: Path) -> Path | None:
 def until_disk(name: str, what: str, look: Callable[[], Path | None]) -> Path:
     """Raises StorageFailed when no disk came in time."""
     late = StorageFailed(
-        f"{name}: no disk appeared for {what} within {APPEAR_TIMEOUT_S:g} s. Is a card in it, and may this user open it "
-        "(group disk)?"
+        f"{name}: no disk appeared for {what} within {APPEAR_TIMEOUT_S:g} s. Is a card in it, and may this user "
+        "open it (group disk)?"
     )
     found = until(look, APPEAR_TIMEOUT_S, lambda: late)
     assert found is not None
