@@ -40,7 +40,7 @@ class OwnHub:
 
 
 class RemoteHub:
-    """`url` is the dashboard's. The API token is read from a file; no redirect is followed, which it would follow too."""
+    """`url` is the dashboard's. The API token is read from a file; no redirect is followed, or it would be too."""
 
     def __init__(self, url: str, token_file: Path) -> None:
         parts = urlsplit(url)

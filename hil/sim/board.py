@@ -1,8 +1,8 @@
 """A simulated board: a serial port that is a pty, power, a card; a scripted boot loader, and behind it a real system.
 
 Off, it says nothing. With power it says U-Boot's lines, counts down, and either stops at the prompt or boots what is on
-the card: the root file system is taken out of it by debugfs, and the system of hil/sim/init.py runs in namespaces of its
-own, with the agent that edgeflash put there. A power cut is SIGKILL to that system's first process, which ends all of it.
+the card: the root file system is taken out of it by debugfs, and the system of hil/sim/init.py runs in namespaces of
+its own, with the agent that edgeflash put there. A power cut is SIGKILL to that system's first process, which ends all of it.
 
 What the system writes is in a folder, not on the card: mounting wants root. It stays until the card is written again.
 """

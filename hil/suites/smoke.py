@@ -1,4 +1,4 @@
-"""The essential steps, on any rig: flash, boot, join, ping, power cut, rejoin. The first device is the one that is cut."""
+"""The essential steps, on any rig: flash, boot, join, ping, power cut, rejoin. The first device is cut."""
 
 from __future__ import annotations
 

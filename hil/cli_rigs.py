@@ -1,0 +1,441 @@
+"""`edgehil` for rig files: list, doctor, run, console, power, reserve, release, sim."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import termios
+import time
+import tty
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hil.errors import HilError
+from hil.machines import MACHINES
+
+OK, FAILED, USAGE = range(3)
+STORE = Path("build/hil")
+HERE = Path(__file__).parent
+SUITES = HERE / "suites"
+ESCAPE = b"\x1d"  # Ctrl-]
+RESERVE_S = 8 * 3600
+SETTLE_S = 0.5  # after the last line of what is piped into a console
+
+
+def folders(options: argparse.Namespace) -> list[Path]:
+    """Where rig files are looked for by name."""
+    given = (
+        [options.rigs]
+        if options.rigs
+        else [Path(each) for each in os.environ.get("EDGEHIL_RIGS", "").split(":") if each]
+    )
+    return [*given, Path("rigs"), Path("~/.config/edgehil/rigs").expanduser(), HERE / "rigs"]
+
+
+def add(verbs: Any) -> None:
+    """The commands of this file."""
+    listing = _verb(
+        verbs, "list", _list, "machines, suites and rigs; with --strategy or --keys what rig files are made of"
+    )
+    listing.add_argument(
+        "--strategy",
+        metavar="NAME",
+        nargs="?",
+        const="all",
+        help="its tables: board, board-without-loader, guest, or a rig's",
+    )
+    listing.add_argument("--keys", action="store_true", help="what may stand in a rig file")
+    doctor = _verb(verbs, "doctor", _doctor, "what is missing on this host, or for a rig, and how to mend it")
+    doctor.add_argument("--rig", metavar="RIG", help="also for this rig: a name, or a file")
+    doctor.add_argument("--store", metavar="DIR", type=Path, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    console = _verb(verbs, "console", _console, "a device's console in this terminal; Ctrl-] ends it", as_json=False)
+    _of_rig(console)
+    console.add_argument("--seconds", metavar="N", type=float, help="end after so long, for scripts")
+    power = _verb(verbs, "power", _power, "switch a device's power, or say what it is")
+    power.add_argument("what", choices=("on", "off", "cycle", "get"), help="what to do")
+    _of_rig(power)
+    hold = _verb(verbs, "reserve", _reserve, "keep a rig from others until this command ends, or while COMMAND runs")
+    hold.add_argument("rig", metavar="RIG", help="a name, or a file")
+    hold.add_argument(
+        "--for", metavar="N[smh]", dest="seconds", type=_duration, default=float(RESERVE_S), help="at most so long (8h)"
+    )
+    hold.add_argument("--why", metavar="TEXT", default="", help="what others are told")
+    hold.add_argument("words", metavar="COMMAND", nargs="*", help="what to run meanwhile")
+    free = _verb(verbs, "release", _release, "end a reservation of yours")
+    free.add_argument("rig", metavar="RIG", help="a name, or a file")
+    sim = _verb(
+        verbs, "sim", _sim, "simulated boards with a power strip, and a rig file of them, until this command ends"
+    )
+    sim.add_argument("folder", metavar="FOLDER", type=Path, help="gets rig.yaml, cards and what the boards hold")
+    sim.add_argument("--boards", metavar="LIST", default="pump,camera", help="their names, with commas (pump,camera)")
+    sim.add_argument("--image", metavar="PATH", type=Path, required=True, help="root file system: a folder or an image")
+    sim.add_argument("--agent", metavar="FILE", type=Path, required=True, help="the agent as a zipapp")
+    sim.add_argument(
+        "--board", metavar="ID", default="qemu-x86-64", help="what they are, in `edgeflash boards list` (qemu-x86-64)"
+    )
+
+
+def add_rig(made: argparse.ArgumentParser) -> None:
+    """What a run on a rig takes."""
+    made.add_argument("--rig", metavar="RIG", help="on this rig: a name, or a file (without: on guests)")
+    made.add_argument("--target", metavar="NAME", action="append", default=[], help="only this device; may be repeated")
+    made.add_argument("--keep-going", action="store_true", help="also after a step that failed")
+
+
+def run_suite(options: argparse.Namespace) -> int:
+    """A suite on a rig: pytest with the fixtures of hil/pytest_plugin.py."""
+    import pytest
+
+    from hil.rigs import reserve, rigfile
+
+    path = rigfile.find(options.rig, folders(options))
+    rigfile.load(path)  # what is wrong with it is said before pytest says anything
+    suite = _suite(options.suite)
+    out: Path = options.out or options.store / f"{path.stem}-{suite.stem}"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    # Nothing of an ini file that lies about: a suite is the same wherever it runs.
+    words = [
+        str(suite),
+        "-p",
+        "hil.pytest_plugin",
+        "-c",
+        os.devnull,
+        "--rootdir",
+        str(suite.parent),
+        "-p",
+        "no:cacheprovider",
+    ]
+    words += ["--rig", str(path), "--rig-out", str(out), "--rig-store", str(options.store), "--rig-suite", suite.stem]
+    words += [
+        "-q",
+        "--no-header",
+        "--tb=short",
+        *([] if options.keep_going else ["-x"]),
+        *(["--rig-pcap"] if options.pcap else []),
+    ]
+    for name in options.target:
+        words += ["--rig-target", name]
+    print(f"{suite.stem} suite on {path}", flush=True)
+    with reserve.working(path, f"suite {suite.stem}"):
+        status = int(pytest.main(words))
+    if status == pytest.ExitCode.NO_TESTS_COLLECTED:
+        raise HilError(f"{suite}: has no tests (functions whose names begin with test_)")
+    if status == pytest.ExitCode.INTERRUPTED:
+        return 130
+    if (out / "report.json").exists():
+        print(f"{out / 'report.json'}")
+    return OK if status == pytest.ExitCode.OK else FAILED
+
+
+def _verb(verbs: Any, name: str, run: Any, text: str, as_json: bool = True) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
+    made.set_defaults(run=run)
+    made.add_argument(
+        "--rigs", metavar="DIR", type=Path, help="where rig files are (EDGEHIL_RIGS; rigs, ~/.config/edgehil/rigs)"
+    )
+    if as_json:
+        made.add_argument("--json", action="store_true", help="data instead of text")
+    return made
+
+
+def _of_rig(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--rig", metavar="RIG", required=True, help="a name, or a file")
+    made.add_argument("--target", metavar="NAME", help="the device; needed where the rig has several")
+
+
+def _suite(name: str) -> Path:
+    given = Path(name)
+    if given.suffix == ".py":
+        if not given.is_file():
+            raise HilError(f"{name}: there is no such suite")
+        return given
+    known = sorted(path.stem for path in SUITES.glob("*.py") if path.stem != "__init__")
+    if name not in known:
+        raise HilError(f"{name!r}: no such suite for rigs; known are {', '.join(known)}, or a file of yours (.py)")
+    return SUITES / f"{name}.py"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))] if rows else []
+    return "\n".join(
+        "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _list(options: argparse.Namespace) -> int:
+    from hil.rigs import reserve, rigfile, schema
+
+    if options.strategy:
+        return _strategies(options)
+    if options.keys:
+        rows = schema.table()
+        told = [dict(zip(("kind", "key", "default", "meaning"), row, strict=True)) for row in rows]
+        shown = [(kind if not key else f"  {key}", default, text) for kind, key, default, text in rows]
+        print(json.dumps(told, indent=1) if options.json else _table(shown))
+        return OK
+    machines = [
+        {
+            "machine": each.name,
+            "board": each.board,
+            "options": " ".join(each.options),
+            "program": shutil.which(each.program),
+            "package": each.needs,
+        }
+        for each in MACHINES
+    ]
+    rigs: list[dict[str, Any]] = []
+    for folder in folders(options):
+        for path in sorted(folder.glob("*.yaml")):
+            row: dict[str, Any] = {"rig": path.stem, "file": str(path), "targets": [], "error": ""}
+            try:
+                row["targets"] = list(rigfile.load(path).targets)
+                row["reserved"] = reserve.Lock(path, reserve.RESERVED).holder()
+            except HilError as error:
+                row["error"] = str(error)
+            rigs.append(row)
+    suites = sorted(path.stem for path in SUITES.glob("*.py") if path.stem != "__init__")
+    if options.json:
+        print(json.dumps({"machines": machines, "rigs": rigs, "suites": suites}, indent=1))
+        return OK
+    print(
+        _table(
+            [
+                (
+                    each["machine"],
+                    each["board"],
+                    each["options"],
+                    each["program"] or f"not here: package {each['package']}",
+                )
+                for each in machines
+            ]
+        )
+    )
+    print(f"\nsuites for rigs: {', '.join(suites)}; for guests without a rig file: smoke, rollout\n")
+    print(
+        _table(
+            [
+                (row["rig"], row["error"] or ", ".join(row["targets"]), row["file"], reserve.told(row.get("reserved")))
+                for row in rigs
+            ]
+        )
+    )
+    return OK
+
+
+def _strategies(options: argparse.Namespace) -> int:
+    from hil.rigs import strategy
+
+    tables = (
+        _known_tables()
+        if options.strategy in ("all", "board", "board-without-loader", "guest")
+        else _tables_of_rig(options)
+    )
+    if options.strategy in tables:
+        tables = {options.strategy: tables[options.strategy]}
+    head = ("from", "to", "does", "expects", "within")
+    if options.json:
+        told = {
+            name: [dict(zip(head, row, strict=True)) for row in strategy.text(rows)] for name, rows in tables.items()
+        }
+        print(json.dumps(told, indent=1, ensure_ascii=False))
+        return OK
+    print(
+        "\n\n".join(
+            f"{name}\n{_table([tuple(word.upper() for word in head), *strategy.text(rows)])}"
+            for name, rows in tables.items()
+        )
+    )
+    return OK
+
+
+def _known_tables() -> dict[str, list[Any]]:
+    """With U-Boot's defaults, and a login as Debian has it."""
+    from hil.rigs import schema, strategy
+
+    def nothing(_: float) -> None:
+        raise AssertionError("a table that is only shown")
+
+    steps = strategy.Steps(nothing, nothing, nothing, nothing, nothing)
+    loader = {name: key.default for name, key in schema.KINDS["UBootDriver"].keys.items()}
+    shell = {"login_prompt": " login: ", "prompt": "# ", "username": "root", "login_timeout": 60}
+    agent_s = float(str(schema.KINDS["BoardStrategy"].keys["agent_timeout"].default))
+    return {
+        "board": strategy.rows(steps, loader=loader, shell=shell, agent_s=agent_s),
+        "board-without-loader": strategy.rows(steps, loader=None, shell=shell, agent_s=agent_s),
+        "guest": strategy.rows(steps, loader=None, shell=None, agent_s=agent_s, guest=True),
+    }
+
+
+def _tables_of_rig(options: argparse.Namespace) -> dict[str, list[Any]]:
+    from hil.rigs import rigfile
+    from hil.rigs.openrig import OpenRig
+
+    file = rigfile.load(rigfile.find(options.strategy, folders(options)))
+    with OpenRig(file, Path(), options.store, surroundings=False) as rig:
+        return {name: device.strategy.table for name, device in rig.devices.items()}
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from hil.rigs import doctor, rigfile
+
+    checks = [] if options.rig else list(doctor.of_host())
+    if options.rig:
+        path = rigfile.find(options.rig, folders(options))
+        with tempfile.TemporaryDirectory(prefix="edgehil-") as name:
+            checks += doctor.of_rig(rigfile.load(path), Path(name), options.store)
+    if options.json:
+        print(json.dumps([check._asdict() for check in checks], indent=1))
+    else:
+        for check in checks:
+            print(f"{'ok' if check.ok else 'NO':<3} {check.about:<14} {check.said}")
+            if not check.ok:
+                print(f"    {'':<14} → {check.mend}")
+    return OK if all(check.ok for check in checks) else FAILED
+
+
+def _power(options: argparse.Namespace) -> int:
+    from hil.rigs import reserve
+    from hil.rigs.openrig import OpenRig
+
+    file, name = _one(options)
+    work = reserve.working(file.path, f"power {options.what} of {name}")
+    with OpenRig(file, Path(), options.store, surroundings=False, only=[name]) as rig:
+        device = rig.devices[name]
+        if device.guest is not None:
+            raise HilError(f"{name}: a guest lives as long as the command that runs it: edgehil run")
+        if options.what != "get":
+            with work:
+                getattr(device.power, options.what)()
+        state = device.power.state()
+    told = {True: "on", False: "off", None: "unknown"}[state]
+    print(json.dumps({"target": name, "power": told}) if options.json else f"{name}: {told}")
+    return OK
+
+
+def _one(options: argparse.Namespace) -> tuple[Any, str]:
+    """The rig file, and the device that is meant."""
+    from hil.rigs import rigfile
+
+    file = rigfile.load(rigfile.find(options.rig, folders(options)))
+    names = list(file.targets)
+    if options.target is None and len(names) > 1:
+        raise HilError(f"{file.path}: has {len(names)} devices; say which: --target {' or '.join(names)}")
+    return file, options.target or names[0]
+
+
+def _console(options: argparse.Namespace) -> int:
+    from hil.rigs import reserve
+    from hil.rigs.openrig import OpenRig
+
+    file, name = _one(options)
+    with (
+        tempfile.TemporaryDirectory(prefix="edgehil-") as folder,
+        reserve.working(file.path, f"console of {name}"),
+        OpenRig(file, Path(folder), options.store, surroundings=False, only=[name]) as rig,
+    ):
+        device = rig.devices[name]
+        if device.guest is not None:
+            raise HilError(f"{name}: a guest lives as long as the command that runs it: edgehil run")
+        console: Any = device.console
+        print(f"{name}: console; Ctrl-] ends it", file=sys.stderr)
+        console.hear = _write_out
+        _type(console, options.seconds)
+    return OK
+
+
+def _write_out(data: bytes) -> None:
+    os.write(sys.stdout.fileno(), data)
+
+
+def _type(console: Any, seconds: float | None) -> None:
+    """What is typed here goes there, until Ctrl-], the end of the input or of the time."""
+    here = sys.stdin.fileno()
+    deadline = None if seconds is None else time.monotonic() + seconds
+    before = termios.tcgetattr(here) if os.isatty(here) else None
+    if before is not None:
+        tty.setraw(here)
+    try:
+        while deadline is None or (left := deadline - time.monotonic()) > 0:
+            ready, _, _ = select.select((here,), (), (), None if deadline is None else left)
+            data = os.read(here, 1024) if ready else b""
+            if ready and (not data or ESCAPE in data):
+                break
+            if data:
+                console.send(data.decode("utf-8", "replace"))
+        time.sleep(SETTLE_S)
+    finally:
+        if before is not None:
+            termios.tcsetattr(here, termios.TCSADRAIN, before)
+
+
+def _duration(text: str) -> float:
+    unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:], 0)
+    number = text[:-1] if unit else text
+    if not number.isascii() or not number.isdecimal() or not 0 < int(number) * (unit or 1) <= 7 * 86_400:
+        raise argparse.ArgumentTypeError("want a number with s, m or h, at most 168h")
+    return float(int(number) * (unit or 1))
+
+
+def _reserve(options: argparse.Namespace) -> int:
+    from hil.rigs import reserve, rigfile
+
+    path = rigfile.find(options.rig, folders(options))
+    rigfile.load(path)
+    lock = reserve.Lock(path, reserve.RESERVED)
+    lock.take(options.why)
+    until = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + options.seconds))
+    if options.json:
+        print(json.dumps({"rig": path.stem, "lock": str(lock.path), "pid": os.getpid(), "until": until}), flush=True)
+    else:
+        print(f"{path.stem} is yours until {until}, or this ends", file=sys.stderr, flush=True)
+    try:
+        if options.words:
+            return subprocess.run(options.words, timeout=options.seconds).returncode
+        time.sleep(options.seconds)
+    except FileNotFoundError:
+        raise HilError(f"{options.words[0]}: there is no such command") from None
+    except subprocess.TimeoutExpired:
+        raise HilError(f"{options.words[0]}: had not ended within {options.seconds:g} s") from None
+    finally:
+        lock.drop()
+    return OK
+
+
+def _release(options: argparse.Namespace) -> int:
+    from hil.rigs import reserve, rigfile
+
+    path = rigfile.find(options.rig, folders(options))
+    found = reserve.Lock(path, reserve.RESERVED).end()
+    print(json.dumps({"rig": path.stem, "was": found}) if options.json else f"{path.stem} was {reserve.told(found)}")
+    return OK
+
+
+def _sim(options: argparse.Namespace) -> int:
+    from hil.sim.lab import Lab
+
+    for each in (options.image, options.agent):
+        if not each.exists():
+            raise HilError(f"{each}: is not there")
+    lab = Lab(options.folder, options.boards.split(","), board=options.board, image=options.image, agent=options.agent)
+    try:
+        boards = {name: board.port for name, board in lab.boards.items()}
+        told = {"rig": str(lab.rig), "boards": boards, "pdu": lab.pdu.url}
+        print(
+            json.dumps(told)
+            if options.json
+            else f"{lab.rig}: {', '.join(f'{name} at {port}' for name, port in boards.items())}",
+            flush=True,
+        )
+        while True:
+            signal.pause()
+    finally:
+        lab.close()
