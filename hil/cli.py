@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hil import cli_rigs
+from hil import cli_list, cli_rigs
 from hil.errors import HilError
 from hil.guests.build import build
 from hil.machines import BY_NAME, Machine
@@ -74,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--store", metavar="DIR", type=Path, default=STORE, help=f"where guests are kept ({STORE})")
     verbs = made.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    cli_list.add(verbs)
     cli_rigs.add(verbs)
     suite = verbs.add_parser("run", help="a suite on a rig, or on guests")
     suite.add_argument("suite", metavar="SUITE", help="smoke, rollout, or a file of pytest's")

@@ -177,6 +177,12 @@ class ExternalPower(_Switched):
     def off(self) -> None:
         self._do("cmd_off")
 
+    def cycle(self) -> None:
+        if self._values["cmd_cycle"]:
+            self._do("cmd_cycle")
+        else:
+            super().cycle()
+
     def state(self) -> bool | None:
         return None
 

@@ -137,6 +137,7 @@ KINDS: dict[str, Kind] = {
         {
             "cmd_on": Key(str, "switches it on"),
             "cmd_off": Key(str, "switches it off"),
+            "cmd_cycle": Key(str, "does both; empty: cmd_off, a while, cmd_on", ""),
             **_DELAY,
         },
         (),

@@ -2,7 +2,8 @@
 
 Off, it says nothing. With power it says U-Boot's lines, counts down, and either stops at the prompt or boots what is on
 the card: the root file system is taken out of it by debugfs, and the system of hil/sim/init.py runs in namespaces of
-its own, with the agent that edgeflash put there. A power cut is SIGKILL to that system's first process, which ends all of it.
+its own, with the agent that edgeflash put there. A power cut is SIGKILL to that system's first process, which takes all
+others with it.
 
 What the system writes is in a folder, not on the card: mounting wants root. It stays until the card is written again.
 """
