@@ -76,21 +76,31 @@ def parser() -> argparse.ArgumentParser:
     verbs = made.add_subparsers(title="commands", metavar="COMMAND", required=True)
     cli_list.add(verbs)
     cli_rigs.add(verbs)
-    suite = verbs.add_parser("run", help="a suite on a rig, or on guests")
+    suite = verbs.add_parser("run", help="a suite on a rig, or on guests", description="a suite on a rig, or on guests")
     suite.add_argument("suite", metavar="SUITE", help="smoke, rollout, or a file of pytest's")
     suite.add_argument("--pcap", action="store_true", help="also what went over each cable")
     suite.add_argument("--rigs", metavar="DIR", type=Path, help="where rig files are")
     cli_rigs.add_rig(suite)
     suite.set_defaults(run=_run)
-    run = verbs.add_parser("smoke", help="flash, boot, join, ping, power cut, rejoin")
+    run = verbs.add_parser(
+        "smoke",
+        help="flash, boot, join, ping, power cut, rejoin",
+        description="flash, boot, join, ping, power cut, rejoin",
+    )
     run.add_argument("--pcap", action="store_true", help="also what went over each guest's cable")
     run.set_defaults(run=_smoke)
-    roll = verbs.add_parser("rollout", help="flash, boot, join; a good version comes to all, a broken one comes back")
+    roll = verbs.add_parser(
+        "rollout",
+        help="flash, boot, join; a good version comes to all, a broken one comes back",
+        description="flash, boot, join; a good version comes to all, a broken one comes back",
+    )
     roll.set_defaults(run=_rollout)
     for each in (suite, run, roll):
         each.add_argument("--guests", metavar="LIST", default=GUESTS, help=f"machines, with commas ({GUESTS})")
         each.add_argument("--out", metavar="DIR", type=Path, help="report, logs and consoles (DIR/NAME)")
-    make = verbs.add_parser("build", help="build guests, where they are not here")
+    make = verbs.add_parser(
+        "build", help="build guests, where they are not here", description="build guests, where they are not here"
+    )
     make.add_argument("machines", metavar="MACHINE", nargs="*", help="all, without")
     make.add_argument("--fresh", action="store_true", help="anew, from Debian's packages of today")
     make.set_defaults(run=_build)

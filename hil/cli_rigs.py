@@ -59,6 +59,7 @@ def add_rig(made: argparse.ArgumentParser) -> None:
     """What a run on a rig takes."""
     made.add_argument("--rig", metavar="RIG", help="on this rig: a name, or a file (without: on guests)")
     made.add_argument("--target", metavar="NAME", action="append", default=[], help="only this device; may be repeated")
+    made.add_argument("--without-hub", action="store_true", help="devices only: no hub, no network around them")
     made.add_argument("--keep-going", action="store_true", help="also after a step that failed")
 
 
@@ -87,13 +88,8 @@ def run_suite(options: argparse.Namespace) -> int:
         "no:cacheprovider",
     ]
     words += ["--rig", str(path), "--rig-out", str(out), "--rig-store", str(options.store), "--rig-suite", suite.stem]
-    words += [
-        "-q",
-        "--no-header",
-        "--tb=short",
-        *([] if options.keep_going else ["-x"]),
-        *(["--rig-pcap"] if options.pcap else []),
-    ]
+    words += ["-q", "--no-header", "--tb=short", *([] if options.keep_going else ["-x"])]
+    words += [flag for flag, on in (("--rig-pcap", options.pcap), ("--rig-without-hub", options.without_hub)) if on]
     for name in options.target:
         words += ["--rig-target", name]
     print(f"{suite.stem} suite on {path}", flush=True)

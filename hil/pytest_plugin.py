@@ -36,6 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--rig-out", metavar="DIR", default=str(STORE / "suite"), help="for the report and consoles")
     group.addoption("--rig-store", metavar="DIR", default=str(STORE), help=f"where guests are kept ({STORE})")
     group.addoption("--rig-suite", metavar="NAME", default="suite", help="what the report calls the suite")
+    group.addoption("--rig-without-hub", action="store_true", help="devices only: no hub, no network around them")
     group.addoption("--rig-pcap", action="store_true", help="also what went over each cable")
 
 
@@ -92,6 +93,7 @@ def rig(pytestconfig: pytest.Config) -> Iterator[OpenRig]:
             rigfile.load(Path(given)),
             out,
             Path(pytestconfig.getoption("--rig-store")),
+            surroundings=not pytestconfig.getoption("--rig-without-hub"),
             only=pytestconfig.getoption("--rig-target"),
             pcap=pytestconfig.getoption("--rig-pcap"),
             say=lambda line: _say(pytestconfig, f"    {line}"),

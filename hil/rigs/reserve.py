@@ -89,7 +89,7 @@ class Lock:
         try:
             file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         except OSError as error:
-            raise HilError(f"{self.path}: {error.strerror}; --locks FOLDER names another place") from None
+            raise HilError(f"{self.path}: {error.strerror}; EDGEHIL_LOCKS names another place") from None
         finally:
             os.umask(mask)
         if not stat.S_ISREG(os.fstat(file).st_mode):
@@ -124,10 +124,12 @@ def told(holder: dict[str, Any] | None) -> str:
 
 
 def _folder() -> Path:
+    if given := os.environ.get("EDGEHIL_LOCKS"):
+        return Path(given)
     for folder in FOLDERS:
         if folder.is_dir() and os.access(folder, os.W_OK):
             return folder
-    raise HilError(f"none of {', '.join(map(str, FOLDERS))} can be written to; --locks FOLDER names another place")
+    raise HilError(f"none of {', '.join(map(str, FOLDERS))} can be written to; EDGEHIL_LOCKS names another place")
 
 
 def _user() -> str:
