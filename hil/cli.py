@@ -36,7 +36,7 @@ examples:
   edgehil console --rig bench --target pump
 
 The first run of a machine builds its guest from Debian's packages, which takes minutes; it is kept.
-Nothing needs root; as another user, user namespaces have to be allowed. Rig files: docs/hil.md.
+Nothing needs root; as another user, user namespaces have to be allowed. Rig files: docs/rigs.md.
 exit status: 0 ok, 1 failed, 2 usage
 """
 

@@ -29,7 +29,7 @@ _STEP = pytest.StashKey[dict[str, object]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("edgehil")
-    group.addoption("--rig", metavar="FILE", help="the rig file (docs/hil.md)")
+    group.addoption("--rig", metavar="FILE", help="the rig file (docs/rigs.md)")
     group.addoption(
         "--rig-target", metavar="NAME", action="append", default=[], help="only this device; may be repeated"
     )

@@ -71,7 +71,7 @@ def test_a_holder_is_named_and_its_death_frees_the_rig(rig: Path, holder: Holder
 def test_who_reserved_it_may_work_with_it_and_only_one_at_a_time(rig: Path, holder: Holder) -> None:
     with (
         working(rig, "suite", rig.parent),
-        pytest.raises(Reserved, match="is taken: by .*: suite"),
+        pytest.raises(Reserved, match=r"is taken: by .*: suite"),
         working(rig, "console", rig.parent),
     ):
         pytest.fail("two at once")
@@ -86,7 +86,7 @@ def test_a_reservation_of_another_user_is_refused_and_cannot_be_ended(
     lock.take("theirs")
     mine = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: mine + 1)
-    with pytest.raises(Reserved, match="is reserved: by .*: theirs"), working(rig, "suite", rig.parent):
+    with pytest.raises(Reserved, match=r"is reserved: by .*: theirs"), working(rig, "suite", rig.parent):
         pytest.fail("in spite of it")
     with pytest.raises(Reserved, match="is not yours"):
         lock.end()

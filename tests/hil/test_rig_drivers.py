@@ -90,12 +90,12 @@ def test_what_goes_wrong_with_http_is_named_without_the_secret(tmp_path: Path, p
         http(tmp_path, pdu.url).on()
     assert "wrong-secret" not in str(failed.value)
     (tmp_path / "authorization").chmod(0o644)
-    with pytest.raises(PowerFailed, match="others may read it. chmod 600"):
+    with pytest.raises(PowerFailed, match=r"others may read it. chmod 600"):
         http(tmp_path, pdu.url).on()
     (tmp_path / "authorization").unlink()
     power = http(tmp_path, pdu.url)
     (tmp_path / "authorization").unlink()
-    with pytest.raises(PowerFailed, match="authorization_file .*No such file"):
+    with pytest.raises(PowerFailed, match=r"authorization_file .*No such file"):
         power.on()
     with pytest.raises(PowerFailed, match="a password in a URL ends up in logs"):
         http(tmp_path, "http://admin:swordfish@127.0.0.1")
@@ -104,7 +104,7 @@ def test_what_goes_wrong_with_http_is_named_without_the_secret(tmp_path: Path, p
     with pytest.raises(PowerFailed, match=r"ca_file none\.pem"):
         http(tmp_path, "https://127.0.0.1", ca_file="none.pem")
     pdu.close()
-    with pytest.raises(PowerFailed, match="Connection refused. Is the power strip on"):
+    with pytest.raises(PowerFailed, match=r"Connection refused. Is the power strip on"):
         http(tmp_path, pdu.url).on()
 
 
@@ -152,7 +152,7 @@ def test_usb_power_is_uhubctl(scripts: Path) -> None:
     script(scripts, "uhubctl", "echo 'No compatible devices detected!'; exit 1")
     with pytest.raises(PowerFailed, match=r"No compatible devices.*Does the hub switch power \(-l 1-1\.4 -p 2\)"):
         power.on()
-    with pytest.raises(PowerFailed, match="want {sys_name: '1-1.4'}"):
+    with pytest.raises(PowerFailed, match=r"want \{sys_name: '1-1\.4'\}"):
         USBPower("pump", {"ID_PATH": "x"}, 2, 0.0)
 
 
@@ -201,7 +201,7 @@ def test_a_serial_port_says_hears_and_stays_silent(tmp_path: Path) -> None:
     console.expect("any key", 5.0)
     console.send("\n")
     assert os.read(master, 10) == b"\n"
-    with pytest.raises(GuestStuck, match="no '=> ' within 0.1 s; it said last:\nU-Boot"):
+    with pytest.raises(GuestStuck, match=r"no '=> ' within 0.1 s; it said last:\nU-Boot"):
         console.expect("=> ", 0.1)
     os.write(master, b"old ")
     console.expect("old ", 5.0)
@@ -218,7 +218,7 @@ def test_a_serial_port_says_hears_and_stays_silent(tmp_path: Path) -> None:
 
 
 def test_a_port_that_is_dead_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DeadPort, match="/dev/ttyNONE: .*Is it plugged in"):
+    with pytest.raises(DeadPort, match=r"/dev/ttyNONE: .*Is it plugged in"):
         open_console("pump", port_of(port="/dev/ttyNONE"), tmp_path / "log")
     with socket.create_server(("127.0.0.1", 0)) as server:
         number = server.getsockname()[1]
@@ -344,5 +344,5 @@ def test_ssh_asks_for_nothing_and_tells_its_own_failure_from_the_commands(script
     )
     with pytest.raises(NotReached, match="pump: by ssh"):
         network.run("gone")
-    with pytest.raises(CommandFailed, match="'exit 3'.*ended with 3"):
+    with pytest.raises(CommandFailed, match=r"'exit 3'.*ended with 3"):
         network.run("exit 3")

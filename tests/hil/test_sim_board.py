@@ -1,4 +1,4 @@
-"""A simulated board as a rig sees it: serial port, power by HTTP, card; and, with the right to namespaces, its system."""
+"""A simulated board as rigs see it: serial port, power by HTTP, card; with the right to namespaces also its system."""
 
 from __future__ import annotations
 

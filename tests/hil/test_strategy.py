@@ -1,4 +1,4 @@
-"""Strategies: tables that are walked and printed; what fails leaves the state unknown, and the power cut begins anew."""
+"""Strategies: tables that are walked and printed; what fails leaves the state unknown, and the next begins anew."""
 
 from __future__ import annotations
 
