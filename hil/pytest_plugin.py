@@ -10,6 +10,7 @@ Each test is a step of the report. What of a rig is open stays so for the whole 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,18 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     except pytest.skip.Exception:
         report.steps.pop()  # neither passed nor failed
         raise
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A rig that does not come about is a step too, or a report would know nothing of it."""
+    made = yield
+    if made.when == "setup" and made.failed:
+        with suppress(HilError), item.config.stash[_REPORT].step("set-up of the rig"):
+            raise HilError(made.longreprtext[-1500:])
+    return made
 
 
 @pytest.fixture(scope="session")

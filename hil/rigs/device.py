@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hil.errors import CommandFailed, GuestStuck, HilError, RigFileWrong
 from hil.machines import BY_NAME
@@ -63,6 +64,11 @@ class Device:
                 self._wrong(guest.line, "GuestDriver.machine", f"no such machine; known are {', '.join(BY_NAME)}")
             self.guest = GuestMachine(self.name, machine, store, folder / self.name, nets, GUEST_DELAY_S)
             self._stack.callback(self.guest.off)
+        self._off_at = -math.inf
+        self._rest_s = GUEST_DELAY_S
+        for name, item in target.drivers.items():
+            if "Power" in KINDS[name].gives:
+                self._rest_s = float(item.values.get("delay", GUEST_DELAY_S))
         self._power: Power | None = self.guest or self._power_driver()
         self._storage: Storage | None = self.guest or self._storage_driver()
         self._network = self._network_driver()
@@ -139,8 +145,11 @@ class Device:
 
     def _cut(self) -> None:
         self.power.off()
+        self._off_at = time.monotonic()
 
     def _power_on(self, _: float) -> None:
+        # What is switched on at once has had power all the time, to its capacitors.
+        time.sleep(max(0.0, self._off_at + self._rest_s - time.monotonic()))
         if self.guest is None:
             self.console.skip()
         self.began = time.monotonic()
@@ -237,5 +246,5 @@ class Device:
                 except re.error as error:
                     self._wrong(item.line, f"{name}.{key}", f"is no regular expression: {error}")
 
-    def _wrong(self, line: int, where: str, what: str) -> None:
+    def _wrong(self, line: int, where: str, what: str) -> NoReturn:
         raise RigFileWrong(f"{self.rig.path}:{line}: targets.{self.name}.drivers.{where}: {what}.")

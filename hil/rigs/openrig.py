@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -61,6 +62,7 @@ class OpenRig:
         with ExitStack() as stack:
             # Unix sockets want short paths.
             self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgehil-rig-")))
+            stack.callback(self._keep)
             switch = self._surround(stack) if self._surroundings else None
             for name, target in self.file.targets.items():
                 if self._only and name not in self._only:
@@ -109,6 +111,14 @@ class OpenRig:
             token.unlink()
         return made
 
+    def flash(self, name: str) -> str:
+        """A new image for a device, written to what it starts from; it is off afterwards."""
+        image = self.image(name)
+        try:
+            return self.devices[name].flash(image)
+        finally:
+            image.unlink()  # a guest's is hundreds of MiB
+
     def wait_online(self, names: Sequence[str], timeout_s: float = ONLINE_TIMEOUT_S) -> None:
         """Until the hub lists them online. Raises NotReached."""
 
@@ -139,6 +149,13 @@ class OpenRig:
         rig.hub.start_relay()
         self._hub = OwnHub(rig.hub)
         return rig.switch
+
+    def _keep(self) -> None:
+        """Logs of guests."""
+        for path in self.folder.rglob("*.log"):
+            target = self.out / path.relative_to(self.folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
 
     def _plug(self, stack: ExitStack, switch: Switch, target: TargetFile) -> tuple[str, ...]:
         """A port of the switch for it; what follows -netdev, for a guest."""

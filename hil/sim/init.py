@@ -88,8 +88,9 @@ def mount(root: Path) -> None:
     run("ip", "link", "set", "lo", "up")
     Path("/run/edgeagent").mkdir()
     BIN.mkdir()
-    os.environ["PATH"] = f"{BIN}:/usr/sbin:/usr/bin:/sbin:/bin"
-    os.environ["HOME"] = "/root"
+    # Nothing of whoever runs the board: above all no settings of the agent.
+    os.environ.clear()
+    os.environ.update(PATH=f"{BIN}:/usr/sbin:/usr/bin:/sbin:/bin", HOME="/root", LANG="C.UTF-8")
 
 
 def write_agent(root: Path) -> None:

@@ -33,7 +33,7 @@ _TARGET = """\
       SwitchPort: {{path: {name}.cable, nat: {nat}}}
     drivers:
       SerialDriver: {{}}
-      HTTPPowerDriver: {{delay: 1.0}}
+      HTTPPowerDriver: {{delay: 0.2}}
       CardFileDriver: {{}}
       UBootDriver: {{prompt: "=> "}}
       ShellDriver:

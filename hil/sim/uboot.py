@@ -51,6 +51,7 @@ class Prompt:
         try:
             lexer = shlex.shlex(line, posix=True, punctuation_chars=";")
             lexer.whitespace_split = True
+            lexer.commenters = ""
             words = list(lexer)
         except ValueError:
             return "syntax error\r\n"

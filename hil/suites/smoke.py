@@ -18,7 +18,7 @@ Told = Callable[[str], None]
 
 
 def test_flash(rig: OpenRig, devices: list[Device], told: Told) -> None:
-    told("; ".join(f"{device.name}: {device.flash(rig.image(device.name))}" for device in devices))
+    told("; ".join(f"{device.name}: {rig.flash(device.name)}" for device in devices))
     assert all(device.strategy.state == OFF for device in devices)
 
 
