@@ -93,6 +93,9 @@ def run_suite(options: argparse.Namespace) -> int:
     for name in options.target:
         words += ["--rig-target", name]
     print(f"{suite.stem} suite on {path}", flush=True)
+    # pytest takes down what is up when it is interrupted, which it is not by an exit.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     with reserve.working(path, f"suite {suite.stem}"):
         status = int(pytest.main(words))
     if status == pytest.ExitCode.NO_TESTS_COLLECTED:
@@ -102,6 +105,10 @@ def run_suite(options: argparse.Namespace) -> int:
     if (out / "report.json").exists():
         print(f"{out / 'report.json'}")
     return OK if status == pytest.ExitCode.OK else FAILED
+
+
+def _interrupt(_: int, __: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _of_rig(made: argparse.ArgumentParser) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -119,6 +120,32 @@ def test_a_rig_is_reserved_while_a_command_runs_and_released(bench: Lab) -> None
     held.stdout.close()
     assert edgehil("reserve", bench.rig, "--for", "5s", "--", "true").returncode == 0
     assert edgehil("reserve", bench.rig, "--for", "1s", "--", "sleep", "9").returncode == 1
+
+
+def test_a_run_that_is_ended_leaves_nothing(bench: Lab, tmp_path: Path) -> None:
+    suite, rooms = tmp_path / "long.py", tmp_path / "rooms"
+    suite.write_text("import time\n\ndef test_it(device):\n    device.to('bootloader')\n    time.sleep(60)\n")
+    rooms.mkdir()
+    words = [sys.executable, "-m", "hil", "run", suite, "--rig", bench.rig, "--out", tmp_path / "out", "--without-hub"]
+    run = subprocess.Popen(
+        words, cwd=ROOT, env={**os.environ, "TMPDIR": str(rooms)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert run.stdout is not None
+    try:
+        for line in run.stdout:
+            if b"type" in line:
+                break
+        assert edgehil("run", suite, "--rig", bench.rig).returncode == 1  # the rig is taken
+        run.send_signal(signal.SIGTERM)
+        rest = run.stdout.read()
+        assert run.wait(30) == 130, rest
+    finally:
+        run.kill()
+        run.wait()
+        run.stdout.close()
+    assert list(rooms.iterdir()) == []
+    assert json.loads((tmp_path / "out/report.json").read_text())["steps"][0]["error"] == "KeyboardInterrupt"
+    assert edgehil("reserve", bench.rig, "--for", "5s", "--", "true").returncode == 0
 
 
 @pytest.mark.slow
