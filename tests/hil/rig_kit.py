@@ -13,7 +13,7 @@ TREE: kit.Files = {
     "usr/lib/x86_64-linux-gnu/libsodium.so.23": kit.elf(ELF_X86_64),
     "etc/passwd": "root:x:0:0:root:/root:/bin/sh\n",
 }
-BOARD = "qemu-x86-64"
+BOARD, AGENT = "qemu-x86-64", "edgeagent.pyz"
 
 
 def tree(folder: Path) -> Path:
@@ -23,6 +23,6 @@ def tree(folder: Path) -> Path:
 
 def agent(folder: Path) -> Path:
     """The agent of this checkout as a zipapp, without the C library, which is minutes of Zig."""
-    made = folder / "edgeagent.pyz"
+    made = folder / AGENT
     made.write_bytes(contents.zipapp(None))
     return made

@@ -65,7 +65,7 @@ def run(python: Path, code: str, *words: Path) -> str:
 
 @pytest.mark.slow
 def test_labgrid_loads_the_same_files_and_switches_the_same_board(python: Path, tmp_path: Path) -> None:
-    image, agent = rig_kit.tree(tmp_path), rig_kit.agent(tmp_path)
+    image, agent = rig_kit.tree(tmp_path), tmp_path / rig_kit.AGENT
     lab = Lab(tmp_path / "lab", ["pump"], board=rig_kit.BOARD, image=image, agent=agent, tick_s=0.3)
     try:
         paths = [lab.rig, *sorted(Path(rigfile.__file__).parent.glob("*.yaml"))]

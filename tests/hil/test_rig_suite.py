@@ -45,7 +45,7 @@ def edgehil(*words: str | Path, timeout_s: float = 120.0) -> subprocess.Complete
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Lab]:
-    image, agent = rig_kit.tree(tmp_path), rig_kit.agent(tmp_path)
+    image, agent = rig_kit.tree(tmp_path), tmp_path / rig_kit.AGENT
     made = Lab(tmp_path / "lab", ["pump", "camera"], board=rig_kit.BOARD, image=image, agent=agent, tick_s=0.2)
     yield made
     made.close()
@@ -152,6 +152,7 @@ def test_a_run_that_is_ended_leaves_nothing(bench: Lab, tmp_path: Path) -> None:
 @pytest.mark.netlab
 @pytest.mark.skipif(rights.missing() is not None, reason=str(rights.missing()))
 def test_the_smoke_suite_on_simulated_boards(bench: Lab, tmp_path: Path) -> None:
+    rig_kit.agent(tmp_path)
     done = edgehil("run", "smoke", "--rig", bench.rig, "--out", tmp_path / "out", timeout_s=900.0)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "out/report.json").read_text())
