@@ -5,6 +5,7 @@ All are written by `edgeflash write`, which verifies what it wrote, and never wr
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Callable, Mapping
@@ -24,17 +25,21 @@ HOST, DUT = "host", "dut"  # in usbsdmux's words
 
 
 def flash(name: str, image: Path, target: Path, fixed: bool) -> str:
-    """`edgeflash write`; returns the line that it ended with. Raises StorageFailed."""
+    """`edgeflash write`; returns what to tell of it. Raises StorageFailed."""
     if not image.exists():
         raise StorageFailed(f"{name}: there is no image {image}.")
-    words = ["write", str(image), str(target), "--yes", *(["--fixed"] if fixed else [])]
+    words = ["write", str(image), str(target), "--yes", "--json", *(["--fixed"] if fixed else [])]
     try:
         said = call("edgeflash", words, WRITE_TIMEOUT_S)
     except HilError as error:
         if error.name == "missing-program":
             raise
         raise StorageFailed(f"{name}: {error}") from None
-    return said.strip().rpartition("\n")[2]
+    events = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    card = next((event for event in events if event.get("event") == "card"), None)
+    if card is None:
+        raise StorageFailed(f"{name}: edgeflash did not say how it went: {said[-200:]}")
+    return f"{card['size']} bytes written in {card['written_s']:.1f} s, verified in {card['verified_s']:.1f} s"
 
 
 class CardFile:

@@ -75,7 +75,9 @@ class Board:
         with self._lock:
             if not self._powered:
                 self._powered = True
-                termios.tcflush(self._slave, termios.TCIOFLUSH)
+                with contextlib.suppress(BlockingIOError):
+                    while os.read(self._master, 4096):
+                        pass  # what was typed while it was off
                 self._thread = threading.Thread(target=self._live, name=f"board {self.name}", daemon=True)
                 self._thread.start()
 
