@@ -26,10 +26,10 @@ class SerialLink:
             raise HilError("serial ports are spoken to with pyserial: pip install 'edgemesh[hil]'") from None
         self._ended = threading.Event()
         self._delay_s = txdelay_s
-        # Two programs at one port each get half of what it says
-        alone = {} if "://" in url else {"exclusive": True}
+        # Two programs at one port each get half of what it says. Neither is known of ports behind a network.
+        local = {} if "://" in url else {"exclusive": True, "write_timeout": WRITE_S}
         try:
-            self._port = serial.serial_for_url(url, speed, timeout=READ_S, write_timeout=WRITE_S, **alone)
+            self._port = serial.serial_for_url(url, speed, timeout=READ_S, **local)
         except (OSError, ValueError) as error:
             raise DeadPort(f"{url}: {error}. {_hint(url)}") from None
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from edgeagent.version import VERSION
 from hil.errors import CommandFailed, GuestStuck, HilError
 from hil.rigs import rigfile
 from hil.rigs.device import Device
@@ -128,7 +129,7 @@ def test_what_edgeflash_wrote_is_what_boots(device: Device, bench: Bench) -> Non
     device.to(SHELL)
     assert device.console.shell("hostname").strip() == "pump"
     assert device.console.shell("cat /etc/hostname").strip() == "pump"
-    assert json.loads(device.console.shell("edgeagent version --json"))["version"]
+    assert VERSION in device.console.shell("edgeagent version --json")
     with pytest.raises(CommandFailed, match="ended with 3"):
         device.console.shell("exit_code() { return 3; }; exit_code")
     device.console.shell("echo kept >/var/lib/kept; sync")
