@@ -81,7 +81,7 @@ def _list(options: argparse.Namespace) -> int:
         shown = [(kind if not key else f"  {key}", default, text) for kind, key, default, text in rows]
         print(json.dumps(told, indent=1) if options.json else _table(shown))
         return OK
-    machines = [
+    machines: list[dict[str, Any]] = [
         {
             "machine": each.name,
             "board": each.board,

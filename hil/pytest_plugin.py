@@ -10,7 +10,7 @@ Each test is a step of the report. What of a rig is open stays so for the whole 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -155,7 +155,10 @@ def network(device: Device) -> Network:
 
 
 def _say(config: pytest.Config, line: str) -> None:
+    """At once, though what a test prints is kept for its failure."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
+    capture = config.pluginmanager.get_plugin("capturemanager")
     if reporter is not None:
-        reporter.ensure_newline()
-        reporter.write_line(line)
+        with capture.global_and_fixture_disabled() if capture is not None else nullcontext():
+            reporter.ensure_newline()
+            reporter.write_line(line)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from hil.errors import CommandFailed, GuestStuck, HilError, RigFileWrong
 from hil.machines import BY_NAME
@@ -22,6 +22,8 @@ from hil.rigs.rigfile import RigFile, TargetFile
 from hil.rigs.schema import KINDS
 from hil.rigs.serialport import open_console
 from hil.rigs.storage import CardFile, SDMux, USBBoot
+
+T = TypeVar("T")
 
 ANSWER_TIMEOUT_S = 120.0
 ASK_EVERY_S = 1.0
@@ -227,7 +229,7 @@ class Device:
         key = driver.values["keyfile"]
         return SSH(self.name, self.target.bound("SSHDriver").values, self.rig.file(key) if key else None)
 
-    def _needed(self, driver: Any, protocol: str) -> Any:
+    def _needed(self, driver: T | None, protocol: str) -> T:
         if driver is None:
             names = [name for name, kind in KINDS.items() if protocol in kind.gives]
             raise HilError(

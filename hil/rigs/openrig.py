@@ -91,6 +91,7 @@ class OpenRig:
         folder = self.folder / "images"
         folder.mkdir(exist_ok=True)
         made, token = folder / f"{name}.img", folder / f"{name}.token"
+        agent: Path | None
         if device.guest is not None:
             source, init = device.guest.built.root, "direct"
             agent = Path(options["agent"]) if options["agent"] else device.guest.package(self.out / "packages" / name)

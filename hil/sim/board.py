@@ -31,6 +31,8 @@ from hil.rigs.storage import DUT, side_of
 from hil.sim.uboot import BOOT, PROMPT, VERSION, Prompt
 
 DEBUGFS_TIMEOUT_S = 120.0
+GONE_S = 30.0  # for what SIGKILL has ended
+OFF_S = 60.0
 KEPT = ("/etc", "/var", "/usr/lib/edgeagent")  # of what is on the card; the rest is this machine's
 HERE = Path(__file__).parent
 
@@ -86,7 +88,7 @@ class Board:
             if self._powered and self._thread is not None:
                 self._powered = False
                 os.write(self._wake_out, b"x")
-                self._thread.join(10.0)
+                self._thread.join(OFF_S)
                 os.read(self._wake_in, 1)
 
     def close(self) -> None:
@@ -180,10 +182,14 @@ class Board:
         try:
             self._relay(master, child)
         finally:
-            # unshare takes its child with it, and that is the first process of all.
+            # unshare takes its child with it. That is the first process of all, and ends when all others have.
+            first = children(child.pid)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
+            for each in first:
+                select.select((each,), (), (), GONE_S)
+                os.close(each)
             os.close(master)
         self._say("\r\n[   99.000000] reboot: Restarting system\r\n")
 
@@ -217,6 +223,15 @@ class Board:
     def _check_power(self) -> None:
         if not self._powered:
             raise _PowerLost
+
+
+def children(pid: int) -> list[int]:
+    """A descriptor of each child, readable when it has ended (pidfd_open(2))."""
+    found = []
+    with contextlib.suppress(OSError):
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split():
+            found.append(os.pidfd_open(int(child)))
+    return found
 
 
 def set_size(terminal: int) -> None:

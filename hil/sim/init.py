@@ -81,10 +81,10 @@ def mount(root: Path) -> None:
         else:
             shutil.copy(ours, theirs)
     run("mount", "--make-rprivate", "/")
-    for name in ("etc", "var"):
-        run("mount", "--bind", str(root / name), f"/{name}")
     run("mount", "-t", "tmpfs", "-o", "mode=755,size=16m", "tmpfs", "/run")
     run("mount", "-t", "proc", "proc", "/proc")
+    for name in ("var", "etc"):
+        run("mount", "--bind", str(root / name), f"/{name}")
     run("ip", "link", "set", "lo", "up")
     Path("/run/edgeagent").mkdir()
     BIN.mkdir()

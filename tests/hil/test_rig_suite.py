@@ -99,7 +99,18 @@ def test_lists_doctor_and_console_are_for_scripts_too(bench: Lab) -> None:
     done = edgehil("doctor", "--rig", bench.rig)
     assert done.returncode == 1 and "NO  pump" in done.stdout and "→ mend HTTPPowerPort" in done.stdout
     bench.boards["pump"].on()
-    words = [sys.executable, "-m", "hil", "console", "--rig", bench.rig, "--target", "pump", "--seconds", "3"]
+    words: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "hil",
+        "console",
+        "--rig",
+        bench.rig,
+        "--target",
+        "pump",
+        "--seconds",
+        "3",
+    ]
     told = subprocess.run(words, cwd=ROOT, input=b"", capture_output=True, timeout=60)
     assert told.returncode == 0, told.stderr
 
@@ -126,7 +137,18 @@ def test_a_run_that_is_ended_leaves_nothing(bench: Lab, tmp_path: Path) -> None:
     suite, rooms = tmp_path / "long.py", tmp_path / "rooms"
     suite.write_text("import time\n\ndef test_it(device):\n    device.to('bootloader')\n    time.sleep(60)\n")
     rooms.mkdir()
-    words = [sys.executable, "-m", "hil", "run", suite, "--rig", bench.rig, "--out", tmp_path / "out", "--without-hub"]
+    words: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "hil",
+        "run",
+        suite,
+        "--rig",
+        bench.rig,
+        "--out",
+        tmp_path / "out",
+        "--without-hub",
+    ]
     run = subprocess.Popen(
         words, cwd=ROOT, env={**os.environ, "TMPDIR": str(rooms)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
