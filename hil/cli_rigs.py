@@ -35,14 +35,14 @@ def add(verbs: Any) -> None:
     power.add_argument("what", choices=("on", "off", "cycle", "get"), help="what to do")
     _of_rig(power)
     hold = verb(verbs, "reserve", _reserve, "keep a rig from others until this command ends, or while COMMAND runs")
-    hold.add_argument("rig", metavar="RIG", help="a name, or a file")
+    hold.add_argument("--rig", metavar="RIG", required=True, help="a name, or a file")
     hold.add_argument(
         "--for", metavar="N[smh]", dest="seconds", type=_duration, default=float(RESERVE_S), help="at most so long (8h)"
     )
     hold.add_argument("--why", metavar="TEXT", default="", help="what others are told")
     hold.add_argument("words", metavar="COMMAND", nargs="*", help="what to run meanwhile")
     free = verb(verbs, "release", _release, "end a reservation of yours")
-    free.add_argument("rig", metavar="RIG", help="a name, or a file")
+    free.add_argument("--rig", metavar="RIG", required=True, help="a name, or a file")
     sim = verb(
         verbs, "sim", _sim, "simulated boards with a power strip, and a rig file of them, until this command ends"
     )

@@ -94,7 +94,11 @@ class OpenRig:
         agent: Path | None
         if device.guest is not None:
             source, init = device.guest.built.root, "direct"
-            agent = Path(options["agent"]) if options["agent"] else device.guest.package(self.out / "packages" / name)
+            agent = (
+                self.file.file(options["agent"])
+                if options["agent"]
+                else device.guest.package(self.out / "packages" / name)
+            )
         else:
             where = f"{self.file.path}: targets.{name}.options"
             if missing := [key for key in ("board", "image") if not options[key]]:

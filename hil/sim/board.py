@@ -182,14 +182,16 @@ class Board:
         try:
             self._relay(master, child)
         finally:
-            # unshare takes its child with it. That is the first process of all, and ends when all others have.
-            first = children(child.pid)
+            # The first process of all, which is unshare's child: when it has ended all others have, and unshare ends.
+            for first in children(child.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(first, signal.SIGKILL)
+                os.close(first)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(GONE_S)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
-            for each in first:
-                select.select((each,), (), (), GONE_S)
-                os.close(each)
             os.close(master)
         self._say("\r\n[   99.000000] reboot: Restarting system\r\n")
 
@@ -226,7 +228,7 @@ class Board:
 
 
 def children(pid: int) -> list[int]:
-    """A descriptor of each child, readable when it has ended (pidfd_open(2))."""
+    """A descriptor of each child (pidfd_open(2)), which means no other however late it is used."""
     found = []
     with contextlib.suppress(OSError):
         for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split():

@@ -117,20 +117,20 @@ def test_lists_doctor_and_console_are_for_scripts_too(bench: Lab) -> None:
 
 def test_a_rig_is_reserved_while_a_command_runs_and_released(bench: Lab) -> None:
     held = subprocess.Popen(
-        [sys.executable, "-m", "hil", "reserve", bench.rig, "--why", "soldering", "--for", "60s", "--json"],
+        [sys.executable, "-m", "hil", "reserve", "--rig", bench.rig, "--why", "soldering", "--for", "60s", "--json"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
     )
     assert held.stdout is not None
     assert json.loads(held.stdout.readline())["pid"] == held.pid
-    again = edgehil("reserve", bench.rig)
+    again = edgehil("reserve", "--rig", bench.rig)
     assert again.returncode == 1 and f"(process {held.pid})" in again.stderr and "soldering" in again.stderr
-    freed = edgehil("release", bench.rig)
+    freed = edgehil("release", "--rig", bench.rig)
     assert freed.returncode == 0 and "soldering" in freed.stdout
     assert held.wait(10) == 128 + signal.SIGTERM
     held.stdout.close()
-    assert edgehil("reserve", bench.rig, "--for", "5s", "--", "true").returncode == 0
-    assert edgehil("reserve", bench.rig, "--for", "1s", "--", "sleep", "9").returncode == 1
+    assert edgehil("reserve", "--rig", bench.rig, "--for", "5s", "--", "true").returncode == 0
+    assert edgehil("reserve", "--rig", bench.rig, "--for", "1s", "--", "sleep", "9").returncode == 1
 
 
 def test_a_run_that_is_ended_leaves_nothing(bench: Lab, tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_run_that_is_ended_leaves_nothing(bench: Lab, tmp_path: Path) -> None:
         run.stdout.close()
     assert list(rooms.iterdir()) == []
     assert json.loads((tmp_path / "out/report.json").read_text())["steps"][0]["error"] == "KeyboardInterrupt"
-    assert edgehil("reserve", bench.rig, "--for", "5s", "--", "true").returncode == 0
+    assert edgehil("reserve", "--rig", bench.rig, "--for", "5s", "--", "true").returncode == 0
 
 
 @pytest.mark.slow
@@ -188,9 +188,10 @@ def test_the_smoke_suite_on_simulated_boards(bench: Lab, tmp_path: Path) -> None
 @pytest.mark.skipif(any(shutil.which(name) is None for name in PROGRAMS), reason="`./dev hil` installs what it needs")
 def test_the_same_suite_on_guests(tmp_path: Path) -> None:
     rig = tmp_path / "two.yaml"
+    agent = rig_kit.agent(tmp_path)
     rig.write_text(
-        "targets:\n  pump: {drivers: {GuestDriver: {machine: arm64, nat: port}}}\n"
-        "  camera: {drivers: {GuestDriver: {machine: arm64, nat: full}}}\n"
+        f"targets:\n  pump: {{drivers: {{GuestDriver: {{machine: arm64, nat: port}}}}, options: {{agent: {agent}}}}}\n"
+        f"  camera: {{drivers: {{GuestDriver: {{machine: arm64, nat: full}}}}, options: {{agent: {agent}}}}}\n"
     )
     done = edgehil("run", "smoke", "--rig", rig, "--out", tmp_path / "out", timeout_s=2_400.0)
     assert done.returncode == 0, done.stdout + done.stderr
