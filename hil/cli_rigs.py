@@ -73,20 +73,14 @@ def run_suite(options: argparse.Namespace) -> int:
     rigfile.load(path)  # what is wrong with it is said before pytest says anything
     suite = _suite(options.suite)
     out: Path = options.out or options.store / f"{path.stem}-{suite.stem}"
+    report = out / "report.json"
+    if options.out and out.exists() and not report.exists() and any(out.iterdir()):
+        raise HilError(f"{out}: holds something that is no report, and would be emptied; name another folder")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     # Nothing of an ini file that lies about: a suite is the same wherever it runs.
-    words = [
-        str(suite),
-        "-p",
-        "hil.pytest_plugin",
-        "-c",
-        os.devnull,
-        "--rootdir",
-        str(suite.parent),
-        "-p",
-        "no:cacheprovider",
-    ]
+    words = [str(suite), "-c", os.devnull, "--rootdir", str(suite.parent), "-p", "no:cacheprovider"]
+    words += ["-p", "hil.pytest_plugin"]
     words += ["--rig", str(path), "--rig-out", str(out), "--rig-store", str(options.store), "--rig-suite", suite.stem]
     words += ["-q", "--no-header", "--tb=short", *([] if options.keep_going else ["-x"])]
     words += [flag for flag, on in (("--rig-pcap", options.pcap), ("--rig-without-hub", options.without_hub)) if on]
@@ -102,9 +96,11 @@ def run_suite(options: argparse.Namespace) -> int:
         raise HilError(f"{suite}: has no tests (functions whose names begin with test_)")
     if status == pytest.ExitCode.INTERRUPTED:
         return 130
-    if (out / "report.json").exists():
-        print(f"{out / 'report.json'}")
-    return OK if status == pytest.ExitCode.OK else FAILED
+    if not report.exists():
+        return FAILED
+    print(report)
+    passed = status == pytest.ExitCode.OK and json.loads(report.read_text(encoding="utf-8"))["passed"]
+    return OK if passed else FAILED
 
 
 def _interrupt(_: int, __: object) -> None:

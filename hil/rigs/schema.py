@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 NAT_KINDS = ("full", "address", "port", "symmetric", "blocked", "hairpin", "short")
-# `!` in front of a default: there is none, the key has to be there.
-NEEDED = object()
+NEEDED = object()  # in the place of a default: the key has to be there
 
 
 class Key(NamedTuple):

@@ -76,6 +76,7 @@ def test_mistakes_are_one_line(bench: Lab, tmp_path: Path) -> None:
         (("run", "smoke", "--rig", broken), f"edgehil: rig-file: {broken}:1: targets.a.drivers.Serial: no such driver"),
         (("run", "smoek", "--rig", bench.rig), "edgehil: rig: 'smoek': no such suite for rigs; known are smoke"),
         (("run", "none.py", "--rig", bench.rig), "edgehil: rig: none.py: there is no such suite"),
+        (("run", "smoke", "--rig", bench.rig, "--out", ROOT / "docs"), "docs: holds something that is no report"),
         (("run", "smoek"), "edgehil: rig: 'smoek': no such suite for guests; known are smoke, rollout"),
         (("power", "on", "--rig", bench.rig), "has 2 devices; say which: --target pump or camera"),
         (("console", "--rig", "guests", "--target", "pump"), "a guest lives as long as the command that runs it"),
