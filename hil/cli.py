@@ -1,4 +1,4 @@
-"""`python -m hil`: guests and suites."""
+"""`edgehil`, which is `python -m hil`: guests and suites; rigs are in hil/cli_rigs.py."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hil import report_cli
+from hil import cli_list, cli_rigs, report_cli
 from hil.errors import HilError
 from hil.faults.disks import disks
 from hil.faults.outages import outages
 from hil.faults.powercut import powercut
 from hil.faults.soak import MINUTES, soak
 from hil.guests.build import build
-from hil.machines import BY_NAME, MACHINES, Machine
+from hil.machines import BY_NAME, Machine
 from hil.report import Report
 from hil.rollouts import rollout
 from hil.smoke import NAMES, smoke
@@ -28,14 +28,19 @@ OK, FAILED, USAGE = range(3)
 
 _EPILOG = """\
 examples:
-  python -m hil                              the smoke suite on three arm64 guests
-  python -m hil smoke --guests arm64,mipsel  on one of each
-  python -m hil rollout                      a good and a broken version to three arm64 guests
-  python -m hil build arm64 --fresh          a guest from Debian's packages of today
-  python -m hil list                         which machines there are
+  edgehil                              the smoke suite on three arm64 guests
+  edgehil smoke --guests arm64,mipsel  on one of each
+  edgehil rollout                      a good and a broken version to three arm64 guests
+  edgehil build arm64 --fresh          a guest from Debian's packages of today
+  edgehil list                         which machines, suites and rigs there are
+  edgehil list --strategy board        how a board comes from off to its agent
+  edgehil doctor --rig bench           what is missing for the rig of rigs/bench.yaml
+  edgehil run smoke --rig bench        the essential steps on it
+  edgehil run mine.py --rig bench      a suite of your own, with pytest
+  edgehil console --rig bench --target pump
 
 The first run of a machine builds its guest from Debian's packages, which takes minutes; it is kept.
-Nothing needs root; as another user, user namespaces have to be allowed.
+Nothing needs root; as another user, user namespaces have to be allowed. Rig files: docs/rigs.md.
 exit status: 0 ok, 1 failed, 2 usage
 """
 
@@ -49,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: int = options.run(options)
     except HilError as error:
-        print(f"hil: {error.name}: {error}", file=sys.stderr)
+        print(f"edgehil: {error.name}: {error}", file=sys.stderr)
         return FAILED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -65,18 +70,34 @@ def _end(number: int, _: object) -> None:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
-        prog="python -m hil",
-        description="The whole thing on emulated machines: flashed, booted, joined, unplugged.",
+        prog="edgehil",
+        description="The whole thing on emulated and real machines: flashed, booted, joined, unplugged.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     made.add_argument("--store", metavar="DIR", type=Path, default=STORE, help=f"where guests are kept ({STORE})")
     verbs = made.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    run = verbs.add_parser("smoke", help="flash, boot, join, ping, power cut, rejoin")
+    cli_list.add(verbs)
+    cli_rigs.add(verbs)
+    suite = verbs.add_parser("run", help="a suite on a rig, or on guests", description="a suite on a rig, or on guests")
+    suite.add_argument("suite", metavar="SUITE", help="smoke, rollout, or a file of pytest's")
+    suite.add_argument("--pcap", action="store_true", help="also what went over each cable")
+    suite.add_argument("--rigs", metavar="DIR", type=Path, help="where rig files are")
+    cli_rigs.add_rig(suite)
+    suite.set_defaults(run=_run)
+    run = verbs.add_parser(
+        "smoke",
+        help="flash, boot, join, ping, power cut, rejoin",
+        description="flash, boot, join, ping, power cut, rejoin",
+    )
     run.add_argument("--pcap", action="store_true", help="also what went over each guest's cable")
     run.set_defaults(run=_smoke)
-    roll = verbs.add_parser("rollout", help="flash, boot, join; a good version comes to all, a broken one comes back")
+    roll = verbs.add_parser(
+        "rollout",
+        help="flash, boot, join; a good version comes to all, a broken one comes back",
+        description="flash, boot, join; a good version comes to all, a broken one comes back",
+    )
     roll.set_defaults(run=_rollout)
     cut = verbs.add_parser("powercut", help="power that fails at each write of a join and of an update (one guest)")
     cut.set_defaults(run=_powercut)
@@ -87,16 +108,16 @@ def parser() -> argparse.ArgumentParser:
     day = verbs.add_parser("soak", help="what a day brings, in minutes, and nothing that grows")
     day.add_argument("--minutes", metavar="N", type=float, default=MINUTES, help=f"of events ({MINUTES:g})")
     day.set_defaults(run=_soak)
-    for each in (run, roll, cut, out, disk, day):
+    for each in (suite, run, roll, cut, out, disk, day):
         each.add_argument("--guests", metavar="LIST", default=GUESTS, help=f"machines, with commas ({GUESTS})")
         each.add_argument("--out", metavar="DIR", type=Path, help="report, logs and consoles (DIR/NAME)")
-    make = verbs.add_parser("build", help="build guests, where they are not here")
+    make = verbs.add_parser(
+        "build", help="build guests, where they are not here", description="build guests, where they are not here"
+    )
     make.add_argument("machines", metavar="MACHINE", nargs="*", help="all, without")
     make.add_argument("--fresh", action="store_true", help="anew, from Debian's packages of today")
     make.set_defaults(run=_build)
     report_cli.add(verbs)
-    listing = verbs.add_parser("list", help="machines")
-    listing.set_defaults(run=_list)
     return made
 
 
@@ -104,6 +125,15 @@ def _machines(names: Sequence[str]) -> list[str]:
     if unknown := [name for name in names if name not in BY_NAME]:
         raise HilError(f"{unknown[0]!r}: no such machine; known are {', '.join(BY_NAME)}")
     return list(names)
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.rig:
+        return cli_rigs.run_suite(options)
+    suites = {"smoke": _smoke, "rollout": _rollout}
+    if options.suite not in suites:
+        raise HilError(f"{options.suite!r}: no such suite for guests; known are {', '.join(suites)}. Others want --rig")
+    return suites[options.suite](options)
 
 
 def _smoke(options: argparse.Namespace) -> int:
@@ -159,11 +189,4 @@ def _build(options: argparse.Namespace) -> int:
         print(name)
         made = build(BY_NAME[name], options.store, lambda what: print(f"  {what}"), options.fresh)
         print(f"  {made.root}" + (f" ({made.seconds:.0f} s)" if made.seconds else " (kept)"))
-    return OK
-
-
-def _list(options: argparse.Namespace) -> int:
-    for machine in MACHINES:
-        found = shutil.which(machine.program) or f"not here: package {machine.needs}"
-        print(f"{machine.name:<8} {machine.board:<14} {' '.join(machine.options):<48} {found}")
     return OK

@@ -1,4 +1,4 @@
-"""A guest's serial console on a unix socket: everything it says is logged with times, and commands can be typed."""
+"""A serial console, on a unix socket or a serial port: all it says is logged with times, commands are typed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from hil.errors import CommandFailed, GuestDied, GuestStuck
 
@@ -20,14 +21,27 @@ ESCAPES = re.compile(rb"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b[()][0-9A-B]|\x1b\][^\x07]
 TAIL_LINES = 25
 
 
-class Console:
-    """Reads in a thread until the other side closes. `log` gets lines behind the seconds since the making of this."""
+class Link(Protocol):
+    """What a console is on; a socket is one. `recv` waits, and returns nothing at the end; all may raise OSError."""
 
-    def __init__(self, name: str, path: Path, log: Path, alive: Callable[[], bool]) -> None:
+    def recv(self, size: int, /) -> bytes: ...
+    def sendall(self, data: bytes, /) -> None: ...
+    def shutdown(self, how: int, /) -> None: ...
+    def close(self) -> None: ...
+
+
+class Console:
+    """Reads in a thread until the other side closes. `log` gets lines behind the seconds since the making of this.
+
+    `link`: the path of a unix socket, or what is open already. `hear` gets what is said, as it comes.
+    """
+
+    def __init__(self, name: str, link: Path | Link, log: Path, alive: Callable[[], bool]) -> None:
         self.name = name
+        self.hear: Callable[[bytes], None] | None = None
         self._alive = alive
         self._began = time.monotonic()
-        self._socket = self._connect(path)
+        self._socket: Link = self._connect(link) if isinstance(link, Path) else link
         self._said = bytearray()
         self._whole = 0  # of which, in lines that have ended
         self._seen = 0
@@ -51,7 +65,7 @@ class Console:
                     self._seen = match.end()
                     return match
                 if self._closed:
-                    raise GuestDied(f"{self.name}: QEMU ended before {pattern!r} was said:\n{self._tail()}")
+                    raise GuestDied(f"{self.name}: its console ended before {pattern!r} was said:\n{self._tail()}")
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise GuestStuck(
@@ -83,6 +97,11 @@ class Console:
                 f"{self.name}: {command[:200]!r} ended with {match[1].decode()}: {said.strip()[-1500:]}"
             )
         return said
+
+    def skip(self) -> None:
+        """What was said so far is expected no more: another start begins."""
+        with self._news:
+            self._seen = len(self._said)
 
     def tail(self) -> str:
         """The last lines that were said."""
@@ -116,6 +135,8 @@ class Console:
                 data = self._socket.recv(65536)
             except OSError:
                 data = b""
+            if self.hear is not None and data:
+                self.hear(data)
             lines, newline, line = (line + data).rpartition(b"\n")
             if not data:
                 lines, line = line, b""
@@ -140,4 +161,6 @@ class Console:
                 return
 
     def _tail(self) -> str:
+        if not self._said:
+            return "(nothing at all: is it powered, and are the console's cable and speed right?)"
         return "\n".join(self._said.decode(errors="replace").splitlines()[-TAIL_LINES:])

@@ -53,3 +53,33 @@ class UploadFailed(HilError):
     """A hub did not take a report."""
 
     name = "upload-failed"
+
+
+class RigFileWrong(HilError):
+    """A rig file: the text names file, line and key, what is wrong, and what is known."""
+
+    name = "rig-file"
+
+
+class DeadPort(HilError):
+    """A serial port, a switch or a card reader is not there, or is somebody else's."""
+
+    name = "dead-port"
+
+
+class PowerFailed(HilError):
+    """The power could not be switched."""
+
+    name = "power"
+
+
+class StorageFailed(HilError):
+    """What a device starts from could not be written."""
+
+    name = "storage"
+
+
+class Reserved(HilError):
+    """Somebody else has the rig."""
+
+    name = "reserved"

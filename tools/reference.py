@@ -94,6 +94,7 @@ def programs() -> dict[str, list[Command]]:
 
     from edgeagent import cli_parser
     from flash import cli as flash_cli
+    from hil import cli as hil_cli
     from hub import cli as hub_cli
     from relay import cli as relay_cli
 
@@ -103,6 +104,7 @@ def programs() -> dict[str, list[Command]]:
         "edgehub": list(_click_commands("edgehub", typer.main.get_command(hub_cli.app))),
         "edgerelay": list(_argparse_commands(relay_cli.build_parser())),
         "edgeflash": list(_argparse_commands(flash_cli.parser())),
+        "edgehil": list(_argparse_commands(hil_cli.parser())),
     }
 
 

@@ -1,0 +1,1 @@
+"""Suites for any rig, as pytest files: `edgehil run NAME --rig FILE`."""
