@@ -80,6 +80,11 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("machines", metavar="MACHINE", nargs="*", help="all, without")
     make.add_argument("--fresh", action="store_true", help="anew, from Debian's packages of today")
     make.set_defaults(run=_build)
+    meet = verbs.add_parser("interop", help="the kernel's WireGuard in a guest and edge-wireguard on the host")
+    meet.add_argument("--guest", metavar="MACHINE", default="arm64", help="the machine (arm64)")
+    meet.add_argument("--engines", metavar="LIST", default="fast,pure", help="of edge-wireguard (fast,pure)")
+    meet.add_argument("--out", metavar="DIR", type=Path, help="report, logs and consoles (DIR/NAME)")
+    meet.set_defaults(run=_interop)
     listing = verbs.add_parser("list", help="machines")
     listing.set_defaults(run=_list)
     return made
@@ -99,6 +104,17 @@ def _smoke(options: argparse.Namespace) -> int:
 def _rollout(options: argparse.Namespace) -> int:
     machines, out = _asked(options, "rollout")
     return _told(rollout(machines, options.store, out, print), out)
+
+
+def _interop(options: argparse.Namespace) -> int:
+    from hil.interop.suite import interop
+
+    machine = BY_NAME[_machines([options.guest])[0]]
+    out: Path = options.out or options.store / "interop"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    print(f"interop suite on {machine.name}", flush=True)
+    return _told(interop(machine, options.store, out, print, engines=options.engines.split(",")), out)
 
 
 def _asked(options: argparse.Namespace, suite: str) -> tuple[list[Machine], Path]:
