@@ -42,6 +42,10 @@ def engines(
             with report.step("talk.py"):
                 for device in (a, b):
                     _type(device, TALK.read_bytes(), "/root/talk.py")
+                b.guest.console.shell(
+                    f"python3 /root/talk.py serve {TALK_PORT} >/root/talk.log 2>&1 & "
+                    "sleep 5; grep -q listening /root/talk.log"
+                )
             for engine in which:
                 _one(report, engine, a, b)
     finally:
@@ -63,10 +67,6 @@ def _one(report: Report, engine: str, a: Device, b: Device) -> None:
         step["said"] = "; ".join(said)
     with report.step(f"{engine}: streams") as step:
         address = _address(b)
-        b.guest.console.shell(
-            f"pkill -f talk.py; python3 /root/talk.py serve {TALK_PORT} >/root/talk.log 2>&1 & "
-            "sleep 2; grep -q listening /root/talk.log"
-        )
         rates = []
         for way in ("send", "receive"):
             before = a.guest.processor_s() + b.guest.processor_s()

@@ -108,6 +108,8 @@ class UdpSocket:
         return socket.socket(self.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
 
     def _bind(self, port: int) -> None:
+        if self.family == socket.AF_INET6:
+            self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         self._socket.bind(("0.0.0.0" if self.family == socket.AF_INET else "::", port))
 
     def _set_options(self) -> None:
@@ -120,7 +122,6 @@ class UdpSocket:
             opened.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
             opened.setsockopt(socket.IPPROTO_IP, _IP_RECVTOS, 1)
         else:
-            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             opened.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
             opened.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVTCLASS, 1)
         if self._shared.mark:
