@@ -354,6 +354,7 @@ class Device:
                 out.take(datagram, endpoint)
             if message_type(datagram) == INITIATION:
                 self.responder.enqueue(now, datagram, endpoint)
+                out.stirred = True
         for peer in self.responder.answer(now):
             self.touched(peer)
 

@@ -33,12 +33,13 @@ GIVE_UP_S = HANDSHAKE_ATTEMPTS_MAX * REKEY_TIMEOUT_S  # 90 s, as WireGuard itsel
 class Outsourced:
     """The device writes, the engine drains after any input: `asked`, then `packets`, then `to_open`."""
 
-    __slots__ = ("asked", "packets", "to_open")
+    __slots__ = ("asked", "packets", "stirred", "to_open")
 
     def __init__(self) -> None:
         self.asked: dict[OutsourcedPeer, bool] = {}  # who is to be shaken hands with; True: though there is a session
         self.packets: list[bytes] = []  # for peers that the engine has
         self.to_open: list[tuple[bytes, Endpoint]] = []  # WireGuard messages that came by a relay
+        self.stirred = False  # somebody has begun a handshake: there may be something to `tell` soon
 
     def peer(self, shared: Shared, public_key: bytes) -> OutsourcedPeer:
         return OutsourcedPeer(shared, public_key, self)

@@ -199,7 +199,9 @@ class KernelEngine:
         if packets or to_open:
             self._busy_at = now
         if self._poll_at is not None:
-            self._poll_at = min(self._poll_at, now + self._pace_s(now))
+            pace_s = POLL_WAITING_S if self._out.stirred else self._pace_s(now)
+            self._poll_at = min(self._poll_at, now + pace_s)
+            self._out.stirred = False
         self._pure.flush(now)
 
     def sync(self, now: float) -> None:
