@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgeagent.proto.constants import (
     HANDSHAKE_ATTEMPTS_MAX,
-    INITIATION_SPACING_MIN_S,
+    INITIATION_REPEATED_S,
     REJECT_AFTER_TIME_S,
     REKEY_TIMEOUT_S,
 )
@@ -115,7 +115,7 @@ class OutsourcedPeer(Peer):
         one that it begins with a peer that is new to it goes out at once; but not more often than each second."""
         if self.endpoint is None or self._shared.static_private is None:
             return False
-        anew = anew and self.installed and now - self._anew_at >= INITIATION_SPACING_MIN_S
+        anew = anew and self.installed and now - self._anew_at >= INITIATION_REPEATED_S
         if anew:
             self._anew_at = now
         self._out.asked[self] = self._out.asked.get(self, False) or anew
