@@ -114,7 +114,8 @@ class RawSocket(UdpSocket):
         for at, datagram in enumerate(transmit.datagrams):
             # Without a checksum over IPv4 (RFC 768: it is optional): the source is not known before the route is. All
             # that goes by here is sealed. Over IPv6 the kernel fills it in.
-            header = UDP_HEADER.pack(self._port, endpoint.addr[1], UDP_HEADER.size + len(datagram), 0)
+            length = min(UDP_HEADER.size + len(datagram), DATAGRAM_MAX)  # of longer ones the kernel says that they are
+            header = UDP_HEADER.pack(self._port, endpoint.addr[1], length, 0)
             while True:
                 host = (endpoint.addr[0], 0, *endpoint.addr[2:])
                 try:
