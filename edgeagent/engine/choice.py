@@ -58,18 +58,22 @@ def by_kernel(environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def why_no_kernel(root: str = "/") -> str | None:
-    """None where the kernel has WireGuard, as a module or built in, as far as can be told without making one."""
-    if os.path.exists(f"{root}sys/module/wireguard"):
+    """None where the kernel has WireGuard, as a module or built in, or where that cannot be told without making one: the
+    service has no look at modules."""
+    release = os.uname().release
+    folder = f"{root}lib/modules/{release}"
+    if os.path.exists(f"{root}sys/module/wireguard") or os.path.exists(f"{folder}/wireguard.ko"):
         return None
-    folder = f"{root}lib/modules/{os.uname().release}"
     for name in ("modules.dep", "modules.builtin"):
         try:
             with open(f"{folder}/{name}") as file:
                 if any("/wireguard.ko" in line.partition(":")[0] for line in file):
                     return None
-        except OSError:
+        except FileNotFoundError:
             continue
-    return f"this kernel ({os.uname().release}) has no WireGuard: no module wireguard in {folder}"
+        except OSError:
+            return None
+    return f"this kernel ({release}) has no WireGuard: no module wireguard in {folder}"
 
 
 def _has_ctypes() -> bool:
