@@ -58,22 +58,22 @@ def by_kernel(environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def why_no_kernel(root: str = "/") -> str | None:
-    """None where the kernel has WireGuard, as a module or built in, or where that cannot be told without making one: the
-    service has no look at modules."""
+    """None where the kernel has WireGuard, as a module or built in, or where only trying would tell: the service has no
+    look at modules, and OpenWrt lists none."""
     release = os.uname().release
     folder = f"{root}lib/modules/{release}"
     if os.path.exists(f"{root}sys/module/wireguard") or os.path.exists(f"{folder}/wireguard.ko"):
         return None
+    listed = False
     for name in ("modules.dep", "modules.builtin"):
         try:
             with open(f"{folder}/{name}") as file:
+                listed = True
                 if any("/wireguard.ko" in line.partition(":")[0] for line in file):
                     return None
-        except FileNotFoundError:
-            continue
         except OSError:
-            return None
-    return f"this kernel ({release}) has no WireGuard: no module wireguard in {folder}"
+            continue
+    return None if not listed else f"this kernel ({release}) has no WireGuard: no module wireguard in {folder}"
 
 
 def _has_ctypes() -> bool:
