@@ -21,6 +21,7 @@ from edgeagent.engine.kernel.proxies import LOOPBACK, Proxies
 from edgeagent.engine.kernel.ruleset import ruleset
 from edgeagent.engine.pure import PureEngine
 from edgeagent.proto.causes import Direction
+from edgeagent.proto.constants import INITIATION_REPEATED_S
 from edgeagent.proto.endpoint import Endpoint
 from edgeagent.proto.outsourced import OutsourcedPeer
 
@@ -51,13 +52,15 @@ class KernelDrop(Enum):
 class _Told:
     """What the kernel has of a peer."""
 
-    __slots__ = ("address", "peer", "prefixes", "routed")
+    __slots__ = ("address", "begun_at", "begun_to", "peer", "prefixes", "routed")
 
     def __init__(self, peer: OutsourcedPeer, address: SocketAddress, prefixes: list[Prefix]) -> None:
         self.peer = peer
         self.address = address
         self.prefixes = prefixes
         self.routed = False  # whether packets to it go past Python
+        self.begun_to: SocketAddress | None = None  # where it was asked for keys last
+        self.begun_at: float | None = None
 
 
 class KernelEngine:
@@ -177,8 +180,8 @@ class KernelEngine:
 
     def flush(self, now: float) -> None:
         """Tell the kernel what the machine has decided, and hand on what it has for the TUN and for the UDP port."""
-        if self._poll_at is not None and now >= self._poll_at:
-            self.sync(now)
+        if self._poll_at is not None and (now >= self._poll_at or any(self._out.asked.values())):
+            self.sync(now)  # before anything is begun anew, which may have come about by now
         if now >= self._held_until:
             try:
                 self._tell(now)
@@ -268,10 +271,14 @@ class KernelEngine:
             told = self._told.get(peer.public_key)
             if told is None or told.peer is not peer:
                 continue
-            if anew:  # only a peer that is new has no session, and is asked at once
+            begun = told.begun_at is not None and now - told.begun_at < INITIATION_REPEATED_S
+            if anew and peer.waits and not (begun and told.begun_to == told.address):
+                # Only a peer that is new has no session, and is asked at once
                 self._port.remove_peer(peer.public_key)
                 peer.forgotten()
                 self._install(peer, told.address, told.prefixes)
+            told = self._told[peer.public_key]
+            told.begun_to, told.begun_at = told.address, now
             self._port.begin(peer.public_key)
             self._busy_at = self._asked_at = now
 
