@@ -98,6 +98,7 @@ class KernelEngine:
         self._meter: Meter | None = None
         self._key: bytes | None = None
         self._allowed: object = None  # what the filter was made from
+        self._own: object = None
         self._poll_at: float | None = None
         self._busy_at = float("-inf")
         self._held_until = float("-inf")
@@ -316,6 +317,10 @@ class KernelEngine:
         if (device.own, policy, who) != self._allowed:
             self._port.let_in(ruleset(self._interface, device))
             self._allowed = device.own, policy, who
+        if device.own != self._own:
+            self._own = device.own
+            for told in self._told.values():
+                told.routed = False  # routes leave from our address, and went with it
 
     def _needed(self) -> set[Endpoint]:
         return {told.peer.endpoint for told in self._told.values() if told.peer.endpoint is not None}
