@@ -74,8 +74,8 @@ def check_engine(_settings: Settings) -> Iterator[Finding]:
     else:
         yield Finding("engine", OK, f"{engine}: {why}", meaning)
     missing = choice.why_no_kernel()
-    yield Finding("kernel WireGuard", OK, missing or "this kernel has it, or may have it",
-                  f"Not taken unless {choice.ENGINE_VARIABLE}=kernel asks for it; then it carries the packets.")  # fmt: skip
+    meaning = f"Not taken unless {choice.ENGINE_VARIABLE}=kernel asks for it; then it carries the packets."
+    yield Finding("kernel WireGuard", OK, missing or "this kernel has it, or may have it", meaning)
 
 
 def check_library(_settings: Settings) -> Iterator[Finding]:
