@@ -18,6 +18,7 @@ from hil.programs import run
 from hil.qemu import Guest
 from hil.report import Report
 
+ADDRESS_TIMEOUT_S = 300.0
 PINGS = 5
 LARGE = 1392  # with ICMP and IPv4 a packet of the interface's MTU
 STREAM_BYTES = 4 << 20
@@ -62,6 +63,7 @@ def _run(report: Report, stack: ExitStack, machine: Machine, store: Path, out: P
     with report.step("boot"):
         guest.power_on()
         guest.login()
+        guest.console.shell("until ip -4 route | grep -q ^default; do sleep 1; done", ADDRESS_TIMEOUT_S)
     kernel = KernelEnd(guest, 2, guest_public)
     with report.step("the kernel's interface") as step:
         kernel.make()
