@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hil.errors import CommandFailed, NotReached
-from hil.interop.ends import TALK, TALK_PORT
+from hil.interop.ends import SERVE, TALK, TALK_PORT
 from hil.machines import Machine
 from hil.programs import until
 from hil.report import Report
@@ -42,10 +42,7 @@ def engines(
             with report.step("talk.py"):
                 for device in (a, b):
                     _type(device, TALK.read_bytes(), "/root/talk.py")
-                b.guest.console.shell(
-                    f"python3 /root/talk.py serve {TALK_PORT} >/root/talk.log 2>&1 & "
-                    "sleep 5; grep -q listening /root/talk.log"
-                )
+                b.guest.console.shell(SERVE, 120.0)
             for engine in which:
                 _one(report, engine, a, b)
     finally:

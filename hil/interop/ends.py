@@ -24,6 +24,11 @@ TALK = Path(__file__).with_name("talk.py")
 COMMAND_TIMEOUT_S = 60.0
 COPY_TIMEOUT_S = 300.0
 STREAM_TIMEOUT_S = 300.0
+# In a guest: Python alone takes seconds to start.
+SERVE = (
+    f"python3 /root/talk.py serve {TALK_PORT} >/root/talk.log 2>&1 & "
+    "until grep -q listening /root/talk.log; do sleep 1; done"
+)
 
 
 def keys(folder: Path, name: str) -> tuple[Path, str]:
@@ -149,9 +154,7 @@ class KernelEnd(End):
         return self.guest.console.shell(command, timeout_s)
 
     def serve(self) -> None:
-        self.do(
-            f"{self._talk} serve {TALK_PORT} >/root/talk.log 2>&1 & sleep 1; grep -q listening /root/talk.log", 60.0
-        )
+        self.do(SERVE, 120.0)
 
 
 class HostEnd(End):
