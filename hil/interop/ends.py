@@ -161,7 +161,7 @@ class HostEnd(End):
     """`edge-wireguard` in the host's place. `engine` is what EDGEAGENT_ENGINE is to be."""
 
     def __init__(self, place: HostPlace, folder: Path, number: int, public: str, engine: str) -> None:
-        super().__init__(number, "hil0", public)
+        super().__init__(number, "wg0", public)
         self._place = place
         self._folder = folder
         self._engine = engine

@@ -160,6 +160,11 @@ class Bench:
         self.engine.flush(0.0)
         self.port.take()
 
+    def close(self) -> None:
+        self.engine.close()
+        self.selector.close()
+        self.tun.close()
+
     def peer(self, endpoint: Endpoint | None = AT, key: bytes = KEY, address: bytes = PEER4) -> OutsourcedPeer:
         peer = self.device.add_peer(0.0, key)
         assert isinstance(peer, OutsourcedPeer)
@@ -180,8 +185,7 @@ class Bench:
 def bench() -> Iterator[Bench]:
     made = Bench()
     yield made
-    made.engine.close()
-    made.selector.close()
+    made.close()
 
 
 def test_what_begins_with_a_packet_ends_in_the_kernel(bench: Bench) -> None:
@@ -370,6 +374,7 @@ def test_no_filter_no_engine() -> None:
             interface="edge0-wg", peers_max=4,
         )  # fmt: skip
     bench_port.close()
+    tun.close()
 
 
 def test_it_is_read_as_often_as_there_is_something(bench: Bench) -> None:

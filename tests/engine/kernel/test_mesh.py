@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from edgeagent.proto.node_events import PeerGone, PeerUp, Removed
 from tests.control_kit import WALL_S
-from tests.engine.kernel.twin import Driven, drive
+from tests.engine.kernel.twin import Driven, drive, park
 from tests.node_kit import Board, World, ipv6, send
 
 
 @pytest.fixture
-def world() -> World:
-    return World()
+def world() -> Iterator[World]:
+    made = World()
+    yield made
+    park(made)
 
 
 def two(world: World, *, both: bool = False) -> tuple[Board, Board, Driven]:

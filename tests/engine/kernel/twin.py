@@ -105,8 +105,9 @@ class Driven:
         self.port = TwinPort(world, board.number)
         self.udp = Udp()
         self.selector = selectors.DefaultSelector()
+        self.tun = SocketTun()
         self.engine = KernelEngine(
-            self.inner, SocketTun(), self.udp, self.selector, self.port, logging.getLogger("t"),  # type: ignore[arg-type]
+            self.inner, self.tun, self.udp, self.selector, self.port, logging.getLogger("t"),  # type: ignore[arg-type]
             interface="edge0-wg", peers_max=64,
         )  # fmt: skip
         self.engine.bind(51820)
@@ -114,6 +115,11 @@ class Driven:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
+
+    def close(self) -> None:
+        self.engine.close()
+        self.selector.close()
+        self.tun.close()
 
     def poll_timeout(self) -> float | None:
         times = (self.inner.poll_timeout(), self.engine.poll_timeout(), self.port.device.poll_timeout())
@@ -152,3 +158,10 @@ def drive(world: World, board: Board) -> Driven:
     driven = Driven(world, board)
     board.node = driven  # type: ignore[assignment]
     return driven
+
+
+def park(world: World) -> None:
+    """Close what is open."""
+    for board in world.boards.values():
+        if isinstance(board.node, Driven):
+            board.node.close()
