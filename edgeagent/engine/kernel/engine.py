@@ -119,13 +119,11 @@ class KernelEngine:
 
     @property
     def drops(self) -> dict[EngineDrop | KernelDrop, int]:
-        lost = 0 if self._proxies is None else self._proxies.lost
-        return {
-            **self._pure.drops,
-            KernelDrop.INJECT: self._not_injected,
-            KernelDrop.PROXY: lost,
-            KernelDrop.REFUSED: self._refused,
-        }
+        drops: dict[EngineDrop | KernelDrop, int] = dict(self._pure.drops)
+        drops[KernelDrop.INJECT] = self._not_injected
+        drops[KernelDrop.PROXY] = 0 if self._proxies is None else self._proxies.lost
+        drops[KernelDrop.REFUSED] = self._refused
+        return drops
 
     def count_with(self, meter: Meter) -> None:
         self._meter = meter

@@ -305,17 +305,14 @@ def test_what_the_kernel_counts_is_traffic(bench: Bench) -> None:
     peer = bench.peer()
     bench.engine.flush(1.0)
     bench.shake_hands(1.0)
-    assert peer.last_traffic_at is None  # a handshake is none
     found = bench.port.figures[KEY]
-    found.tx_bytes += 32
-    bench.engine.sync(2.0)
-    assert peer.last_traffic_at is None  # nor is a keepalive
-    found.tx_bytes += 3_000
-    bench.engine.sync(3.0)
-    assert peer.last_traffic_at == 3.0 and peer.timers._unanswered_since == 2.0
-    found.rx_bytes += 1_500
-    bench.engine.sync(4.0)
-    assert peer.timers._unanswered_since is None
+    seen = [(peer.last_traffic_at, peer.timers._unanswered_since)]  # a handshake is none
+    for now, received, sent in ((2.0, 0, 32), (3.0, 0, 3_000), (4.0, 1_500, 0)):  # nor is a keepalive
+        found.rx_bytes += received
+        found.tx_bytes += sent
+        bench.engine.sync(now)
+        seen.append((peer.last_traffic_at, peer.timers._unanswered_since))
+    assert seen == [(None, None), (None, None), (3.0, 2.0), (4.0, None)]
     assert (peer.rx_bytes, peer.tx_bytes) == (92 + 1_500, 148 + 3_032)
 
 

@@ -28,7 +28,7 @@ def two(world: World, *, both: bool = False) -> tuple[Board, Board, Driven]:
     return a, b, driven
 
 
-def names(board: Board, kind: type) -> list[str]:
+def names(board: Board, kind: type[PeerUp] | type[PeerGone]) -> list[str]:
     return [event.name for event in board.events if isinstance(event, kind)]
 
 
@@ -78,7 +78,8 @@ def test_keys_are_renewed_and_silence_ends(world: World) -> None:
         send(world, a, b)
         send(world, b, a)
     assert len(b.received) == len(a.received) + 1 == 27
-    assert first is not None and link.peer.last_handshake_at > first + 100
+    last = link.peer.last_handshake_at
+    assert first is not None and last is not None and last > first + 100
     world.lose = lambda sender, datagram, to: True
     for _ in range(40):
         world.run(8)
