@@ -119,7 +119,7 @@ class KernelEngine:
 
     @property
     def drops(self) -> dict[EngineDrop | KernelDrop, int]:
-        drops: dict[EngineDrop | KernelDrop, int] = dict(self._pure.drops)
+        drops: dict[EngineDrop | KernelDrop, int] = {reason: count for reason, count in self._pure.drops.items()}  # noqa: C416
         drops[KernelDrop.INJECT] = self._not_injected
         drops[KernelDrop.PROXY] = 0 if self._proxies is None else self._proxies.lost
         drops[KernelDrop.REFUSED] = self._refused
