@@ -179,7 +179,7 @@ class HostEnd(End):
         program = str(Path(sys.executable).with_name("edge-wireguard"))
         env = {**os.environ, "EDGEAGENT_ENGINE": self._engine, "LOG_LEVEL": "verbose"}
         words = ["unshare", "--mount", "sh", "-c", script, program, self.interface]
-        self._program = made = self._place.start(f"edge-wireguard-{self._starts}", *words, env=env)
+        self._program = made = self._place.start(f"edge-wireguard-{self._engine}-{self._starts}", *words, env=env)
 
         def ready() -> bool:
             if made.code is not None:
@@ -195,7 +195,9 @@ class HostEnd(End):
         self._server = self._program = None
 
     def serve(self) -> None:
-        self._server = made = self._place.start("talk", *self._talk.split(), "serve", str(TALK_PORT))
+        self._server = made = self._place.start(
+            f"talk-{self._engine}-{self._starts}", *self._talk.split(), "serve", str(TALK_PORT)
+        )
         until(lambda: "listening" in made.tail(), COMMAND_TIMEOUT_S, lambda: NotReached(f"talk.py: {made.tail()}"))
 
     def do(self, command: str, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
