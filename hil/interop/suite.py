@@ -139,7 +139,9 @@ def _streams(report: Report, kernel: KernelEnd, host: HostEnd, engine: str, what
         mbit_s = 8e-6 * told["bytes"] / told["seconds"]
         to = "host" if (way == "send") is (one is kernel) else "guest"
         said.append(f"to {to} {mbit_s:.0f}")
-        report.figure(f"{engine}, {what}: to the {to} by IPv{'6' if ':' in address else '4'}", mbit_s, "Mbit/s")
+        asked = "guest" if one is kernel else "host"
+        version = "6" if ":" in address else "4"
+        report.figure(f"{engine}, {what}: to the {to} by IPv{version}, {asked} asks", mbit_s, "Mbit/s")
     return ", ".join(said) + " Mbit/s"
 
 
