@@ -31,6 +31,22 @@ def interface_name(tun: str) -> str:
     return tun[: NAME_MAX - len(ENDING)] + ENDING
 
 
+def remove_leftover(name: str) -> bool:
+    """An interface outlives an agent that was killed, and goes on: it holds the port, and routes lead there. True where
+    there was one, which is gone now; one of somebody else's, without our mark, is left."""
+    try:
+        link = WgLink(name, None)
+    except OSError:
+        return False
+    if link.read().fwmark != MARK:
+        link.let_go()
+        return False
+    link.close()
+    with suppress(forwarding.NftError):
+        forwarding.nft(ruleset.removal(name))
+    return True
+
+
 class KernelPort:
     """`source` gives our own address of 4 or 16 B, which packets to peers leave from; None where there is none.
 

@@ -11,7 +11,7 @@ from edgeagent.engine.kernel.engine import KernelEngine
 from edgeagent.engine.kernel.ports import FilterError
 from edgeagent.io.rawudp import RawSocket
 from edgeagent.io.udp import Udp
-from edgeagent.kernelport import KernelPort, interface_name
+from edgeagent.kernelport import KernelPort, interface_name, remove_leftover
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +29,13 @@ def prepare(context: Context, node: Node, tun: Tun) -> tuple[Udp, Callable[[], K
     return udp, lambda: _make(context, node, tun, udp)
 
 
+def tidy(tun: str) -> None:
+    """For whoever starts with another engine."""
+    name = interface_name(tun)
+    if remove_leftover(name):
+        log.info("%s was left by an agent that was killed, and is removed", name)
+
+
 def _make(context: Context, node: Node, tun: Tun, udp: Udp) -> KernelEngine:
     settings = context.settings
     if node.map.clients or node.map.approved:
@@ -41,6 +48,8 @@ def _make(context: Context, node: Node, tun: Tun, udp: Udp) -> KernelEngine:
     def source(size: int) -> bytes | None:
         return next((address for address in node.map.addresses if len(address) == size), None)
 
+    if remove_leftover(name):
+        log.info("%s was left by an agent that was killed: it is made anew", name)
     try:
         port = KernelPort(name, settings.mtu, source)
     except OSError as error:

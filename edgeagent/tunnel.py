@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from contextlib import suppress
 from selectors import EVENT_READ
 from time import monotonic
@@ -75,6 +76,10 @@ class Tunnel:
             self.udp, make_kernel = kerneltunnel.prepare(context, node, self.tun)
         else:
             self.udp = Udp()
+            if os.path.exists(f"/sys/class/net/{self.tun.name[:12]}-wg"):
+                from edgeagent import kerneltunnel
+
+                kerneltunnel.tidy(self.tun.name)
         with suppress(OSError):  # EPERM: then nothing is ever routed by marks
             self.udp.set_mark(MARK)
         self.on_change: Callable[[float, Change], None] | None = None  # hears of each change in the kernel

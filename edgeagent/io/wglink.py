@@ -35,7 +35,8 @@ class WgLink:
 
     __slots__ = ("_family", "_generic", "_route", "_sequence", "index", "name")
 
-    def __init__(self, name: str, mtu: int) -> None:
+    def __init__(self, name: str, mtu: int | None) -> None:
+        """With an `mtu` it is made; without, it is one that is there already. ENODEV, EOPNOTSUPP: it is none."""
         self.name = name
         self.index = 0
         self._sequence = 0
@@ -46,9 +47,15 @@ class WgLink:
             self._route.close()
             raise
         try:
-            self._exchange(self._route, rt.RTM_NEWLINK, rt.NLM_F_ACK | rt.NLM_F_CREATE | rt.NLM_F_EXCL, _new(name, mtu))
-            self.index = socket.if_nametoindex(name)
+            if mtu is not None:
+                flags = rt.NLM_F_ACK | rt.NLM_F_CREATE | rt.NLM_F_EXCL
+                self._exchange(self._route, rt.RTM_NEWLINK, flags, _new(name, mtu))
+                self.index = socket.if_nametoindex(name)
             self._family = self._find_family()
+            if mtu is None:
+                found = socket.if_nametoindex(name)
+                self._exchange(self._generic, self._family, rt.NLM_F_DUMP, wg.device_query(found))
+                self.index = found
         except OSError:
             self.close()
             raise
@@ -79,7 +86,11 @@ class WgLink:
         if self.index:
             with suppress(OSError):  # somebody else removed it
                 self._exchange(self._route, rt.RTM_DELLINK, rt.NLM_F_ACK, _IFINFO.pack(0, 0, self.index, 0, 0))
-            self.index = 0
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Leave the interface as it is."""
+        self.index = 0
         self._route.close()
         self._generic.close()
 
