@@ -73,6 +73,9 @@ def check_engine(_settings: Settings) -> Iterator[Finding]:
                       f"Unset {choice.ENGINE_VARIABLE}, or see C library.")  # fmt: skip
     else:
         yield Finding("engine", OK, f"{engine}: {why}", meaning)
+    missing = choice.why_no_kernel()
+    meaning = f"Not taken unless {choice.ENGINE_VARIABLE}=kernel asks for it; then it carries the packets."
+    yield Finding("kernel WireGuard", OK, missing or "this kernel has it, or may have it", meaning)
 
 
 def check_library(_settings: Settings) -> Iterator[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from contextlib import suppress
 from selectors import EVENT_READ
 from time import monotonic
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from edgeagent.aeadjob import AeadJob
     from edgeagent.context import Context
+    from edgeagent.engine.kernel.engine import KernelEngine
     from edgeagent.io.netlink import Change
     from edgeagent.io.portmap import PortMapShell
     from edgeagent.proto.devicemap import DeviceMap
@@ -67,7 +69,17 @@ class Tunnel:
             self.tun = Tun(settings.interface, settings.mtu)
         except OSError as error:
             raise TunnelError(_why_no_tun(settings.interface, error)) from None
-        self.udp = Udp()
+        make_kernel: Callable[[], KernelEngine] | None = None
+        if choice.by_kernel():
+            from edgeagent import kerneltunnel  # only with that engine
+
+            self.udp, make_kernel = kerneltunnel.prepare(context, node, self.tun)
+        else:
+            self.udp = Udp()
+            if os.path.exists(f"/sys/class/net/{self.tun.name[:12]}-wg"):
+                from edgeagent import kerneltunnel
+
+                kerneltunnel.tidy(self.tun.name)
         with suppress(OSError):  # EPERM: then nothing is ever routed by marks
             self.udp.set_mark(MARK)
         self.on_change: Callable[[float, Change], None] | None = None  # hears of each change in the kernel
@@ -86,6 +98,7 @@ class Tunnel:
                 ring_bytes=limits.pump_ring_bytes,
                 new_flows_per_s=limits.new_flows_per_s,
                 aead=self._recall_aead,
+                kernel=make_kernel,
             )
         except choice.EngineUnavailable as error:
             self.tun.close()

@@ -118,6 +118,16 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--fresh", action="store_true", help="anew, from Debian's packages of today")
     make.set_defaults(run=_build)
     report_cli.add(verbs)
+    meet = verbs.add_parser("interop", help="the kernel's WireGuard in a guest and edge-wireguard on the host")
+    meet.add_argument("--guest", metavar="MACHINE", default="arm64", help="the machine (arm64)")
+    meet.add_argument("--engines", metavar="LIST", default="fast,pure", help="of edge-wireguard (fast,pure)")
+    meet.add_argument("--out", metavar="DIR", type=Path, help="report, logs and consoles (DIR/NAME)")
+    meet.set_defaults(run=_interop)
+    turns = verbs.add_parser("engines", help="each engine in turn on two guests, and what it carries")
+    turns.add_argument("--guest", metavar="MACHINE", default="arm64", help="the machine (arm64)")
+    turns.add_argument("--engines", metavar="LIST", default="pure,fast,kernel", help="which (pure,fast,kernel)")
+    turns.add_argument("--out", metavar="DIR", type=Path, help="report, logs and consoles (DIR/NAME)")
+    turns.set_defaults(run=_engines)
     return made
 
 
@@ -166,6 +176,29 @@ def _soak(options: argparse.Namespace) -> int:
     if not 1 <= options.minutes <= 1_440:
         raise HilError(f"--minutes: {options.minutes:g}; from 1 to 1,440 are wanted")
     return _told(soak(machines, options.store, out, print, options.minutes), out)
+
+
+def _interop(options: argparse.Namespace) -> int:
+    from hil.interop.suite import interop
+
+    machine, out = _asked_one(options, "interop")
+    return _told(interop(machine, options.store, out, print, engines=options.engines.split(",")), out)
+
+
+def _engines(options: argparse.Namespace) -> int:
+    from hil.engines import engines
+
+    machine, out = _asked_one(options, "engines")
+    return _told(engines(machine, options.store, out, print, which=options.engines.split(",")), out)
+
+
+def _asked_one(options: argparse.Namespace, suite: str) -> tuple[Machine, Path]:
+    machine = BY_NAME[_machines([options.guest])[0]]
+    out: Path = options.out or options.store / suite
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    print(f"{suite} suite on {machine.name}", flush=True)
+    return machine, out
 
 
 def _asked(options: argparse.Namespace, suite: str) -> tuple[list[Machine], Path]:

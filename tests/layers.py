@@ -102,6 +102,7 @@ SHELL_HELPERS = frozenset(
         "edgeagent.io.rtnetlink",
         "edgeagent.io.udpsocket",
         "edgeagent.io.upnp",
+        "edgeagent.io.wgnetlink",
     )
 )
 

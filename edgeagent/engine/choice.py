@@ -11,7 +11,7 @@ TYPE_CHECKING = False  # what the typing module would say, and 5 ms
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-ENGINES = ("fast", "pure")
+ENGINES = ("fast", "pure", "kernel")
 ENGINE_VARIABLE = "EDGEAGENT_ENGINE"
 
 
@@ -22,8 +22,9 @@ class EngineUnavailable(EdgeError):
 def choose(environ: Mapping[str, str] = os.environ) -> tuple[str, str]:
     """(engine, why): one of ENGINES, and a clause for logs and people.
 
-    What EDGEAGENT_ENGINE names, else `fast` when there is a library for this machine, else `pure`. Raises
-    EngineUnavailable for a name that is none, and when `fast` is asked for by name and there is no library.
+    What EDGEAGENT_ENGINE names, else `fast` when there is a library for this machine, else `pure`; `kernel` only by
+    name. Raises EngineUnavailable for a name that is none, and when `fast` or `kernel` is asked for by name and there
+    is no library, or no WireGuard in the kernel.
     """
     asked = environ.get(ENGINE_VARIABLE, "")
     if asked not in ("", *ENGINES):
@@ -33,6 +34,10 @@ def choose(environ: Mapping[str, str] = os.environ) -> tuple[str, str]:
         )
     if asked == "pure":
         return "pure", f"{ENGINE_VARIABLE} says so"
+    if asked == "kernel":
+        if (missing := why_no_kernel()) is not None:
+            raise EngineUnavailable(f"engine kernel: {missing}. Unset {ENGINE_VARIABLE}, or see `edgeagent doctor`")
+        return "kernel", f"{ENGINE_VARIABLE} says so"
     path = library.path(environ)
     if path is None:
         why = f"no C library: {library.why_missing()}"
@@ -45,6 +50,30 @@ def choose(environ: Mapping[str, str] = os.environ) -> tuple[str, str]:
     if asked == "fast":
         raise EngineUnavailable(f"engine fast: {why}. Unset {ENGINE_VARIABLE}, or see `edgeagent doctor`")
     return "pure", why
+
+
+def by_kernel(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether `kernel` is asked for."""
+    return environ.get(ENGINE_VARIABLE) == "kernel"
+
+
+def why_no_kernel(root: str = "/") -> str | None:
+    """None where the kernel has WireGuard, as a module or built in, or where only trying would tell: the service has no
+    look at modules, and OpenWrt lists none."""
+    release = os.uname().release
+    folder = f"{root}lib/modules/{release}"
+    if os.path.exists(f"{root}sys/module/wireguard") or os.path.exists(f"{folder}/wireguard.ko"):
+        return None
+    listed = False
+    for name in ("modules.dep", "modules.builtin"):
+        try:
+            with open(f"{folder}/{name}") as file:
+                listed = True
+                if any("/wireguard.ko" in line.partition(":")[0] for line in file):
+                    return None
+        except OSError:
+            continue
+    return None if not listed else f"this kernel ({release}) has no WireGuard: no module wireguard in {folder}"
 
 
 def _has_ctypes() -> bool:

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from selectors import BaseSelector
 
     from edgeagent.engine.fast.engine import FastEngine
+    from edgeagent.engine.kernel.engine import KernelEngine
     from edgeagent.engine.machine import FastMachine
     from edgeagent.engine.pure import TunPort, UdpPort
 
-    Engine = PureEngine | FastEngine
+    Engine = PureEngine | FastEngine | KernelEngine
 
 RING_BYTES, NEW_FLOWS_PER_S = Limits.DEFAULTS["pump_ring_bytes"], Limits.DEFAULTS["new_flows_per_s"]
 CONNECTIONS = Limits.DEFAULTS["connections"]
@@ -41,14 +42,22 @@ def start(
     ring_bytes: int = RING_BYTES,
     new_flows_per_s: int = NEW_FLOWS_PER_S,
     aead: Callable[[str], tuple[str, str] | None] = lambda library: None,
+    kernel: Callable[[], KernelEngine] | None = None,
 ) -> Engine:
     """`slots`, `flows`, `connections`, `ring_bytes` and `new_flows_per_s` bound `fast`; `aead` names, for
     the library at a path, its providers for small and for large messages where that is known. What EDGEAGENT_AEAD
-    names comes first.
+    names comes first. `kernel` makes the engine of that name, for whoever can have one.
 
     Raises EngineUnavailable when an engine or an AEAD is asked for by name that cannot be had.
     """
     engine, why = choice.choose()
+    if engine == "kernel":
+        if kernel is None:
+            raise choice.EngineUnavailable(
+                "engine kernel: only `edgeagent` has it. An interface of the kernel's own is made by "
+                "`ip link add NAME type wireguard`"
+            )
+        return kernel()
     if engine == "fast":
         # Not before it is known that it is there: ctypes costs 0.6 MiB
         from edgeagent.engine import bakeoff

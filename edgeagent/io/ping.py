@@ -100,7 +100,9 @@ class _Echo:
             self._raw = False  # the kernel's ping socket, where net.ipv4.ping_group_range allows
             self._sock = socket.socket(family, socket.SOCK_DGRAM, protocol)
         try:
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
+            # With the kernel's WireGuard they go by one interface or the other, and come by its own
+            if not os.path.exists(f"/sys/class/net/{interface[:12]}-wg"):
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
             self._sock.connect((address, 0))
         except OSError:
             self._sock.close()

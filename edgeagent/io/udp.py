@@ -29,9 +29,10 @@ class Udp:
     `mtu_by_kernel` leaves all of this to the kernel.
     """
 
-    __slots__ = ("_by_fd", "_by_uplink", "_general", "_shared", "blocked_fds", "port")
+    __slots__ = ("_by_fd", "_by_uplink", "_general", "_kind", "_shared", "blocked_fds", "port")
 
-    def __init__(self, *, mtu_by_kernel: bool = False) -> None:
+    def __init__(self, *, mtu_by_kernel: bool = False, kind: type[UdpSocket] = UdpSocket) -> None:
+        self._kind = kind
         self.port = 0
         self.blocked_fds: set[int] = set()
         self._shared = UdpShared(mtu_by_kernel)
@@ -68,7 +69,7 @@ class Udp:
     def _open_both(self, port: int) -> None:
         for family in _FAMILIES:
             try:
-                opened = self._general[family] = UdpSocket(self._shared, family, port)
+                opened = self._general[family] = self._kind(self._shared, family, port)
             except OSError as error:
                 if error.errno != errno.EAFNOSUPPORT:
                     raise
@@ -92,7 +93,7 @@ class Udp:
                 if (index, family) in self._by_uplink:
                     continue
                 try:
-                    opened = UdpSocket(self._shared, family, self.port, (name, index))
+                    opened = self._kind(self._shared, family, self.port, (name, index))
                 except OSError:
                     refused.append(name)
                     break

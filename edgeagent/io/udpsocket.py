@@ -39,7 +39,7 @@ _PKTINFO6 = Struct("=16si")
 _INT, _U16 = Struct("=i"), Struct("=H")
 _BYTE_ORDER = sys.byteorder
 # What sending from an address or interface that is gone comes back as
-_SOURCE_GONE = (errno.EINVAL, errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.ENODEV)
+SOURCE_GONE = (errno.EINVAL, errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.ENODEV)
 
 
 class UdpDrop(Enum):
@@ -92,17 +92,25 @@ class UdpSocket:
         self.waiting = 0  # datagrams in the backlog
         self.is_blocked = False
         self.uplink = 0 if uplink is None else uplink[1]
-        self._socket = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        self._socket = self._open(port)
         self.fd = self._socket.fileno()
         try:
             self._set_options()
             if uplink is not None:
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, uplink[0].encode() + b"\0")
                 self.share_port(True)
-            self._socket.bind(("0.0.0.0" if family == socket.AF_INET else "::", port))
+            self._bind(port)
         except OSError:
             self._socket.close()
             raise
+
+    def _open(self, port: int) -> socket.socket:
+        return socket.socket(self.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+
+    def _bind(self, port: int) -> None:
+        if self.family == socket.AF_INET6:
+            self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        self._socket.bind(("0.0.0.0" if self.family == socket.AF_INET else "::", port))
 
     def _set_options(self) -> None:
         opened = self._socket
@@ -114,7 +122,6 @@ class UdpSocket:
             opened.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
             opened.setsockopt(socket.IPPROTO_IP, _IP_RECVTOS, 1)
         else:
-            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             opened.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
             opened.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVTCLASS, 1)
         if self._shared.mark:
@@ -249,13 +256,13 @@ class UdpSocket:
                 if error.errno in (errno.EINVAL, errno.EMSGSIZE) and end - at > 1:
                     segments = False  # the segments do not fit the path: let each be fragmented or refused alone
                     continue
-                if error.errno in _SOURCE_GONE and endpoint.local is not None:
+                if error.errno in SOURCE_GONE and endpoint.local is not None:
                     shared.failures.append(endpoint)
                     if endpoint != endpoint.unpinned():
                         endpoint = endpoint.unpinned()
                         ancillary = self._ancillary(endpoint, transmit)
                         continue
-                reason = _reason(error.errno)
+                reason = reason_of(error.errno)
                 shared.drop(reason, group)
                 if reason is UdpDrop.TOO_LONG and not transmit.fragment and len(shared.too_long) < TOO_LONG_MAX:
                     shared.too_long.append((endpoint, size))
@@ -308,7 +315,7 @@ def _group_end(datagrams: list[bytes], at: int) -> int:
     return end
 
 
-def _reason(number: int | None) -> UdpDrop:
+def reason_of(number: int | None) -> UdpDrop:
     if number == errno.EMSGSIZE:
         return UdpDrop.TOO_LONG
     if number in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENODEV, errno.EADDRNOTAVAIL, errno.EINVAL):

@@ -26,7 +26,7 @@ from edgeagent.proto.events import Event
 from edgeagent.proto.ip import holds
 from edgeagent.proto.keys import Entropy, clamp
 from edgeagent.proto.limits import Limits
-from edgeagent.proto.messages import TRANSPORT, TRANSPORT_HEADER, TRANSPORT_SIZE_MIN
+from edgeagent.proto.messages import INITIATION, TRANSPORT, TRANSPORT_HEADER, TRANSPORT_SIZE_MIN, message_type
 from edgeagent.proto.peer import Peer, Shared
 from edgeagent.proto.responder import Responder
 from edgeagent.proto.session import Keypair
@@ -35,6 +35,7 @@ from edgeagent.proto.timers import Jitter
 
 if TYPE_CHECKING:
     from edgeagent.proto.firewall import Firewall, Marks
+    from edgeagent.proto.outsourced import Outsourced
     from edgeagent.proto.policy import Slice
 
 
@@ -98,6 +99,15 @@ class Device:
             self.firewall.carry(marks)
         return established
 
+    def outsource(self) -> Outsourced:
+        """An engine is about to make sessions by itself; before the first peer. Raises LocalProtocolError."""
+        from edgeagent.proto.outsourced import Outsourced  # only with such an engine
+
+        if self.peers:
+            raise LocalProtocolError("outsource: there are peers already")
+        outsourced = self._shared.outsourced = Outsourced()
+        return outsourced
+
     def avoid(self, is_inside: Callable[[Endpoint], bool]) -> None:
         """Endpoints that are reached through the tunnel itself are never taken for a peer's."""
         self._shared.is_inside = is_inside
@@ -105,6 +115,11 @@ class Device:
     def keep(self, address: bytes) -> None:
         """What peers send to this IPv4 address of our own host is dropped."""
         self._shared.kept = address
+
+    @property
+    def own(self) -> frozenset[bytes] | None:
+        """Whom packets of peers may be for: our own addresses; None: anybody."""
+        return self._shared.own
 
     def take_for(self, own: frozenset[bytes], behind: Callable[[bytes, bool], bool] | None) -> None:
         """From now on packets are taken for `own` addresses, and for those that `behind` says yes to (of an address,
@@ -175,7 +190,9 @@ class Device:
         if peer is None:
             if len(self.peers) >= self._shared.limits.peers:
                 raise LimitReached(f"limits.peers: {self._shared.limits.peers} peers are in use")
-            peer = self.peers[public_key] = Peer(self._shared, public_key)
+            out = self._shared.outsourced
+            made = Peer(self._shared, public_key) if out is None else out.peer(self._shared, public_key)
+            peer = self.peers[public_key] = made
         return peer
 
     def remove_peer(self, now: float, public_key: bytes) -> None:
@@ -201,6 +218,9 @@ class Device:
     def handle_datagrams(self, now: float, batch: list[tuple[bytes, Endpoint, int]]) -> None:
         """Datagrams from the UDP sockets: (datagram, source, ECN field of the outer header)."""
         shared = self._shared
+        if shared.outsourced is not None:
+            self._hand_over(now, shared.outsourced, batch)
+            return
         heard: dict[Keypair, bool] = {}
         before = len(shared.packets)
         for datagram, endpoint, outer_ecn in batch:
@@ -326,6 +346,17 @@ class Device:
         return events
 
     # Transport data
+
+    def _hand_over(self, now: float, out: Outsourced, batch: list[tuple[bytes, Endpoint, int]]) -> None:
+        """An engine that makes sessions has heard what came to its port; who strangers are, it does not know."""
+        for datagram, endpoint, _ in batch:
+            if endpoint.is_relay:
+                out.take(datagram, endpoint)
+            if message_type(datagram) == INITIATION:
+                self.responder.enqueue(now, datagram, endpoint)
+                out.stirred = True
+        for peer in self.responder.answer(now):
+            self.touched(peer)
 
     def _receive(
         self, now: float, datagram: bytes, endpoint: Endpoint, outer_ecn: int, heard: dict[Keypair, bool]

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from edgeagent.proto.established import Established, Traffic
     from edgeagent.proto.narrow import NarrowPaths
+    from edgeagent.proto.outsourced import Outsourced
     from edgeagent.proto.records import Record
 
 _TIMESTAMP_NONE = bytes(12)
@@ -62,6 +63,7 @@ class Shared:
         "limits",
         "mtu",
         "narrow",
+        "outsourced",
         "own",
         "packets",
         "static_private",
@@ -91,6 +93,7 @@ class Shared:
         self.behind: Callable[[bytes, bool], bool] | None = None
         self.kept = b""  # an IPv4 address of this host that no peer may send to
         self.established: Established | None = None  # with an engine that moves established flows itself
+        self.outsourced: Outsourced | None = None  # with an engine that makes sessions itself
         self.narrow: NarrowPaths | None = None  # made when the first path turns out to take less than the TUN
         self.events: BoundedQueue[Event] = BoundedQueue(limits.events)
         self.drops: dict[DropReason, int] = dict.fromkeys(DropReason, 0)

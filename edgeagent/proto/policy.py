@@ -7,7 +7,7 @@ and of addresses. `Slice` is about the packet that begins a flow: what belongs t
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from edgeagent.proto.heads import ICMP, ICMPV6, SCTP, TCP, UDP
@@ -132,6 +132,12 @@ class _Services:
         bounds = self._bounds.get(protocol)
         return bounds is not None and bisect_right(bounds, port) & 1 == 1
 
+    def ranges(self) -> Iterator[tuple[int, int, int]]:
+        """(protocol, first port, last port); all ports where the protocol has none."""
+        for protocol, bounds in self._bounds.items():
+            for low, end in zip(bounds[::2], bounds[1::2], strict=True):
+                yield protocol, low, end - 1
+
 
 def _bounds(ranges: list[tuple[int, int]]) -> list[int]:
     """First port of the first range, first one after it, first port of the second and so on; none touch."""
@@ -194,6 +200,18 @@ class Slice:
         """The same for a flow that goes out to `target`, an address of the peer of `identity` or one that it routes."""
         names = self._names(identity) if is_own_address else self._words(_ANY, target)
         return any(self._out_services[rule].hold(protocol, port) for rule in self._out.matching(names, target))
+
+    def services_in(self, identity: Identity, source: bytes, target: bytes) -> list[tuple[int, int, int]]:
+        """(protocol, first port, last port) of what a peer's own address `source` may reach at `target`, for whoever
+        judges in our place; in order, each once."""
+        rules = self._sources.matching(self._names(identity), source)
+        rules &= self._in.matching(_ME if target in self._addresses else self._words(_ANY, target), target)
+        return sorted({each for rule in rules for each in self._in_services[rule].ranges()})
+
+    def services_out(self, identity: Identity, target: bytes) -> list[tuple[int, int, int]]:
+        """The same of what we may reach at a peer's own address."""
+        rules = self._out.matching(self._names(identity), target)
+        return sorted({each for rule in rules for each in self._out_services[rule].ranges()})
 
     def passes_on(self, source: bytes, target: bytes) -> bool:
         """Whether what a plain client sends is for another device, which judges it by the client's address."""

@@ -99,6 +99,8 @@ class Responder:
             return True
         if state is MacState.MAC1:
             self._drop(DropReason.COOKIE_DEMANDED)
+            if self._shared.outsourced is not None:
+                return False  # whoever makes the sessions has cookies of its own
             reply = self._checker.create_reply(now, self._shared.entropy, datagram, source, sender_index(datagram))
             self._shared.transmits.append(Transmit(endpoint, [reply.encode()]))
             return False

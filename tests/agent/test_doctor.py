@@ -43,7 +43,8 @@ def rows(capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, dict[str, A
 
 def test_each_part_has_a_row_and_text_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     _, found = rows(capsys)
-    assert {"engine", "C library", "crypto", "rights", "TUN", "UDP offload", "reverse path", "clock", "random", "board",
+    assert {"engine", "kernel WireGuard",
+            "C library", "crypto", "rights", "TUN", "UDP offload", "reverse path", "clock", "random", "board",
             "state folder", "memory", "agent"} <= set(found)  # fmt: skip
     assert found["crypto"]["state"] == doctor.OK
     assert found["agent"]["found"] == "not running"

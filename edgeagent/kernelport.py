@@ -1,0 +1,161 @@
+"""The kernel's WireGuard as the engine `kernel` has it: interface, peers, routes to them, and their filter."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from edgeagent.engine.kernel import ruleset
+from edgeagent.engine.kernel.ports import FilterError
+from edgeagent.io import forwarding
+from edgeagent.io import rtnetlink as rt
+from edgeagent.io.marks import MARK
+from edgeagent.io.netlink import Netlink
+from edgeagent.io.wglink import WgLink
+from edgeagent.io.wgnetlink import PeerChange
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edgeagent.engine.kernel.ports import Prefix, SocketAddress
+    from edgeagent.io.wgnetlink import PeerState
+
+ENDING = "-wg"  # of the interface's name, behind that of the TUN
+NAME_MAX = 15
+SEND_BYTES = 1 << 20
+KEEPALIVE_S = 25  # for a moment; see `begin`
+
+
+def interface_name(tun: str) -> str:
+    return tun[: NAME_MAX - len(ENDING)] + ENDING
+
+
+def remove_leftover(name: str) -> bool:
+    """An interface outlives an agent that was killed, and goes on: it holds the port, and routes lead there. True where
+    there was one, which is gone now; one of somebody else's, without our mark, is left."""
+    try:
+        link = WgLink(name, None)
+    except OSError:
+        return False
+    if link.read().fwmark != MARK:
+        link.let_go()
+        return False
+    link.close()
+    with suppress(forwarding.NftError):
+        forwarding.nft(ruleset.removal(name))
+    return True
+
+
+class KernelPort:
+    """`source` gives our own address of 4 or 16 B, which packets to peers leave from; None where there is none.
+
+    Raises OSError as the kernel says it: EOPNOTSUPP without the module, EEXIST where the interface is there.
+    """
+
+    def __init__(self, name: str, mtu: int, source: Callable[[int], bytes | None]) -> None:
+        self.name = name
+        self._source = source
+        self._netlink = Netlink()
+        self._routes: dict[Prefix, bytes] = {}  # whose public key each is of
+        self._raw: list[socket.socket] = []
+        try:
+            self._link = WgLink(name, mtu)
+        except OSError:
+            self._netlink.close()
+            raise
+        try:
+            self._link.set_device(fwmark=MARK)
+            for family in (socket.AF_INET, socket.AF_INET6):
+                self._raw.append(_raw_socket(family, name))
+        except OSError:
+            self.close()
+            raise
+
+    def bind(self, port: int) -> int:
+        self._link.set_up(False)
+        self._link.set_device(listen_port=port)
+        self._link.set_up(True)
+        for prefix in self._routes:
+            self._route(prefix)
+        return self._link.read().listen_port
+
+    def unbind(self) -> None:
+        with suppress(OSError):  # somebody else removed it
+            self._link.set_up(False)
+
+    def set_private_key(self, key: bytes) -> None:
+        self._link.set_device(private=key)
+
+    def set_peer(self, public: bytes, endpoint: SocketAddress | None, prefixes: list[Prefix] | None) -> None:
+        self._link.change_peers([PeerChange(public, endpoint=endpoint, prefixes=prefixes)])
+
+    def set_routes(self, public: bytes, prefixes: list[Prefix]) -> None:
+        self._unroute(public, prefixes)
+        for prefix in prefixes:
+            if prefix[1] == 8 * len(prefix[0]):  # others' prefixes are routing.py's
+                self._routes[prefix] = public
+                self._route(prefix)
+
+    def remove_peer(self, public: bytes) -> None:
+        self._link.change_peers([PeerChange(public, remove=True)])
+        self._unroute(public, [])
+
+    def begin(self, public: bytes) -> None:
+        # There is no command for it: a keepalive is sent when its interval is set, and the interval goes again
+        changes = [PeerChange(public, update_only=True, keepalive_s=interval_s) for interval_s in (KEEPALIVE_S, 0)]
+        self._link.change_peers(changes)
+
+    def inject(self, packet: bytes) -> bool:
+        four = packet[0] >> 4 == 4
+        raw = packet[16:20] if four else packet[24:40]
+        host = socket.inet_ntop(socket.AF_INET if four else socket.AF_INET6, raw)
+        try:
+            self._raw[0 if four else 1].sendto(packet, (host, 0))
+        except OSError:
+            return False
+        return True
+
+    def let_in(self, ruleset: str) -> None:
+        try:
+            forwarding.nft(ruleset)
+        except forwarding.NftError as error:
+            raise FilterError(str(error)) from None
+
+    def read(self) -> dict[bytes, PeerState]:
+        return self._link.read().peers
+
+    def close(self) -> None:
+        for raw in self._raw:
+            raw.close()
+        self._link.close()
+        self._netlink.close()
+        with suppress(forwarding.NftError):  # then there was none
+            forwarding.nft(ruleset.removal(self.name))
+
+    def _route(self, prefix: Prefix) -> None:
+        address, cidr = prefix
+        source = self._source(len(address))
+        if source is None:
+            return
+        with suppress(OSError):  # no IPv6, or our own address is not there yet: then its packets come by the TUN
+            self._netlink.replace_route(rt.Route(address, cidr, self._link.index, source=source))
+
+    def _unroute(self, public: bytes, but: list[Prefix]) -> None:
+        for prefix in [prefix for prefix, owner in self._routes.items() if owner == public and prefix not in but]:
+            del self._routes[prefix]
+            with suppress(OSError):
+                self._netlink.delete_route(rt.Route(*prefix, self._link.index))
+
+
+def _raw_socket(family: int, interface: str) -> socket.socket:
+    """Sends whole IP packets by one interface, whatever the routes."""
+    kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+    made = socket.socket(family, kind, socket.IPPROTO_RAW)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode() + b"\0")
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
+    except OSError:
+        made.close()
+        raise
+    return made

@@ -1,0 +1,135 @@
+"""The suite `engines`: two guests that are members of a network, with each engine in turn; what each carries there."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from hil.errors import CommandFailed, NotReached
+from hil.interop.ends import SERVE, TALK, TALK_PORT
+from hil.machines import Machine
+from hil.programs import until
+from hil.report import Report
+from hil.rig import Device, Rig
+from hil.smoke import raise_fleet
+
+ENGINES = ("pure", "fast", "kernel")
+INTERFACE = "edge0"
+DROP_IN = "/run/systemd/system/edgeagent.service.d/engine.conf"
+STREAM_BYTES = 4 << 20
+RESTART_TIMEOUT_S = 600.0  # what a busy machine takes; an idle one a tenth of it
+REACH_TIMEOUT_S = 600.0
+STREAM_TIMEOUT_S = 600.0
+LINE_BYTES = 1024  # of what is typed at once
+
+
+def engines(
+    machine: Machine,
+    store: Path,
+    out: Path,
+    say: Callable[[str], None],
+    *,
+    which: Sequence[str] = ENGINES,
+    kinds: Sequence[str] = ("port", "full"),
+) -> Report:
+    """Each of `which` on both guests. The report is in `out` however it ends."""
+    report = Report("engines", say)
+    try:
+        with Rig(out) as rig:
+            a, b = raise_fleet(report, rig, [machine] * len(kinds), store, out)
+            with report.step("talk.py"):
+                for device in (a, b):
+                    _type(device, TALK.read_bytes(), "/root/talk.py")
+                b.guest.console.shell(SERVE, 120.0)
+            for engine in which:
+                _one(report, engine, a, b)
+    finally:
+        report.write(out)
+    return report
+
+
+def _one(report: Report, engine: str, a: Device, b: Device) -> None:
+    with report.step(f"{engine}: agents start again") as step:
+        for device in (a, b):
+            _restart(device, engine)
+        step["said"] = _reach(a, b)
+    with report.step(f"{engine}: pings") as step:
+        said = []
+        for one, other in ((a, b), (b, a)):
+            seconds, path = one.ping(other.name, 5)
+            report.figure(f"{engine}: round trip to {other.name}", seconds * 1000, "ms", one.name)
+            said.append(f"{one.name}→{other.name} {seconds * 1000:.0f} ms {path}")
+        step["said"] = "; ".join(said)
+    with report.step(f"{engine}: streams") as step:
+        address = _address(b)
+        rates = []
+        for way in ("send", "receive"):
+            before = a.guest.processor_s() + b.guest.processor_s()
+            said_there = a.guest.console.shell(
+                f"python3 /root/talk.py {way} {address} {TALK_PORT} {STREAM_BYTES}", STREAM_TIMEOUT_S
+            )
+            told = json.loads(said_there.strip().splitlines()[-1])
+            if not told["ok"]:
+                raise NotReached(f"{engine}: what came is not what was sent: {told}")
+            cost = a.guest.processor_s() + b.guest.processor_s() - before
+            mbit_s = 8e-6 * told["bytes"] / told["seconds"]
+            rates.append(f"{way} {mbit_s:.1f} Mbit/s, {cost / (STREAM_BYTES >> 20):.2f} s of processor a MiB")
+            report.figure(f"{engine}: {way}", mbit_s, "Mbit/s", a.name)
+            report.figure(f"{engine}: {way}, processor time of both QEMU", cost / (STREAM_BYTES >> 20), "s/MiB", a.name)
+        step["said"] = "; ".join(rates)
+    for device in (a, b):
+        report.figure(f"{engine}: agent, resident memory", device.rss_kb() / 1024, "MiB", device.name)
+    if engine == "kernel":
+        with report.step("kernel: it is the kernel") as step:
+            step["said"] = _by_kernel(a, b)
+
+
+def _restart(device: Device, engine: str) -> None:
+    folder = DROP_IN.rpartition("/")[0]
+    device.guest.console.shell(
+        f"mkdir -p {folder}; printf '[Service]\\nEnvironment=EDGEAGENT_ENGINE={engine}\\n' >{DROP_IN}; "
+        "systemctl daemon-reload; systemctl restart edgeagent; sleep 1; systemctl is-active edgeagent",
+        RESTART_TIMEOUT_S,
+    )
+
+
+def _reach(a: Device, b: Device) -> str:
+    began = time.monotonic()
+
+    def look() -> str:
+        try:
+            a.ping(b.name, 1)
+            b.ping(a.name, 1)
+        except CommandFailed as error:
+            return "" if time.monotonic() - began < REACH_TIMEOUT_S else str(error)
+        return f"both reach each other after {time.monotonic() - began:.0f} s"
+
+    return until(look, REACH_TIMEOUT_S, lambda: NotReached(f"{a.name} and {b.name} do not reach each other"), 2.0)
+
+
+def _address(device: Device) -> str:
+    said = device.guest.console.shell(f"ip -4 -o addr show dev {INTERFACE}")
+    return said.split()[3].partition("/")[0]
+
+
+def _by_kernel(a: Device, b: Device) -> str:
+    """The kernel's interface has counted what the streams took, and routes to the other one go there."""
+    said = a.guest.console.shell(f"ip -s -o link show {INTERFACE}-wg; ip route get {_address(b)}")
+    if f"dev {INTERFACE}-wg" not in said:
+        raise NotReached(f"packets to {b.name} do not go by the kernel's interface: {said}")
+    carried = int(a.guest.console.shell(f"cat /sys/class/net/{INTERFACE}-wg/statistics/tx_bytes"))
+    if carried < STREAM_BYTES:
+        raise NotReached(f"the kernel's interface has sent {carried} bytes, fewer than the stream had")
+    return f"{carried} bytes sent by {INTERFACE}-wg"
+
+
+def _type(device: Device, data: bytes, path: str) -> None:
+    """Write a small file by the console."""
+    text = base64.b64encode(data).decode()
+    device.guest.console.shell(f": >{path}.b64")
+    for at in range(0, len(text), LINE_BYTES):
+        device.guest.console.shell(f"printf %s {text[at : at + LINE_BYTES]} >>{path}.b64")
+    device.guest.console.shell(f"base64 -d {path}.b64 >{path}; rm {path}.b64")

@@ -1,0 +1,389 @@
+"""The engine on a port that only keeps what it was told, so that each decision is seen."""
+
+from __future__ import annotations
+
+import logging
+import selectors
+import socket
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from edgeagent import crypto
+from edgeagent.engine.kernel.engine import POLL_IDLE_S, POLL_S, POLL_WAITING_S, KernelDrop, KernelEngine
+from edgeagent.engine.kernel.ports import FilterError
+from edgeagent.engine.kernel.proxies import SPARE_MAX
+from edgeagent.proto.device import Device
+from edgeagent.proto.endpoint import Endpoint, Transmit
+from edgeagent.proto.errors import DropReason, LocalProtocolError
+from edgeagent.proto.events import EndpointRoamed, HandshakeCompleted, HandshakeFailed
+from edgeagent.proto.limits import Limits
+from edgeagent.proto.outsourced import GIVE_UP_S, OutsourcedPeer
+from edgeagent.proto.relay_endpoint import RelayEndpoint
+from edgeagent.proto.tai64n import Tai64nClock
+from edgeagent.wireguard import _Flow
+from tests.engine.twins import SocketTun
+from tests.policy_kit import ME4, PEER4, udp
+
+KEY = b"\7" * 32
+OTHER = b"\x08" * 32
+AT = Endpoint(("192.0.2.7", 51820))
+AT_RAW = (bytes((192, 0, 2, 7)), 51820, 0)
+ELSEWHERE = (bytes((192, 0, 2, 9)), 40_000, 0)
+PACKET = udp(ME4, PEER4, 1, 2)
+
+
+class Port:
+    """A kernel that does nothing by itself."""
+
+    def __init__(self) -> None:
+        self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.udp.bind(("127.0.0.1", 0))
+        self.udp.settimeout(2.0)
+        self.did: list[tuple[Any, ...]] = []
+        self.figures: dict[bytes, Any] = {}
+        self.injected: list[bytes] = []
+        self.filters: list[str] = []
+        self.fails: Exception | None = None
+        self.reads = 0
+
+    def bind(self, port: int) -> int:
+        return int(self.udp.getsockname()[1])
+
+    def unbind(self) -> None:
+        self.did.append(("unbind",))
+
+    def set_private_key(self, key: bytes) -> None:
+        self.did.append(("key", key))
+
+    def set_peer(self, public: bytes, endpoint: Any, prefixes: Any) -> None:
+        if self.fails is not None:
+            raise self.fails
+        self.did.append(("peer", public, endpoint, prefixes))
+        self.figures.setdefault(
+            public, SimpleNamespace(endpoint=endpoint, handshake_s=0.0, rx_bytes=0, tx_bytes=0)
+        ).endpoint = endpoint or self.figures[public].endpoint
+
+    def remove_peer(self, public: bytes) -> None:
+        self.did.append(("remove", public))
+        del self.figures[public]
+
+    def set_routes(self, public: bytes, prefixes: Any) -> None:
+        self.did.append(("routes", public, prefixes))
+
+    def begin(self, public: bytes) -> None:
+        self.did.append(("begin", public))
+
+    def inject(self, packet: bytes) -> bool:
+        self.injected.append(packet)
+        return True
+
+    def let_in(self, ruleset: str) -> None:
+        if self.fails is not None:
+            raise self.fails
+        self.filters.append(ruleset)
+
+    def read(self) -> dict[bytes, Any]:
+        self.reads += 1
+        return self.figures
+
+    def close(self) -> None:
+        self.udp.close()
+
+    def take(self) -> list[tuple[Any, ...]]:
+        did, self.did = self.did, []
+        return did
+
+
+class Udp:
+    """Beside the port: nothing is sent, and it is closed."""
+
+    blocked_fds: set[int] = set()  # noqa: RUF012 - never changed
+    fds: list[int] = []  # noqa: RUF012 - never changed
+    sent: list[Transmit]
+
+    def __init__(self) -> None:
+        self.sent = []
+
+    def open(self, port: int) -> int:
+        return port
+
+    def close(self) -> None: ...
+
+    def send(self, transmits: list[Transmit]) -> bool:
+        self.sent += transmits
+        return True
+
+    def count_sent(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+    def drain_sent(self) -> list[Any]:
+        return []
+
+    drain_source_failures = drain_too_long = drain_sent
+
+
+class Machine(_Flow):
+    """A Device, with the relay's side of a node."""
+
+    def __init__(self, device: Device) -> None:
+        super().__init__(device)
+        self.carried: list[Transmit] = []
+
+    def carry_sealed(self, now: float, transmit: Transmit) -> None:
+        self.carried.append(transmit)
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.device = Device(
+            0.0,
+            crypto=crypto.load(),
+            entropy=lambda size: bytes(range(1, size + 1)),
+            jitter=lambda: 0.0,
+            tai64n=Tai64nClock(0.0, 1.7e9),
+            limits=Limits(peers=4),
+        )
+        self.device.set_private_key(0.0, b"\1" * 32)
+        self.device.take_for(frozenset({ME4}), None)
+        self.port, self.udp, self.tun = Port(), Udp(), SocketTun()
+        self.machine = Machine(self.device)
+        self.selector = selectors.DefaultSelector()
+        self.engine = KernelEngine(
+            self.machine, self.tun, self.udp, self.selector, self.port, logging.getLogger("t"),  # type: ignore[arg-type]
+            interface="edge0-wg", peers_max=4,
+        )  # fmt: skip
+        self.engine.bind(0)
+        self.engine.flush(0.0)
+        self.port.take()
+
+    def close(self) -> None:
+        self.engine.close()
+        self.selector.close()
+        self.tun.close()
+
+    def peer(self, endpoint: Endpoint | None = AT, key: bytes = KEY, address: bytes = PEER4) -> OutsourcedPeer:
+        peer = self.device.add_peer(0.0, key)
+        assert isinstance(peer, OutsourcedPeer)
+        self.device.allowed_ips.insert(address, 32, peer)
+        peer.set_endpoint(endpoint)
+        return peer
+
+    def shake_hands(self, now: float, key: bytes = KEY, **figures: Any) -> None:
+        found = self.port.figures[key]
+        found.handshake_s = 1e9 + now
+        found.rx_bytes += 92
+        found.tx_bytes += 148
+        found.__dict__.update(figures)
+        self.engine.sync(now)
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    made = Bench()
+    yield made
+    made.close()
+
+
+def test_what_begins_with_a_packet_ends_in_the_kernel(bench: Bench) -> None:
+    bench.peer()
+    bench.machine.handle_packets(1.0, [PACKET])
+    bench.engine.flush(1.0)
+    assert bench.port.take() == [("peer", KEY, AT_RAW, [(PEER4, 32)]), ("begin", KEY)]
+    assert bench.port.injected == []
+    assert bench.engine.poll_timeout() == 1.0 + POLL_WAITING_S
+    bench.shake_hands(1.1)
+    assert [type(event) for event in bench.device.drain_events()] == [HandshakeCompleted]
+    bench.engine.flush(1.1)
+    assert bench.port.injected == [PACKET]
+    assert bench.port.take() == [("routes", KEY, [(PEER4, 32)])]
+    bench.machine.handle_packets(2.0, [PACKET])  # of a socket that has not heard of the route
+    bench.engine.flush(2.0)
+    assert bench.port.injected == [PACKET, PACKET]
+    assert bench.port.take() == []
+
+
+def test_who_has_no_endpoint_is_not_the_kernels(bench: Bench) -> None:
+    peer = bench.peer(None)
+    assert [unsent.reason for unsent in bench.device.handle_packets(1.0, [PACKET])] == [DropReason.NO_ENDPOINT]
+    bench.engine.flush(1.0)
+    assert bench.port.take() == []
+    peer.set_endpoint(AT)
+    bench.engine.flush(1.0)
+    assert bench.port.take() == [("peer", KEY, AT_RAW, [(PEER4, 32)])]
+
+
+def test_peers_go_and_change(bench: Bench) -> None:
+    peer = bench.peer()
+    bench.engine.flush(1.0)
+    bench.port.take()
+    peer.set_endpoint(Endpoint(("2001:db8::7", 7, 0, 0)))
+    bench.engine.flush(1.0)
+    assert bench.port.take() == [("peer", KEY, (bytes.fromhex("20010db8") + bytes(11) + b"\7", 7, 0), None)]
+    other = bench.peer(key=OTHER)  # has the address now
+    bench.engine.flush(1.0)
+    assert ("peer", KEY, None, []) in bench.port.did and ("peer", OTHER, AT_RAW, [(PEER4, 32)]) in bench.port.take()
+    bench.device.remove_peer(1.0, KEY)
+    bench.engine.flush(1.0)
+    assert bench.port.take() == [("remove", KEY)]
+    assert not peer.installed and other.installed
+
+
+def test_the_kernel_follows_its_peer_and_the_machine_decides(bench: Bench) -> None:
+    peer = bench.peer()
+    bench.engine.flush(1.0)
+    bench.shake_hands(1.0)
+    bench.engine.flush(1.0)
+    bench.device.drain_events()
+    bench.port.take()
+    bench.shake_hands(2.0, endpoint=ELSEWHERE)
+    assert str(peer.endpoint) == "192.0.2.9:40000"
+    assert [type(event) for event in bench.device.drain_events()] == [HandshakeCompleted, EndpointRoamed]
+    bench.engine.flush(2.0)
+    assert bench.port.take() == []  # it is where the kernel sends already
+    peer.set_endpoint(AT)
+    bench.engine.flush(2.0)
+    assert bench.port.take() == [("peer", KEY, AT_RAW, None)]
+
+
+def test_a_relayed_peer_is_a_port_on_loopback(bench: Bench) -> None:
+    relayed = RelayEndpoint("r1", OTHER)
+    peer = bench.peer(relayed)
+    bench.engine.flush(1.0)
+    ((_, _, address, _),) = bench.port.take()
+    host, port, _ = address
+    assert host == socket.inet_aton("127.0.0.1")
+    bench.port.udp.sendto(b"sealed", ("127.0.0.1", port))
+    for key, _ in bench.selector.select(2.0):
+        key.data(1.0, key.fd)
+    assert [(each.endpoint, each.datagrams) for each in bench.machine.carried] == [(relayed, [b"sealed"])]
+    bench.machine.handle_datagrams(1.0, [(b"\4\0\0\0" + bytes(28), relayed, 0)])
+    bench.engine.flush(1.0)
+    assert bench.port.udp.recvfrom(100) == (b"\4\0\0\0" + bytes(28), ("127.0.0.1", port))
+    bench.shake_hands(2.0)  # the kernel heard it there
+    assert peer.endpoint is relayed
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+        stranger.sendto(b"not the kernel", ("127.0.0.1", port))
+    assert bench.selector.select(0.05) == []
+
+
+def test_proxies_are_bounded(bench: Bench) -> None:
+    relayed = RelayEndpoint("r1", KEY)
+    bench.peer(relayed)
+    bench.engine.flush(1.0)
+    for number in range(3 * SPARE_MAX):
+        stranger = RelayEndpoint("r1", bytes([number + 10]) * 32)
+        bench.machine.handle_datagrams(1.0, [(b"\2\0\0\0" + bytes(88), stranger, 0)])
+        bench.engine.flush(1.0)
+    table = bench.engine.tables()["kernel_proxies"]
+    assert table == {"used": 4 + SPARE_MAX, "ceiling": 4 + SPARE_MAX}
+    ((_, _, address, _),) = [did for did in bench.port.take() if did[0] == "peer"]
+    bench.machine.handle_datagrams(1.0, [(b"\4\0\0\0" + bytes(28), relayed, 0)])
+    bench.port.udp.settimeout(0.0)
+    with pytest.raises(BlockingIOError):
+        while bench.port.udp.recvfrom(100)[1] != ("127.0.0.1", address[1]):
+            pass
+    bench.engine.flush(1.0)
+    assert bench.port.udp.recvfrom(100)[1] == ("127.0.0.1", address[1])  # the peer has kept its own
+
+
+def test_silence_is_told_and_ends(bench: Bench) -> None:
+    peer = bench.peer()
+    bench.machine.handle_packets(0.0, [PACKET])
+    bench.engine.flush(0.0)
+    bench.engine.sync(GIVE_UP_S - 1.0)
+    assert bench.device.drain_events() == []
+    bench.engine.sync(GIVE_UP_S)
+    assert [type(event) for event in bench.device.drain_events()] == [HandshakeFailed]
+    assert not peer.staged and bench.device.drops[DropReason.STAGED_EXPIRED] == 1
+
+
+def test_what_the_kernel_counts_is_traffic(bench: Bench) -> None:
+    peer = bench.peer()
+    bench.engine.flush(1.0)
+    bench.shake_hands(1.0)
+    found = bench.port.figures[KEY]
+    seen = [(peer.last_traffic_at, peer.timers._unanswered_since)]  # a handshake is none
+    for now, received, sent in ((2.0, 0, 32), (3.0, 0, 3_000), (4.0, 1_500, 0)):  # nor is a keepalive
+        found.rx_bytes += received
+        found.tx_bytes += sent
+        bench.engine.sync(now)
+        seen.append((peer.last_traffic_at, peer.timers._unanswered_since))
+    assert seen == [(None, None), (None, None), (3.0, 2.0), (4.0, None)]
+    assert (peer.rx_bytes, peer.tx_bytes) == (92 + 1_500, 148 + 3_032)
+
+
+def test_who_lost_its_keys_is_begun_with_anew(bench: Bench) -> None:
+    peer = bench.peer()
+    bench.engine.flush(1.0)
+    bench.shake_hands(1.0)
+    bench.engine.flush(1.0)
+    bench.port.take()
+    assert peer.begin_handshake(2.0, anew=True)
+    bench.engine.flush(2.0)
+    assert [did[0] for did in bench.port.take()] == ["remove", "peer", "begin"]
+    bench.machine.handle_packets(2.0, [PACKET])
+    bench.engine.flush(2.0)
+    assert bench.port.injected == []  # it waits here until there are keys
+    bench.shake_hands(2.1)
+    bench.engine.flush(2.1)
+    assert bench.port.injected == [PACKET]
+    assert peer.rx_bytes == 92 + 92  # counted on over the kernel's own zero
+    peer.begin_handshake(2.5, anew=True)
+    bench.engine.flush(2.5)
+    peer.begin_handshake(2.6, anew=True)
+    bench.engine.flush(2.6)
+    assert [did[0] for did in bench.port.take()].count("remove") == 0  # not again within a second of the last
+
+
+def test_the_filter_comes_first_and_only_when_it_changes(bench: Bench) -> None:
+    assert len(bench.port.filters) == 1
+    assert 'iifname != "edge0-wg" accept\n    ip daddr != { 100.64.0.1 } drop' in bench.port.filters[0]
+    bench.engine.flush(1.0)
+    assert len(bench.port.filters) == 1
+    bench.port.fails = FilterError("nft: no")
+    bench.device.take_for(frozenset({PEER4}), None)
+    bench.peer()
+    bench.engine.flush(1.0)
+    assert bench.port.take() == []  # nobody comes in past a filter that is not there
+    assert bench.engine.drops[KernelDrop.REFUSED] == 1
+    bench.port.fails = None
+    bench.engine.flush(2.0)
+    assert bench.port.take() == []  # it is not tried again at once
+    bench.engine.flush(7.0)
+    assert [did[0] for did in bench.port.take()] == ["peer"]
+    assert len(bench.port.filters) == 2
+
+
+def test_no_filter_no_engine() -> None:
+    bench_port = Port()
+    bench_port.fails = FilterError("nft is not installed")
+    device = Device(
+        0.0, crypto=crypto.load(), entropy=bytes, jitter=lambda: 0.0, tai64n=Tai64nClock(0.0, 1.7e9), limits=Limits()
+    )
+    tun = SocketTun()
+    with selectors.DefaultSelector() as selector, pytest.raises(FilterError):
+        KernelEngine(
+            Machine(device), tun, Udp(), selector, bench_port, logging.getLogger("t"),  # type: ignore[arg-type]
+            interface="edge0-wg", peers_max=4,
+        )  # fmt: skip
+    bench_port.close()
+    tun.close()
+
+
+def test_it_is_read_as_often_as_there_is_something(bench: Bench) -> None:
+    bench.peer()
+    bench.engine.flush(100.0)
+    assert bench.engine.poll_timeout() == 100.0 + POLL_S
+    bench.engine.flush(101.0)
+    bench.engine.flush(200.0)
+    assert bench.engine.poll_timeout() == 200.0 + POLL_IDLE_S
+
+
+def test_sessions_are_given_away_before_there_are_peers(bench: Bench) -> None:
+    bench.peer()
+    with pytest.raises(LocalProtocolError, match="peers already"):
+        bench.device.outsource()
