@@ -36,12 +36,12 @@ LIVE_CUT_WITHIN_S = 40.0
 GONE_BY_DESIGN = frozenset(("token",))  # once the hub has answered it
 
 
-def powercut(machines: Sequence[Machine], store: Path, out: Path, say: Callable[[str], None]) -> Report:
-    """One guest, of the first of `machines`. The report is in `out` however it ends."""
+def powercut(machine: Machine, store: Path, out: Path, say: Callable[[str], None]) -> Report:
+    """One guest. The report is in `out` however it ends."""
     report = Report("powercut", say)
     try:
         with Rig(out) as rig:
-            _suite(report, rig, machines[0], store, out)
+            _suite(report, rig, machine, store, out)
     finally:
         report.write(out)
     return report
