@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from hil import report_cli
 from hil.errors import HilError
 from hil.guests.build import build
 from hil.machines import BY_NAME, MACHINES, Machine
@@ -80,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("machines", metavar="MACHINE", nargs="*", help="all, without")
     make.add_argument("--fresh", action="store_true", help="anew, from Debian's packages of today")
     make.set_defaults(run=_build)
+    report_cli.add(verbs)
     listing = verbs.add_parser("list", help="machines")
     listing.set_defaults(run=_list)
     return made

@@ -15,6 +15,7 @@ from hil.errors import CommandFailed, GuestDied, GuestStuck
 
 KEPT_BYTES = 1 << 20  # of what was said, to search in
 CONNECT_TIMEOUT_S = 10.0
+LOOK_S = 1.0
 ESCAPES = re.compile(rb"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b[()][0-9A-B]|\x1b\][^\x07]*\x07|\r")
 TAIL_LINES = 25
 
@@ -30,14 +31,18 @@ class Console:
         self._said = bytearray()
         self._whole = 0  # of which, in lines that have ended
         self._seen = 0
+        self.said_bytes = 0  # in all
         self._news = threading.Condition()
         self._closed = False
         self._log = log.open("a", encoding="utf-8")
         self._thread = threading.Thread(target=self._read, name=f"console of {name}", daemon=True)
         self._thread.start()
 
-    def expect(self, pattern: str, timeout_s: float) -> re.Match[bytes]:
-        """The first match behind the one before. Raises GuestStuck, or GuestDied when nothing more can come."""
+    def expect(self, pattern: str, timeout_s: float, hangs: Callable[[], str] | None = None) -> re.Match[bytes]:
+        """The first match behind the one before. Raises GuestStuck, or GuestDied when nothing more can come.
+
+        `hangs` is asked every LOOK_S, and says why there is no point in waiting on; empty for none.
+        """
         deadline = time.monotonic() + timeout_s
         compiled = re.compile(pattern.encode(), re.MULTILINE)
         with self._news:
@@ -52,7 +57,9 @@ class Console:
                     raise GuestStuck(
                         f"{self.name}: no {pattern!r} within {timeout_s:g} s; it said last:\n{self._tail()}"
                     )
-                self._news.wait(left)
+                if hangs is not None and (why := hangs()):
+                    raise GuestStuck(f"{self.name}: {why}; it said last:\n{self._tail()}")
+                self._news.wait(left if hangs is None else min(left, LOOK_S))
 
     def send(self, text: str) -> None:
         """Type `text`."""
@@ -118,6 +125,7 @@ class Console:
                 self._log.writelines(f"{stamp}{text}\n" for text in lines.decode(errors="replace").splitlines())
                 self._log.flush()
             with self._news:
+                self.said_bytes += len(data)
                 # An escape sequence may have come in parts: what has no end yet is cleaned anew each time.
                 del self._said[self._whole :]
                 self._said += lines

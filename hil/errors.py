@@ -47,3 +47,15 @@ class NotReached(HilError):
     """Something of the mesh did not come about in time: a join, an answer, a listing."""
 
     name = "not-reached"
+
+
+class BadReport(HilError):
+    """What was to be a report is none, or one of another version."""
+
+    name = "bad-report"
+
+
+class UploadFailed(HilError):
+    """A hub did not take a report."""
+
+    name = "upload-failed"

@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from hil.errors import CommandFailed, HilError, MissingProgram
 
@@ -22,6 +22,8 @@ T = TypeVar("T")
 
 class Program:
     """Runs from its making on. Output goes to `log`. Leads a process group, which is what `stop` ends."""
+
+    _all: ClassVar[list[Program]] = []  # that run, as far as it is known: a report tells what they cost
 
     def __init__(self, name: str, words: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> None:
         self.name = name
@@ -39,6 +41,12 @@ class Program:
             except FileNotFoundError:
                 raise MissingProgram(f"{words[0]} is not here: `./dev hil` installs what is needed, as root") from None
         self.pid = self._popen.pid
+        Program._all = [*Program.running(), self]
+
+    @classmethod
+    def running(cls) -> list[Program]:
+        """Those of this process that have not ended."""
+        return [program for program in cls._all if program.code is None]
 
     @property
     def code(self) -> int | None:

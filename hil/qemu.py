@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from hil import journal
 from hil.console import Console
 from hil.errors import GuestStuck, HilError, MissingImage
 from hil.machines import Machine
 from hil.programs import Program, until
 from hil.qmp import Qmp
+from hil.stuck import Stillness
 
 LOGIN_TIMEOUT_S = 600.0
 # What costs an emulated processor much and shows nothing here: zeroed pages, guards against other guests' code.
@@ -43,6 +45,7 @@ class Guest:
         self.began = 0.0  # of the last start, monotonic
         self._program: Program | None = None
         self._console: Console | None = None
+        journal.describe(name, machine=machine.name, board=machine.board)
 
     @property
     def running(self) -> bool:
@@ -68,6 +71,7 @@ class Guest:
         serial.unlink(missing_ok=True)
         self._program = Program(self.name, self._words(serial, cache), self.folder / "qemu.log")
         program = self._program
+        journal.note(self.name, "power on", journal.Kind.ON)
         self._console = Console(self.name, serial, self.folder / "console.log", lambda: program.code is None)
 
     def power_off(self) -> None:
@@ -75,6 +79,7 @@ class Guest:
         if self._program is not None:
             self._program.kill()
             self._program = None
+            journal.note(self.name, "power off", journal.Kind.OFF)
         if self._console is not None:
             self._console.close()
             self._console = None
@@ -86,9 +91,14 @@ class Guest:
 
     def login(self, timeout_s: float = LOGIN_TIMEOUT_S) -> None:
         """Until the console has a root shell, which is made quiet."""
-        self.console.expect(r"root@[\w-]+:~# ", timeout_s)
+        self.console.expect(r"root@[\w-]+:~# ", timeout_s, self.hangs())
         self.console.send("stty -echo; PS1=; PS2=; dmesg -n 1; unset PROMPT_COMMAND\n")
         self.console.shell("true")
+
+    def hangs(self) -> Callable[[], str]:
+        """For one wait, from now on: says why it has no point, empty for none (`hil.stuck`)."""
+        stillness = Stillness()
+        return lambda: stillness.look(time.monotonic(), self.console.said_bytes, self.processor_s())
 
     def processor_s(self) -> float:
         """Seconds of this machine's processors since the power came: unlike time, they are the same under load."""

@@ -12,7 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from hil.errors import CommandFailed, NotReached
+from hil import journal
+from hil.errors import CommandFailed, GuestStuck, NotReached
 from hil.guests.build import Built
 from hil.hub import Hub
 from hil.machines import Machine
@@ -20,6 +21,7 @@ from hil.net.host import HostPlace
 from hil.net.switch import Switch
 from hil.programs import until
 from hil.qemu import Guest
+from hil.stuck import BOOT_RETRIES_MAX
 
 ONLINE_TIMEOUT_S = 900.0  # what a busy machine takes; an idle one a tenth of it
 ANSWER_TIMEOUT_S = 120.0
@@ -94,8 +96,11 @@ class Rig:
 
     def wait_online(self, names: Sequence[str], timeout_s: float = ONLINE_TIMEOUT_S) -> dict[str, tuple[float, float]]:
         """Of each, from its power-on until the hub listed it online, to within a look or two at the list: seconds, and
-        seconds of this machine's processors."""
+        seconds of this machine's processors. A boot that hangs is tried again, at most BOOT_RETRIES_MAX times; then it
+        raises GuestStuck."""
         found: dict[str, tuple[float, float]] = {}
+        hangs = {name: self.devices[name].guest.hangs() for name in names}
+        retries = dict.fromkeys(names, 0)
 
         def look() -> bool:
             listed = self.hub.devices()
@@ -105,10 +110,26 @@ class Rig:
                 if name not in found and device is not None and device["online"]:
                     guest = self.devices[name].guest
                     found[name] = now - guest.began, guest.processor_s()
+                    journal.note(name, "online", journal.Kind.GOOD)
             for name in names:
                 if name not in found and not self.devices[name].guest.running:
                     raise NotReached(f"{name}: QEMU ended; it said last:\n{self.devices[name].guest.console.tail()}")
+                if name not in found and (why := hangs[name]()):
+                    again(name, why)
             return len(found) == len(names)
+
+        def again(name: str, why: str) -> None:
+            guest = self.devices[name].guest
+            journal.note(name, f"stuck: {why}", journal.Kind.BAD)
+            if retries[name] >= BOOT_RETRIES_MAX:
+                tries = f"at {retries[name] + 1} boots"
+                raise GuestStuck(
+                    f"{name}: {why}, {tries}. QEMU says {guest.state()}; it said last:\n{guest.console.tail()}"
+                )
+            retries[name] += 1
+            journal.note(name, f"booted again, {retries[name]} of {BOOT_RETRIES_MAX}: {why}", journal.Kind.RETRY)
+            guest.power_on()
+            hangs[name] = guest.hangs()
 
         def late() -> NotReached:
             missing = [name for name in names if name not in found]

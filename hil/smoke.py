@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import permutations
 from pathlib import Path
 
-from hil import images
-from hil.errors import CommandFailed, NotReached
+from hil import images, journal
+from hil.errors import CommandFailed, GuestStuck, NotReached
 from hil.guests.build import build
 from hil.machines import Machine
 from hil.report import Report
@@ -115,13 +115,17 @@ def _returned(report: Report, devices: Sequence[Device], lost: Device) -> str:
     """Until another reaches `lost` again: the hub may list it online still from before."""
     other = devices[0]
     deadline = time.monotonic() + REJOIN_TIMEOUT_S
+    hangs = lost.guest.hangs()
     while True:
         try:
             seconds, path = other.ping(lost.name, 1)
         except CommandFailed:
             if time.monotonic() > deadline:
                 raise NotReached(f"{lost.name}: not reached within {REJOIN_TIMEOUT_S:g} s") from None
+            if why := hangs():
+                raise GuestStuck(f"{lost.name}: {why}; it said last:\n{lost.guest.console.tail()}") from None
             continue
+        journal.note(lost.name, "reached again", journal.Kind.GOOD)
         took = time.monotonic() - lost.guest.began
         report.figure("power-on to reached, again", took, "s", lost.name)
         report.figure("the same, processor time of QEMU", lost.guest.processor_s(), "s", lost.name)

@@ -1,0 +1,174 @@
+"""A report told to a hub (docs/api.md): what it says as JSON, then the page of it, gzipped."""
+
+from __future__ import annotations
+
+import gzip
+import http.client
+import json
+import os
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hil import report_html
+from hil.errors import UploadFailed
+from hil.report_text import clean
+
+TOKEN_VARIABLE = "EDGEHUB_TOKEN"
+TOKEN_BYTES_MAX = 256
+TIMEOUT_S = 60.0
+ANSWER_BYTES_MAX = 1 << 20
+# What a hub takes (docs/api.md); what is more is left out, the last first.
+STEPS_MAX, FIGURES_MAX, GUESTS_MAX, EVENTS_MAX, TEXT_MAX, SAID_MAX = 200, 500, 64, 64, 200, 2_000
+PAGE_BYTES_MAX = 512 << 10  # gzipped
+LOCAL = ("localhost", "127.0.0.1", "::1")
+
+
+class Uploaded(NamedTuple):
+    number: int  # of the run, at the hub
+    url: str  # of its page
+    new: bool  # False: the hub had it already
+    note: str  # what was left out; empty for nothing
+
+
+def token_of(file: Path | None) -> str:
+    """The API token: of a file, else of the environment. Raises UploadFailed; never says the token."""
+    if file is None:
+        token = os.environ.get(TOKEN_VARIABLE, "")
+        if not token:
+            raise UploadFailed(
+                f"no API token: give --token-file FILE, or {TOKEN_VARIABLE} in the environment. "
+                "`edgehub users token LOGIN --scope rigs:write` makes one"
+            )
+    else:
+        try:
+            with file.open(encoding="ascii") as opened:
+                token = opened.read(TOKEN_BYTES_MAX + 1).strip()
+        except OSError as error:
+            raise UploadFailed(f"--token-file {file}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise UploadFailed(f"--token-file {file}: there is no API token in it: one is ASCII") from None
+    if not token.startswith("em_") or len(token) > TOKEN_BYTES_MAX or not token.isprintable() or " " in token:
+        raise UploadFailed("that is no API token: one begins with em_ and is one word")
+    return token
+
+
+def upload(told: dict[str, Any], folder: Path, hub: str, rig: str, token: str) -> Uploaded:
+    """Raises UploadFailed. Doing it twice is one run: the hub knows its id."""
+    base = _base(hub)
+    body = json.dumps(run_of(told), ensure_ascii=False).encode()
+    path = f"{base}/api/v1/rigs/{urllib.parse.quote(rig, safe='')}/runs"
+    answer = _send("POST", path, body, "application/json", token)
+    number = answer.get("number")
+    if not isinstance(number, int):
+        raise UploadFailed(f"{base}: the answer is not a hub's. Is it the address of the dashboard?")
+    page = gzip.compress(report_html.render(told, folder, links=False).encode(), 9, mtime=0)
+    note = ""
+    if len(page) <= PAGE_BYTES_MAX:
+        _send("PUT", f"{path}/{number}/report", page, "application/gzip", token)
+    else:
+        note = f"its page has {len(page)} bytes gzipped, a hub takes {PAGE_BYTES_MAX}: only figures and steps went"
+    return Uploaded(number, f"{base}/rigs/{urllib.parse.quote(rig, safe='')}/{number}", answer.get("new") is True, note)
+
+
+def run_of(told: dict[str, Any]) -> dict[str, Any]:
+    """What a hub keeps of a report: no series and no files; texts of bounded length."""
+
+    def text(value: object, limit: int = TEXT_MAX) -> str:
+        return clean(str(value), limit)
+
+    return {
+        "id": told["id"],
+        "suite": text(told["suite"], 64),
+        "verdict": told["verdict"],
+        "began": told["began"],
+        "seconds": told["seconds"],
+        "retries": told["retries"],
+        "host": {name: text(value) for name, value in told["host"].items() if name != "load"},
+        "versions": {text(name, 64): text(value) for name, value in list(told["versions"].items())[:16]},
+        "steps": [
+            {
+                "name": text(step["name"]),
+                "outcome": text(step["outcome"], 32),
+                "at_s": step["at_s"],
+                "seconds": step["seconds"],
+                "load": step["load"],
+                "error": text(step.get("error", ""), 64),
+                "said": text(step["said"], SAID_MAX),
+            }
+            for step in told["steps"][:STEPS_MAX]
+        ],
+        "figures": [
+            {
+                "what": text(row["what"]),
+                "guest": text(row["guest"], 64),
+                "value": row["value"],
+                "unit": text(row["unit"], 32),
+                "limit": row.get("limit"),
+                "least": row.get("least", False),
+            }
+            for row in told["figures"][:FIGURES_MAX]
+        ],
+        "guests": [
+            {
+                "name": text(guest["name"], 64),
+                "about": {text(name, 64): text(value) for name, value in list(guest["about"].items())[:16]},
+                "events": [
+                    {"at_s": event["at_s"], "what": text(event["what"]), "kind": event["kind"]}
+                    for event in guest["events"][:EVENTS_MAX]
+                ],
+            }
+            for guest in told["guests"][:GUESTS_MAX]
+        ],
+    }
+
+
+def _base(hub: str) -> str:
+    try:
+        parts = urllib.parse.urlsplit(hub)
+        host = parts.hostname or ""
+    except ValueError:
+        host = ""
+    if not host or parts.scheme not in ("http", "https") or parts.username or parts.query or parts.fragment:
+        raise UploadFailed(f"--hub {hub[:80]!r}: an address like https://hub.example.org expected")
+    if parts.scheme == "http" and host not in LOCAL:
+        raise UploadFailed(f"--hub {hub[:80]!r}: the token would go unencrypted. Use https, or a tunnel to localhost")
+    return hub.rstrip("/")
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A token goes to whom it was meant for."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def _send(method: str, url: str, body: bytes, kind: str, token: str) -> dict[str, Any]:
+    request = urllib.request.Request(url, body, method=method)
+    request.add_header("Authorization", f"Bearer {token}")
+    request.add_header("Content-Type", kind)
+    try:
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=TIMEOUT_S) as answer:
+            said = answer.read(ANSWER_BYTES_MAX)
+    except urllib.error.HTTPError as error:
+        with error:
+            raise UploadFailed(f"the hub refused it ({error.code}): {_detail(error)}") from None
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        raise UploadFailed(f"{url.partition('/api/')[0]} is not reached: {reason}") from None
+    try:
+        found = json.loads(said) if said else {}
+    except ValueError:
+        found = {}
+    return found if isinstance(found, dict) else {}
+
+
+def _detail(error: urllib.error.HTTPError) -> str:
+    """RFC 9457, or nothing of use."""
+    try:
+        found = json.loads(error.read(ANSWER_BYTES_MAX))
+        return clean(str(found["detail"]), 500)
+    except (OSError, ValueError, KeyError, TypeError):
+        return "it says no more. Is it the address of the dashboard?"
