@@ -17,15 +17,19 @@ from hil.machines import BY_NAME, MACHINES, Machine
 from hil.report import Report
 from hil.rollouts import rollout
 from hil.smoke import NAMES, smoke
+from hil.throughput import throughput
 
 STORE = Path("build/hil")
-GUESTS = "arm64,arm64,arm64"
+GUESTS = "arm64,mipsel"
+MATRIX = "x86-64,arm64,armhf,mipsel"
 OK, FAILED, USAGE = range(3)
 
 _EPILOG = """\
 examples:
-  python -m hil                              the smoke suite on three arm64 guests
-  python -m hil smoke --guests arm64,mipsel  on one of each
+  python -m hil                              the smoke suite on an arm64 and a mipsel guest
+  python -m hil smoke --guests arm64         on one, whose peer is an agent on this machine
+  python -m hil smoke --guests matrix        on one of each of four architectures
+  python -m hil throughput --guests mipsel   what goes through the tunnel, by each engine of the agent
   python -m hil rollout                      a good and a broken version to three arm64 guests
   python -m hil build arm64 --fresh          a guest from Debian's packages of today
   python -m hil list                         which machines there are
@@ -74,8 +78,11 @@ def parser() -> argparse.ArgumentParser:
     run.set_defaults(run=_smoke)
     roll = verbs.add_parser("rollout", help="flash, boot, join; a good version comes to all, a broken one comes back")
     roll.set_defaults(run=_rollout)
-    for each in (run, roll):
-        each.add_argument("--guests", metavar="LIST", default=GUESTS, help=f"machines, with commas ({GUESTS})")
+    through = verbs.add_parser("throughput", help="flash, boot, join; what goes through the tunnel, by each engine")
+    through.set_defaults(run=_throughput)
+    for each, guests in ((run, GUESTS), (roll, "arm64,arm64,arm64"), (through, GUESTS)):
+        text = f"machines, with commas, or `matrix`: {MATRIX} ({guests})"
+        each.add_argument("--guests", metavar="LIST", default=guests, help=text)
         each.add_argument("--out", metavar="DIR", type=Path, help="report, logs and consoles (DIR/NAME)")
     make = verbs.add_parser("build", help="build guests, where they are not here")
     make.add_argument("machines", metavar="MACHINE", nargs="*", help="all, without")
@@ -103,10 +110,15 @@ def _rollout(options: argparse.Namespace) -> int:
     return _told(rollout(machines, options.store, out, print), out)
 
 
+def _throughput(options: argparse.Namespace) -> int:
+    machines, out = _asked(options, "throughput")
+    return _told(throughput(machines, options.store, out, print), out)
+
+
 def _asked(options: argparse.Namespace, suite: str) -> tuple[list[Machine], Path]:
-    names = _machines(options.guests.split(","))
-    if not 2 <= len(names) <= len(NAMES):
-        raise HilError(f"--guests: {len(names)} machines; from 2 to {len(NAMES)} are wanted")
+    names = _machines((MATRIX if options.guests == "matrix" else options.guests).split(","))
+    if len(names) > len(NAMES):
+        raise HilError(f"--guests: {len(names)} machines; at most {len(NAMES)} are wanted")
     out: Path = options.out or options.store / suite
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)

@@ -1,22 +1,27 @@
-"""The smoke suite: images are made, guests boot, join, reach each other, lose their power and come back."""
+"""The smoke suite: images are made, guests boot, join, reach each other, lose their power and come back.
+
+A guest that is alone has a peer on this machine (`hil.desk`), of which nothing is asked but answers.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import permutations
+from itertools import chain
 from pathlib import Path
 
 from hil import images, journal
+from hil.desk import Desk
 from hil.errors import CommandFailed, GuestStuck, NotReached
 from hil.guests.build import build
 from hil.machines import Machine
 from hil.report import Report
 from hil.rig import Device, Rig
 
-NAMES = ("pump", "camera", "truck")
-KINDS = ("port", "full", "symmetric")  # of the homes' routers; the last two get a direct path, the first and last none
+NAMES = ("pump", "camera", "truck", "gate")
+# Of the homes' routers: the second and any other get a direct path, the first and third none.
+KINDS = ("port", "full", "symmetric", "address")
 REJOIN_TIMEOUT_S = 900.0
 
 
@@ -28,14 +33,17 @@ def smoke(
     try:
         with Rig(out, pcap=pcap) as rig:
             devices = raise_fleet(report, rig, machines, store, out)
-            _power_cut(report, devices)
+            _power_cut(report, devices, [*devices, *([rig.desk] if rig.desk else [])])
     finally:
         report.write(out)
     return report
 
 
-def raise_fleet(report: Report, rig: Rig, machines: Sequence[Machine], store: Path, out: Path) -> list[Device]:
-    """A hub, a relay, and a guest for each of `machines` that has joined and reaches the others."""
+def raise_fleet(
+    report: Report, rig: Rig, machines: Sequence[Machine], store: Path, out: Path, *, desk: bool = False
+) -> list[Device]:
+    """A hub, a relay, and a guest for each of `machines` that has joined and reaches the others. With `desk`, or where
+    there is one guest, also the rig's own agent."""
     names = NAMES[: len(machines)]
     built, agents = {}, {}
     for machine in dict.fromkeys(machines):
@@ -58,6 +66,11 @@ def raise_fleet(report: Report, rig: Rig, machines: Sequence[Machine], store: Pa
                 rig.guest(name, machine, kept, disks[name], KINDS[names.index(name)])
         step["said"] = f"{len(names)} images, each with a token of its own"
     devices = list(rig.devices.values())
+    members: list[Device | Desk] = [*devices]
+    if desk or len(devices) == 1:
+        with report.step("agent on this machine") as step:
+            members.append(rig.add_desk())
+            step["said"] = members[-1].name
     with report.step("boot and join") as step:
         for device in devices:
             device.guest.power_on()
@@ -70,23 +83,23 @@ def raise_fleet(report: Report, rig: Rig, machines: Sequence[Machine], store: Pa
     with report.step("console"), ThreadPoolExecutor(len(devices)) as pool:
         list(pool.map(lambda device: device.guest.login(), devices))
     with report.step("pings through the mesh") as step:
-        step["said"] = pings(report, devices, "first")
+        step["said"] = pings(report, members, "first")
     for device in devices:
         report.figure("agent, resident memory", device.rss_kb() / 1024, "MiB", device.name)
     return devices
 
 
-def _power_cut(report: Report, devices: Sequence[Device]) -> None:
+def _power_cut(report: Report, devices: Sequence[Device], members: Sequence[Device | Desk]) -> None:
     lost = devices[-1]
     with report.step("power cut and rejoin") as step:
         lost.guest.power_off()
         time.sleep(1.0)
         lost.guest.power_on()
-        step["said"] = _returned(report, devices, lost)
+        step["said"] = _returned(report, next(each for each in members if each is not lost), lost)
     with report.step("console again"):
         lost.guest.login()
     with report.step("pings again") as step:
-        step["said"] = pings(report, devices, "after the power cut")
+        step["said"] = pings(report, members, "after the power cut")
     for device in devices:
         report.figure("agent, resident memory, again", device.rss_kb() / 1024, "MiB", device.name)
 
@@ -101,19 +114,22 @@ def _boards(rig: Rig, devices: Sequence[Device]) -> str:
     return ", ".join(f"{device.name} {device.guest.machine.board}" for device in devices)
 
 
-def pings(report: Report, devices: Sequence[Device], when: str) -> str:
-    """Each reaches each other; returns how fast, by which paths."""
+def pings(report: Report, members: Sequence[Device | Desk], when: str) -> str:
+    """Each reaches each other; returns how fast, by which paths. All ask at once, one after the other each."""
+
+    def asked_by(a: Device | Desk) -> list[tuple[str, str, float, str]]:
+        return [(a.name, b.name, *a.ping(b.name)) for b in members if b is not a]
+
     said = []
-    for a, b in permutations(devices, 2):
-        seconds, path = a.ping(b.name)
-        report.figure(f"round trip to {b.name}, {when}", seconds * 1000, "ms", a.name)
-        said.append(f"{a.name}→{b.name} {seconds * 1000:.0f} ms {path}")
+    with ThreadPoolExecutor(len(members)) as pool:
+        for a, b, seconds, path in chain.from_iterable(pool.map(asked_by, members)):
+            report.figure(f"round trip to {b}, {when}", seconds * 1000, "ms", a)
+            said.append(f"{a}→{b} {seconds * 1000:.0f} ms {path}")
     return "; ".join(said)
 
 
-def _returned(report: Report, devices: Sequence[Device], lost: Device) -> str:
+def _returned(report: Report, other: Device | Desk, lost: Device) -> str:
     """Until another reaches `lost` again: the hub may list it online still from before."""
-    other = devices[0]
     deadline = time.monotonic() + REJOIN_TIMEOUT_S
     hangs = lost.guest.hangs()
     while True:
