@@ -105,11 +105,18 @@ def put(image: Path, files: Mapping[str, Path], links: Mapping[str, str]) -> Non
     for path, target in links.items():
         lines += [f"rm {path}", f"symlink {path} {target}"]
     _debugfs(image, lines, write=True)
-    said = _debugfs(image, [f"stat {path}" for path in (*files, *links)])
-    found = said.count("Type: regular"), said.count("Type: symlink")
-    if found != (len(files), len(links)):
-        raise BuildFailed(f"{image}: {found} of {len(files)} files and {len(links)} links were written")
+    with tempfile.TemporaryDirectory(prefix="edgehil-") as name:
+        back = {Path(name, str(number)): path for number, path in enumerate(files)}
+        _debugfs(image, [f"dump {path} {file}" for file, path in back.items()])
+        lost = [path for file, path in back.items() if not file.exists() or not _same(file, files[path])]
+    said = _debugfs(image, [f"stat {path}" for path in links])
+    if lost or said.count("Type: symlink") != len(links):
+        raise BuildFailed(f"{image}: {', '.join(lost) or 'links'}: not as written. Is it full?")
     run(["e2fsck", "-fn", str(image)], TOOL_TIMEOUT_S)
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.read_bytes() == other.read_bytes()
 
 
 def _debugfs(image: Path, lines: list[str], write: bool = False) -> str:
