@@ -55,9 +55,10 @@ class Desk:
         """What `edgeagent VERB --json` says."""
         return json.loads(self._run(*verb))
 
-    def ping(self, name: str, count: int = 3) -> tuple[float, str]:
-        """As a guest's."""
-        return answers(self.name, name, self._run("ping", name, "-c", str(count), "-i", INTERVAL_S))
+    def ping(self, name: str, count: int = 3, wait_s: float = 5.0) -> tuple[float, str]:
+        """As a guest's; `wait_s` for each answer."""
+        words = ("ping", name, "-c", str(count), "-i", INTERVAL_S, "-W", f"{wait_s:g}")
+        return answers(self.name, name, self._run(*words))
 
     def start(self, name: str, *words: str) -> Program:
         """A program beside it."""

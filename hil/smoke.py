@@ -1,6 +1,6 @@
 """The smoke suite: images are made, guests boot, join, reach each other, lose their power and come back.
 
-A guest that is alone has a peer on this machine (`hil.desk`), of which nothing is asked but answers.
+An agent on this machine (`hil.desk`) is a peer of all, the only one of a guest that is alone, and sees them come back.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ def smoke(
     report = Report("smoke", say)
     try:
         with Rig(out, pcap=pcap) as rig:
-            devices = raise_fleet(report, rig, machines, store, out)
-            _power_cut(report, devices, [*devices, *([rig.desk] if rig.desk else [])])
+            devices = raise_fleet(report, rig, machines, store, out, desk=True)
+            assert rig.desk is not None
+            _power_cut(report, devices, rig.desk)
             taken = [step["seconds"] for step in report.steps if not step["name"].startswith("guest ")]
             report.figure("whole suite, guests being built", sum(taken), "s")
     finally:
@@ -45,20 +46,21 @@ def smoke(
 def raise_fleet(
     report: Report, rig: Rig, machines: Sequence[Machine], store: Path, out: Path, *, desk: bool = False
 ) -> list[Device]:
-    """A hub, a relay, and a guest for each of `machines` that has joined and reaches the others. With `desk`, or where
-    there is one guest, also the rig's own agent."""
+    """A hub, a relay, and a guest for each of `machines` that has joined and reaches the others; with `desk` also the
+    rig's own agent."""
     names = NAMES[: len(machines)]
     built, agents = {}, {}
-    for machine in dict.fromkeys(machines):
-        with report.step(f"guest {machine.name}") as step:
-            built[machine.name] = made = build(machine, store)
-            step["said"] = f"built: {made.root}" if made.seconds else "kept"
-        with report.step(f"package {machine.name}") as step:
-            agents[machine.name] = images.package(machine, out / "packages" / machine.name)
-            step["said"] = f"{agents[machine.name].name}, {agents[machine.name].stat().st_size} bytes"
-    with report.step("hub and relay"):
-        rig.hub.start()
-        rig.hub.start_relay()
+    with ThreadPoolExecutor(1) as pool:
+        outside = pool.submit(_outside, rig, desk)
+        for machine in dict.fromkeys(machines):
+            with report.step(f"guest {machine.name}") as step:
+                built[machine.name] = made = build(machine, store)
+                step["said"] = f"built: {made.root}" if made.seconds else "kept"
+            with report.step(f"package {machine.name}") as step:
+                agents[machine.name] = images.package(machine, out / "packages" / machine.name)
+                step["said"] = f"{agents[machine.name].name}, {agents[machine.name].stat().st_size} bytes"
+        with report.step("hub, relay and agent here" if desk else "hub and relay") as step:
+            step["said"] = f"ready after {outside.result():.1f} s"
     with report.step("edgeflash batch") as step:
         for machine in dict.fromkeys(machines):
             mine = [name for name, each in zip(names, machines, strict=True) if each is machine]
@@ -69,11 +71,7 @@ def raise_fleet(
                 rig.guest(name, machine, kept, disks[name], KINDS[names.index(name)])
         step["said"] = f"{len(names)} images, each with a token of its own"
     devices = list(rig.devices.values())
-    members: list[Device | Desk] = [*devices]
-    if desk or len(devices) == 1:
-        with report.step("agent on this machine") as step:
-            members.append(rig.add_desk())
-            step["said"] = members[-1].name
+    members: list[Device | Desk] = [*devices, *([rig.desk] if rig.desk else [])]
     with report.step("boot and join") as step:
         for device in devices:
             device.guest.power_on()
@@ -92,17 +90,29 @@ def raise_fleet(
     return devices
 
 
-def _power_cut(report: Report, devices: Sequence[Device], members: Sequence[Device | Desk]) -> None:
-    lost = devices[-1]
-    with report.step("power cut and rejoin") as step:
-        lost.guest.power_off()
+def _outside(rig: Rig, desk: bool) -> float:
+    """What is outside of the homes, beside the packing of agents; returns the seconds that it took."""
+    began = time.monotonic()
+    rig.hub.start()
+    rig.hub.start_relay()
+    if desk:
+        rig.add_desk()
+    return time.monotonic() - began
+
+
+def _power_cut(report: Report, devices: Sequence[Device], desk: Desk) -> None:
+    """Of all at once, as when a mast loses it."""
+    with report.step("power cut and rejoin") as step, ThreadPoolExecutor(len(devices)) as pool:
+        for device in devices:
+            device.guest.power_off()
         time.sleep(1.0)
-        lost.guest.power_on()
-        step["said"] = _returned(report, next(each for each in members if each is not lost), lost)
-    with report.step("console again"):
-        lost.guest.login()
+        for device in devices:
+            device.guest.power_on()
+        step["said"] = "; ".join(pool.map(lambda device: _returned(report, desk, device), devices))
+    with report.step("console again"), ThreadPoolExecutor(len(devices)) as pool:
+        list(pool.map(lambda device: device.guest.login(), devices))
     with report.step("pings again") as step:
-        step["said"] = pings(report, members, "after the power cut")
+        step["said"] = pings(report, [*devices, desk], "after the power cut")
     for device in devices:
         report.figure("agent, resident memory, again", device.rss_kb() / 1024, "MiB", device.name, limit=RSS_MIB_MAX)
 
@@ -131,13 +141,13 @@ def pings(report: Report, members: Sequence[Device | Desk], when: str) -> str:
     return "; ".join(said)
 
 
-def _returned(report: Report, other: Device | Desk, lost: Device) -> str:
-    """Until another reaches `lost` again: the hub may list it online still from before."""
+def _returned(report: Report, desk: Desk, lost: Device) -> str:
+    """Until the agent here reaches `lost` again: the hub may list it online still from before."""
     deadline = time.monotonic() + REJOIN_TIMEOUT_S
     hangs = lost.guest.hangs()
     while True:
         try:
-            seconds, path = other.ping(lost.name, 1)
+            seconds, path = desk.ping(lost.name, 1, wait_s=1.0)
         except CommandFailed:
             if time.monotonic() > deadline:
                 raise NotReached(f"{lost.name}: not reached within {REJOIN_TIMEOUT_S:g} s") from None
@@ -148,6 +158,4 @@ def _returned(report: Report, other: Device | Desk, lost: Device) -> str:
         took = time.monotonic() - lost.guest.began
         report.figure("power-on to reached, again", took, "s", lost.name)
         report.figure("the same, processor time of QEMU", lost.guest.processor_s(), "s", lost.name)
-        return (
-            f"{other.name} reaches {lost.name} {took:.0f} s after the power came back, {seconds * 1000:.0f} ms {path}"
-        )
+        return f"{lost.name} is reached {took:.0f} s after the power came back, {seconds * 1000:.0f} ms {path}"
