@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from io import BytesIO
+from marshal import dumps
 from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile, ZipInfo
 
 from edgeagent.bytecode import MAGIC_NUMBER, kept_at, stamp, sum_of, sum_of_file
@@ -52,16 +53,10 @@ def compiled(source: str) -> bytes:
             if name.endswith(".py") and name != _MAIN:
                 # As by -OO, which an agent runs with; and by -X no_debug_ranges: tracebacks have lines, not columns.
                 code = compile(old.read(name), name, "exec", dont_inherit=True, optimize=2)
-                new.writestr(ZipInfo(f"{name}c"), _HEAD + _marshalled(code), ZIP_DEFLATED, LEVEL)
+                new.writestr(ZipInfo(f"{name}c"), _HEAD + dumps(code), ZIP_DEFLATED, LEVEL)
         new.comment = stamp(0, 0)  # of the right length
     length = len(made.getvalue()) - len(stamp(0, 0))
     return made.getvalue()[:length] + stamp(sum_of_file(source), sum_of(made, length))
-
-
-def _marshalled(code: object) -> bytes:
-    from marshal import dumps
-
-    return dumps(code)
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ def boot_of(folder: Path) -> Boot:
     paths = [folder / name for name in ("kernel", "initrd", "root.img")]
     for path in paths:
         path.write_bytes(b"")
-    return Boot(*paths)
+    return Boot(paths[0], paths[1], paths[2])
 
 
 def test_a_missing_image_is_said_before_anything_is_started(tmp_path: Path) -> None:
