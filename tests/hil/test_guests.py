@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import shutil
@@ -217,9 +218,11 @@ def test_qmp_asks_a_machine_that_stands_still(tmp_path: Path) -> None:
     words = ["qemu-system-aarch64", "-M", "none", "-S", "-nodefaults", "-display", "none"]
     machine = subprocess.Popen([*words, "-qmp", f"unix:{path},server=on,wait=off"])
     try:
-        while not path.exists() and machine.poll() is None:
-            pass
-        session = Qmp("guest", path)
+        session = None
+        while session is None and machine.poll() is None:
+            with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):  # bound, and not yet listening
+                session = Qmp("guest", path)
+        assert session is not None
         assert session.ask("query-status")["running"] is False
         with pytest.raises(CommandFailed, match="no-such-thing"):
             session.ask("no-such-thing")
