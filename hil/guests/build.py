@@ -28,6 +28,7 @@ from hil.qemu import Boot, Guest
 HERE = Path(__file__).parent
 PACKAGES = (
     "systemd-sysv",
+    "usr-is-merged",  # else usrmerge, which brings all of Perl
     "udev",
     "kmod",
     "iproute2",
