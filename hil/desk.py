@@ -48,7 +48,7 @@ class Desk:
     @property
     def address(self) -> str:
         """Its IPv4 address in the mesh."""
-        addresses: list[str] = self.ask("ip")["addresses"]
+        addresses: list[str] = self.ask("status")["self"]["addresses"]
         return next(address for address in addresses if ":" not in address)
 
     def ask(self, *verb: str) -> Any:
@@ -75,7 +75,7 @@ class Desk:
             raise NotReached(f"{NAME}: the agent ended with {self._program.code}:\n{self._program.tail()}")
         try:
             return bool(self.address)
-        except (HilError, ValueError, KeyError, StopIteration):
+        except (HilError, ValueError, KeyError, TypeError, StopIteration):
             return False
 
 

@@ -60,7 +60,7 @@ def choose(device: Device, engine: str, desk: Desk) -> None:
         return True
 
     until(answers, READY_TIMEOUT_S, lambda: NotReached(f"{device.name}: no answer with engine {engine}"), POLL_S)
-    pump = device.ask("memory")["pump"]
+    pump = device.ask("status", "--memory")["pump"]
     if (pump is None) is (engine == "fast"):
         raise CommandFailed(f"{device.name}: asked for engine {engine}, it runs another")
 
