@@ -18,7 +18,7 @@ from hil.stuck import Stillness
 
 LOGIN_TIMEOUT_S = 600.0
 # What costs an emulated processor much and shows nothing here: zeroed pages, guards against other guests' code.
-QUICK = "quiet init_on_alloc=0 mitigations=off audit=0 apparmor=0 rcupdate.rcu_expedited=1 nokaslr"
+QUICK = "quiet init_on_alloc=0 mitigations=off audit=0 apparmor=0 selinux=0 rcupdate.rcu_expedited=1 nokaslr"
 
 
 class Boot(NamedTuple):
