@@ -11,7 +11,7 @@ The second ends in a stamp of both: where anything of either has changed, or ano
 from __future__ import annotations
 
 import sys
-from _frozen_importlib_external import MAGIC_NUMBER  # type: ignore[import-not-found]
+from _frozen_importlib_external import MAGIC_NUMBER
 from zlib import crc32
 
 ENDING = ".pyz"

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.util import MAGIC_NUMBER
 from io import BytesIO
 from marshal import dumps
 from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile, ZipInfo
 
-from edgeagent.bytecode import MAGIC_NUMBER, kept_at, stamp, sum_of, sum_of_file
+from edgeagent.bytecode import kept_at, stamp, sum_of, sum_of_file
 
 FREE_BYTES_MIN = 64 << 20  # that have to be left: on a router's flash of 16 MiB nothing is kept
 LEVEL = 6
