@@ -54,12 +54,12 @@ def raise_fleet(
     with ThreadPoolExecutor(1) as pool:
         outside = pool.submit(_outside, rig, desk)
         for machine in dict.fromkeys(machines):
-            with report.step(f"guest {machine.name}") as step:
-                built[machine.name] = made = build(machine, store)
-                step["said"] = f"built: {made.root}" if made.seconds else "kept"
             with report.step(f"package {machine.name}") as step:
                 agents[machine.name] = images.package(machine, out / "packages" / machine.name)
                 step["said"] = f"{agents[machine.name].name}, {agents[machine.name].stat().st_size} bytes"
+            with report.step(f"guest {machine.name}") as step:
+                built[machine.name] = made = build(machine, store)
+                step["said"] = f"built: {made.root}" if made.seconds else "kept"
         with report.step("hub, relay and agent here" if desk else "hub and relay") as step:
             step["said"] = f"ready after {outside.result():.1f} s"
     with report.step("edgeflash batch") as step:
