@@ -23,6 +23,7 @@ from hil.report_load import Load
 from hil.report_series import Series
 
 VERSION = 2
+VERDICTS = ("passed", "retried", "failed")
 FIGURES_MAX = 2_000
 SERIES_MAX = 200
 KEPT_MAX = 200

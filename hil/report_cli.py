@@ -36,15 +36,14 @@ def add(verbs: Any) -> None:
         allow_abbrev=False,
     )
     actions = top.add_subparsers(title="commands", metavar="ACTION", required=True)
-    show = actions.add_parser("show", help="steps and figures as a table")
+    show = _action(actions, "show", "Steps and figures as a table; the exit status is 1 for a run that failed.")
     show.add_argument("--json", action="store_true", help="as report.json has it")
     show.set_defaults(run=_show)
-    page = actions.add_parser("html", help="the page, to standard output; its files are named and not linked")
+    page = _action(actions, "html", "The page, to standard output; its files are named and not linked.")
     page.set_defaults(run=_html)
-    junit = actions.add_parser("junit", help="JUnit XML, to standard output")
+    junit = _action(actions, "junit", "JUnit XML, to standard output.")
     junit.set_defaults(run=_junit)
-    upload = actions.add_parser("upload", help="tell a hub; again is once", epilog=_EPILOG)
-    upload.formatter_class = argparse.RawDescriptionHelpFormatter
+    upload = _action(actions, "upload", "Tell a hub of a run, with its page; told again, it is the same run.")
     upload.add_argument("--hub", metavar="URL", required=True, help="address of the hub's dashboard")
     upload.add_argument("--rig", metavar="NAME", help="what the rig is called there; the report's own without")
     upload.add_argument("--token-file", metavar="FILE", type=Path, help="with the API token (else EDGEHUB_TOKEN)")
@@ -52,6 +51,18 @@ def add(verbs: Any) -> None:
     upload.set_defaults(run=_upload)
     for each in (show, page, junit, upload):
         each.add_argument("folder", metavar="FOLDER", type=Path, help="of a run, as in build/hil/smoke")
+
+
+def _action(actions: Any, name: str, text: str) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = actions.add_parser(
+        name,
+        help=text.rstrip("."),
+        description=text,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    return made
 
 
 def table(told: dict[str, Any]) -> str:

@@ -7,12 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from hil.errors import BadReport
-from hil.report import VERSION
+from hil.report import VERDICTS, VERSION
 
 BYTES_MAX = 16 << 20
-_FORM: dict[str, type] = {
+_NUMBER = (int, float)
+_ROWS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "steps": {"name": str, "outcome": str, "said": str, "at_s": _NUMBER, "seconds": _NUMBER, "load": _NUMBER},
+    "figures": {"what": str, "guest": str, "unit": str, "value": _NUMBER, "at_s": _NUMBER, "ok": bool},
+    "series": {"what": str, "guest": str, "unit": str, "points": list},
+    "guests": {"name": str, "about": dict, "events": list, "transcript": str},
+    "kept": {"name": str, "path": str, "bytes": int},
+}
+_EVENT: dict[str, type | tuple[type, ...]] = {"at_s": _NUMBER, "what": str, "kind": str}
+_FORM: dict[str, type | tuple[type, ...]] = {
+    "seconds": _NUMBER,
+    "retries": int,
     **dict.fromkeys(("id", "suite", "rig", "verdict", "began"), str),
-    **dict.fromkeys(("steps", "figures", "series", "guests", "kept"), list),
+    **dict.fromkeys(_ROWS, list),
     **dict.fromkeys(("host", "versions"), dict),
 }
 
@@ -31,7 +42,15 @@ def read(folder: Path) -> dict[str, Any]:
     if not isinstance(told, dict) or told.get("version") != VERSION:
         found = told.get("version") if isinstance(told, dict) else None
         raise BadReport(f"{path}: a report of version {found}, this program knows {VERSION}. Run the suite again")
-    for name, kind in _FORM.items():
-        if not isinstance(told.get(name), kind):
-            raise BadReport(f"{path}: no {name} in it, or one of another form. Run the suite again")
+    if not _fits(told, _FORM) or told["verdict"] not in VERDICTS:
+        raise BadReport(f"{path}: not of the form that this program writes. Run the suite again")
+    for name, form in _ROWS.items():
+        if not all(_fits(row, form) for row in told[name]):
+            raise BadReport(f"{path}: {name} are not of the form that this program writes. Run the suite again")
+    if not all(_fits(event, _EVENT) for guest in told["guests"] for event in guest["events"]):
+        raise BadReport(f"{path}: events are not of the form that this program writes. Run the suite again")
     return told
+
+
+def _fits(row: object, form: dict[str, type | tuple[type, ...]]) -> bool:
+    return isinstance(row, dict) and all(isinstance(row.get(name), kind) for name, kind in form.items())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,12 @@ _VERDICTS = {
 }
 
 
-def render(told: dict[str, Any], folder: Path, *, links: bool = True) -> str:
-    """`folder` has the files that `told` names. Without `links` they are named only: for a page that leaves them."""
+def render(told: dict[str, Any], folder: Path, *, links: bool = True, lines_max: int = TRANSCRIPT_LINES_MAX) -> str:
+    """`folder` has the files that `told` names. Without `links` they are named only: for a page that leaves them.
+
+    `lines_max`: of each guest's transcript.
+    """
+    told = _cleaned(told)
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -43,11 +48,12 @@ def render(told: dict[str, Any], folder: Path, *, links: bool = True) -> str:
         "style_hash": base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         "mark": _VERDICTS[told["verdict"]],
         "failed": failed,
+        "table": grouped(told["figures"]),
         "beyond": [row for row in told["figures"] if not row["ok"]],
         "limited": sum("limit" in row for row in told["figures"]),
         "timeline": svg.timeline(told["steps"], told["guests"], told["seconds"]),
         "graphs": graphs(told)[:GRAPHS_MAX],
-        "consoles": _consoles(told, folder, failed),
+        "consoles": _consoles(told, folder, failed, lines_max),
         "links": links,
         "said_max": SAID_MAX,
     }
@@ -72,10 +78,18 @@ def graphs(told: dict[str, Any]) -> list[dict[str, Any]]:
             continue
         for at in range(0, len(lines), svg.LINES_MAX):
             part = lines[at : at + svg.LINES_MAX]
-            names = [(name, f"{points[-1][1]:g} {unit}") for name, points in part]
+            names = [(name, f"{points[-1][1]:.4g} {unit}") for name, points in part]
             limit = limits.get((what, unit))
             made.append({"what": what, "names": names, "picture": svg.graph(part, unit, limit), "limit": limit})
     return made
+
+
+def grouped(figures: list[dict[str, Any]]) -> list[tuple[dict[str, Any], bool]]:
+    """(figure, whether the one above it is of the same kind): those of a kind together, in the order of their first."""
+    kinds: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in figures:
+        kinds.setdefault((row["what"], row["unit"]), []).append(row)
+    return [(row, at > 0) for rows in kinds.values() for at, row in enumerate(rows)]
 
 
 def size(count: float) -> str:
@@ -87,16 +101,25 @@ def size(count: float) -> str:
     return f"{count:.1f} GiB"
 
 
-def _consoles(told: dict[str, Any], folder: Path, failed: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _cleaned(value: Any) -> Any:
+    """Of a report, every text as it may be shown: a guest chooses names and errors too."""
+    if isinstance(value, dict):
+        return {_cleaned(name): _cleaned(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_cleaned(each) for each in value]
+    return clean(value) if isinstance(value, str) else value
+
+
+def _consoles(told: dict[str, Any], folder: Path, failed: list[dict[str, Any]], lines_max: int) -> list[dict[str, Any]]:
     """Each guest with its transcript, whose times are those of the run where its power-ons are known."""
-    said = " ".join(str(step["said"]) for step in failed)
-    limit = min(TRANSCRIPT_LINES_MAX, TRANSCRIPTS_LINES_MAX // max(len(told["guests"]), 1))
+    said = "\n".join(str(step["said"]) for step in failed)
+    limit = min(lines_max, TRANSCRIPTS_LINES_MAX // max(len(told["guests"]), 1))
     made = []
     for guest in told["guests"]:
         begins = [event["at_s"] for event in guest["events"] if event["kind"] == "on"]
         lines: list[Line] = []
-        path = folder / guest["transcript"] if guest["transcript"] else None
-        if path is not None and path.is_file():
+        path = (folder / guest["transcript"]).resolve()
+        if path.is_file() and path.is_relative_to(folder.resolve()):  # a report that was sent to us may name any file
             lines = list(transcript(path))
         first, left_out, last = bounded(lines, limit)
         made.append(
@@ -107,10 +130,17 @@ def _consoles(told: dict[str, Any], folder: Path, failed: list[dict[str, Any]]) 
                 "first": [(_when(line, begins), line.text) for line in first],
                 "left_out": left_out,
                 "last": [(_when(line, begins), line.text) for line in last],
-                "open": bool(guest["name"]) and guest["name"] in said,
+                "open": _is_about(said, guest["name"]),
             }
         )
     return made
+
+
+def _is_about(said: str, guest: str) -> bool:
+    """Whether an error is about `guest`: its first line names it, or a line begins with it, as a rig's errors do."""
+    first = said.partition("\n")[0]
+    word = re.escape(guest)
+    return bool(re.search(rf"(?<!\w){word}(?!\w)", first) or re.search(rf"^{word}[ :(]", said, re.MULTILINE))
 
 
 def _when(line: Line, begins: list[float]) -> str:

@@ -22,7 +22,9 @@ TIMEOUT_S = 60.0
 ANSWER_BYTES_MAX = 1 << 20
 # What a hub takes (docs/api.md); what is more is left out, the last first.
 STEPS_MAX, FIGURES_MAX, GUESTS_MAX, EVENTS_MAX, TEXT_MAX, SAID_MAX = 200, 500, 64, 64, 200, 2_000
+SAID_WHEN_PASSED_MAX = 500
 PAGE_BYTES_MAX = 512 << 10  # gzipped
+LINES_TRIED = (report_html.TRANSCRIPT_LINES_MAX, 300, 40)  # of a guest's console, until the page is short enough
 LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
@@ -64,13 +66,20 @@ def upload(told: dict[str, Any], folder: Path, hub: str, rig: str, token: str) -
     number = answer.get("number")
     if not isinstance(number, int):
         raise UploadFailed(f"{base}: the answer is not a hub's. Is it the address of the dashboard?")
-    page = gzip.compress(report_html.render(told, folder, links=False).encode(), 9, mtime=0)
-    note = ""
-    if len(page) <= PAGE_BYTES_MAX:
+    page, note = _page(told, folder)
+    if page:
         _send("PUT", f"{path}/{number}/report", page, "application/gzip", token)
-    else:
-        note = f"its page has {len(page)} bytes gzipped, a hub takes {PAGE_BYTES_MAX}: only figures and steps went"
     return Uploaded(number, f"{base}/rigs/{urllib.parse.quote(rig, safe='')}/{number}", answer.get("new") is True, note)
+
+
+def _page(told: dict[str, Any], folder: Path) -> tuple[bytes, str]:
+    """(gzip of a page that a hub takes, what was left out of it); empty where even a short one is too long."""
+    for lines_max in LINES_TRIED:
+        page = gzip.compress(report_html.render(told, folder, links=False, lines_max=lines_max).encode(), 9, mtime=0)
+        if len(page) <= PAGE_BYTES_MAX:
+            whole = lines_max == LINES_TRIED[0]
+            return page, "" if whole else f"of consoles, {lines_max} lines a guest went along: the page was too long"
+    return b"", f"its page has {len(page)} bytes gzipped, a hub takes {PAGE_BYTES_MAX}: only figures and steps went"
 
 
 def run_of(told: dict[str, Any]) -> dict[str, Any]:
@@ -96,7 +105,7 @@ def run_of(told: dict[str, Any]) -> dict[str, Any]:
                 "seconds": step["seconds"],
                 "load": step["load"],
                 "error": text(step.get("error", ""), 64),
-                "said": text(step["said"], SAID_MAX),
+                "said": text(step["said"], SAID_WHEN_PASSED_MAX if step["outcome"] == "passed" else SAID_MAX),
             }
             for step in told["steps"][:STEPS_MAX]
         ],

@@ -32,6 +32,8 @@ EVENTS = {
     "rollout.done": "a rollout is over",
     "rollout.aborted": "somebody ended a rollout",
     "rollout.device-failed": "a device could not take what a rollout brought it",
+    "rig.failed": "a run of a rig has failed",
+    "rig.mended": "a suite that had failed on a rig passes again",
     "lock.changed": "another statement of the network lock holds",
     "test": "somebody pressed the button",
 }

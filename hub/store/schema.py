@@ -470,3 +470,44 @@ device_setting = Table(
     Column("settings", Text, nullable=False),  # JSON
     sqlite_with_rowid=False,
 )
+
+# Rigs that test devices, and what CI told of their runs. `runs`: the number of the newest.
+rig = Table(
+    "rig",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("user", Text, nullable=False),
+    Column("created_s", Integer, nullable=False),
+    Column("runs", Integer, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+rig_run = Table(
+    "rig_run",
+    metadata,
+    Column("rig", Text, ForeignKey("rig.name"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("id", Text, nullable=False),
+    Column("suite", Text, nullable=False),
+    Column("verdict", Text, nullable=False),
+    Column("began_s", Integer, nullable=False),
+    Column("received_s", Integer, nullable=False),
+    Column("took_ms", Integer, nullable=False),
+    Column("retries", Integer, nullable=False),
+    Column("failed", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("steps", Integer, nullable=False),
+    Column("passed", Integer, nullable=False),
+    Column("detail", BLOB, nullable=False),  # zlib of JSON: host, versions, steps, guests
+    Column("figures", BLOB, nullable=False),  # zlib of JSON
+    UniqueConstraint("rig", "id"),
+)
+Index("ix_rig_run_suite", rig_run.c.rig, rig_run.c.suite, rig_run.c.number)
+
+rig_page = Table(
+    "rig_page",
+    metadata,
+    Column("rig", Text, ForeignKey("rig.name"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("page", BLOB, nullable=False),  # gzip of HTML
+)

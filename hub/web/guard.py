@@ -96,7 +96,12 @@ class Guard:
             if message["type"] == "http.response.start":
                 scope["app"].state.metrics.count(message["status"])
                 headers: list[tuple[bytes, bytes]] = message.setdefault("headers", [])
-                headers += [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+                said = {
+                    name.lower() for name, _ in headers
+                }  # an endpoint may have a policy of its own: two would both hold
+                headers += [
+                    (name.encode(), value.encode()) for name, value in HEADERS.items() if name.encode() not in said
+                ]
                 if self._https:
                     headers.append((b"strict-transport-security", b"max-age=31536000"))
                 if not static and not any(name.lower() == b"cache-control" for name, _ in headers):

@@ -46,6 +46,7 @@ MENU: tuple[tuple[str, tuple[Place, ...]], ...] = (
             Place("/", "Overview", "layout-dashboard", "devices:read", "o"),
             Place("/devices", "Devices", "devices", "devices:read", "d"),
             Place("/updates", "Updates", "rocket", "rollouts:read", "v"),
+            Place("/rigs", "Rigs", "cpu", "rigs:read", "b"),
             Place("/topology", "Topology", "topology-star-3", "devices:read", "t"),
             Place("/map", "Map", "map-2", "devices:read", "m"),
         ),
@@ -179,6 +180,8 @@ def link_of(thing: str) -> str:
     places = {"token": "/tokens", "relay": "/relays", "user": "/users", "apitoken": "/api-tokens", "policy": "/policy"}
     if kind == "rollout":
         return f"/updates/{quote(name)}"
+    if kind == "rig":
+        return f"/rigs/{quote(name)}"
     places |= {"version": "/updates", "root": "/updates"}
     places |= {"client": "/routes", "name": "/names", "domain": "/names", "lock": "/lock"}
     return places.get(kind, f"/audit?object={quote(thing)}")

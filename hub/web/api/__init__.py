@@ -5,9 +5,9 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from hub.web import claims, passkeys
-from hub.web.api import commands, devices, joining, lock, network, people, policy, rollouts, system
+from hub.web.api import commands, devices, joining, lock, network, people, policy, rigs, rollouts, system
 from hub.web.api.common import PROBLEMS
 
 router = APIRouter(prefix="/api/v1", responses=PROBLEMS)
-for part in (system, devices, commands, rollouts, joining, network, policy, lock, people, passkeys, claims):
+for part in (system, devices, commands, rollouts, rigs, joining, network, policy, lock, people, passkeys, claims):
     router.include_router(part.router)

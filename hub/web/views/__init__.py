@@ -21,6 +21,7 @@ from hub.web.views import (
     pictures,
     policy,
     relays,
+    rigs,
     routes,
     system,
     updates,
@@ -29,7 +30,7 @@ from hub.web.views import (
 ROUTERS = tuple(
     part.router
     for part in (
-        *(overview, devices, operating, updates, pictures, joining),
+        *(overview, devices, operating, updates, rigs, pictures, joining),
         *(policy, routes, names, lock, relays, people, system),
     )
 )

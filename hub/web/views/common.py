@@ -46,6 +46,7 @@ SAID = {
     "rollout-paused": "Paused. No further device begins; one on trial ends that.",
     "rollout-resumed": "It goes on. Failures up to now are accepted.",
     "rollout-aborted": "Ended. Devices that have it keep it.",
+    "rig-removed": "The rig was removed, with all its runs. The next run that is told makes it anew.",
     "names-saved": "Saved. Devices hear of it with their next maps, which are being written.",
     "lock-taken": "The signatures are in force. Devices are told now.",
 }

@@ -14,9 +14,10 @@ from edgeagent.proto.refusals import ControlError
 from edgeagent.proto.telemetry import read as read_sample
 from hub import rolling
 from hub.core import lock
+from hub.core.rigs import Verdict
 from hub.core.roles import Principal
 from hub.core.rollout import RolloutState
-from hub.store import audits, claims, commands, devices, fleet, routes
+from hub.store import audits, claims, commands, devices, fleet, rigs, routes
 from hub.store import lock as lock_rows
 from hub.store.sqlite import SqliteTx
 from hub.web.auth import CurrentBackend, allowed
@@ -55,6 +56,7 @@ def show(request: Request, who: Annotated[Principal, allowed("devices:read")], b
         paths = find_paths(tx, now_s)
         short, weak = _complaints(request, tx, now_s)
         alerts += rollout_alerts(tx)
+        alerts += rig_alerts(tx)
         alerts += memory_alerts(short, paths) + signal_alerts(weak)
         version = tx.policy_version() if who.may("policy:read") else 0
         policy = tx.policy(version) if version else None
@@ -136,6 +138,16 @@ def network_alerts(tx: SqliteTx, who: Principal, now_s: int) -> list[Alert]:
             text = f"Signatures of {_devices(ending)} end within 30 days"
             found.append(Alert("warn", "lock", text, "Sign them again in time", "/lock"))
     return found
+
+
+def rig_alerts(tx: SqliteTx) -> list[Alert]:
+    """Rigs whose last run failed."""
+    last = [runs[-1] for runs in rigs.newest(tx.connection).values()]
+    return [
+        Alert("warn", "cpu", f"{run.suite} failed on the rig {run.rig}", run.failed, f"/rigs/{run.rig}/{run.number}")
+        for run in last
+        if run.verdict is Verdict.FAILED
+    ]
 
 
 def rollout_alerts(tx: SqliteTx) -> list[Alert]:

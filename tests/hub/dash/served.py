@@ -22,6 +22,7 @@ from hub.store import websettings
 from hub.store.sqlite import SqliteStore
 from tests.hub.dash.fleet import POLICY, add_fleet, add_live, add_people
 from tests.hub.dash.network import add_lock, add_names, add_routes
+from tests.hub.dash.rigs import add_rigs
 from tests.hub.dash.rollouts import add_rollouts
 from tests.hub.rig import DEADLINE_S, free_port
 
@@ -52,6 +53,7 @@ class Served:
             add_names(tx)
             add_lock(tx, wall_s, ids)
             add_rollouts(tx, self.state, wall_s, ids)
+            add_rigs(tx, wall_s)
             return ids
 
     def say(self, device_id: str, *, up: int) -> None:

@@ -89,6 +89,10 @@ def draw_graph(page: Page) -> None:
     page.wait_for_selector("#graph canvas")
 
 
+def draw_trends(page: Page) -> None:
+    page.wait_for_selector("[data-trend] canvas")
+
+
 def draw_map(page: Page) -> None:
     page.wait_for_selector("#map path.pin")
 
@@ -154,6 +158,11 @@ PAGES: tuple[tuple[str, str, Callable[[Page], None] | None], ...] = (
     ("updates-wrong", "/updates", make_rollout_wrongly),
     ("rollout", "/updates", open_rollout),
     ("rollout-paused", "/updates/3", None),
+    ("rigs", "/rigs", None),
+    ("rig", "/rigs/bench-graz", draw_trends),
+    ("rig-run", "/rigs/bench-graz/24", None),
+    ("rig-run-failed", "/rigs/bench-lyon/9", None),
+    ("rig-run-retried", "/rigs/bench-graz/17", None),
     ("topology", "/topology", draw_graph),
     ("map", "/map", draw_map),
     ("add", "/add", None),
@@ -180,7 +189,7 @@ PAGES: tuple[tuple[str, str, Callable[[Page], None] | None], ...] = (
     ("not-found", "/devices/aaaaaaaaaaaaaaaaaaaaaaaa", None),
 )
 EMPTY = (
-    *("/", "/devices", "/updates", "/topology", "/map", "/policy", "/routes", "/names", "/lock"),
+    *("/", "/devices", "/updates", "/rigs", "/topology", "/map", "/policy", "/routes", "/names", "/lock"),
     *("/tokens", "/relays", "/api-tokens", "/audit", "/settings"),
 )
 
