@@ -85,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
         each.add_argument("--guests", metavar="LIST", default=guests, help=text)
         each.add_argument("--out", metavar="DIR", type=Path, help="report, logs and consoles (DIR/NAME)")
     make = verbs.add_parser("build", help="build guests, where they are not here")
-    make.add_argument("machines", metavar="MACHINE", nargs="*", help="all, without")
+    make.add_argument("machines", metavar="MACHINE", nargs="*", help=f"{MATRIX}, without")
     make.add_argument("--fresh", action="store_true", help="anew, from Debian's packages of today")
     make.set_defaults(run=_build)
     report_cli.add(verbs)
@@ -132,7 +132,7 @@ def _told(report: Report, out: Path) -> int:
 
 
 def _build(options: argparse.Namespace) -> int:
-    for name in _machines(options.machines or list(BY_NAME)):
+    for name in _machines(options.machines or MATRIX.split(",")):
         print(name)
         made = build(BY_NAME[name], options.store, lambda what: print(f"  {what}"), options.fresh)
         print(f"  {made.root}" + (f" ({made.seconds:.0f} s)" if made.seconds else " (kept)"))
