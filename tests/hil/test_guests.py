@@ -202,7 +202,8 @@ def test_a_report_has_what_was_said_of_what_failed(tmp_path: Path) -> None:
     told = json.loads(report.write(tmp_path).read_text())
     assert [(step["name"], step["outcome"]) for step in told["steps"]] == [("one", "passed"), ("two", "failed")]
     assert told["steps"][1]["error"] == "command-failed" and told["passed"] is False
-    assert told["figures"] == [{"what": "round trip", "guest": "pump", "value": 1.235, "unit": "ms"}]
+    (figure,) = told["figures"]
+    assert (figure["what"], figure["guest"], figure["value"], figure["unit"]) == ("round trip", "pump", 1.235, "ms")
     text = (tmp_path / "report.txt").read_text()
     assert text.startswith("trial: FAILED") and "it ended with 3" in text
     assert [line.split()[0] for line in said] == ["✓", "✗"]
