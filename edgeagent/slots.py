@@ -2,7 +2,7 @@
 
 ```
 <slots>/choice            which slot is committed, which is on trial, how often that was started
-<slots>/a, <slots>/b      edgeagent.pyz, libedgefast.so, manifest.json: an agent that was fetched
+<slots>/a, <slots>/b      edgeagent.pyz, libedgefast.so, manifest.json: an agent that was fetched; its byte code
 the installed package     the factory slot: never written, and what runs where anything else is in doubt
 ```
 
@@ -22,7 +22,7 @@ from contextlib import suppress
 from hashlib import blake2s, sha256
 from time import monotonic
 
-from edgeagent import zipped
+from edgeagent import bytecode, zipped
 from edgeagent.io import durable
 
 TYPE_CHECKING = False  # what the typing module would say, and 5 ms
@@ -41,6 +41,12 @@ PROGRAM_BYTES_MAX = 1 << 26
 SLOT_VARIABLE, FACTORY_VARIABLE, TRIAL_VARIABLE = "EDGEAGENT_SLOT", "EDGEAGENT_FACTORY", "EDGEAGENT_ON_TRIAL"
 _BOOT = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); from edgeagent.agentd import main; sys.exit(main(sys.argv[1:]))"
+)
+
+
+# What a committed slot is compiled by, once.
+COMPILE = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from edgeagent.bytecodejob import main; sys.exit(main(sys.argv[1:]))"
 )
 
 
@@ -270,11 +276,9 @@ def launch(arguments: list[str], state_dir: str, run_directory: str) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     signal.alarm(picked.trial_s + ALARM_SLACK_S if picked.trial_s else 0)  # alarms outlive exec(3)
+    program = bytecode.path_of(f"{directory}/{picked.slot}/{PROGRAM}")
     with suppress(OSError):
-        os.execv(
-            sys.executable,
-            [sys.executable, *_flags(), "-c", _BOOT, f"{directory}/{picked.slot}/{PROGRAM}", *arguments],
-        )
+        os.execv(sys.executable, [sys.executable, *_flags(), "-c", _BOOT, program, *arguments])
     os.environ[SLOT_VARIABLE] = FACTORY  # the interpreter cannot be started: this one runs
 
 

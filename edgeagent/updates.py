@@ -11,12 +11,14 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from edgeagent import ceiling, slots
+from edgeagent import bytecode, ceiling, slots, zipped
 from edgeagent.context import jitter
 from edgeagent.io import durable
+from edgeagent.io.child import Child
 from edgeagent.io.keystore import StateFile
 from edgeagent.proto.causes import Carried, Direction
 from edgeagent.proto.codec import decode, encode
@@ -38,6 +40,8 @@ log = logging.getLogger("edgeagent")
 HOLD_S = 15.0  # for which a slot on trial has to be in order
 LOOK_S = 5.0  # between two looks whether it is
 REPEAT_S = 30.0  # between two attempts to commit where the disk refuses
+COMPILE_S = 900.0  # that making byte code may take on the slowest board; it is nice
+COMPILE_SAYS_MAX = 4_096  # bytes
 PEERS_MAX = 4  # of those that were up, one of which has to answer
 PART_BYTES = {"small": 8_192, "normal": 16_384, "large": 32_768}
 WIRE = 29 + 6  # TLS record and MQTT head of a message
@@ -65,6 +69,7 @@ class Updates:
         self._healthy_since: float | None = None
         self._trial_ends: float | None = None
         self._look_at = now + LOOK_S
+        self._compiling: Child | None = None
         self.machine = Updating(
             context.crypto,
             jitter,
@@ -102,6 +107,10 @@ class Updates:
     def settle(self, now: float) -> None:
         """After any input."""
         node, machine = self._member.node, self.machine
+        if self._compiling is not None and self._compiling.ended:
+            if self._compiling.code:
+                log.warning("no byte code is kept: %s", self._compiling.output.decode(errors="replace").strip())
+            self._compiling = None
         for ask in machine.drain_asks():
             self._book(Direction.SENT, node.tell(now, "fetch", ask))
         report = machine.report()
@@ -123,6 +132,8 @@ class Updates:
 
     def poll_timeout(self) -> float | None:
         times = [self.machine.poll_timeout(), self._look_at if self._trial_ends is not None else None]
+        if self._compiling is not None:
+            times.append(self._compiling.poll_timeout())
         return min((at for at in times if at is not None), default=None)
 
     def on_timeout(self, now: float) -> None:
@@ -132,6 +143,8 @@ class Updates:
         if self._trial_ends is not None and self._look_at <= now and not self.restart_wanted:
             self._look_at = now + LOOK_S
             self._judge_trial(now, self._trial_ends)
+        if self._compiling is not None:
+            self._compiling.on_timeout(now)
 
     # The trial
 
@@ -197,7 +210,21 @@ class Updates:
         self._trial_ends = None
         log.warning("version %s is committed", VERSION)
         self.machine.settle_trial(UpdateState.COMMITTED, choice.rollout, choice.version)
+        self._compile(now)
         self.follow_map(now)
+
+    def _compile(self, now: float) -> None:
+        """Its later starts are to compile nothing: what proved itself is worth the flash."""
+        program = zipped.archive()
+        if program is None or bytecode.path_of(program) != program:
+            return
+        words = [sys.executable, "-I", "-S", "-X", "no_debug_ranges", "-c", slots.COMPILE, program]
+        try:
+            self._compiling = Child(
+                now, self._context.selector, words, {}, limit_s=COMPILE_S, output_max=COMPILE_SAYS_MAX
+            )
+        except OSError as error:
+            log.warning("no byte code is kept: %s", error.strerror)
 
     def _give_up(self, why: str) -> None:
         log.error("version %s is given up: %s", VERSION, why)

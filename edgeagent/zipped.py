@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import os
 
-TYPE_CHECKING = False  # what the typing module would say, and 5 ms
-if TYPE_CHECKING:
-    from typing import Any
+from edgeagent.bytecode import source_of
 
 AGENTD = "--agentd"  # the first argument that makes the archive's __main__ the agent without its command line
 _LIBRARY = "edgeagent/engine/fast/libedgefast.so"
@@ -21,9 +19,9 @@ _RUN = (
 
 
 def archive() -> str | None:
-    """The zipapp that this runs from, absolute; None where it runs from files."""
+    """The zipapp that this runs from, by itself or by its byte code, absolute; None where it runs from files."""
     found = getattr(__spec__.loader, "archive", None)
-    return None if found is None else os.path.abspath(found)
+    return None if found is None else source_of(os.path.abspath(found))
 
 
 def command() -> list[str]:
@@ -56,9 +54,10 @@ def library() -> str | None:
         return beside
     global _mapped
     if _mapped is None:
-        loader: Any = __spec__.loader
+        from zipimport import zipimporter
+
         try:
-            data: bytes = loader.get_data(os.path.join(found, _LIBRARY))
+            data = zipimporter(found).get_data(_LIBRARY)
             fd = os.memfd_create("libedgefast.so", os.MFD_CLOEXEC)
             with open(fd, "wb", closefd=False) as file:
                 file.write(data)

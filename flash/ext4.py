@@ -60,6 +60,11 @@ class Ext4:
         self._free = free
         self._what = what
 
+    @property
+    def free(self) -> int:
+        """Bytes."""
+        return self._free
+
     def stat(self, path: str) -> Stat | None:
         """Of the path itself, not followed; None when there is none."""
         text = self._ask(f"stat {_quoted(path)}").decode("utf-8", "surrogateescape")

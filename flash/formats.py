@@ -12,6 +12,7 @@ from email.mime.multipart import MIMEMultipart
 from email.mime.text import MIMEText
 from typing import Protocol
 
+from flash.bytecode import byte_code
 from flash.direct import agent_in_place, check_agent, need_packages, need_python, systemd_files
 from flash.errors import FlashError
 from flash.ext4 import Entry, Ext4
@@ -230,6 +231,7 @@ class Direct:
         need_packages(image, payload)
         # In this order: the settings are ours, and not those that a package has for a start
         entries = agent_in_place(image, payload) | payload.files()
+        entries |= byte_code(image, entries)
         entries |= systemd_files(image, payload, entries)
         image.root.write(entries, payload.directories())
         return sorted(entries)

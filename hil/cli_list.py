@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hil import cli_suites
 from hil.errors import HilError
 from hil.machines import MACHINES
 
@@ -117,7 +118,7 @@ def _list(options: argparse.Namespace) -> int:
             ]
         )
     )
-    print(f"\nsuites for rigs: {', '.join(suites())}; for guests without a rig file: smoke, rollout\n")
+    print(f"\nsuites for rigs: {', '.join(suites())}; for guests without a rig file: {', '.join(cli_suites.SUITES)}\n")
     print(
         _table(
             [

@@ -13,6 +13,12 @@ class MissingProgram(HilError):
     name = "missing-program"
 
 
+class MissingImage(HilError):
+    """A kernel, an initrd or a root file system is not where it was."""
+
+    name = "missing-image"
+
+
 class BuildFailed(HilError):
     """A guest's image could not be made."""
 

@@ -20,7 +20,11 @@ class Qmp:
         self.name = name
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(ANSWER_TIMEOUT_S)
-        self._socket.connect(str(path))
+        try:
+            self._socket.connect(str(path))
+        except OSError:
+            self._socket.close()
+            raise
         self._rest = b""
         self._line()  # the greeting
         self.ask("qmp_capabilities")

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from hil import journal
+from hil.desk import INTERVAL_S, Desk, answers
 from hil.errors import CommandFailed, GuestStuck, NotReached
 from hil.guests.build import Built
 from hil.hub import Hub
@@ -63,12 +64,8 @@ class Device:
 
     def ping(self, name: str, count: int = 3) -> tuple[float, str]:
         """Least round trip through the mesh in seconds, and the path of the last answer. Raises CommandFailed."""
-        said = self.guest.console.shell(f"edgeagent ping {name} -c {count} --json", ANSWER_TIMEOUT_S)
-        answers = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
-        good = [answer for answer in answers if answer.get("ms") is not None]
-        if not good:
-            raise CommandFailed(f"{self.name}: no answer from {name}: {said[-300:]}")
-        return min(float(answer["ms"]) for answer in good) / 1000, str(good[-1].get("path", ""))
+        words = f"edgeagent ping {name} -c {count} -i {INTERVAL_S} --json"
+        return answers(self.name, name, self.guest.console.shell(words, ANSWER_TIMEOUT_S))
 
 
 class Rig:
@@ -79,6 +76,7 @@ class Rig:
         self._pcap = pcap
         self._stack = ExitStack()
         self.devices: dict[str, Device] = {}
+        self.desk: Desk | None = None
 
     def __enter__(self) -> Rig:
         with ExitStack() as stack:
@@ -106,6 +104,12 @@ class Rig:
         self._stack.callback(guest.power_off)
         device = self.devices[name] = Device(guest)
         return device
+
+    def add_desk(self) -> Desk:
+        """An agent on this machine, which has joined. Raises NotReached."""
+        self.desk = Desk(self.place, self.folder / "desk", self.hub.ask("token", "create"))
+        self._stack.callback(self.desk.close)
+        return self.desk
 
     def wait_online(self, names: Sequence[str], timeout_s: float = ONLINE_TIMEOUT_S) -> dict[str, tuple[float, float]]:
         """Of each, from its power-on until the hub listed it online, to within a look or two at the list: seconds, and

@@ -71,7 +71,8 @@ CONTROL_SHELLS = ("edgeagent.io.keystore", "edgeagent.io.mqtt", "edgeagent.io.pa
 RULES = (
     Rule("edgeagent.proto", ("edgeagent.proto",), pure=True),
     Rule("edgeagent.crypto", GROUND),
-    Rule("edgeagent.zipped", ()),  # where we run from: the cellar of shells
+    Rule("edgeagent.bytecode", ()),
+    Rule("edgeagent.zipped", ("edgeagent.bytecode",)),  # where we run from: the cellar of shells
     Rule("edgeagent.io", (*GROUND, "edgeagent.zipped")),
     # Twins of one thing; sockets and TUN are handed to them.
     Rule("edgeagent.engine", (*GROUND, "edgeagent.engine", "edgeagent.zipped")),

@@ -21,6 +21,7 @@ from hil.faults.disk import DAMAGED, Found, NotUndone
 from hil.faults.writelog import Cut, Disk, WriteLog, cuts, recording
 from hil.guests.build import build
 from hil.machines import Machine
+from hil.programs import until
 from hil.qmp import Qmp
 from hil.report import Report
 from hil.rig import Device, Rig
@@ -33,6 +34,7 @@ BATCH = 24  # that one interpreter looks at
 BOOTS = 4  # of the disks that cuts gave, by QEMU
 LIVE_CUTS = 5  # at random moments of an update, one after the other on the same disk
 LIVE_CUT_WITHIN_S = 40.0
+VERSION_TIMEOUT_S = 120.0
 GONE_BY_DESIGN = frozenset(("token",))  # once the hub has answered it
 
 
@@ -209,7 +211,9 @@ def _boots(device: Device) -> str:
     try:
         device.guest.login()
         device.wait_connected()
-        return str(device.ask("version")["agent"])
+        # It may be about to start again as the version that the hub wants.
+        late = NotReached(f"{device.name}: no agent says its version")
+        return until(lambda: device.ask("version")["agent"], VERSION_TIMEOUT_S, lambda: late, 1.0)
     finally:
         device.guest.power_off()
 

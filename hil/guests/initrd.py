@@ -25,7 +25,7 @@ until [ -b $root ]; do
     [ $tries -le 200 ] || { echo "hil: no $root"; $b sleep 600; }
     $b usleep 50000
 done
-$b mount -t ext4 $root /root || { echo "hil: $root does not mount"; $b sleep 600; }
+$b mount -t ext4 -o noatime $root /root || { echo "hil: $root does not mount"; $b sleep 600; }
 $b umount /proc
 $b mount --move /dev /root/dev
 exec $b switch_root /root $init

@@ -6,11 +6,12 @@ import os
 import signal
 from collections import Counter
 from pathlib import Path
+from selectors import DefaultSelector
 from typing import Any
 
 import pytest
 
-from edgeagent import ceiling, config, slots
+from edgeagent import bytecode, ceiling, config, slots, zipped
 from edgeagent.io.keystore import Keystore, StateFile
 from edgeagent.proto.budget import POLICIES, UNMETERED, Level
 from edgeagent.proto.causes import Direction
@@ -21,6 +22,7 @@ from edgeagent.updates import HOLD_S, LOOK_S, Updates, _echo
 from edgeagent.version import VERSION
 from tests.agent.test_slots_powercut import NEW, install
 from tests.control_kit import CRYPTO
+from tests.test_bytecode import zipapp
 
 TRIAL_S = 600
 
@@ -80,6 +82,7 @@ class Device:
         self.policy = UNMETERED
         self.link = Link()
         self.saves: Counter[StateFile] = Counter()
+        self.selector = DefaultSelector()
 
     def start(self, now: float = 0.0) -> Updates:
         self.updates = Updates(now, self, self, self.link)  # type: ignore[arg-type]
@@ -147,6 +150,26 @@ def test_in_order_for_a_while_it_commits_itself(trial: Device) -> None:
     assert (choice(trial).committed, choice(trial).trial) == ("a", "")
     assert trial.node.told[-1] == {"r": 7, "s": 4, "v": VERSION, "w": ""}
     assert not on_trial(trial) and not restarts(trial)
+
+
+def test_committed_it_is_compiled_once_beside_the_agents_work(
+    trial: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = zipapp(tmp_path / "edgeagent.pyz")
+    monkeypatch.setattr(zipped, "archive", lambda: str(program))
+    trial.node.time_is_fresh = True
+    trial.run(0.0, 2 * (LOOK_S + HOLD_S))
+    compiling = trial.updates._compiling
+    assert choice(trial).committed == "a" and compiling is not None and trial.updates.poll_timeout() is not None
+    while not compiling.ended:
+        for key, _ in trial.selector.select(0.25):
+            key.data(0.0, key.fd)
+        trial.updates.on_timeout(0.0)
+    trial.updates.settle(0.0)
+    assert (compiling.code, trial.updates._compiling) == (0, None)
+    assert compiling.output or bytecode.path_of(str(program)) == bytecode.kept_at(str(program))
+    trial.updates._compile(0.0)
+    assert compiling.output or trial.updates._compiling is None
 
 
 def test_never_heard_of_the_hub_it_gives_up_in_time(trial: Device) -> None:

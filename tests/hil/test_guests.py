@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import shutil
@@ -11,13 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from hil.errors import CommandFailed, GuestDied, HilError
-from hil.guests import initrd, unpacked
-from hil.guests.build import recipe
+from hil.errors import BuildFailed, CommandFailed, GuestDied, HilError, MissingImage, MissingProgram
+from hil.guests import initrd, trim, unpacked
+from hil.guests.build import build, recipe
 from hil.machines import BY_NAME, MACHINES
+from hil.qemu import Boot, Guest
 from hil.qmp import Qmp
 from hil.report import Report
 
+OVERLAY = Path(trim.__file__).with_name("overlay")
 needs = pytest.mark.skipif(
     any(shutil.which(name) is None for name in ("dpkg-deb", "fakeroot", "mke2fs", "debugfs", "depmod")),
     reason="`./dev hil` installs what guests are made with",
@@ -119,10 +122,74 @@ def test_an_initrd_loads_what_a_module_needs_before_it(tmp_path: Path) -> None:
     assert (tmp_path / "modules/ext4.ko").read_bytes() == b"fs/ext4.ko"
 
 
+@needs
+def test_what_a_guest_does_without_is_masked_and_settings_are_put_in(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "etc/systemd/system").mkdir(parents=True)
+    (root / "etc/hostname").write_text("debian\n")
+    (root / "etc/systemd/system/fstrim.timer").symlink_to("/lib/systemd/system/fstrim.timer")
+    image = tmp_path / "root.img"
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", root, image, "8M"], check=True)
+    trim.trim(image, OVERLAY)
+
+    def debugfs(command: str) -> str:
+        return subprocess.run(["debugfs", "-R", command, image], check=True, capture_output=True).stdout.decode()
+
+    assert debugfs("cat /etc/hostname") == (OVERLAY / "etc/hostname").read_text() == "hil\n"
+    about = debugfs("stat /etc/systemd/network/10-uplink.network")
+    assert "Mode:  0644" in about and "User:     0   Group:     0" in about
+    for path in ("system/fstrim.timer", "system-generators/systemd-getty-generator"):
+        assert 'Fast link dest: "/dev/null"' in debugfs(f"stat /etc/systemd/{path}")
+    subprocess.run(["e2fsck", "-fn", image], check=True, capture_output=True)
+    (tmp_path / "large").write_bytes(b"x" * (9 << 20))
+    with pytest.raises(BuildFailed, match="/etc/large: not as written"):
+        trim.put(image, {"/etc/large": tmp_path / "large"}, {})  # debugfs ends well all the same
+
+
 def test_each_machine_is_another_recipe_and_has_a_board() -> None:
     assert len({recipe(machine) for machine in MACHINES}) == len(MACHINES)
     assert BY_NAME["arm64"].program == "qemu-system-aarch64"
     assert BY_NAME["mipsel"].options[:2] == ("-M", "malta")
+    assert "-smp" not in BY_NAME["raspi3b"].options  # QEMU refuses another number than its own
+
+
+def boot_of(folder: Path) -> Boot:
+    paths = [folder / name for name in ("kernel", "initrd", "root.img")]
+    for path in paths:
+        path.write_bytes(b"")
+    return Boot(paths[0], paths[1], paths[2])
+
+
+def test_a_missing_image_is_said_before_anything_is_started(tmp_path: Path) -> None:
+    boot = boot_of(tmp_path)
+    boot.initrd.unlink()
+    guest = Guest("pump", BY_NAME["mipsel"], boot, tmp_path / "pump")
+    with pytest.raises(MissingImage, match=r"pump: .*/initrd is not there.*hil build mipsel"):
+        guest.power_on()
+    with pytest.raises(MissingImage, match="tree"):
+        Guest("gate", BY_NAME["raspi3b"], boot_of(tmp_path)._replace(tree=tmp_path / "tree"), tmp_path).power_on()
+    assert not guest.running and not (tmp_path / "pump").exists()
+
+
+def test_a_machine_that_is_not_installed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MissingProgram, match="qemu-system-mipsel"):
+        build(BY_NAME["mipsel"], tmp_path / "store")
+    guest = Guest("pump", BY_NAME["mipsel"], boot_of(tmp_path), tmp_path / "pump")
+    with pytest.raises(MissingProgram, match="qemu-system-mipsel"):
+        guest.power_on()
+    assert not guest.running
+
+
+def test_a_machine_with_a_card_gets_no_virtio(tmp_path: Path) -> None:
+    boot = boot_of(tmp_path)._replace(tree=tmp_path / "tree")
+    guest = Guest("pi", BY_NAME["raspi3b"], boot, tmp_path, ["user"])
+    words = guest._words(tmp_path / "console.sock", guest._image("unsafe"), "")
+    assert not [word for word in words if word.startswith("virtio")]
+    assert f"file={boot.root},format=raw,cache=unsafe,if=sd" in words and words[words.index("-dtb") + 1] == str(
+        boot.tree
+    )
+    assert words[-1].startswith("usb-net,netdev=net0,mac=52:54:00:") and "root=/dev/mmcblk0" in " ".join(words)
 
 
 def test_a_report_has_what_was_said_of_what_failed(tmp_path: Path) -> None:
@@ -136,7 +203,8 @@ def test_a_report_has_what_was_said_of_what_failed(tmp_path: Path) -> None:
     told = json.loads(report.write(tmp_path).read_text())
     assert [(step["name"], step["outcome"]) for step in told["steps"]] == [("one", "passed"), ("two", "failed")]
     assert told["steps"][1]["error"] == "command-failed" and told["passed"] is False
-    assert told["figures"] == [{"what": "round trip", "guest": "pump", "value": 1.235, "unit": "ms"}]
+    (figure,) = told["figures"]
+    assert (figure["what"], figure["guest"], figure["value"], figure["unit"]) == ("round trip", "pump", 1.235, "ms")
     text = (tmp_path / "report.txt").read_text()
     assert text.startswith("trial: FAILED") and "it ended with 3" in text
     assert [line.split()[0] for line in said] == ["✓", "✗"]
@@ -152,9 +220,11 @@ def test_qmp_asks_a_machine_that_stands_still(tmp_path: Path) -> None:
     words = ["qemu-system-aarch64", "-M", "none", "-S", "-nodefaults", "-display", "none"]
     machine = subprocess.Popen([*words, "-qmp", f"unix:{path},server=on,wait=off"])
     try:
-        while not path.exists() and machine.poll() is None:
-            pass
-        session = Qmp("guest", path)
+        session = None
+        while session is None and machine.poll() is None:
+            with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):  # bound, and not yet listening
+                session = Qmp("guest", path)
+        assert session is not None
         assert session.ask("query-status")["running"] is False
         with pytest.raises(CommandFailed, match="no-such-thing"):
             session.ask("no-such-thing")

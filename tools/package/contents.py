@@ -28,6 +28,13 @@ SHEBANG = b"#!/usr/bin/env python3\n"
 MAIN = """\
 import sys
 
+from edgeagent.bytecode import path_of
+
+kept = path_of(sys.path[0])
+if kept != sys.path[0]:
+    sys.path[0] = kept
+    for name in [name for name in sys.modules if name.partition(".")[0] == "edgeagent"]:
+        del sys.modules[name]
 if sys.argv[1:2] == ["--agentd"]:
     from edgeagent.agentd import main
 
