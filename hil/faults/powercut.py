@@ -213,7 +213,7 @@ def _boots(device: Device) -> str:
         device.wait_connected()
         # It may be about to start again as the version that the hub wants.
         late = NotReached(f"{device.name}: no agent says its version")
-        return until(lambda: device.ask("version")["agent"], VERSION_TIMEOUT_S, lambda: late, 1.0)
+        return str(until(lambda: device.ask("version")["agent"], VERSION_TIMEOUT_S, lambda: late, 1.0))
     finally:
         device.guest.power_off()
 
