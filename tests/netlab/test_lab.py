@@ -18,7 +18,9 @@ ROOT = Path(__file__).parents[2]
 
 # A lab with a daemon that left its process group and its parent: only the namespace still tells whose it is.
 SUBJECT = """
+import signal
 from tests.netlab import Lab
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
 with Lab() as lab:
     lab.host("a", lab.net("10.0.0.0/24")).sh("setsid sleep 1000 >/dev/null 2>&1 </dev/null &")
     print(lab.id, flush=True)
