@@ -78,7 +78,7 @@ def raise_fleet(
             device.guest.power_on()
         for name, (seconds, processor_s) in rig.wait_online(names).items():
             report.figure("power-on to online, first", seconds, "s", name)
-            report.figure("the same, processor time of QEMU", processor_s, "s", name)
+            report.figure("power-on to online, first: processor time of QEMU", processor_s, "s", name)
         step["said"] = ", ".join(names)
     with report.step("listed with their boards") as step:
         step["said"] = _boards(rig, devices)
@@ -170,5 +170,5 @@ def _returned(report: Report, desk: Desk, lost: Device) -> str:
         journal.note(lost.name, "reached again", journal.Kind.GOOD)
         took = time.monotonic() - lost.guest.began
         report.figure("power-on to reached, again", took, "s", lost.name)
-        report.figure("the same, processor time of QEMU", lost.guest.processor_s(), "s", lost.name)
+        report.figure("power-on to reached, again: processor time of QEMU", lost.guest.processor_s(), "s", lost.name)
         return f"{lost.name} is reached {took:.0f} s after the power came back, {seconds * 1000:.0f} ms {path}"
