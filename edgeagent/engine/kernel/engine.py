@@ -152,6 +152,7 @@ class KernelEngine:
     def unbind(self) -> None:
         self._pure.unbind()
         self._port.unbind()
+        self._poll_at = None  # of a shut port nothing is to be read
         if self._proxies is not None:
             self._proxies.close()
             self._proxies = None
@@ -343,6 +344,8 @@ class KernelEngine:
         known = peer.endpoint
         if known is not None and not known.is_relay and (known.ip_bytes(), known.addr[1]) == (raw, port):
             return known
+        if raw == _LOOPBACK:
+            return None  # of a proxy that is gone: nobody else is to be taken for the peer there
         if len(raw) == 4:
             return Endpoint((socket.inet_ntop(socket.AF_INET, raw), port))
         return Endpoint((socket.inet_ntop(socket.AF_INET6, raw), port, 0, scope))

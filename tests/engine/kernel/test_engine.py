@@ -270,6 +270,33 @@ def test_a_relayed_peer_is_a_port_on_loopback(bench: Bench) -> None:
     assert bench.selector.select(0.05) == []
 
 
+def test_a_proxy_that_is_gone_is_nobodys_address(bench: Bench) -> None:
+    relayed = RelayEndpoint("r1", OTHER)
+    peer = bench.peer(relayed)
+    bench.engine.flush(1.0)
+    bench.shake_hands(1.0)
+    bench.engine.bind(0)
+    bench.shake_hands(2.0)  # heard before that, and not read yet
+    assert peer.endpoint is relayed and peer.rx_bytes == 2 * 92
+    bench.port.take()
+    bench.engine.flush(2.0)
+    ((_, _, address, _),) = [did for did in bench.port.take() if did[0] == "peer"]
+    bench.shake_hands(3.0, endpoint=address)
+    assert peer.endpoint is relayed
+
+
+def test_a_shut_port_is_not_read(bench: Bench) -> None:
+    bench.peer()
+    bench.engine.flush(1.0)
+    bench.engine.unbind()
+    reads = bench.port.reads
+    bench.engine.flush(100.0)
+    assert bench.engine.poll_timeout() is None and bench.port.reads == reads
+    bench.engine.bind(0)
+    bench.engine.flush(101.0)
+    assert bench.port.reads == reads + 1
+
+
 def test_proxies_are_bounded(bench: Bench) -> None:
     relayed = RelayEndpoint("r1", KEY)
     bench.peer(relayed)
