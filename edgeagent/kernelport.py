@@ -12,6 +12,7 @@ from edgeagent.io import forwarding
 from edgeagent.io import rtnetlink as rt
 from edgeagent.io.marks import MARK
 from edgeagent.io.netlink import Netlink
+from edgeagent.io.nftwatch import NftWatch
 from edgeagent.io.wglink import WgLink
 from edgeagent.io.wgnetlink import PeerChange
 
@@ -56,6 +57,8 @@ class KernelPort:
     def __init__(self, name: str, mtu: int, source: Callable[[int], bytes | None]) -> None:
         self.name = name
         self._source = source
+        self._watch = NftWatch(ruleset.table_name(name))
+        self.filter_fd = self._watch.fd
         self._netlink = Netlink()
         self._routes: dict[Prefix, bytes] = {}  # whose public key each is of
         self._raw: list[socket.socket] = []
@@ -63,6 +66,7 @@ class KernelPort:
             self._link = WgLink(name, mtu)
         except OSError:
             self._netlink.close()
+            self._watch.close()
             raise
         try:
             self._link.set_device(fwmark=MARK)
@@ -122,6 +126,9 @@ class KernelPort:
         except forwarding.NftError as error:
             raise FilterError(str(error)) from None
 
+    def filter_stands(self) -> bool:
+        return self._watch.stands()
+
     def read(self) -> dict[bytes, PeerState]:
         return self._link.read().peers
 
@@ -130,6 +137,7 @@ class KernelPort:
             raw.close()
         self._link.close()
         self._netlink.close()
+        self._watch.close()
         with suppress(forwarding.NftError):  # then there was none
             forwarding.nft(ruleset.removal(self.name))
 

@@ -48,6 +48,9 @@ class Port:
         self.filters: list[str] = []
         self.fails: Exception | None = None
         self.reads = 0
+        self.stands = True
+        self.changed, self.filter_end = socket.socketpair()
+        self.filter_fd = self.filter_end.fileno()
 
     def bind(self, port: int) -> int:
         return int(self.udp.getsockname()[1])
@@ -85,12 +88,17 @@ class Port:
             raise self.fails
         self.filters.append(ruleset)
 
+    def filter_stands(self) -> bool:
+        self.filter_end.recv(100)
+        return self.stands
+
     def read(self) -> dict[bytes, Any]:
         self.reads += 1
         return self.figures
 
     def close(self) -> None:
-        self.udp.close()
+        for each in (self.udp, self.changed, self.filter_end):
+            each.close()
 
     def take(self) -> list[tuple[Any, ...]]:
         did, self.did = self.did, []
@@ -383,6 +391,37 @@ def test_the_filter_comes_first_and_only_when_it_changes(bench: Bench) -> None:
     bench.engine.flush(7.0)
     assert [did[0] for did in bench.port.take()] == ["peer"]
     assert len(bench.port.filters) == 2
+
+
+def change_tables(bench: Bench, now: float, *, stands: bool) -> None:
+    """Somebody else has, of this host."""
+    bench.port.stands = stands
+    bench.port.changed.send(b"changed")
+    for key, _ in bench.selector.select(2.0):
+        key.data(now, key.fd)
+    bench.engine.flush(now)
+
+
+def test_a_filter_that_somebody_removed_is_put_back(bench: Bench) -> None:
+    bench.peer()
+    bench.engine.flush(1.0)
+    change_tables(bench, 2.0, stands=True)
+    assert len(bench.port.filters) == 1
+    change_tables(bench, 3.0, stands=False)
+    assert len(bench.port.filters) == 2 and bench.port.filters[0] == bench.port.filters[1]
+    assert bench.device.peers[KEY].installed  # type: ignore[attr-defined]
+
+
+def test_where_it_cannot_be_put_back_nobody_stays(bench: Bench) -> None:
+    peer = bench.peer()
+    bench.engine.flush(1.0)
+    bench.port.take()
+    bench.port.fails = FilterError("nft: no")
+    change_tables(bench, 2.0, stands=False)
+    assert bench.port.take() == [("remove", KEY)] and not peer.installed
+    bench.port.fails = None
+    bench.engine.flush(8.0)
+    assert len(bench.port.filters) == 2 and bench.port.take()[0][:2] == ("peer", KEY)
 
 
 def test_no_filter_no_engine() -> None:
