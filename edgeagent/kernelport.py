@@ -39,7 +39,11 @@ def remove_leftover(name: str) -> bool:
         link = WgLink(name, None)
     except OSError:
         return False
-    if link.read().fwmark != MARK:
+    try:
+        ours = link.read().fwmark == MARK
+    except OSError:  # it went meanwhile
+        ours = False
+    if not ours:
         link.let_go()
         return False
     link.close()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import CodeType
 
 import pytest
 
@@ -154,7 +155,7 @@ def test_what_somebody_else_has_put_beside_a_zipapp_is_not_run(
 def test_a_zipapp_that_is_replaced_while_it_is_compiled_does_not_get_the_old_ones_byte_code(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def dumps(code: object) -> bytes:
+    def dumps(code: CodeType) -> bytes:
         if source.read_bytes() != new.read_bytes():
             os.replace(shutil.copyfile(new, source.with_name("coming")), source)
         return marshal.dumps(code)
