@@ -10,6 +10,7 @@ The second ends in a stamp of both: where anything of either has changed, or ano
 
 from __future__ import annotations
 
+import os
 import sys
 from _frozen_importlib_external import MAGIC_NUMBER
 from zlib import crc32
@@ -33,11 +34,15 @@ def source_of(path: str) -> str:
 
 
 def path_of(source: str) -> str:
-    """What the agent of the zipapp `source` is to be imported from: its byte code where that is whole, else itself."""
+    """What the agent of the zipapp `source` is to be imported from: its byte code where that is whole, and of the
+    same owner or root's; else itself."""
     kept = kept_at(source)
     if not source.endswith(ENDING):
         return source
     try:
+        # In /tmp others can put files beside a zipapp: theirs are not run. Of a link, its own owner counts
+        if os.lstat(kept).st_uid not in (0, os.stat(source).st_uid):
+            return source
         with open(kept, "rb") as file:
             length = file.seek(0, 2) - STAMP_BYTES
             file.seek(0)

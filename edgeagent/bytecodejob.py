@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from importlib.util import MAGIC_NUMBER
 from io import BytesIO
 from marshal import dumps
 from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile, ZipInfo
 
-from edgeagent.bytecode import kept_at, stamp, sum_of, sum_of_file
+from edgeagent.bytecode import kept_at, stamp, sum_of
 
 FREE_BYTES_MIN = 64 << 20  # that have to be left: on a router's flash of 16 MiB nothing is kept
 LEVEL = 6
@@ -40,6 +41,8 @@ def main(arguments: list[str]) -> int:
             os.close(fd)
         os.replace(part, kept)
     except (OSError, BadZipFile, SyntaxError, ValueError) as error:
+        with suppress(OSError):  # where the disk became full, what is there of it keeps it so
+            os.unlink(part)
         print(f"{kept}: not made: {error}", file=sys.stderr)
         return 1
     return 0
@@ -49,15 +52,17 @@ def compiled(source: str) -> bytes:
     """An archive of the modules of the zipapp `source` as byte code, without what runs once, and its stamp. OSError,
     BadZipFile, SyntaxError."""
     made = BytesIO()
-    with ZipFile(source) as old, ZipFile(made, "w") as new:
+    # One file from here to the stamp: another one may take its place meanwhile, and must not get this one's byte code
+    with open(source, "rb") as file, ZipFile(file) as old, ZipFile(made, "w") as new:
         for name in old.namelist():
             if name.endswith(".py") and name != _MAIN:
                 # As by -OO, which an agent runs with; and by -X no_debug_ranges: tracebacks have lines, not columns.
                 code = compile(old.read(name), name, "exec", dont_inherit=True, optimize=2)
                 new.writestr(ZipInfo(f"{name}c"), _HEAD + dumps(code), ZIP_DEFLATED, LEVEL)
         new.comment = stamp(0, 0)  # of the right length
+        of = sum_of(file, os.fstat(file.fileno()).st_size)
     length = len(made.getvalue()) - len(stamp(0, 0))
-    return made.getvalue()[:length] + stamp(sum_of_file(source), sum_of(made, length))
+    return made.getvalue()[:length] + stamp(of, sum_of(made, length))
 
 
 if __name__ == "__main__":

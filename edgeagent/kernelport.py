@@ -12,6 +12,7 @@ from edgeagent.io import forwarding
 from edgeagent.io import rtnetlink as rt
 from edgeagent.io.marks import MARK
 from edgeagent.io.netlink import Netlink
+from edgeagent.io.nftwatch import NftWatch
 from edgeagent.io.wglink import WgLink
 from edgeagent.io.wgnetlink import PeerChange
 
@@ -38,7 +39,11 @@ def remove_leftover(name: str) -> bool:
         link = WgLink(name, None)
     except OSError:
         return False
-    if link.read().fwmark != MARK:
+    try:
+        ours = link.read().fwmark == MARK
+    except OSError:  # it went meanwhile
+        ours = False
+    if not ours:
         link.let_go()
         return False
     link.close()
@@ -56,6 +61,8 @@ class KernelPort:
     def __init__(self, name: str, mtu: int, source: Callable[[int], bytes | None]) -> None:
         self.name = name
         self._source = source
+        self._watch = NftWatch(ruleset.table_name(name))
+        self.filter_fd = self._watch.fd
         self._netlink = Netlink()
         self._routes: dict[Prefix, bytes] = {}  # whose public key each is of
         self._raw: list[socket.socket] = []
@@ -63,6 +70,7 @@ class KernelPort:
             self._link = WgLink(name, mtu)
         except OSError:
             self._netlink.close()
+            self._watch.close()
             raise
         try:
             self._link.set_device(fwmark=MARK)
@@ -122,6 +130,9 @@ class KernelPort:
         except forwarding.NftError as error:
             raise FilterError(str(error)) from None
 
+    def filter_stands(self) -> bool:
+        return self._watch.stands()
+
     def read(self) -> dict[bytes, PeerState]:
         return self._link.read().peers
 
@@ -130,6 +141,7 @@ class KernelPort:
             raw.close()
         self._link.close()
         self._netlink.close()
+        self._watch.close()
         with suppress(forwarding.NftError):  # then there was none
             forwarding.nft(ruleset.removal(self.name))
 
@@ -155,6 +167,7 @@ def _raw_socket(family: int, interface: str) -> socket.socket:
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode() + b"\0")
         made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, ruleset.JUDGED_MARK)
     except OSError:
         made.close()
         raise

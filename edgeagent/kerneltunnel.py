@@ -39,9 +39,11 @@ def tidy(tun: str) -> None:
 def _make(context: Context, node: Node, tun: Tun, udp: Udp) -> KernelEngine:
     settings = context.settings
     if node.map.clients or node.map.approved:
-        raise choice.EngineUnavailable(
-            "engine kernel: this device routes for others, which only `fast` and `pure` filter. "
-            f"Unset {choice.ENGINE_VARIABLE}"
+        # Not the end of the agent: the hub says so, and would end a device for good that nobody is near
+        log.error(
+            "engine kernel: this device is to route for others, which only `fast` and `pure` do: nothing is forwarded. "
+            "Unset %s",
+            choice.ENGINE_VARIABLE,
         )
     name = interface_name(tun.name)
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import marshal
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import CodeType
 
 import pytest
 
@@ -127,3 +131,45 @@ def test_edgeflash_makes_what_the_device_will_use(source: Path) -> None:
     assert bytecode.path_of(str(source)) == bytecode.kept_at(str(source))
     assert flashed.made(source.read_bytes(), "python3.2") == ("", b"")
     assert flashed.made(b"no archive", python) == ("", b"")
+
+
+def test_what_somebody_else_has_put_beside_a_zipapp_is_not_run(
+    source: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.lstat
+
+    def of(owner: int) -> None:
+        def lstat(path: str) -> os.stat_result:
+            fields = list(real(path))
+            fields[4] = owner
+            return os.stat_result(fields)
+
+        monkeypatch.setattr(os, "lstat", lstat)
+
+    of(os.stat(source).st_uid + 1)
+    assert bytecode.path_of(str(source)) == str(source)
+    of(0)
+    assert bytecode.path_of(str(source)) == str(kept)
+
+
+def test_a_zipapp_that_is_replaced_while_it_is_compiled_does_not_get_the_old_ones_byte_code(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dumps(code: CodeType) -> bytes:
+        if source.read_bytes() != new.read_bytes():
+            os.replace(shutil.copyfile(new, source.with_name("coming")), source)
+        return marshal.dumps(code)
+
+    new = zipapp(source.with_name("new"), "def main():\n    print('new')\n    return 3\n")
+    monkeypatch.setattr(bytecodejob, "dumps", dumps)
+    assert bytecodejob.main([str(source), "0"]) == 0
+    assert run(source) == (3, "new\n")
+
+
+def test_where_the_disk_gets_full_nothing_is_left(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert bytecodejob.main([str(source), "0"]) == 1
+    assert [path.name for path in source.parent.iterdir()] == [source.name]

@@ -114,7 +114,7 @@ def _look_at_all(
     """Cut at each write; returns what was found, and raises NotReached with the first cuts that lost something."""
     began = time.process_time()
     made = cuts(log.writes, SEED)
-    chosen = made[:: -(-len(made) // CUTS_MAX)]
+    chosen = choose(made)
     rule = Rule(versions)
     seen: dict[str, int] = {}
     for cut, found in _found(image, log, chosen, factory, folder):
@@ -127,6 +127,13 @@ def _look_at_all(
         raise NotReached(f"{len(rule.faults)} of {len(chosen)} cuts lost something; the first:\n" + rule.faults[0])
     would = ", ".join(f"{name} {count}" for name, count in sorted(seen.items()))
     return f"{len(chosen)} of {len(made)} moments, nothing lost; what would start: {would}"
+
+
+def choose(made: Sequence[Cut], most: int = CUTS_MAX) -> list[Cut]:
+    """All, or about `most` at even distances beside those that say what is on the disk for sure: without these the rule
+    would not know what may not be missing."""
+    step = -(-len(made) // most)
+    return [cut for index, cut in enumerate(made) if not cut.some or index % step == 0]
 
 
 def _found(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from edgeagent import kerneltunnel
 from edgeagent.engine import choice
 from edgeagent.engine.choice import EngineUnavailable, choose, why_no_kernel
 from edgeagent.engine.start import start
@@ -48,3 +51,22 @@ def test_not_of_edge_wireguard(monkeypatch: pytest.MonkeyPatch) -> None:
     nobody: object = None
     with pytest.raises(EngineUnavailable, match="only `edgeagent` has it"):
         start(nobody, nobody, nobody, nobody, nobody, slots=1, flows=1)  # type: ignore[arg-type]
+
+
+def test_who_is_to_route_for_others_starts_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That is the hub's to say: an agent that ended by it could not be told otherwise any more."""
+    made = object()
+    monkeypatch.setattr(kerneltunnel, "remove_leftover", lambda name: False)
+    monkeypatch.setattr(kerneltunnel, "KernelPort", lambda *arguments: None)
+    monkeypatch.setattr(kerneltunnel, "KernelEngine", lambda *arguments, **options: made)
+    context: Any = SimpleNamespace(settings=SimpleNamespace(mtu=1280), limits=SimpleNamespace(peers=4), selector=None)
+    cases: list[tuple[list[Any], bool]] = [([], False), ([(bytes((192, 168, 7, 0)), 24)], True)]
+    for approved, said in cases:
+        node: Any = SimpleNamespace(map=SimpleNamespace(clients=[], approved=approved, addresses=[]))
+        tun: Any = SimpleNamespace(name="edge0")
+        caplog.clear()
+        _, make = kerneltunnel.prepare(context, node, tun)
+        assert make() is made
+        assert ("nothing is forwarded" in caplog.text) is said

@@ -11,7 +11,7 @@ import pytest
 
 from hil.faults import disk
 from hil.faults.disk import Found
-from hil.faults.powercut import Rule
+from hil.faults.powercut import Rule, choose
 from hil.faults.writelog import DISCARD, FLUSH, FUA, MAGIC, Cut, Disk, LogDamaged, Write, WriteLog, cuts
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +61,14 @@ def test_cuts_are_each_prefix_and_some_that_a_cache_may_leave() -> None:
     assert strays == {Cut(0, (1,))}  # and (), which is the first prefix
     forced = [Write(0, 512, 0, 0), Write(512, 512, FUA, 0), Write(1024, 512, 0, 0)]
     assert all(1 in cut.some for cut in cuts(forced, 1, strays=20)[3:])  # what was forced is there
+
+
+def test_of_too_many_cuts_those_stay_that_the_rule_goes_by() -> None:
+    made = cuts([Write(512 * at, 512, FLUSH if at % 3 == 2 else 0, 0) for at in range(60)], 1, strays=0)
+    few = choose(made, 10)
+    assert [cut for cut in few if not cut.some] == [cut for cut in made if not cut.some]
+    assert 0 < len([cut for cut in few if cut.some]) <= 10 and few == sorted(few, key=made.index)
+    assert choose(made, len(made)) == made
 
 
 def test_a_disk_is_cut_and_taken_back(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import socket
 from enum import Enum
+from selectors import EVENT_READ
 from typing import TYPE_CHECKING
 
 from edgeagent.engine.kernel.ports import FilterError
@@ -106,6 +107,7 @@ class KernelEngine:
         self._refused = self._not_injected = 0
         self._asked_at = float("-inf")  # when keys were last wanted
         self._allow()
+        selector.register(port.filter_fd, EVENT_READ, self.readable)
 
     # As PureEngine
 
@@ -152,6 +154,7 @@ class KernelEngine:
     def unbind(self) -> None:
         self._pure.unbind()
         self._port.unbind()
+        self._poll_at = None  # of a shut port nothing is to be read
         if self._proxies is not None:
             self._proxies.close()
             self._proxies = None
@@ -163,6 +166,7 @@ class KernelEngine:
     def close(self) -> None:
         self.unbind()
         self._pure.close()
+        self._selector.unregister(self._port.filter_fd)
         self._port.close()
 
     def poll_timeout(self) -> float | None:
@@ -174,6 +178,10 @@ class KernelEngine:
             for transmit in self._proxies.read(fd):
                 self._machine.carry_sealed(now, transmit)
             self._busy_at = now
+        elif fd == self._port.filter_fd:
+            if not self._port.filter_stands():
+                self._log.warning("somebody removed the filter of %s: it is put back", self._interface)
+                self._allowed, self._held_until = None, float("-inf")
         else:
             self._pure.readable(now, fd)
 
@@ -313,7 +321,14 @@ class KernelEngine:
         policy = None if device.firewall is None else device.firewall.policy
         who = None if policy is None else [(peer, peer.record) for peer in device.peers.values()]
         if (device.own, policy, who) != self._allowed:
-            self._port.let_in(ruleset(self._interface, device))
+            try:
+                self._port.let_in(ruleset(self._interface, device))
+            except FilterError:
+                if self._allowed is None:  # and none is there: then nobody is to be
+                    for public in list(self._told):
+                        self._port.remove_peer(public)
+                        self._told.pop(public).peer.forgotten()
+                raise
             self._allowed = device.own, policy, who
         if device.own != self._own:
             self._own = device.own
@@ -343,6 +358,8 @@ class KernelEngine:
         known = peer.endpoint
         if known is not None and not known.is_relay and (known.ip_bytes(), known.addr[1]) == (raw, port):
             return known
+        if raw == _LOOPBACK:
+            return None  # of a proxy that is gone: nobody else is to be taken for the peer there
         if len(raw) == 4:
             return Endpoint((socket.inet_ntop(socket.AF_INET, raw), port))
         return Endpoint((socket.inet_ntop(socket.AF_INET6, raw), port, 0, scope))

@@ -30,6 +30,8 @@ class PeerFigures(Protocol):
 class KernelPort(Protocol):
     """The kernel's WireGuard: `edgeagent.kernelport.KernelPort`. Raises OSError as the kernel says it."""
 
+    filter_fd: int  # readable when `filter_stands` may be another than it was
+
     def bind(self, port: int) -> int:
         """Up at this UDP port, 0 for any; returns it. Raises EADDRINUSE."""
 
@@ -54,6 +56,9 @@ class KernelPort(Protocol):
 
     def let_in(self, ruleset: str) -> None:
         """Take the place of the filter that is there. Raises FilterError, and the one that was there stays."""
+
+    def filter_stands(self) -> bool:
+        """False where somebody else has removed it."""
 
     def read(self) -> Mapping[bytes, PeerFigures]: ...
 

@@ -1,7 +1,8 @@
 """What the kernel lets in and out of its interface, as nftables says it: the verdicts of `pure`, without Python.
 
-Who may reach what is judged by the direction that a flow was begun in, at each of its packets: so what a later policy
-does not allow ends at once. Answers pass. That a packet's source is its peer's, WireGuard itself sees to.
+Who may reach what is judged by the direction that a flow was begun in, at each of its packets, answers too: so what a
+later policy does not allow ends at once, both ways. That a packet's source is its peer's, WireGuard itself sees to.
+What bears JUDGED_MARK Python has judged: to prefixes behind a peer, of which the rules here know nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 _PORT_MAX = 65_535
 _BY_PORT = {6: "tcp", 17: "udp", 132: "sctp"}
-_ANSWERS = "ct direction reply ct state established,related accept"
+JUDGED_MARK = 0x6D00_0000
+_ERRORS = "ct state related meta l4proto { 1, 58 } accept"  # ICMP about a flow that is there
+_ANSWERS = "ct direction reply ct state established"
 
 
 def table_name(interface: str) -> str:
@@ -43,16 +46,23 @@ def ruleset(interface: str, device: Device) -> str:
           for ip, family, mine in _by_family(own)),
     ]  # fmt: skip
     out = [f'oifname != "{interface}" accept']
+    answers: dict[str, list[str]] = {}
     if device.firewall is not None:
-        lines += [_ANSWERS, *_allowed(device.firewall.policy, device.peers.values(), own), "drop"]
-        out += [_ANSWERS, *_reachable(device.firewall.policy, device.peers.values())]
+        policy, peers = device.firewall.policy, list(device.peers.values())
+        lines += [_ERRORS, f"{_ANSWERS} jump answers_to_us", *_allowed(policy, peers, own), "drop"]
+        out += [f"meta mark {JUDGED_MARK:#x} accept", _ERRORS, f"{_ANSWERS} jump answers_of_us"]
+        out += _reachable(policy, peers)
         out += ["meta l4proto tcp reject with tcp reset", "reject with icmpx type admin-prohibited"]
+        answers["answers_to_us"] = [*_reachable(policy, peers, answers=True), *_of_prefixes(peers)]
+        answers["answers_of_us"] = [*_allowed(policy, peers, own, answers=True)]
     chains = {
         "input": [*lines, "accept"] if device.firewall is None else lines,
         "forward": [f'iifname "{interface}" drop', f'oifname "{interface}" drop'],
         "output": out,
     }
     text = [removal(interface) + f"table inet {table_name(interface)} {{"]
+    for name, rules in answers.items():
+        text += [f"  chain {name} {{", *(f"    {rule}" for rule in rules), "  }"]
     for hook, rules in chains.items():
         text += [f"  chain {hook} {{", f"    type filter hook {hook} priority 0; policy accept;"]
         text += [*(f"    {rule}" for rule in rules), "  }"]
@@ -64,19 +74,29 @@ def _by_family(addresses: list[bytes]) -> Iterator[tuple[str, str, list[str]]]:
         yield ip, family, [ip_to_text(each) for each in addresses if len(each) == size]
 
 
-def _allowed(policy: Slice, peers: Iterable[Peer], own: list[bytes]) -> Iterator[str]:
+def _allowed(policy: Slice, peers: Iterable[Peer], own: list[bytes], *, answers: bool = False) -> Iterator[str]:
     for peer, identity in _known(peers):
         for source in peer.record.addresses if peer.record is not None else ():
             for target in own:
                 if len(source) == len(target):
-                    ends = f"{_ip(source)} saddr {ip_to_text(source)} {_ip(target)} daddr {ip_to_text(target)}"
-                    yield from _services(ends, policy.services_in(identity, source, target))
+                    first, second = (target, source) if answers else (source, target)
+                    ends = f"{_ip(source)} saddr {ip_to_text(first)} {_ip(target)} daddr {ip_to_text(second)}"
+                    yield from _services(ends, policy.services_in(identity, source, target), answers=answers)
 
 
-def _reachable(policy: Slice, peers: Iterable[Peer]) -> Iterator[str]:
+def _reachable(policy: Slice, peers: Iterable[Peer], *, answers: bool = False) -> Iterator[str]:
+    end = "saddr" if answers else "daddr"
     for peer, identity in _known(peers):
         for target in peer.record.addresses if peer.record is not None else ():
-            yield from _services(f"{_ip(target)} daddr {ip_to_text(target)}", policy.services_out(identity, target))
+            ends = f"{_ip(target)} {end} {ip_to_text(target)}"
+            yield from _services(ends, policy.services_out(identity, target), answers=answers)
+
+
+def _of_prefixes(peers: Iterable[Peer]) -> Iterator[str]:
+    """Answers from prefixes behind peers: what went there, Python has judged."""
+    known = sorted({each for peer in peers if peer.record is not None for each in peer.record.addresses})
+    for ip, family, theirs in _by_family(known):
+        yield f"{ip} saddr != {{ {', '.join(theirs)} }} accept" if theirs else f"meta nfproto {family} accept"
 
 
 def _known(peers: Iterable[Peer]) -> Iterator[tuple[Peer, Identity]]:
@@ -86,7 +106,7 @@ def _known(peers: Iterable[Peer]) -> Iterator[tuple[Peer, Identity]]:
             yield peer, Identity(record.tags, record.user, record.groups)
 
 
-def _services(ends: str, services: list[tuple[int, int, int]]) -> Iterator[str]:
+def _services(ends: str, services: list[tuple[int, int, int]], *, answers: bool) -> Iterator[str]:
     """`services` are in order, and those of several rules may overlap."""
     ports: dict[int, list[tuple[int, int]]] = {}
     for protocol, low, high in services:
@@ -100,7 +120,7 @@ def _services(ends: str, services: list[tuple[int, int, int]]) -> Iterator[str]:
             yield f"{ends} meta l4proto {protocol} accept"
         else:
             said = ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges)
-            yield f"{ends} {_BY_PORT[protocol]} dport {{ {said} }} accept"
+            yield f"{ends} {_BY_PORT[protocol]} {'sport' if answers else 'dport'} {{ {said} }} accept"
 
 
 def _ip(address: bytes) -> str:

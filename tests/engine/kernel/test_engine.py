@@ -48,6 +48,9 @@ class Port:
         self.filters: list[str] = []
         self.fails: Exception | None = None
         self.reads = 0
+        self.stands = True
+        self.changed, self.filter_end = socket.socketpair()
+        self.filter_fd = self.filter_end.fileno()
 
     def bind(self, port: int) -> int:
         return int(self.udp.getsockname()[1])
@@ -85,12 +88,17 @@ class Port:
             raise self.fails
         self.filters.append(ruleset)
 
+    def filter_stands(self) -> bool:
+        self.filter_end.recv(100)
+        return self.stands
+
     def read(self) -> dict[bytes, Any]:
         self.reads += 1
         return self.figures
 
     def close(self) -> None:
-        self.udp.close()
+        for each in (self.udp, self.changed, self.filter_end):
+            each.close()
 
     def take(self) -> list[tuple[Any, ...]]:
         did, self.did = self.did, []
@@ -270,6 +278,33 @@ def test_a_relayed_peer_is_a_port_on_loopback(bench: Bench) -> None:
     assert bench.selector.select(0.05) == []
 
 
+def test_a_proxy_that_is_gone_is_nobodys_address(bench: Bench) -> None:
+    relayed = RelayEndpoint("r1", OTHER)
+    peer = bench.peer(relayed)
+    bench.engine.flush(1.0)
+    bench.shake_hands(1.0)
+    bench.engine.bind(0)
+    bench.shake_hands(2.0)  # heard before that, and not read yet
+    assert peer.endpoint is relayed and peer.rx_bytes == 2 * 92
+    bench.port.take()
+    bench.engine.flush(2.0)
+    ((_, _, address, _),) = [did for did in bench.port.take() if did[0] == "peer"]
+    bench.shake_hands(3.0, endpoint=address)
+    assert peer.endpoint is relayed
+
+
+def test_a_shut_port_is_not_read(bench: Bench) -> None:
+    bench.peer()
+    bench.engine.flush(1.0)
+    bench.engine.unbind()
+    reads = bench.port.reads
+    bench.engine.flush(100.0)
+    assert bench.engine.poll_timeout() is None and bench.port.reads == reads
+    bench.engine.bind(0)
+    bench.engine.flush(101.0)
+    assert bench.port.reads == reads + 1
+
+
 def test_proxies_are_bounded(bench: Bench) -> None:
     relayed = RelayEndpoint("r1", KEY)
     bench.peer(relayed)
@@ -356,6 +391,37 @@ def test_the_filter_comes_first_and_only_when_it_changes(bench: Bench) -> None:
     bench.engine.flush(7.0)
     assert [did[0] for did in bench.port.take()] == ["peer"]
     assert len(bench.port.filters) == 2
+
+
+def change_tables(bench: Bench, now: float, *, stands: bool) -> None:
+    """Somebody else has, of this host."""
+    bench.port.stands = stands
+    bench.port.changed.send(b"changed")
+    for key, _ in bench.selector.select(2.0):
+        key.data(now, key.fd)
+    bench.engine.flush(now)
+
+
+def test_a_filter_that_somebody_removed_is_put_back(bench: Bench) -> None:
+    bench.peer()
+    bench.engine.flush(1.0)
+    change_tables(bench, 2.0, stands=True)
+    assert len(bench.port.filters) == 1
+    change_tables(bench, 3.0, stands=False)
+    assert len(bench.port.filters) == 2 and bench.port.filters[0] == bench.port.filters[1]
+    assert bench.device.peers[KEY].installed  # type: ignore[attr-defined]
+
+
+def test_where_it_cannot_be_put_back_nobody_stays(bench: Bench) -> None:
+    peer = bench.peer()
+    bench.engine.flush(1.0)
+    bench.port.take()
+    bench.port.fails = FilterError("nft: no")
+    change_tables(bench, 2.0, stands=False)
+    assert bench.port.take() == [("remove", KEY)] and not peer.installed
+    bench.port.fails = None
+    bench.engine.flush(8.0)
+    assert len(bench.port.filters) == 2 and bench.port.take()[0][:2] == ("peer", KEY)
 
 
 def test_no_filter_no_engine() -> None:

@@ -33,6 +33,10 @@ def chain(text: str, name: str) -> list[str]:
     return [line.strip() for line in found[1].splitlines()][1:]
 
 
+def answers(text: str, name: str) -> list[str]:
+    return text.split(f"  chain {name} {{\n")[1].partition("  }")[0].replace("    ", "").splitlines()
+
+
 def test_without_a_policy_only_our_own_addresses_are_reached() -> None:
     text = ruleset("edge0-wg", SimpleNamespace(own=frozenset({ME4, ME6}), firewall=None, peers={}))  # type: ignore[arg-type]
     assert chain(text, "input") == [
@@ -58,9 +62,10 @@ def test_rules_become_peers_addresses_and_ports() -> None:
     ]
     text = ruleset("w", device(inbound, [[["tag:db"], [[17, 53, 53]]]], peers))
     rules = chain(text, "input")
-    assert rules[3] == "ct direction reply ct state established,related accept"
+    assert rules[3] == "ct state related meta l4proto { 1, 58 } accept"
+    assert rules[4] == "ct direction reply ct state established jump answers_to_us"
     assert rules[-1] == "drop"
-    assert rules[4:-1] == [
+    assert rules[5:-1] == [
         "ip saddr 100.64.0.2 ip daddr 100.64.0.1 meta l4proto 1 accept",
         "ip saddr 100.64.0.2 ip daddr 100.64.0.1 tcp dport { 80-100, 443 } accept",
         "ip saddr 100.64.0.2 ip daddr 100.64.0.1 meta l4proto 58 accept",
@@ -69,15 +74,42 @@ def test_rules_become_peers_addresses_and_ports() -> None:
         "ip6 saddr fd00::2 ip6 daddr fd00::1 meta l4proto 58 accept",
         *(f"ip saddr 100.64.0.3 ip daddr 100.64.0.1 meta l4proto {each} accept" for each in (1, 6, 17, 58, 132)),
     ]
-    assert chain(text, "output")[2:-2] == ["ip daddr 100.64.0.3 udp dport { 53 } accept"]
+    assert chain(text, "output")[4:-2] == ["ip daddr 100.64.0.3 udp dport { 53 } accept"]
+
+
+def test_answers_pass_for_as_long_as_what_they_answer_may_be_asked() -> None:
+    peers = [FakePeer("a", [PEER4, PEER6], ["tag:web"]), FakePeer("b", [OTHER4], ["tag:db"])]
+    inbound = [[["tag:web"], ["me"], [[17, 80, 90], [1, 0, 0]]]]
+    outbound = [[["tag:db"], [[17, 53, 53]]]]
+    text = ruleset("w", device(inbound, outbound, peers))
+    elsewhere = [
+        "ip saddr != { 100.64.0.2, 100.64.0.3 } accept",
+        "ip6 saddr != { fd00::2 } accept",
+    ]
+    assert answers(text, "answers_to_us") == ["ip saddr 100.64.0.3 udp sport { 53 } accept", *elsewhere]
+    assert answers(text, "answers_of_us") == [
+        "ip saddr 100.64.0.1 ip daddr 100.64.0.2 meta l4proto 1 accept",
+        "ip saddr 100.64.0.1 ip daddr 100.64.0.2 udp sport { 80-90 } accept",
+        "ip6 saddr fd00::1 ip6 daddr fd00::2 meta l4proto 1 accept",
+        "ip6 saddr fd00::1 ip6 daddr fd00::2 udp sport { 80-90 } accept",
+    ]
+    text = ruleset("w", device([], [], peers))
+    assert answers(text, "answers_to_us") == elsewhere and answers(text, "answers_of_us") == []
+
+
+def test_what_python_has_judged_goes_out() -> None:
+    """To prefixes behind a peer, of which no rule here says anything; the raw sockets put the mark on."""
+    text = ruleset("w", device([], [[[[bytes((192, 168, 7, 0)), 24]], [[6, 80, 80]]]], [FakePeer("a", [PEER4], [])]))
+    assert chain(text, "output")[1] == "meta mark 0x6d000000 accept"
+    assert "0x6d000000" not in "".join(chain(text, "input") + chain(text, "forward"))
 
 
 def test_nobody_reaches_anything() -> None:
     stranger = FakePeer("c", [PEER4], [])
     stranger.record = None
     text = ruleset("w", device([[["*"], ["me"], [[0, 0, 65535]]]], [], [stranger]))
-    assert chain(text, "input")[4:] == ["drop"]
-    assert chain(text, "output")[2:] == [
+    assert chain(text, "input")[5:] == ["drop"]
+    assert chain(text, "output")[4:] == [
         "meta l4proto tcp reject with tcp reset",
         "reject with icmpx type admin-prohibited",
     ]

@@ -37,6 +37,8 @@ class TwinPort:
         )  # fmt: skip
         self.routes: dict[bytes, bytes] = {}  # public key by address
         self.filter = ""
+        self._never, self._filter_end = socket.socketpair()
+        self.filter_fd = self._filter_end.fileno()
         self.refused: list[bytes] = []  # initiations of strangers
 
     def bind(self, port: int) -> int:
@@ -93,7 +95,12 @@ class TwinPort:
             )
         return found
 
-    def close(self) -> None: ...
+    def filter_stands(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._never.close()
+        self._filter_end.close()
 
 
 class Driven:
