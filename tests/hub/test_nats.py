@@ -9,6 +9,7 @@ import selectors
 import socket
 import ssl
 import time
+from base64 import urlsafe_b64decode
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -166,6 +167,46 @@ def test_what_nodes_missed_they_hear_at_the_start_of_a_hub(rig: NatsRig) -> None
         assert client.code == 0, "nobody has told the node yet"
         rig.start()
         wait_until(lambda: client.ended, "the end of its session", client.turn)
+
+
+@needs_nats
+@pytest.mark.slow  # nodes compare what they know every ten seconds
+def test_a_node_that_was_away_hears_from_the_others_who_is_cut_off(tmp_path: Path) -> None:
+    """Also one that no hub is told of, or while none is there."""
+    rig = NatsRig(tmp_path, 2)
+    try:
+        authority = Authority(rig.crypto, rig.network)
+        claims, seed = authority.manager()
+        manager = Manager((), rig.ca_pem, claims, seed)
+
+        def tell_first(wall_s: int, user: str) -> int:
+            account = authority.account_claims(wall_s, [(user, 5)])
+            return tell(rig.crypto, manager, "127.0.0.1", rig.nodes[0].client, account.encode())
+
+        def known(number: int) -> set[str]:
+            return {file.read_text() for file in (rig.nodes[number].directory / "accounts").rglob("*.jwt")}
+
+        wait_until(lambda: tell_first(1_000_000, "c-aaaaaaaaaaaaaaaa") == 2, "both nodes")
+        rig.nodes[1].kill()
+        before = known(1)
+        assert tell_first(1_000_010, "c-bbbbbbbbbbbbbbbb") == 1 and known(0) != before
+        rig.nodes[1].log.unlink()
+        rig.nodes[1].start()
+        rig.nodes[1].wait_ready()
+        wait_until(lambda: known(1) == known(0), "the other node's account")
+    finally:
+        rig.end()
+
+
+def test_no_two_accounts_have_one_id() -> None:
+    """Nodes do not take one from another that has the id of theirs (DirJWTStore.saveIfNewer of nats-server)."""
+    crypto = load_crypto()
+    authority = Authority(crypto, make_network(crypto, seeded(0), nats=True))
+    ids = []
+    for wall_s in (1, 2, 3):
+        payload = authority.account_claims(wall_s, [("c-aaaaaaaaaaaaaaaa", 5)]).split(".")[1]
+        ids.append(json.loads(urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["jti"])
+    assert len(set(ids)) == 3
 
 
 def test_a_word_is_the_same_each_time_and_another_after_a_return(hub: Hub) -> None:
