@@ -22,6 +22,7 @@ from hub.store.meta import Site
 
 SPACING_S = 1.1  # nodes tell an older account from a newer one by whole seconds
 RETRY_S = 5.0
+HELD_MAX = 1_000  # messages; those of QoS 0 count for nothing to what a node leaves unacknowledged
 HOLD_S = 3.5  # a little longer than nodes wait for an acknowledgement (`ack_wait: 2s` in docs/scale.md)
 
 log = logging.getLogger("edgehub.broker")
@@ -44,7 +45,7 @@ class NatsAccounts:
         self._known = -1  # nodes that the last message has reached
         self._next_at = 0.0
         self._hold_until: float | None = None
-        self._held: list[Received] = []  # at most as many as nodes leave unacknowledged
+        self._held: list[Received] = []
 
     def hold(self, now: float) -> None:
         """A session goes on that was another connection's."""
@@ -56,7 +57,7 @@ class NatsAccounts:
         if self._hold_until is None:
             return messages
         self._held += messages
-        if now < self._hold_until:
+        if now < self._hold_until and len(self._held) < HELD_MAX:
             return []
         held, self._held, self._hold_until = self._held, [], None
         return sorted(held, key=lambda message: not message.again)

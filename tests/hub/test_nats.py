@@ -22,6 +22,7 @@ from edgeagent.proto.brokerpass import SIZE, bearer
 from edgeagent.proto.devicemap import DeviceMap
 from edgeagent.proto.join import Joined
 from edgeagent.proto.token import Token
+from hub import natsaccounts
 from hub.core.model import Op, Outgoing
 from hub.core.nats import Authority
 from hub.io import natsclaims
@@ -339,6 +340,15 @@ def test_what_is_delivered_again_goes_before_what_is_new(accounts: NatsAccounts)
     assert accounts.in_order(11.0, [new]) == []
     accounts.reset()
     assert accounts.in_order(12.0, [newer]) == [newer], "what the lost connection held comes again by itself"
+
+
+def test_so_many_wait_and_no_more(accounts: NatsAccounts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(natsaccounts, "HELD_MAX", 3)
+    new, again = Received("t", b"1", 0, 0), Received("t", b"2", 1, 1, True)
+    accounts.hold(0.0)
+    assert accounts.in_order(0.1, [new, new]) == []
+    assert accounts.in_order(0.2, [again]) == [again, new, new]
+    assert accounts.in_order(0.3, [new]) == [new]
 
 
 def test_who_is_cut_off_is_told_until_a_node_takes_it(
