@@ -23,7 +23,8 @@ from edgeagent.proto.devicemap import DeviceMap
 from edgeagent.proto.join import Joined
 from edgeagent.proto.token import Token
 from hub import natsaccounts
-from hub.core.model import Op, Outgoing
+from hub.core import actions
+from hub.core.model import DeviceState, Op, Outgoing
 from hub.core.nats import Authority
 from hub.io import natsclaims
 from hub.io.mqtt import Received
@@ -31,7 +32,8 @@ from hub.io.natsclaims import Manager, NatsError, tell
 from hub.io.pki import der_to_pem, make_ca
 from hub.natsaccounts import HOLD_S, NatsAccounts
 from hub.store.meta import Site
-from tests.hub.kit import Dev, Hub, admitted, load_crypto, make_network, make_sqlite, seeded
+from hub.store.nats import cut_off
+from tests.hub.kit import Dev, Hub, admitted, load_crypto, make_network, make_sqlite, row, seeded
 from tests.hub.natsnodes import NatsRig, needs_nats
 from tests.hub.rig import Member, Rig, wait_until
 
@@ -229,6 +231,30 @@ def test_a_word_is_the_same_each_time_and_another_after_a_return(hub: Hub) -> No
     assert authority.session_id(row) == device.identity.session_id(network.box_key), "both ends work it out"
     others = make_network(crypto, seeded(9), nats=True)
     assert Authority(crypto, others).device_pass(row) != authority.device_pass(row)
+
+
+def test_who_waits_after_its_admission_ended_has_lost_every_word_it_had(tmp_path: Path) -> None:
+    crypto = load_crypto()
+    network = make_network(crypto, seeded(0), nats=True)
+    with contextlib.closing(make_sqlite(tmp_path / "hub.db", network)) as store:
+        hub = Hub(store, crypto, network)
+        [device] = admitted(hub, 1)
+        with store.write() as tx:
+            actions.expire_device(hub.scribe, tx, row(tx, device), hub.wall_s, hub.wall_s)
+        device.read(hub.sent())
+        assert device.map is not None
+        had = int.from_bytes(DeviceMap(device.map).broker_pass[:8], "big")
+        hub.hear(device.join(hub.token(needs_approval=True)))
+        with store.read() as tx:
+            waiting = row(tx, device)
+            assert waiting.state is DeviceState.PENDING
+            assert dict(cut_off(tx.connection, 10))[device.id] >= had > waiting.created_s
+        with store.write() as tx:
+            actions.approve_device(hub.scribe, tx, row(tx, device), hub.wall_s)
+        with store.read() as tx:
+            approved = row(tx, device)
+            assert device.id not in dict(cut_off(tx.connection, 10))
+        assert int.from_bytes(Authority(crypto, network).device_pass(approved)[:8], "big") > waiting.removed_s
 
 
 def test_maps_and_tokens_have_a_word_only_where_nodes_want_it(tmp_path: Path) -> None:
