@@ -377,6 +377,27 @@ def test_so_many_wait_and_no_more(accounts: NatsAccounts, monkeypatch: pytest.Mo
     assert accounts.in_order(0.3, [new]) == [new]
 
 
+def test_a_later_account_has_a_later_date_wherever_the_clock_goes(
+    accounts: NatsAccounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nodes take from each other what has the later date: an older list would let in again who is cut off."""
+    dates: list[int] = []
+
+    def take(_crypto: object, _manager: object, _host: str, _port: int, message: bytes) -> int:
+        payload = message.split(b".")[1]
+        dates.append(json.loads(urlsafe_b64decode(payload + b"=" * (-len(payload) % 4)))["iat"])
+        return 2
+
+    monkeypatch.setattr(natsclaims, "tell", take)
+    for number, wall_s in enumerate((2_000_000_000, 100, 100, 2_000_000_001, 2_100_000_000)):
+        monkeypatch.setattr(time, "time", lambda wall_s=wall_s: float(wall_s))
+        accounts.send(Outgoing(Op.REVOKE, "c-aaaaaaaaaaaaaaaa", id=number + 1))
+        accounts.tick(10.0 * number)
+        wait_until(lambda: accounts.is_quiet, "an end")
+        accounts.tick(10.0 * number)
+    assert dates == [2_000_000_000, 2_000_000_001, 2_000_000_002, 2_000_000_003, 2_100_000_000]
+
+
 def test_who_is_cut_off_is_told_until_a_node_takes_it(
     accounts: NatsAccounts, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
