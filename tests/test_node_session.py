@@ -63,7 +63,8 @@ def test_subscriptions_that_a_new_session_did_not_take_are_asked_for_again(world
     world.disconnect(a)
     down, hub = topics.down_filter(NETWORK, a.id), topics.hub_state(NETWORK)
     assert a.session is not None and {down, hub} <= a.session.keys()
-    for taken in ([], [down], [hub]):
+    partly: list[list[str]] = [[], [down], [hub]]
+    for taken in partly:
         a.session = {}
         a.node.begin_session(world.now)
         a.node.handle_connected(world.now, False)

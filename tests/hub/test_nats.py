@@ -196,7 +196,7 @@ def test_a_node_that_was_away_hears_from_the_others_who_is_cut_off(tmp_path: Pat
         rig.nodes[1].log.unlink()
         rig.nodes[1].start()
         rig.nodes[1].wait_ready()
-        wait_until(lambda: known(1) == known(0), "the other node's account")
+        wait_until(lambda: known(1) == known(0), "the other node's account", deadline_s=60.0)
     finally:
         rig.end()
 
