@@ -18,10 +18,11 @@ from hub.io.accounts import Done, Listed
 from hub.io.mqtt import Received
 from hub.io.natsclaims import Manager, Telling
 from hub.store import nats
-from hub.store.meta import Site
+from hub.store.meta import Site, take_account_time
 
-SPACING_S = 1.1  # nodes tell an older account from a newer one by whole seconds
+SPACING_S = 1.1  # accounts are dated in whole seconds
 RETRY_S = 5.0
+HELD_MAX = 1_000  # messages; those of QoS 0 count for nothing to what a node leaves unacknowledged
 HOLD_S = 3.5  # a little longer than nodes wait for an acknowledgement (`ack_wait: 2s` in docs/scale.md)
 
 log = logging.getLogger("edgehub.broker")
@@ -44,7 +45,7 @@ class NatsAccounts:
         self._known = -1  # nodes that the last message has reached
         self._next_at = 0.0
         self._hold_until: float | None = None
-        self._held: list[Received] = []  # at most as many as nodes leave unacknowledged
+        self._held: list[Received] = []
 
     def hold(self, now: float) -> None:
         """A session goes on that was another connection's."""
@@ -56,7 +57,7 @@ class NatsAccounts:
         if self._hold_until is None:
             return messages
         self._held += messages
-        if now < self._hold_until:
+        if now < self._hold_until and len(self._held) < HELD_MAX:
             return []
         held, self._held, self._hold_until = self._held, [], None
         return sorted(held, key=lambda message: not message.again)
@@ -110,12 +111,13 @@ class NatsAccounts:
     def _begin(self, now: float) -> None:
         self._wanted, self._next_at = False, now + SPACING_S
         self._told, self._waiting = self._waiting, {}
-        with self._store.read() as tx:
+        with self._store.write() as tx:
+            told_s = take_account_time(tx.connection, int(time.time()))
             cut_off = nats.cut_off(tx.connection, REVOKED_MAX + 1)
             gone = [tx.device(user) for user in self._told.values() if is_device_id(user)]
         if len(cut_off) > REVOKED_MAX:
             log.error("nats: more than %d are cut off; nodes let the first of them in again", REVOKED_MAX)
-        account = self._authority.account_claims(int(time.time()), cut_off[:REVOKED_MAX])
+        account = self._authority.account_claims(told_s, cut_off[:REVOKED_MAX])
         sessions = frozenset(
             self._authority.session_id(device) for device in gone if device and device.state is DeviceState.REMOVED
         )

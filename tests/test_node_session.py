@@ -55,6 +55,45 @@ def test_every_session_has_its_epoch_and_a_late_will_is_older(world: World) -> N
     assert (e2, q2) < states(a)[-1][:2] < (e2, WILL_SEQ)
 
 
+def test_subscriptions_that_a_new_session_did_not_take_are_asked_for_again(world: World) -> None:
+    """The broker lost the session, made another with CONNECT, and was gone, or refused, before it had them."""
+    a = world.add(1, "a")
+    world.say_hub_state(True)
+    world.say_map(a)
+    world.disconnect(a)
+    down, hub = topics.down_filter(NETWORK, a.id), topics.hub_state(NETWORK)
+    assert a.session is not None and {down, hub} <= a.session.keys()
+    partly: list[list[str]] = [[], [down], [hub]]
+    for taken in partly:
+        a.session = {}
+        a.node.begin_session(world.now)
+        a.node.handle_connected(world.now, False)
+        wanted = [topic for topic, subscribe in a.node.drain_subscriptions() if subscribe]
+        assert {down, hub} <= set(wanted)
+        for topic in taken:
+            a.session[topic] = None
+            for retained, payload in world.retained.items():
+                if topic == retained or retained.startswith(topic.rstrip("#")):
+                    a.node.handle_message(world.now, retained, payload)
+        a.node.handle_disconnected(world.now)
+        world.connect(a)
+        assert {down, hub} <= a.session.keys()
+        world.disconnect(a)
+    world.connect(a)
+    assert a.node.client.hub_up
+
+
+def test_a_session_that_goes_on_costs_no_subscription(world: World) -> None:
+    a = world.add(1, "a")
+    world.say_hub_state(True)
+    world.say_map(a)
+    world.disconnect(a)
+    a.node.begin_session(world.now)
+    a.node.handle_connected(world.now, True)
+    topics_now = [topic for topic, _ in a.node.drain_subscriptions()]
+    assert len(topics_now) == 1 and topics_now[0].startswith(f"em1/{NETWORK}/{a.id}/s/"), "its inbox is of each life"
+
+
 def test_epochs_are_saved_in_blocks_before_they_are_used(world: World) -> None:
     a = world.add(1, "a", online=False)
     a.events.clear()

@@ -53,9 +53,9 @@ def session_id(crypto: Crypto, private: bytes, public: bytes) -> str:
     return _base64url(crypto.blake2s(b"em1 session" + crypto.x25519(private, public), size=16))
 
 
-def claims(head: str, body: str) -> str:
+def claims(head: str, body: str, jti: str = "em1") -> str:
     """Header and payload of a token of NATS' second version, in the one spelling that both sides sign and check."""
-    payload = f'{{"jti":"em1",{head}"nats":{{{body},"version":2}}}}'
+    payload = f'{{"jti":"{jti}",{head}"nats":{{{body},"version":2}}}}'
     return f"{_HEADER}.{_base64url(payload.encode())}"
 
 

@@ -99,7 +99,7 @@ class ControlClient:
         self._network = admission.network
         self._backoff = Backoff(jitter, 1.0, 300.0)
         self._connected_at: float | None = None
-        self._heard = False  # something came on our own topics in this life, so the subscription to them holds
+        self._heard = False  # something came on our own topics in this session, so the subscription to them holds
         self._hub_box_wall_s = -1
         self._refreshed_all_at: float | None = None
         self._subscriptions: list[tuple[str, bool]] = []
@@ -146,10 +146,11 @@ class ControlClient:
         self.time_is_fresh = False
         self.next_connect_at = None
         if not session_present:
+            self._heard = False  # a broker that refuses the subscriptions, or dies before them, may keep the session
             self.hub_up = None  # else what changed comes by itself
             self.feeds.session_lost()
             self.own_feed.forget_published()
-        if not session_present or not self._heard:
+        if not self._heard or self.hub_up is None:
             self._subscriptions.append((topics.down_filter(self._network, self._identity.device_id), True))
             self._subscriptions.append((topics.hub_state(self._network), True))
         self.write_birth(now)

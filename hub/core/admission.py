@@ -173,9 +173,11 @@ def _come_in(scribe: Scribe, tx: Tx, join: Join, token: Token, old: Device | Non
     add_node_key(tx, device, device.node_key, wall_s)
     if token.needs_approval:
         device.pending_password = join.password
-        tx.save_device(device)
         if old is not None and old.state is DeviceState.EXPIRED:
+            # The map of its end may hold a broker's pass that is later than the end
+            device.removed_s = max(wall_s, old.removed_s + 1, old.created_s)
             tx.put_out(Outgoing(Op.REVOKE, device.id))
+        tx.save_device(device)
         _answer_wait(scribe, tx, device, wall_s)
         tx.emit(f"{device.kind.value}.waiting", wall_s, device=device.id, name=device.name)
         return None

@@ -69,12 +69,12 @@ class Authority:
     def account_claims(self, wall_s: int = _MADE_S, cut_off: Iterable[tuple[str, int]] = ()) -> str:
         """The account of hub, devices and tokens. `cut_off` are (user, up to when nothing counts that it was given).
 
-        Of two of them nodes keep the one with the later `wall_s`.
+        A node keeps what it is told, and what other nodes have only if its `jti` is another and its `iat` no earlier.
         """
         head = f'"iss":"{self._operator}","sub":"{self.account}","name":"{self._network}","iat":{wall_s},'
         revoked = ",".join(f'"{user_key(user)}":{until}' for user, until in cut_off)
         body = f'{_LIMITS}{_STREAMS}}},"revocations":{{{revoked}}},"type":"account"'
-        return self._signed("operator", claims(head, body))
+        return self._signed("operator", claims(head, body, f"em1-{wall_s}"))
 
     # What users show
 

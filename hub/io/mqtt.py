@@ -67,6 +67,7 @@ class MqttLink:
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._events: list[Event] = []
+        self._is_over = False
         self._client = paho.Client(
             CallbackAPIVersion.VERSION2,
             client_id=endpoint.client_id,
@@ -110,7 +111,7 @@ class MqttLink:
             if self._client.loop_read() is not MQTTErrorCode.MQTT_ERR_SUCCESS:
                 return
             raw = self._client.socket()
-            if not isinstance(raw, ssl.SSLSocket) or not _has_more(raw):
+            if not isinstance(raw, ssl.SSLSocket) or raw.fileno() < 0 or not _has_more(raw):
                 return
 
     def write(self) -> None:
@@ -153,12 +154,12 @@ class MqttLink:
 
     def _on_connect(self, _client: Any, _data: Any, flags: Any, reason: Any, _properties: Any) -> None:
         if reason.is_failure:
-            self._events.append(Disconnected(f"refused: {reason}"))
+            self._note_end(f"refused: {reason}")
         else:
             self._events.append(Connected(bool(flags.session_present)))
 
     def _on_disconnect(self, _client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
-        self._events.append(Disconnected(str(reason).lower()))
+        self._note_end(str(reason).lower())
 
     def _on_message(self, _client: Any, _data: Any, message: paho.MQTTMessage) -> None:
         self._events.append(Received(message.topic, bytes(message.payload), message.mid, message.qos, message.dup))
@@ -166,7 +167,13 @@ class MqttLink:
     def _on_subscribe(self, _client: Any, _data: Any, _mid: int, reasons: Any, _properties: Any) -> None:
         if reasons[0].is_failure:  # the others may be unknown to a broker of somebody else's
             self.drop()
-            self._events.append(Disconnected("what devices write could not be subscribed to"))
+            self._note_end("what devices write could not be subscribed to")
+
+    def _note_end(self, why: str) -> None:
+        """Once: paho tells of the end of a connection that was refused, or dropped here, as well."""
+        if not self._is_over:
+            self._is_over = True
+            self._events.append(Disconnected(why))
 
     def _on_publish(self, _client: Any, _data: Any, mid: int, _reason: Any, _properties: Any) -> None:
         self._events.append(Confirmed(mid))

@@ -112,6 +112,14 @@ def load_has_plugin(connection: Connection) -> bool:
     return bool(_load(connection, "broker_plugin"))
 
 
+def take_account_time(connection: Connection, wall_s: int) -> int:
+    """The `iat` of the account that NATS nodes are told next: later than any before, wherever the clock has gone."""
+    last = int(_load(connection, "nats_told") or b"0")
+    taken = max(wall_s, last + 1)
+    _save(connection, {"nats_told": str(taken).encode()})
+    return taken
+
+
 def _load(connection: Connection, name: str) -> bytes:
     row = _VALUE.first(connection, {"name": name})
     return (row[0] if row else None) or b""

@@ -9,6 +9,7 @@ import selectors
 import socket
 import ssl
 import time
+from base64 import urlsafe_b64decode
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,9 @@ from edgeagent.proto.brokerpass import SIZE, bearer
 from edgeagent.proto.devicemap import DeviceMap
 from edgeagent.proto.join import Joined
 from edgeagent.proto.token import Token
-from hub.core.model import Op, Outgoing
+from hub import natsaccounts
+from hub.core import actions
+from hub.core.model import DeviceState, Op, Outgoing
 from hub.core.nats import Authority
 from hub.io import natsclaims
 from hub.io.mqtt import Received
@@ -29,7 +32,8 @@ from hub.io.natsclaims import Manager, NatsError, tell
 from hub.io.pki import der_to_pem, make_ca
 from hub.natsaccounts import HOLD_S, NatsAccounts
 from hub.store.meta import Site
-from tests.hub.kit import Dev, Hub, admitted, load_crypto, make_network, make_sqlite, seeded
+from hub.store.nats import cut_off
+from tests.hub.kit import Dev, Hub, admitted, load_crypto, make_network, make_sqlite, row, seeded
 from tests.hub.natsnodes import NatsRig, needs_nats
 from tests.hub.rig import Member, Rig, wait_until
 
@@ -168,6 +172,46 @@ def test_what_nodes_missed_they_hear_at_the_start_of_a_hub(rig: NatsRig) -> None
         wait_until(lambda: client.ended, "the end of its session", client.turn)
 
 
+@needs_nats
+@pytest.mark.slow  # nodes compare what they know every ten seconds
+def test_a_node_that_was_away_hears_from_the_others_who_is_cut_off(tmp_path: Path) -> None:
+    """Also one that no hub is told of, or while none is there."""
+    rig = NatsRig(tmp_path, 2)
+    try:
+        authority = Authority(rig.crypto, rig.network)
+        claims, seed = authority.manager()
+        manager = Manager((), rig.ca_pem, claims, seed)
+
+        def tell_first(wall_s: int, user: str) -> int:
+            account = authority.account_claims(wall_s, [(user, 5)])
+            return tell(rig.crypto, manager, "127.0.0.1", rig.nodes[0].client, account.encode())
+
+        def known(number: int) -> set[str]:
+            return {file.read_text() for file in (rig.nodes[number].directory / "accounts").rglob("*.jwt")}
+
+        wait_until(lambda: tell_first(1_000_000, "c-aaaaaaaaaaaaaaaa") == 2, "both nodes")
+        rig.nodes[1].kill()
+        before = known(1)
+        assert tell_first(1_000_010, "c-bbbbbbbbbbbbbbbb") == 1 and known(0) != before
+        rig.nodes[1].log.unlink()
+        rig.nodes[1].start()
+        rig.nodes[1].wait_ready()
+        wait_until(lambda: known(1) == known(0), "the other node's account", deadline_s=60.0)
+    finally:
+        rig.end()
+
+
+def test_no_two_accounts_have_one_id() -> None:
+    """Nodes do not take one from another that has the id of theirs (DirJWTStore.saveIfNewer of nats-server)."""
+    crypto = load_crypto()
+    authority = Authority(crypto, make_network(crypto, seeded(0), nats=True))
+    ids = []
+    for wall_s in (1, 2, 3):
+        payload = authority.account_claims(wall_s, [("c-aaaaaaaaaaaaaaaa", 5)]).split(".")[1]
+        ids.append(json.loads(urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["jti"])
+    assert len(set(ids)) == 3
+
+
 def test_a_word_is_the_same_each_time_and_another_after_a_return(hub: Hub) -> None:
     crypto = load_crypto()
     network = make_network(crypto, seeded(0), nats=True)
@@ -187,6 +231,30 @@ def test_a_word_is_the_same_each_time_and_another_after_a_return(hub: Hub) -> No
     assert authority.session_id(row) == device.identity.session_id(network.box_key), "both ends work it out"
     others = make_network(crypto, seeded(9), nats=True)
     assert Authority(crypto, others).device_pass(row) != authority.device_pass(row)
+
+
+def test_who_waits_after_its_admission_ended_has_lost_every_word_it_had(tmp_path: Path) -> None:
+    crypto = load_crypto()
+    network = make_network(crypto, seeded(0), nats=True)
+    with contextlib.closing(make_sqlite(tmp_path / "hub.db", network)) as store:
+        hub = Hub(store, crypto, network)
+        [device] = admitted(hub, 1)
+        with store.write() as tx:
+            actions.expire_device(hub.scribe, tx, row(tx, device), hub.wall_s, hub.wall_s)
+        device.read(hub.sent())
+        assert device.map is not None
+        had = int.from_bytes(DeviceMap(device.map).broker_pass[:8], "big")
+        hub.hear(device.join(hub.token(needs_approval=True)))
+        with store.read() as tx:
+            waiting = row(tx, device)
+            assert waiting.state is DeviceState.PENDING
+            assert dict(cut_off(tx.connection, 10))[device.id] >= had > waiting.created_s
+        with store.write() as tx:
+            actions.approve_device(hub.scribe, tx, row(tx, device), hub.wall_s)
+        with store.read() as tx:
+            approved = row(tx, device)
+            assert device.id not in dict(cut_off(tx.connection, 10))
+        assert int.from_bytes(Authority(crypto, network).device_pass(approved)[:8], "big") > waiting.removed_s
 
 
 def test_maps_and_tokens_have_a_word_only_where_nodes_want_it(tmp_path: Path) -> None:
@@ -298,6 +366,36 @@ def test_what_is_delivered_again_goes_before_what_is_new(accounts: NatsAccounts)
     assert accounts.in_order(11.0, [new]) == []
     accounts.reset()
     assert accounts.in_order(12.0, [newer]) == [newer], "what the lost connection held comes again by itself"
+
+
+def test_so_many_wait_and_no_more(accounts: NatsAccounts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(natsaccounts, "HELD_MAX", 3)
+    new, again = Received("t", b"1", 0, 0), Received("t", b"2", 1, 1, True)
+    accounts.hold(0.0)
+    assert accounts.in_order(0.1, [new, new]) == []
+    assert accounts.in_order(0.2, [again]) == [again, new, new]
+    assert accounts.in_order(0.3, [new]) == [new]
+
+
+def test_a_later_account_has_a_later_date_wherever_the_clock_goes(
+    accounts: NatsAccounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nodes take from each other what has the later date: an older list would let in again who is cut off."""
+    dates: list[int] = []
+
+    def take(_crypto: object, _manager: object, _host: str, _port: int, message: bytes) -> int:
+        payload = message.split(b".")[1]
+        dates.append(json.loads(urlsafe_b64decode(payload + b"=" * (-len(payload) % 4)))["iat"])
+        return 2
+
+    monkeypatch.setattr(natsclaims, "tell", take)
+    for number, wall_s in enumerate((2_000_000_000, 100, 100, 2_000_000_001, 2_100_000_000)):
+        monkeypatch.setattr(time, "time", lambda wall_s=wall_s: float(wall_s))
+        accounts.send(Outgoing(Op.REVOKE, "c-aaaaaaaaaaaaaaaa", id=number + 1))
+        accounts.tick(10.0 * number)
+        wait_until(lambda: accounts.is_quiet, "an end")
+        accounts.tick(10.0 * number)
+    assert dates == [2_000_000_000, 2_000_000_001, 2_000_000_002, 2_000_000_003, 2_100_000_000]
 
 
 def test_who_is_cut_off_is_told_until_a_node_takes_it(

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import AwareDatetime, BaseModel, Field
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 
 from hub import rigging
 from hub.core.model import HubError
@@ -28,6 +29,8 @@ PAGE_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; sandbox; form-action 'none'; base-uri 'none'; "
     "frame-ancestors 'none'"
 )
+
+LAST_S = 253_402_300_799  # 9999-12-31T23:59:59Z
 
 Reader = Annotated[Principal, allowed("rigs:read")]
 Writer = Annotated[Principal, allowed("rigs:write")]
@@ -227,7 +230,10 @@ def get_run(backend: CurrentBackend, who: Reader, rig: RigName, number: Number) 
 @router.put("/rigs/{rig}/runs/{number}/report", status_code=204)
 async def tell_report(request: Request, backend: CurrentBackend, who: Writer, rig: RigName, number: Number) -> Response:
     """Its page: one HTML file, gzipped, as the body. It is shown where nothing of it can run."""
-    packed = await request.body()
+    try:
+        packed = await request.body()
+    except ClientDisconnect:  # or the guard has cut it off
+        raise Problem(413, "too-large", f"At most {PAGE_BYTES_MAX} bytes, gzipped.") from None
     await run_in_threadpool(_take_page, backend, who, rig, number, packed)
     return Response(status_code=204)
 
@@ -296,4 +302,5 @@ def find_run(tx: SqliteTx, name: str, number: int) -> Run:
 
 
 def _seconds(began: datetime) -> int:
-    return max(0, int(began.timestamp()))
+    """Within what can be shown: in UTC a time of the year 1 or 9999 may be of a year before or after."""
+    return min(max(0, int(began.timestamp())), LAST_S)

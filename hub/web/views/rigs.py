@@ -29,6 +29,7 @@ MARKS = {
 RUNS_SHOWN = 12  # on a page: how figures go stands below them
 CHARTS_MAX = 24
 LINES_MAX = 6  # in a chart: so many can be told apart
+CHANGE_MAX = 10_000  # percent; beyond it nobody reads the number
 _SPARK = (100, 24)  # units of a small picture's width and height
 
 
@@ -198,7 +199,10 @@ def change(trend: Trend) -> str:
     before = [value for _, value in trend.points[:-1]]
     if len(before) < 3 or not (usual := statistics.median(before)):
         return ""
-    percent = round(100 * (trend.points[-1][1] - usual) / abs(usual))
+    percents = 100 * (trend.points[-1][1] - usual) / abs(usual)
+    if abs(percents) >= CHANGE_MAX:  # infinite, even, beside what is nearly nothing
+        return "far from usual"
+    percent = round(percents)
     return f"{percent:+d} %" if percent else "as usual"
 
 

@@ -122,6 +122,18 @@ def test_pictures_and_what_they_are_beside() -> None:
     ]
 
 
+def test_pages_stand_what_a_run_may_say(site: Site, owner: Browser) -> None:
+    """The last second that there is, and a figure infinitely many times what it was."""
+    program = site.program(site.token("olga", "rigs:write"))
+    for number, value in enumerate((1e-300, 1e-300, 1e-300, 1e15), 1):
+        figures = [{"what": "drift", "value": value, "unit": "s"}]
+        told = {**run_of(report_kit.told(seed=number)), "began": "9999-12-31T23:59:59-14:00", "figures": figures}
+        assert program.post("/api/v1/rigs/odd/runs", json=told).status_code == 201
+    assert "far from usual" in text(owner, "/rigs/odd/4")
+    for path in ("/rigs", "/rigs/odd"):
+        assert "9999-12-31" in text(owner, path)
+
+
 @needs_browser
 def test_a_report_goes_from_a_folder_to_a_hub_and_into_a_browser(
     tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch

@@ -66,6 +66,7 @@ def test_a_run_is_told_once_and_shown(site: Site, program: TestClient) -> None:
 JUDGED: list[tuple[dict[str, Any], str, str]] = [
     ({}, "passed", ""),
     ({"retries": 1}, "retried", ""),
+    ({"verdict": "retried", "retries": 0}, "retried", ""),
     ({"verdict": "failed"}, "failed", "the suite itself: no step and no limit"),
     ({"steps": [{"name": "boot", "outcome": "failed", "error": "guest-stuck"}]}, "failed", "boot: guest-stuck"),
     ({"figures": [{"what": "rss", "guest": "a", "value": 3, "limit": 2}]}, "failed", "rss a: 3 , limit 2"),
@@ -112,6 +113,14 @@ def test_what_is_no_run_is_refused(site: Site, program: TestClient) -> None:
         assert answer.status_code == status, (change, answer.text)
     assert program.get("/api/v1/rigs").json() == {"rigs": []}
     assert site.audit("rig.add") == []
+
+
+def test_dates_at_the_end_of_the_calendar(program: TestClient) -> None:
+    for number, (began, kept) in enumerate(
+        (("9999-12-31T23:59:59-14:00", 253_402_300_799), ("0001-01-01T00:00:00+14:00", 0)), 1
+    ):
+        tell(program, {**run_of(number), "began": began})
+        assert program.get(f"{RUNS}/{number}").json()["run"]["began"] == kept
 
 
 def test_numbers_that_are_none_are_refused(program: TestClient) -> None:
@@ -241,6 +250,8 @@ def test_pages_that_are_none(program: TestClient) -> None:
     for packed, status, says in NO_PAGES:
         answer = program.put(f"{RUNS}/1/report", content=packed)
         assert answer.status_code == status and says in answer.json()["detail"], answer.text
+    endless = program.put(f"{RUNS}/1/report", content=(bytes(1 << 16) for _ in range(40)))
+    assert endless.status_code == 413
     assert program.get(f"{RUNS}/1").json()["report"] is False
 
 
