@@ -22,6 +22,7 @@ FLUSH_TIMEOUT_S = 600.0
 FULL_TIMEOUT_S = 600.0
 POLL_S = 2.0
 FILL = "/var/fill"
+NO_ROOM = ("more are needed", "No space left")  # for the program; for the first file of all
 EIO = 5
 
 
@@ -129,6 +130,6 @@ def _listed(rig: Rig, number: int) -> list[dict[str, Any]]:
 
 def _says_why(rig: Rig, number: int, name: str) -> str:
     for each in _listed(rig, number):
-        if each["name"] == name and "more are needed" in str(each["why"]):
+        if each["name"] == name and any(text in str(each["why"]) for text in NO_ROOM):
             return str(each["why"])
     return ""
