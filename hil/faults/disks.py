@@ -20,6 +20,7 @@ from hil.smoke import pings, raise_fleet
 FLUSHES = 2_000  # that the failing disk takes before it refuses writes; a boot and a join take some hundreds
 FLUSH_TIMEOUT_S = 600.0
 FULL_TIMEOUT_S = 600.0
+RESTART_TIMEOUT_S = 120.0
 POLL_S = 2.0
 FILL = "/var/fill"
 NO_ROOM = ("more are needed", "No space left")  # for the program; for the first file of all
@@ -78,7 +79,8 @@ def _full(report: Report, rig: Rig, devices: Sequence[Device], out: Path) -> Non
             POLL_S,
         )
     with report.step("room is made") as step:
-        one.guest.console.shell(f"rm -f {FILL} {FILL}.2; sync")
+        # By itself it looks again after ten to twenty minutes; an agent that starts looks at once.
+        one.guest.console.shell(f"rm -f {FILL} {FILL}.2; sync; systemctl restart edgeagent", RESTART_TIMEOUT_S)
         shown = wait_for_state(rig, number, ("done",))
         step["said"] = f"rollout {number} is {shown['state']}"
     with report.step("pings by the new version") as step:
