@@ -22,7 +22,8 @@ from hil.report import Report
 from hil.rig import Device, Rig
 from hil.smoke import pings, raise_fleet
 
-CLOCKS = ("1970-01-01T00:00:00", "2016-11-26T00:00:00", "2036-11-26T00:00:00")
+# The first is an hour on: Linux takes no time that would put the boot before 1970.
+CLOCKS = ("1970-01-01T01:00:00", "2016-11-26T00:00:00", "2036-11-26T00:00:00")
 FLAPS = 20
 FLAP_S = 0.5
 HOLE_S = 30.0
