@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import sys
 from _frozen_importlib_external import MAGIC_NUMBER
-from zlib import crc32
+from binascii import crc32
 
 ENDING = ".pyz"
 KEPT_ENDING = f".{sys.implementation.cache_tag}{ENDING}"

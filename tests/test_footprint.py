@@ -145,15 +145,18 @@ def test_a_breach_is_found() -> None:
 def footprint(*modules: str) -> tuple[list[str], float]:
     """The modules loaded, and MiB of resident memory, of an interpreter that has imported `modules`.
 
-    The second of two runs counts: compiling what changed since the last one takes memory that a device never spends.
+    The least of three runs counts: compiling what changed since the last one takes memory that a device never spends,
+    and how the kernel maps files around a fault differs by 0.2 MiB from run to run.
     """
     environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     command = [sys.executable, "-c", PROBE, *modules]
-    for _ in range(2):
+    least_kib = sys.maxsize
+    for _ in range(3):
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environ)
         assert done.returncode == 0, done.stderr
-    rss_kib, *loaded = done.stdout.split()
-    return loaded, int(rss_kib) / 1024
+        rss_kib, *loaded = done.stdout.split()
+        least_kib = min(least_kib, int(rss_kib))
+    return loaded, least_kib / 1024
 
 
 def breaches(loaded: list[str]) -> list[str]:
