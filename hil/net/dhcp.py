@@ -18,6 +18,11 @@ class Dhcp:
         self._router = (network.network_address + 1).packed
         self._resolver = resolver
         self._leases: dict[bytes, bytes] = {}
+        self._next = _FIRST_HOST
+
+    def renumber(self) -> None:
+        """Whoever asks from now on gets another address than before."""
+        self._leases.clear()
 
     def answer(self, message: bytes) -> bytes | None:
         """The answer's payload, for the same kind of port; None for what needs none."""
@@ -28,9 +33,9 @@ class Dhcp:
         if asked not in (DISCOVER, REQUEST):
             return None
         if mac not in self._leases:
-            if _FIRST_HOST + len(self._leases) >= self._network.num_addresses - 1:
+            if len(self._leases) >= self._network.num_addresses - 1 - _FIRST_HOST:
                 return None
-            self._leases[mac] = (self._network.network_address + _FIRST_HOST + len(self._leases)).packed
+            self._leases[mac] = self._free()
         lease = self._leases[mac]
         wish = options.get(50, message[12:16])
         kind = OFFER if asked == DISCOVER else ACK if wish in (lease, b"\0\0\0\0") else NAK
@@ -42,6 +47,14 @@ class Dhcp:
         yours = lease if kind != NAK else b"\0" * 4
         head = b"\x02" + message[1:3] + b"\0" + message[4:8] + b"\0\0" + message[10:12]
         return head + b"\0" * 4 + yours + b"\0" * 8 + message[28:44] + b"\0" * 192 + _MAGIC + body
+
+    def _free(self) -> bytes:
+        taken = set(self._leases.values())
+        while True:
+            address = (self._network.network_address + self._next).packed
+            self._next = self._next + 1 if self._next + 2 < self._network.num_addresses else _FIRST_HOST
+            if address not in taken:
+                return address
 
 
 def _options(data: bytes) -> dict[int, bytes]:

@@ -77,6 +77,10 @@ class World:
         """The router of that port's home forgets what it translates."""
         self._home_of[port].nat.rebind()
 
+    def renumber(self, port: str) -> None:
+        """The router of that port's home gives out other addresses from now on."""
+        self._home_of[port].dhcp.renumber()
+
     def set_fault(self, port: str, fault: Fault) -> None:
         """From now on, in both directions of the port's cable."""
         for up in (True, False):

@@ -28,13 +28,13 @@ class Node:
         self.mac = f"02:00:00:00:00:{number:02x}"
         world.plug(port, home)
         self.address = ""
-        got = self._dhcp("discover")
+        got = self.dhcp("discover")
         assert got["message-type"] == 2
-        got = self._dhcp("request", ("requested_addr", self.address))
+        got = self.dhcp("request", ("requested_addr", self.address))
         assert got["message-type"] == 5
         assert got["router"] == f"192.168.{home.number}.1"
 
-    def _dhcp(self, kind: str, *options: tuple[str, object]) -> dict[str, object]:
+    def dhcp(self, kind: str, *options: tuple[str, object]) -> dict[str, object]:
         ask = Ether(src=self.mac, dst="ff:ff:ff:ff:ff:ff") / IP(src="0.0.0.0", dst="255.255.255.255")
         ask /= UDP(sport=68, dport=67) / BOOTP(chaddr=bytes.fromhex(self.mac.replace(":", "")), xid=7)
         send(self.world, self.port, ask / DHCP(options=[("message-type", kind), *options, "end"]))
@@ -204,3 +204,32 @@ def test_frames_are_cut_wherever_the_stream_is() -> None:
     for length in (0, 13, FRAME_BYTES_MAX + 1, 0xFFFFFFFF):
         with pytest.raises(FrameError):
             Frames().feed(length.to_bytes(4, "big") + b"x" * 20)
+
+
+def test_a_router_gives_another_address_and_refuses_the_old_one() -> None:
+    world = World()
+    home = world.home("port")
+    node, other = Node(world, "a", 1, home), Node(world, "b", 2, home)
+    before = node.address
+    assert (before, other.address) == ("192.168.1.10", "192.168.1.11")
+    world.renumber("a")
+    assert node.dhcp("request", ("requested_addr", before))["message-type"] == 6
+    assert node.dhcp("discover")["message-type"] == 2
+    assert node.address not in (before, other.address)
+    assert node.dhcp("request", ("requested_addr", node.address))["message-type"] == 5
+
+
+def test_a_network_has_245_leases_however_often_it_is_renumbered() -> None:
+    world = World()
+    home = world.home("port")
+    for _ in range(2):
+        given = {home.dhcp.answer(_discover(number))[16:20] for number in range(245)}  # type: ignore[index]
+        assert len(given) == 245
+        assert all(10 <= address[3] <= 254 for address in given)
+        assert home.dhcp.answer(_discover(245)) is None
+        home.dhcp.renumber()
+
+
+def _discover(number: int) -> bytes:
+    ask = BOOTP(chaddr=number.to_bytes(6, "big"), xid=7) / DHCP(options=[("message-type", "discover"), "end"])
+    return bytes(ask)
