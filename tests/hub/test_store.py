@@ -95,11 +95,15 @@ def test_a_database_of_the_first_form_is_brought_up_to_date(tmp_path: Path, netw
     engine.dispose()
     with pytest.raises(HubError, match="the form 0001"):
         SqliteStore(path)
+    with closing(sqlite3.connect(path)) as raw:
+        raw.execute("UPDATE device SET removed_s = 7")  # it came back
+        raw.commit()
     migrate.migrate(path)
     with closing(SqliteStore(path)) as store, store.write() as tx:
         [device], [token] = tx.devices(), tx.tokens()
         assert (device.kind, device.relay, device.pass_renew_s, device.name) == (Kind.DEVICE, b"", 0, "box")
         assert token.kind is Kind.DEVICE and token.tags == ("tag:cam",)
+        assert device.barred_s == 7, "what it had before is not to count again"
         assert tx.relays() == [] and tx.relay_list() == b""
         assert tx.device_counts() == {DeviceState.ACTIVE: 1}
 
@@ -475,6 +479,7 @@ def _scans(path: Path) -> list[str]:
         "SELECT * FROM device WHERE state = 'active' AND pass_renew_s > 0 AND pass_renew_s <= ? LIMIT 64",
         "SELECT id FROM device WHERE removed_s > 0 AND state IN ('expired', 'removed') AND id > '' AND removed_s > ?"
         " ORDER BY id LIMIT 32",
+        "SELECT id, barred_s FROM device WHERE barred_s > 0 ORDER BY barred_s DESC, id LIMIT 80001",
         "SELECT id FROM job WHERE kind = ? AND reader = ? AND subject > '' LIMIT 1",
         "SELECT * FROM device WHERE state = 'active' AND not_after > 0 AND not_after <= ? LIMIT 64",
         "SELECT * FROM device WHERE state = 'active' AND record_renew_s > 0 AND record_renew_s <= ? LIMIT 64",
