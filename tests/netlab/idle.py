@@ -3,7 +3,8 @@
 python -m tests.netlab.idle [MINUTES] [nats]
 
 A metered device and one that is not, each behind a NAT, with ten peers that they have spoken to and say no more. What
-their ledgers book is scaled to a day, for each ten minutes and for the whole time. With `nats` the broker is a nats-server.
+their ledgers book is scaled to a day, for each ten minutes and for the whole time. With `nats` the broker is a
+nats-server.
 """
 
 from __future__ import annotations
