@@ -479,7 +479,7 @@ rig = Table(
     "rig",
     metadata,
     Column("name", Text, primary_key=True),
-    Column("user", Text, nullable=False),
+    Column("person", Text, nullable=False),  # id, or "" for nobody's
     Column("created_s", Integer, nullable=False),
     Column("runs", Integer, nullable=False),
     sqlite_with_rowid=False,

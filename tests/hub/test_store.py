@@ -24,8 +24,11 @@ from sqlalchemy import LargeBinary
 from hub.core import actions, chores
 from hub.core.memory import MemoryStore
 from hub.core.model import Device, DeviceState, HubError, JobKind, Kind, Network, NodeKey, Op, Outgoing
+from hub.core.people import Person
+from hub.core.rigs import Rig
+from hub.core.roles import Access
 from hub.core.store import Store
-from hub.store import database, migrate, postgres, schema
+from hub.store import database, migrate, people, postgres, rigs, schema
 from hub.store.meta import save_network
 from hub.store.schema import metadata
 from hub.store.sqlite import SqliteStore
@@ -115,6 +118,25 @@ _OLD = {
     "tags": '["tag:cam"]',
     "facts": "{}",
 }
+
+
+def test_rigs_of_a_login_become_those_of_the_person(tmp_path: Path, network: Network) -> None:
+    path = tmp_path / "hub.db"
+    engine = database.open_engine(path)
+    with engine.connect() as connection:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        config = migrate._config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0012")
+        save_network(connection, network)
+        someone = Person("u-aaaaaaaaaaaaaaaa", "olga", "", Access.OPERATOR, 1)
+        people.add_person(connection, someone)
+        connection.exec_driver_sql("INSERT INTO rig VALUES ('bench-1', 'olga', 1, 2), ('bench-2', 'gone', 3, 4)")
+        connection.commit()
+    engine.dispose()
+    migrate.migrate(path)
+    with closing(SqliteStore(path)) as store, store.read() as tx:
+        assert rigs.all_(tx.connection) == [Rig("bench-1", someone.id, 1, 2, "olga"), Rig("bench-2", "", 3, 4, "")]
 
 
 def test_migrating_again_changes_nothing(tmp_path: Path, network: Network) -> None:
