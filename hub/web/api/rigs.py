@@ -283,10 +283,8 @@ def check_owner(tx: SqliteTx, who: Principal, name: str) -> None:
     """Raises Forbidden where the rig is another's."""
     rig = rigs.find(tx.connection, name)
     if rig is not None and rig.person != who.user and not who.may("rigs:manage"):
-        said = (
-            f"The rig {name} is of {rig.login or 'nobody'}: only {'they and ' if rig.login else ''}admins tell of it."
-        )
-        raise Forbidden("not-yours", said, who.actor)
+        whose = f"of {rig.login}: only they and" if rig.login else "of nobody: only"
+        raise Forbidden("not-yours", f"The rig {name} is {whose} admins tell of it.", who.actor)
 
 
 def find(tx: SqliteTx, name: str) -> Rig:
