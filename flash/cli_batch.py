@@ -139,9 +139,7 @@ def _tokens(options: argparse.Namespace, path: Any, units: Any, files: Any, used
     if options.hub:
         if not options.api_token_file:
             raise FlashError("--hub: needs --api-token-file, with an API token of the scope tokens:write.")
-        hub = Hub(
-            options.hub, tokens.read_file(options.api_token_file).decode("ascii", "replace").strip(), options.hub_ca
-        )
+        hub = Hub(options.hub, tokens.read_file(options.api_token_file).decode("utf-8", "replace"), options.hub_ca)
     elif without and not options.tokens:
         names = ", ".join(unit.name for unit in without[:5])
         raise FlashError(f"{path}: no token for {names}. Give --tokens FILE, --hub URL, or a column token-file.")

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import gzip
-import http.client
-import json
 import os
-import urllib.error
 import urllib.parse
-import urllib.request
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flash import hubapi
+from flash.errors import FlashError
 from hil import report_html
 from hil.errors import UploadFailed
 from hil.report_text import clean
 
 TOKEN_VARIABLE = "EDGEHUB_TOKEN"
-TOKEN_BYTES_MAX = 256
 TIMEOUT_S = 60.0
-ANSWER_BYTES_MAX = 1 << 20
 # What a hub takes (docs/api.md); what is more is left out, the last first.
 STEPS_MAX, FIGURES_MAX, GUESTS_MAX, EVENTS_MAX, TEXT_MAX, SAID_MAX = 200, 500, 64, 64, 200, 2_000
 SAID_WHEN_PASSED_MAX = 500
 PAGE_BYTES_MAX = 512 << 10  # gzipped
 LINES_TRIED = (report_html.TRANSCRIPT_LINES_MAX, 300, 40)  # of a guest's console, until the page is short enough
-LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 class Uploaded(NamedTuple):
@@ -47,29 +42,32 @@ def token_of(file: Path | None) -> str:
     else:
         try:
             with file.open(encoding="ascii") as opened:
-                token = opened.read(TOKEN_BYTES_MAX + 1).strip()
+                token = opened.read(hubapi.TOKEN_BYTES_MAX + 2).strip()
         except OSError as error:
             raise UploadFailed(f"--token-file {file}: {error.strerror}") from None
         except UnicodeDecodeError:
             raise UploadFailed(f"--token-file {file}: there is no API token in it: one is ASCII") from None
-    if not token.startswith("em_") or len(token) > TOKEN_BYTES_MAX or not token.isprintable() or " " in token:
-        raise UploadFailed("that is no API token: one begins with em_ and is one word")
-    return token
+    try:
+        return hubapi.check_token(token)
+    except FlashError as error:
+        raise UploadFailed(str(error)) from None
 
 
 def upload(told: dict[str, Any], folder: Path, hub: str, rig: str, token: str) -> Uploaded:
     """Raises UploadFailed. Doing it twice is one run: the hub knows its id."""
-    base = _base(hub)
-    body = json.dumps(run_of(told), ensure_ascii=False).encode()
-    path = f"{base}/api/v1/rigs/{urllib.parse.quote(rig, safe='')}/runs"
-    answer = _send("POST", path, body, "application/json", token)
-    number = answer.get("number")
-    if not isinstance(number, int):
-        raise UploadFailed(f"{base}: the answer is not a hub's. Is it the address of the dashboard?")
-    page, note = _page(told, folder)
-    if page:
-        _send("PUT", f"{path}/{number}/report", page, "application/gzip", token)
-    return Uploaded(number, f"{base}/rigs/{urllib.parse.quote(rig, safe='')}/{number}", answer.get("new") is True, note)
+    try:
+        api = hubapi.Hub(hub, token, timeout_s=TIMEOUT_S)
+        name = urllib.parse.quote(rig, safe="")
+        answer = api.ask("POST", f"/api/v1/rigs/{name}/runs", run_of(told))
+        number = answer.get("number")
+        if not isinstance(number, int):
+            raise UploadFailed(f"{api.url}: the answer is not a hub's. Is it the address of the dashboard?")
+        page, note = _page(told, folder)
+        if page:
+            api.ask("PUT", f"/api/v1/rigs/{name}/runs/{number}/report", page, "application/gzip")
+    except FlashError as error:
+        raise UploadFailed(str(error)) from None
+    return Uploaded(number, f"{api.url}/rigs/{name}/{number}", answer.get("new") is True, note)
 
 
 def _page(told: dict[str, Any], folder: Path) -> tuple[bytes, str]:
@@ -132,52 +130,3 @@ def run_of(told: dict[str, Any]) -> dict[str, Any]:
             for guest in told["guests"][:GUESTS_MAX]
         ],
     }
-
-
-def _base(hub: str) -> str:
-    try:
-        parts = urllib.parse.urlsplit(hub)
-        host = parts.hostname or ""
-    except ValueError:
-        host = ""
-    if not host or parts.scheme not in ("http", "https") or parts.username or parts.query or parts.fragment:
-        raise UploadFailed(f"--hub {hub[:80]!r}: an address like https://hub.example.org expected")
-    if parts.scheme == "http" and host not in LOCAL:
-        raise UploadFailed(f"--hub {hub[:80]!r}: the token would go unencrypted. Use https, or a tunnel to localhost")
-    return hub.rstrip("/")
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A token goes to whom it was meant for."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
-
-
-def _send(method: str, url: str, body: bytes, kind: str, token: str) -> dict[str, Any]:
-    request = urllib.request.Request(url, body, method=method)
-    request.add_header("Authorization", f"Bearer {token}")
-    request.add_header("Content-Type", kind)
-    try:
-        with urllib.request.build_opener(_NoRedirect).open(request, timeout=TIMEOUT_S) as answer:
-            said = answer.read(ANSWER_BYTES_MAX)
-    except urllib.error.HTTPError as error:
-        with error:
-            raise UploadFailed(f"the hub refused it ({error.code}): {_detail(error)}") from None
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        raise UploadFailed(f"{url.partition('/api/')[0]} is not reached: {reason}") from None
-    try:
-        found = json.loads(said) if said else {}
-    except ValueError:
-        found = {}
-    return found if isinstance(found, dict) else {}
-
-
-def _detail(error: urllib.error.HTTPError) -> str:
-    """RFC 9457, or nothing of use."""
-    try:
-        found = json.loads(error.read(ANSWER_BYTES_MAX))
-        return clean(str(found["detail"]), 500)
-    except (OSError, ValueError, KeyError, TypeError):
-        return "it says no more. Is it the address of the dashboard?"

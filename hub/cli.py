@@ -117,7 +117,9 @@ def init(
         typer.Option(help="Name or IP at which devices reach the broker, `:port` if it differs. Repeatable."),
     ] = None,
     name: Annotated[str, typer.Option(help="Domain of the network: devices are HOST.NAME.")] = "mesh.internal",
-    listen: Annotated[str, typer.Option(help="Where the broker listens: PORT, or ADDRESS:PORT.")] = "8883",
+    listen: Annotated[
+        str, typer.Option(help="Where the broker listens: PORT, or ADDRESS:PORT. Without it 8883.", show_default=False)
+    ] = "",
     external_broker: Annotated[
         list[str] | None,
         typer.Option(
@@ -126,7 +128,7 @@ def init(
     ] = None,
     nats: cli_nats.Nodes = None,
     broker_ca: Annotated[Path | None, typer.Option(help="Its CA certificate (PEM).")] = None,
-    broker_user: Annotated[str, typer.Option(help="The hub's user there.")] = "hub",
+    broker_user: Annotated[str, typer.Option(help="The hub's user there. Without it hub.", show_default=False)] = "",
     broker_password_file: Annotated[Path | None, typer.Option(help="A file with that user's password.")] = None,
     admin: Annotated[str, typer.Option(help="Login of the first owner, who signs in to the dashboard.")] = "admin",
     admin_password_file: Annotated[
@@ -145,23 +147,22 @@ def init(
     """
     from hub import setup  # certificates and migrations take long to load
 
-    external = None
-    if nats:
-        external = cli_nats.nodes(nats, external_broker, broker_ca)
-    elif external_broker:
-        if broker_ca is None or broker_password_file is None or len(external_broker) > 1:
-            raise HubError(
-                "--external-broker: its certificate and the hub's password are needed too, and but for NATS it is one. "
-                "Add --broker-ca FILE --broker-password-file FILE"
-            )
-        external = setup.External((external_broker[0],), broker_ca, broker_user, broker_password_file)
+    external = cli_nats.external(
+        nats or [], external_broker or [], broker_ca, broker_user, broker_password_file, listen
+    )
     state = current_state()
     demand_none(state)  # before anybody thinks of a password
     url = read_url(database_file) if database_file is not None else ""
     password, made = cli_users.choose_password(check_login(admin), admin_password_file)
     owner = setup.Owner(admin, password)
     network = setup.initialise(
-        state, domain=name, listen=listen, addresses=address or [], external=external, owner=owner, database_url=url
+        state,
+        domain=name,
+        listen=listen or "8883",
+        addresses=address or [],
+        external=external,
+        owner=owner,
+        database_url=url,
     )
     print_pairs(
         [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -115,10 +116,39 @@ resolver_preload {{
 max_payload: {ACCOUNT_BYTES_MAX}"""
 
 
-def nodes(nats: list[str], brokers: list[str] | None, ca: Path | None) -> External:
-    """What `edgehub init` was told. Raises HubError."""
+def external(
+    nats: list[str], brokers: list[str], ca: Path | None, user: str, password_file: Path | None, listen: str
+) -> External | None:
+    """What `edgehub init` was told of brokers; None where it runs one itself. "" and [] are what was not said.
+
+    Raises HubError, also for what would have no effect: whoever says it takes something for true that is not.
+    """
     from hub.setup import External
 
-    if not brokers:
+    if nats and not brokers:
         raise HubError("--nats: where devices connect is needed too. Add --external-broker HOST:PORT for each server")
-    return External(tuple(brokers), ca, nats=tuple(nats))
+    login = {"--broker-user": user, "--broker-password-file": password_file}
+    if nats:
+        _refuse(login, "the hub has no account at a NATS server, it signs itself what it may do. Leave it out")
+    if brokers:
+        here = {"--listen": listen}
+        _refuse(here, "no broker is started here. Leave it out; ports belong into --external-broker and --address")
+    else:
+        there = {"--broker-ca": ca, **login}
+        _refuse(there, "it is about a broker that somebody else runs. Add --external-broker HOST:PORT, or leave it out")
+    if not brokers:
+        return None
+    if nats:
+        return External(tuple(brokers), ca, nats=tuple(nats))
+    if ca is None or password_file is None or len(brokers) > 1:
+        raise HubError(
+            "--external-broker: its certificate and the hub's password are needed too, and but for NATS it is one. "
+            "Add --broker-ca FILE --broker-password-file FILE"
+        )
+    return External((brokers[0],), ca, user or "hub", password_file)
+
+
+def _refuse(options: Mapping[str, object], why: str) -> None:
+    said = [option for option, value in options.items() if value]
+    if said:
+        raise HubError(f"{', '.join(said)}: {why}")

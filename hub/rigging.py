@@ -26,6 +26,7 @@ from hub.core.rigs import (
     is_beyond,
     judge,
 )
+from hub.core.roles import Principal
 from hub.operations import Doing
 from hub.store import rigs
 from hub.store.rigs import Figures
@@ -61,15 +62,15 @@ class Trend:
     points: list[tuple[int, float]] = field(default_factory=list)
 
 
-def take_run(do: Doing, name: str, login: str, told: Told) -> tuple[Run, bool]:
+def take_run(do: Doing, name: str, who: Principal, told: Told) -> tuple[Run, bool]:
     """(the run, whether it is new): one that was told before, by its id, is not taken again. Raises HubError."""
     rig = rigs.find(do.tx.connection, check_name(name))
     if rig is None:
         if rigs.count(do.tx.connection) >= RIGS_MAX:
             raise HubError(f"rig {name}: there are {RIGS_MAX} rigs, which is the most. Remove one that is gone")
-        rig = Rig(name, login, do.wall_s)
+        rig = Rig(name, who.user, do.wall_s, login=who.login)
         rigs.add(do.tx.connection, rig)
-        do.note("rig.add", f"rig:{name}", user=login)
+        do.note("rig.add", f"rig:{name}", user=rig.login)
     known = rigs.run_of_id(do.tx.connection, name, told.id)
     if known is not None:
         return known, False
@@ -117,7 +118,7 @@ def take_page(do: Doing, run: Run, packed: bytes) -> None:
 def remove(do: Doing, rig: Rig) -> None:
     """With all its runs."""
     rigs.drop(do.tx.connection, rig.name)
-    do.note("rig.remove", f"rig:{rig.name}", runs=rig.runs, user=rig.user)
+    do.note("rig.remove", f"rig:{rig.name}", runs=rig.runs, user=rig.login)
     do.tx.note("rigs")
 
 
@@ -185,7 +186,7 @@ def describe_rig(rig: Rig, newest: list[Run]) -> dict[str, Any]:
     """`newest`: its last runs, the oldest first."""
     return {
         "name": rig.name,
-        "user": rig.user,
+        "user": rig.login,
         "created": rig.created_s,
         "runs": rig.runs,
         "last": describe_run(newest[-1]) if newest else None,

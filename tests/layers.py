@@ -88,7 +88,7 @@ RULES = (
     Rule("boards", ("boards",)),
     # On an operator's machine; settings are checked there as the device will check them
     Rule("flash", ("edgeagent.proto", "edgeagent.config", "boards", "flash")),
-    Rule("hil", ("hil", "boards")),
+    Rule("hil", ("hil", "boards", "flash.hubapi", "flash.errors")),  # of edgeflash the hub's API alone
     Rule("tools", ("tools", "tests", "hil", "boards", *PRODUCT)),
     Rule("tests", OURS),
 )

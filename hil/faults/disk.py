@@ -24,7 +24,7 @@ sys.path.insert(0, sys.argv[1])
 from edgeagent import slots
 from edgeagent.io.keystore import Keystore, StateDamaged, StateFile
 for state in sys.argv[2:]:
-    files = {}
+    files, clock, committed = {}, [0, 0], ""
     store = Keystore(state)
     for file in StateFile:
         try:
@@ -34,24 +34,37 @@ for state in sys.argv[2:]:
         else:
             if body is not None:
                 files[file.filename] = hashlib.sha256(body).hexdigest()[:16]
+                if file is StateFile.CLOCK:
+                    clock = [int.from_bytes(body[:8], "big"), int.from_bytes(body[8:], "big")]
     directory = slots.directory_of(state)
     with tempfile.TemporaryDirectory() as run:
         picked = slots.pick(directory, run)
     whole = slots.check_slot(directory, picked.slot) if picked.slot != slots.FACTORY else ""
     version = slots.read_manifest(directory, picked.slot)["version"] if picked.slot != slots.FACTORY else ""
-    print(json.dumps({"files": files, "slot": picked.slot, "why": picked.why, "fault": whole, "version": version}))
+    try:
+        choice = slots.read_choice(directory)
+        if choice is not None and choice.committed != slots.FACTORY:
+            committed = slots.read_manifest(directory, choice.committed)["version"]
+    except (slots.SlotError, OSError):
+        pass  # `pick` has said why
+    found = {"files": files, "slot": picked.slot, "why": picked.why, "fault": whole, "version": version}
+    print(json.dumps({**found, "clock": clock, "committed": committed}))
 """
 
 
 class Found(NamedTuple):
     """`files`: digest, or DAMAGED, by name of each state file; `slot` would be started, of `version` ("": factory's);
-    `why` it is not the chosen one; `fault` of the slot that would be started."""
+    `why` it is not the chosen one; `fault` of the slot that would be started. `clock`: the last TAI64N that may have
+    been used, ns, and the least that the time can be, s. `committed` is the version of the slot that is committed ("":
+    the factory's is, or it cannot be read)."""
 
     files: dict[str, str]
     slot: str
     why: str
     fault: str
     version: str
+    clock: tuple[int, int] = (0, 0)
+    committed: str = ""
 
 
 class NotUndone(HilError):
@@ -106,4 +119,4 @@ def look(factory: Path, states: Sequence[Path]) -> list[Found]:
     if done.returncode:
         raise CommandFailed(f"the image's agent ended with {done.returncode}: {done.stderr.strip()[-800:]}")
     rows: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
-    return [Found(**row) for row in rows]
+    return [Found(**{**row, "clock": tuple(row["clock"])}) for row in rows]

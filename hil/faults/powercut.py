@@ -17,7 +17,8 @@ from pathlib import Path
 from hil import images
 from hil.errors import CommandFailed, NotReached
 from hil.faults import disk
-from hil.faults.disk import DAMAGED, Found, NotUndone
+from hil.faults.disk import Found, NotUndone
+from hil.faults.rule import Rule
 from hil.faults.writelog import Cut, Disk, WriteLog, cuts, recording
 from hil.guests.build import build
 from hil.machines import Machine
@@ -35,7 +36,6 @@ BOOTS = 4  # of the disks that cuts gave, by QEMU
 LIVE_CUTS = 5  # at random moments of an update, one after the other on the same disk
 LIVE_CUT_WITHIN_S = 40.0
 VERSION_TIMEOUT_S = 120.0
-GONE_BY_DESIGN = frozenset(("token",))  # once the hub has answered it
 
 
 def powercut(machine: Machine, store: Path, out: Path, say: Callable[[str], None]) -> Report:
@@ -161,30 +161,6 @@ def _found(
     if not filecmp.cmp(work, again, shallow=False):
         raise CommandFailed("a replay of the journal was not taken back whole: what was looked at is not to be trusted")
     again.unlink()
-
-
-class Rule:
-    """What must be true behind each cut, given in the order of `cuts`: nothing that was there for sure is missing,
-    nothing is damaged, a device can join or has joined, and what would start is whole and one of `versions`."""
-
-    def __init__(self, versions: set[str]) -> None:
-        self.faults: list[str] = []
-        self._versions = versions
-        self._sure: dict[str, str] = {}
-
-    def judge(self, cut: Cut, found: Found) -> None:
-        wrong = [f"{name} is damaged" for name, digest in found.files.items() if digest == DAMAGED]
-        wrong += [f"{name} is missing" for name in self._sure if name not in found.files and name not in GONE_BY_DESIGN]
-        if self._sure and not {"token", "admission"} & set(found.files):
-            wrong.append("neither a token nor an admission is there")
-        if found.fault or "damaged" in found.why:
-            wrong.append(found.fault or found.why)
-        if found.version not in self._versions:
-            wrong.append(f"version {found.version!r} would start")
-        if wrong and len(self.faults) < 100:
-            self.faults.append(f"{cut}: {'; '.join(wrong)}")
-        if not cut.some:  # all of this is on the disk for sure
-            self._sure = dict(found.files)
 
 
 def _boot_some(report: Report, device: Device, image: Path, log: WriteLog) -> str:

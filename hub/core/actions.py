@@ -13,7 +13,7 @@ from hub.core import admission, clients, naming, relays, routes
 from hub.core.credential import make_credential
 from hub.core.hostnames import RESERVED
 from hub.core.model import TOKENS_MAX, Device, DeviceState, HubError, JobKind, Kind, Op, Outgoing, Role, Token
-from hub.core.nats import hosts_for
+from hub.core.nats import bar, hosts_for
 from hub.core.scribe import Scribe
 from hub.core.store import Tx
 
@@ -202,6 +202,7 @@ def remove_device(scribe: Scribe, tx: Tx, device: Device, wall_s: int) -> None:
             facts={},
             removed_s=max(wall_s, device.removed_s + 1, device.created_s),  # not before anything it was given
             removed_seq=tx.next_seq(),
+            barred_s=bar(device, wall_s),
             relay=b"",
             members=0,
             pass_renew_s=0,

@@ -25,6 +25,7 @@ from hub.core.model import (
     Role,
     Token,
 )
+from hub.core.nats import bar
 from hub.core.scribe import NODE_KEYS_SHOWN_MAX, Scribe
 from hub.core.store import Tx
 
@@ -150,7 +151,8 @@ def _come_in(scribe: Scribe, tx: Tx, join: Join, token: Token, old: Device | Non
     if old is not None:  # expired or removed: what it still has stays, and its feed's generation goes on
         device.name, device.v4, device.v6 = old.name, old.v4, old.v6
         device.feed_key, device.feed_generation = old.feed_key, old.feed_generation
-        device.user, device.created_s, device.removed_s = token.user or old.user, old.created_s, old.removed_s
+        device.user, device.created_s = token.user or old.user, old.created_s
+        device.removed_s, device.barred_s = old.removed_s, old.barred_s
     try:
         if device.name is None:
             device.name = hostnames.choose_name(
@@ -174,8 +176,7 @@ def _come_in(scribe: Scribe, tx: Tx, join: Join, token: Token, old: Device | Non
     if token.needs_approval:
         device.pending_password = join.password
         if old is not None and old.state is DeviceState.EXPIRED:
-            # The map of its end may hold a broker's pass that is later than the end
-            device.removed_s = max(wall_s, old.removed_s + 1, old.created_s)
+            device.barred_s = bar(old, wall_s)
             tx.put_out(Outgoing(Op.REVOKE, device.id))
         tx.save_device(device)
         _answer_wait(scribe, tx, device, wall_s)

@@ -171,6 +171,7 @@ class Device:
     last_seen_s: int = 0
     removed_s: int = 0  # when it was cut off last: removed, or its admission ended
     removed_seq: int = 0
+    barred_s: int = 0  # brokers that believe a signed word believe none of it that is not later: hub.core.nats
     kind: Kind = Kind.DEVICE
     relay: bytes = b""  # what a relay said of itself, as maps have it (CBOR); empty: nothing yet
     members: int = 0  # that a relay said it has

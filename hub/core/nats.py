@@ -79,8 +79,8 @@ class Authority:
     # What users show
 
     def device_pass(self, device: Device) -> bytes:
-        """`bp` of its map. One that comes back has another than the one that was cut off."""
-        return self._pass(DEVICE, device.id, max(device.created_s, device.removed_s + 1), 0)
+        """`bp` of its map. One that was cut off and comes back has a later one than all that it had."""
+        return self._pass(DEVICE, device.id, max(device.created_s, device.barred_s + 1), 0)
 
     def claim_pass(self, claim: str, not_after: int) -> bytes:
         """`b` of a join token; for a while after its end it still may ask why."""
@@ -119,6 +119,11 @@ class Authority:
 
     def _public(self, name: str) -> bytes:
         return self._crypto.ed25519_public(self._key(name))
+
+
+def bar(device: Device, wall_s: int) -> int:
+    """Its `barred_s` from now on: no pass that it was given is later, wherever the clock has gone since."""
+    return max(wall_s, device.barred_s + 1, device.created_s)
 
 
 def hosts_for(network: Network, user: str) -> list[str]:

@@ -32,9 +32,10 @@ class Verdict(Enum):
 @dataclass(slots=True)
 class Rig:
     name: str
-    user: str  # login of whom it belongs to
+    person: str  # id of whom it belongs to; "" for nobody
     created_s: int
     runs: int = 0  # that it ever had: the number of the newest
+    login: str = ""  # of the person, for people to read
 
 
 @dataclass(slots=True, frozen=True)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import zlib
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row, Select, delete, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert  # SQLite has taken its ON CONFLICT from there
 
 from hub.core.rigs import STRIP_RUNS, Rig, Run, Verdict
-from hub.store.schema import rig, rig_page, rig_run
+from hub.store.schema import person, rig, rig_page, rig_run
 
 _FIELDS = [field.name for field in fields(Run)]
+_RIG: Select[Any] = select(rig, func.coalesce(person.c.login, "").label("login")).outerjoin(
+    person, person.c.id == rig.c.person
+)
 _RUN: Select[Any] = select(*(rig_run.c[name] for name in _FIELDS if name != "seconds"), rig_run.c.took_ms)
 
 
@@ -26,11 +29,11 @@ class Figures(NamedTuple):
 
 def all_(connection: Connection) -> list[Rig]:
     """By name; admission keeps them few."""
-    return [Rig(**row._mapping) for row in connection.execute(select(rig).order_by(rig.c.name))]
+    return [Rig(**row._mapping) for row in connection.execute(_RIG.order_by(rig.c.name))]
 
 
 def find(connection: Connection, name: str) -> Rig | None:
-    row = connection.execute(select(rig).where(rig.c.name == name)).first()
+    row = connection.execute(_RIG.where(rig.c.name == name)).first()
     return None if row is None else Rig(**row._mapping)
 
 
@@ -40,11 +43,11 @@ def count(connection: Connection) -> int:
 
 
 def add(connection: Connection, new: Rig) -> None:
-    connection.execute(insert(rig), asdict(new))
+    connection.execute(insert(rig), {name: getattr(new, name) for name in rig.c.keys()})  # noqa: SIM118
 
 
 def save(connection: Connection, changed: Rig) -> None:
-    connection.execute(update(rig).where(rig.c.name == changed.name).values(asdict(changed)))
+    connection.execute(update(rig).where(rig.c.name == changed.name).values(runs=changed.runs))
 
 
 def drop(connection: Connection, name: str) -> None:

@@ -36,6 +36,7 @@ RECORD_TO_RENEW = text("state = 'active' AND record_renew_s > 0")
 ABOUT_ACCOUNTS = text("op <> 'publish'")
 IS_RELAY = text("kind = 'relay'")
 PASS_TO_RENEW = text("state = 'active' AND pass_renew_s > 0")
+BARRED = text("barred_s > 0")
 CUT_OFF = text("removed_s > 0 AND state IN ('expired', 'removed')")
 
 # The network's identity and the settings of this hub: secrets are here only. "relays" and "names" are parts of maps.
@@ -122,6 +123,7 @@ device = Table(
     Column("pass_renew_s", Integer, nullable=False, server_default=text("0")),
     Column("slice_digest", BLOB, nullable=False, server_default=EmptyBlob()),
     Column("groups_digest", BLOB, nullable=False, server_default=EmptyBlob()),
+    Column("barred_s", Integer, nullable=False, server_default=text("0")),
 )
 Index("ix_device_state", device.c.state, device.c.id)
 Index("ix_device_online", device.c.online, sqlite_where=DEVICE_ONLINE, postgresql_where=DEVICE_ONLINE)
@@ -135,6 +137,7 @@ Index("ix_device_expire", device.c.not_after, sqlite_where=DEVICE_TO_EXPIRE, pos
 Index("ix_device_renew", device.c.record_renew_s, sqlite_where=RECORD_TO_RENEW, postgresql_where=RECORD_TO_RENEW)
 Index("ix_device_relay", device.c.id, sqlite_where=IS_RELAY, postgresql_where=IS_RELAY)
 Index("ix_device_pass", device.c.pass_renew_s, sqlite_where=PASS_TO_RENEW, postgresql_where=PASS_TO_RENEW)
+Index("ix_device_barred", device.c.barred_s, sqlite_where=BARRED, postgresql_where=BARRED)
 Index("ix_device_cut_off", device.c.id, device.c.removed_s, sqlite_where=CUT_OFF, postgresql_where=CUT_OFF)
 
 node_key = Table(
@@ -476,7 +479,7 @@ rig = Table(
     "rig",
     metadata,
     Column("name", Text, primary_key=True),
-    Column("user", Text, nullable=False),
+    Column("person", Text, nullable=False),  # id, or "" for nobody's
     Column("created_s", Integer, nullable=False),
     Column("runs", Integer, nullable=False),
     sqlite_with_rowid=False,

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import struct
 import subprocess
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
+from edgeagent import slots
+from edgeagent.io.keystore import Keystore, StateFile
 from hil.faults import disk
 from hil.faults.disk import Found
-from hil.faults.powercut import Rule, choose
+from hil.faults.powercut import choose
+from hil.faults.rule import Rule
 from hil.faults.writelog import DISCARD, FLUSH, FUA, MAGIC, Cut, Disk, LogDamaged, Write, WriteLog, cuts
 
 ROOT = Path(__file__).parents[2]
@@ -137,13 +142,14 @@ def test_a_state_is_read_from_a_disk_that_was_not_unmounted(tmp_path: Path) -> N
     assert found == Found({"identity": disk.DAMAGED}, "factory", "", "", "")
 
 
-def test_the_rule_names_what_a_cut_has_lost() -> None:
-    def judge(*found: tuple[Cut, Found]) -> list[str]:
-        rule = Rule({"", "0.9.0"})
-        for cut, each in found:
-            rule.judge(cut, each)
-        return rule.faults
+def judge(*found: tuple[Cut, Found]) -> list[str]:
+    rule = Rule({"", "0.9.0"})
+    for cut, each in found:
+        rule.judge(cut, each)
+    return rule.faults
 
+
+def test_the_rule_names_what_a_cut_has_lost() -> None:
     good = Found(WHOLE, "factory", "", "", "")
     assert judge((Cut(0, ()), good), (Cut(0, (1,)), good._replace(slot="a", version="0.9.0"))) == []
     lost = Found({"identity": "aa"}, "factory", "", "", "")
@@ -154,3 +160,56 @@ def test_the_rule_names_what_a_cut_has_lost() -> None:
     assert "damaged" in judge((Cut(0, ()), good._replace(files={**WHOLE, "cache": disk.DAMAGED})))[0]
     assert "slot a" in judge((Cut(0, ()), good._replace(slot="a", fault="slot a: damaged", version="0.9.0")))[0]
     assert "'0.9.1' would start" in judge((Cut(0, ()), good._replace(slot="a", version="0.9.1")))[0]
+
+
+def test_the_rule_names_what_a_cut_has_taken_back() -> None:
+    def state(cache: str, **more: str) -> Found:
+        return Found({**WHOLE, "cache": cache, **more}, "factory", "", "", "")
+
+    first, second, third = state("1"), state("2"), state("3")
+    sure = [(Cut(0, ()), first), (Cut(0, (0,)), first), (Cut(0, (0, 1)), second), (Cut(0, (1,)), first)]
+    assert judge(*sure, (Cut(2, ()), second), (Cut(2, (2,)), third), (Cut(2, (3,)), second)) == []
+    [said] = judge(*sure, (Cut(2, ()), second), (Cut(2, (2, 3)), third), (Cut(2, (3,)), first))
+    assert said == "write 3, 1 since the last flush: cache is as it was before what is on the disk for sure"
+    # What was never there for sure, but was written before what is, is older too.
+    between = [(Cut(0, ()), first), (Cut(0, (0,)), second), (Cut(0, (0, 1)), third), (Cut(2, ()), third)]
+    assert "cache" in judge(*between, (Cut(2, (2,)), second))[0]
+    assert "cache" in judge(*between, (Cut(2, ()), first))[0], "a rollback that is on the disk for sure"
+    assert judge(*between, (Cut(2, (2,)), state("4")), (Cut(3, ()), state("5"))) == []
+    taken_back = [(Cut(0, ()), state("1", routing="a")), (Cut(1, ()), state("1", routing="b"))]
+    assert judge(*taken_back, (Cut(1, (2,)), state("1", routing="a"))) == []
+
+
+def test_the_rule_names_a_clock_that_went_back_and_a_commit_that_was_forgotten() -> None:
+    good = Found(WHOLE, "factory", "", "", "", clock=(7_000, 50))
+    assert judge((Cut(0, ()), good), (Cut(0, (1,)), good._replace(clock=(9_000, 50)))) == []
+    for clock in ((6_999, 50), (7_000, 49), (0, 0)):
+        assert "the clock went back" in judge((Cut(0, ()), good), (Cut(0, (1,)), good._replace(clock=clock)))[0]
+    assert judge((Cut(0, (1,)), good), (Cut(0, (2,)), good._replace(clock=(1, 1)))) == [], "it was not there for sure"
+    trial = good._replace(slot="a", version="0.9.0")
+    assert judge((Cut(0, ()), trial), (Cut(0, (1,)), good)) == [], "a trial may end"
+    committed = trial._replace(committed="0.9.0")
+    assert judge((Cut(0, ()), good), (Cut(0, (1,)), committed), (Cut(0, (0,)), good), (Cut(2, ()), committed)) == []
+    assert "'0.9.0' was committed" in judge((Cut(0, ()), committed), (Cut(0, (1,)), good))[0]
+
+
+def test_a_clock_and_a_commit_are_read_from_a_state(tmp_path: Path) -> None:
+    keys = Keystore(str(tmp_path))
+    keys.open()
+    keys.save(StateFile.CLOCK, (5).to_bytes(8, "big") + (6).to_bytes(8, "big"))
+    keys.close()
+    directory = slots.directory_of(str(tmp_path))
+    program = b"an agent"
+    (Path(directory) / "a").mkdir(parents=True)
+    (Path(directory) / "a" / slots.PROGRAM).write_bytes(program)
+    files = {slots.PROGRAM: [len(program), sha256(program).hexdigest()]}
+    (Path(directory) / "a" / slots.MANIFEST).write_text(json.dumps({"version": "0.9.0", "files": files}))
+    choice = slots.Choice()
+    choice.begin_trial("a", 1, "0.9.0", 60)
+    slots.write_choice(directory, choice)
+    [found] = disk.look(ROOT, [tmp_path])
+    assert (found.clock, found.version, found.committed, found.fault) == ((5, 6), "0.9.0", "", "")
+    choice.commit()
+    slots.write_choice(directory, choice)
+    [found] = disk.look(ROOT, [tmp_path])
+    assert (found.version, found.committed) == ("0.9.0", "0.9.0")

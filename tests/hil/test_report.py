@@ -199,13 +199,13 @@ def test_a_token_comes_of_a_file_or_the_environment(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("hub", "says"),
     [
-        ("hub.example.org", "address like"),
-        ("ftp://hub.example.org", "address like"),
-        ("https://", "address like"),
-        ("https://u:p@hub.example.org", "address like"),
-        ("https://[::1", "address like"),
-        ("http://hub.example.org", "unencrypted"),
-        ("http://127.0.0.1:9", "not reached"),
+        ("hub.example.org", "address of the dashboard"),
+        ("ftp://hub.example.org", "address of the dashboard"),
+        ("https://", "address of the dashboard"),
+        ("https://u:p@hub.example.org", "address of the dashboard"),
+        ("https://[::1", "address of the dashboard"),
+        ("http://hub.example.org", "over https only"),
+        ("http://127.0.0.1:9", "Connection refused"),
     ],
 )
 def test_a_hub_that_is_none(tmp_path: Path, hub: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

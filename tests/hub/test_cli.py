@@ -186,6 +186,18 @@ def test_init_touches_no_hub_that_is_there(ready: Shell) -> None:
         (["--external-broker", "b:1"], "--broker-ca"),
         (["--external-broker", "b:1", "--broker-ca", "/none", "--broker-password-file", "/none"], "/none"),
         (["--external-broker", "b:1", "--broker-ca", __file__, "--broker-password-file", __file__], "PEM"),
+        (["--external-broker", "b:1", "--listen", "443"], "--listen: no broker is started here"),
+        (["--address", "a", "--broker-user", "x"], "--broker-user: it is about a broker that somebody else runs"),
+        (
+            ["--address", "a", "--broker-ca", __file__, "--broker-password-file", "/x"],
+            "--broker-ca, --broker-password-",
+        ),
+        (
+            ["--nats", "n:4222", "--external-broker", "n:1", "--broker-user", "x"],
+            "--broker-user: the hub has no account",
+        ),
+        (["--nats", "n:4222", "--external-broker", "n:1", "--broker-password-file", "/x"], "Leave it out"),
+        (["--nats", "n:4222", "--broker-user", "x"], "Add --external-broker"),
     ],
 )
 def test_init_refuses(shell: Shell, arguments: list[str], said: str) -> None:

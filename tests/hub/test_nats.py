@@ -162,6 +162,32 @@ def test_a_removed_device_is_out_at_once_and_back_with_a_new_token(rig: NatsRig)
 
 
 @needs_nats
+def test_what_a_removed_device_had_stays_void_after_it_came_back(rig: NatsRig) -> None:
+    """Also for a node that hears the account anew, as it does at each later removal and each start of a hub."""
+    one, other = In(rig, 9, "returner"), In(rig, 10, "later")
+    rig.run("devices", "remove", "returner")
+    rig.wait_settled()
+    again = In(rig, 9, "returner")
+    with rig.client(again.id, again.password, again.session) as client:
+        rig.run("devices", "remove", "later")
+        rig.wait_settled()
+        with rig.client(other.id, other.password, other.session) as gone:
+            assert gone.code != 0, "the account was told anew"
+        with rig.client(one.id, one.password, "another-session") as thief:
+            assert thief.code != 0, "what it had before its removal counts no more"
+        client.turn()
+        assert client.code == 0 and not client.ended
+    assert rig.stop() == 0
+    rig.start()
+    rig.wait_settled()
+    with (
+        rig.client(one.id, one.password, "another-session") as thief,
+        rig.client(again.id, again.password, again.session) as client,
+    ):
+        assert thief.code != 0 and client.code == 0
+
+
+@needs_nats
 def test_what_nodes_missed_they_hear_at_the_start_of_a_hub(rig: NatsRig) -> None:
     one = In(rig, 7, "missed")
     assert rig.stop() == 0
@@ -223,8 +249,8 @@ def test_a_word_is_the_same_each_time_and_another_after_a_return(hub: Hub) -> No
     assert authority.device_pass(row) == Authority(crypto, network).device_pass(row)
     since = int.from_bytes(authority.device_pass(row)[:8], "big")
     assert since == row.created_s
-    row.removed_s = row.created_s + 5
-    assert int.from_bytes(authority.device_pass(row)[:8], "big") == row.removed_s + 1
+    row.barred_s = row.created_s + 5
+    assert int.from_bytes(authority.device_pass(row)[:8], "big") == row.barred_s + 1
     claim = authority.claim_pass("c-aaaaaaaaaaaaaaaa", 1000)
     assert int.from_bytes(claim[8:16], "big") > 1000
     assert authority.claim_pass("c-aaaaaaaaaaaaaaaa", 0)[8:16] == bytes(8)
@@ -248,13 +274,37 @@ def test_who_waits_after_its_admission_ended_has_lost_every_word_it_had(tmp_path
         with store.read() as tx:
             waiting = row(tx, device)
             assert waiting.state is DeviceState.PENDING
-            assert dict(cut_off(tx.connection, 10))[device.id] >= had > waiting.created_s
+            assert dict(cut_off(tx.connection, 10))[device.id] >= had == waiting.created_s
         with store.write() as tx:
             actions.approve_device(hub.scribe, tx, row(tx, device), hub.wall_s)
         with store.read() as tx:
             approved = row(tx, device)
-            assert device.id not in dict(cut_off(tx.connection, 10))
-        assert int.from_bytes(Authority(crypto, network).device_pass(approved)[:8], "big") > waiting.removed_s
+            barred = dict(cut_off(tx.connection, 10))[device.id]
+        since = int.from_bytes(Authority(crypto, network).device_pass(approved)[:8], "big")
+        assert had <= waiting.barred_s == barred < since
+
+
+def test_whoever_is_removed_and_returns_within_a_second_has_a_later_word_each_time(tmp_path: Path) -> None:
+    crypto = load_crypto()
+    network = make_network(crypto, seeded(0), nats=True)
+    with contextlib.closing(make_sqlite(tmp_path / "hub.db", network)) as store:
+        hub = Hub(store, crypto, network)
+        [device] = admitted(hub, 1)
+        hub.wall_s -= 10  # the clock was set back
+        dates = []
+        for _ in range(3):
+            with store.read() as tx:
+                assert tx.device(device.id) is not None
+                dates.append(int.from_bytes(Authority(crypto, network).device_pass(row(tx, device))[:8], "big"))
+            with store.write() as tx:
+                actions.remove_device(hub.scribe, tx, row(tx, device), hub.wall_s)
+            hub.hear(device.join(hub.token()))
+            with store.read() as tx:
+                assert row(tx, device).state is DeviceState.ACTIVE
+                barred = dict(cut_off(tx.connection, 10))[device.id]
+                now = int.from_bytes(Authority(crypto, network).device_pass(row(tx, device))[:8], "big")
+            assert dates[-1] <= barred < now
+        assert dates == sorted(set(dates))
 
 
 def test_maps_and_tokens_have_a_word_only_where_nodes_want_it(tmp_path: Path) -> None:

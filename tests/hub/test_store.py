@@ -24,8 +24,11 @@ from sqlalchemy import LargeBinary
 from hub.core import actions, chores
 from hub.core.memory import MemoryStore
 from hub.core.model import Device, DeviceState, HubError, JobKind, Kind, Network, NodeKey, Op, Outgoing
+from hub.core.people import Person
+from hub.core.rigs import Rig
+from hub.core.roles import Access
 from hub.core.store import Store
-from hub.store import database, migrate, postgres, schema
+from hub.store import database, migrate, people, postgres, rigs, schema
 from hub.store.meta import save_network
 from hub.store.schema import metadata
 from hub.store.sqlite import SqliteStore
@@ -95,11 +98,15 @@ def test_a_database_of_the_first_form_is_brought_up_to_date(tmp_path: Path, netw
     engine.dispose()
     with pytest.raises(HubError, match="the form 0001"):
         SqliteStore(path)
+    with closing(sqlite3.connect(path)) as raw:
+        raw.execute("UPDATE device SET removed_s = 7")  # it came back
+        raw.commit()
     migrate.migrate(path)
     with closing(SqliteStore(path)) as store, store.write() as tx:
         [device], [token] = tx.devices(), tx.tokens()
         assert (device.kind, device.relay, device.pass_renew_s, device.name) == (Kind.DEVICE, b"", 0, "box")
         assert token.kind is Kind.DEVICE and token.tags == ("tag:cam",)
+        assert device.barred_s == 7, "what it had before is not to count again"
         assert tx.relays() == [] and tx.relay_list() == b""
         assert tx.device_counts() == {DeviceState.ACTIVE: 1}
 
@@ -111,6 +118,25 @@ _OLD = {
     "tags": '["tag:cam"]',
     "facts": "{}",
 }
+
+
+def test_rigs_of_a_login_become_those_of_the_person(tmp_path: Path, network: Network) -> None:
+    path = tmp_path / "hub.db"
+    engine = database.open_engine(path)
+    with engine.connect() as connection:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        config = migrate._config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0012")
+        save_network(connection, network)
+        someone = Person("u-aaaaaaaaaaaaaaaa", "olga", "", Access.OPERATOR, 1)
+        people.add_person(connection, someone)
+        connection.exec_driver_sql("INSERT INTO rig VALUES ('bench-1', 'olga', 1, 2), ('bench-2', 'gone', 3, 4)")
+        connection.commit()
+    engine.dispose()
+    migrate.migrate(path)
+    with closing(SqliteStore(path)) as store, store.read() as tx:
+        assert rigs.all_(tx.connection) == [Rig("bench-1", someone.id, 1, 2, "olga"), Rig("bench-2", "", 3, 4, "")]
 
 
 def test_migrating_again_changes_nothing(tmp_path: Path, network: Network) -> None:
@@ -475,6 +501,7 @@ def _scans(path: Path) -> list[str]:
         "SELECT * FROM device WHERE state = 'active' AND pass_renew_s > 0 AND pass_renew_s <= ? LIMIT 64",
         "SELECT id FROM device WHERE removed_s > 0 AND state IN ('expired', 'removed') AND id > '' AND removed_s > ?"
         " ORDER BY id LIMIT 32",
+        "SELECT id, barred_s FROM device WHERE barred_s > 0 ORDER BY barred_s DESC, id LIMIT 80001",
         "SELECT id FROM job WHERE kind = ? AND reader = ? AND subject > '' LIMIT 1",
         "SELECT * FROM device WHERE state = 'active' AND not_after > 0 AND not_after <= ? LIMIT 64",
         "SELECT * FROM device WHERE state = 'active' AND record_renew_s > 0 AND record_renew_s <= ? LIMIT 64",

@@ -148,10 +148,10 @@ class RelayHost:
 class Homes:
     """`start` the hub and relays, make homes, `join` devices; then ask how they reach each other."""
 
-    def __init__(self, lab: Lab, internet: str = INTERNET) -> None:
+    def __init__(self, lab: Lab, internet: str = INTERNET, mesh: type[Mesh] = Mesh) -> None:
         self.lab = lab
         self.internet = lab.net(internet)
-        self.mesh = Mesh(lab, self.internet, port=TLS_PORT)
+        self.mesh = mesh(lab, self.internet, port=TLS_PORT)
         self.relays: list[RelayHost] = []
         self.members: list[Member] = []
         self.routers: list[NatRouter] = []

@@ -1,9 +1,10 @@
 """What idle devices cost for real; tests/sim/idle.py asks the same in virtual time.
 
-python -m tests.netlab.idle [MINUTES]
+python -m tests.netlab.idle [MINUTES] [nats]
 
 A metered device and one that is not, each behind a NAT, with ten peers that they have spoken to and say no more. What
-their ledgers book is scaled to a day, for each ten minutes and for the whole time.
+their ledgers book is scaled to a day, for each ten minutes and for the whole time. With `nats` the broker is a
+nats-server.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tests.netlab import Lab
 from tests.netlab.homes import Homes, Member
+from tests.netlab.mesh import Mesh
 from tests.netlab.nat import Kind
+from tests.netlab.natsmesh import NatsMesh
 
 PEERS = 10
 MINUTES = 60.0
@@ -26,7 +29,7 @@ DAY_S = 86_400.0
 def main() -> int:
     minutes = float(sys.argv[1]) if len(sys.argv) > 1 else MINUTES
     with Lab() as lab:
-        homes = Homes(lab)
+        homes = Homes(lab, mesh=NatsMesh if "nats" in sys.argv[2:] else Mesh)
         homes.start("fra-1", "fra-2")
         measured = [homes.member(name, homes.home(Kind.PORT)) for name in ("metered", "unmetered")]
         measured[0].options = ["--metered", "eth0"]

@@ -16,7 +16,7 @@ from tools.cross import LIBCS, MACHINES, OUT
 FORMATS = ("deb", "ipk", "apk")
 # At -O2 clang unrolls vectors that MIPS has not: 470 KB instead of 143, on boards with 16 MiB of flash for everything
 # and some 32 KiB of instruction cache. Which is faster has not been measured on one.
-SMALL = {"mips": ("-Os",), "mipsel": ("-Os",)}
+SMALL = {machine.name: ("-Os",) for machine in MACHINES if machine.triple.startswith("mips")}
 
 
 class Target(NamedTuple):

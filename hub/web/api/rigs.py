@@ -215,7 +215,7 @@ def tell_run(backend: CurrentBackend, who: Writer, rig: RigName, body: RunIn, re
     """A run that is over. The first one makes the rig, which is then its teller's: others need `rigs:manage`."""
     with backend.doing(who) as do:
         check_owner(do.tx, who, rig)
-        run, new = rigging.take_run(do, rig, who.login, body.told())
+        run, new = rigging.take_run(do, rig, who, body.told())
     if not new:
         response.status_code = 200
     return TakenOut(number=run.number, verdict=run.verdict.value, new=new)
@@ -282,8 +282,9 @@ def page_of(request: Request, backend: Backend, rig: str, number: int) -> Respon
 def check_owner(tx: SqliteTx, who: Principal, name: str) -> None:
     """Raises Forbidden where the rig is another's."""
     rig = rigs.find(tx.connection, name)
-    if rig is not None and rig.user != who.login and not who.may("rigs:manage"):
-        raise Forbidden("not-yours", f"The rig {name} is of {rig.user}: only they and admins tell of it.", who.actor)
+    if rig is not None and rig.person != who.user and not who.may("rigs:manage"):
+        whose = f"of {rig.login}: only they and" if rig.login else "of nobody: only"
+        raise Forbidden("not-yours", f"The rig {name} is {whose} admins tell of it.", who.actor)
 
 
 def find(tx: SqliteTx, name: str) -> Rig:

@@ -9,8 +9,9 @@ from typing import Any, cast
 
 from hil import report_html, report_upload
 from hub import rigging
+from hub.core.roles import Access, Principal
 from hub.operations import Doing
-from hub.store import rigs
+from hub.store import people, rigs
 from hub.store.sqlite import SqliteTx
 from hub.web.api.rigs import RunIn
 from tests.hil import report_kit
@@ -43,7 +44,9 @@ def tell(tx: SqliteTx, wall_s: int, rig: str, told: dict[str, Any], login: str =
     told = {**told, "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(wall_s - 300))}
     do = Doing(tx, cast(Any, None), wall_s, f"token:t-ci of user:{login}")
     body = RunIn(**report_upload.run_of(told))
-    run, new = rigging.take_run(do, rig, login, body.told())
+    person = people.person_by_login(tx.connection, login)
+    who = Principal(person.id if person else "u-elsewhere", login, "", Access.OPERATOR)
+    run, new = rigging.take_run(do, rig, who, body.told())
     assert new
     page = report_html.render(told, Path("/nonexistent"), links=False)
     rigging.take_page(do, run, gzip.compress(page.encode()))

@@ -8,13 +8,15 @@ import zlib
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 from starlette.testclient import TestClient
 
 from hil import report_upload
 from hub import rigging
 from hub.core import rigs as core
 from hub.core.roles import PERMISSIONS, Access
-from hub.store import hooks, rigs
+from hub.store import hooks, people, rigs
+from hub.store.schema import rig
 from hub.web.api.rigs import PAGE_POLICY
 from tests.hil import report_kit
 from tests.hub.web.kit import Site
@@ -268,3 +270,25 @@ def test_web_hooks_hear_of_a_failure_and_of_its_end(site: Site, program: TestCli
         ("rig.mended", 4),
     ]
     assert bodies[0]["failed"] == "boot and join: guest-stuck" and bodies[0]["suite"] == "smoke"
+
+
+def test_a_rig_is_a_persons_whatever_their_login(site: Site) -> None:
+    """A login may become another's; what a night's verdict is worth does not go with it."""
+    site.add_person("ivan", Access.OPERATOR)
+    mine = site.program(site.token("ivan", "rigs:write", "rigs:read"))
+    tell(mine, run_of())
+    with site.write() as tx:
+        ivan = people.person_by_login(tx.connection, "ivan")
+        assert ivan is not None
+        ivan.login = "ivan2"
+        people.save_person(tx.connection, ivan)
+    site.add_person("ivan", Access.OPERATOR)
+    other = site.program(site.token("ivan", "rigs:write"))
+    assert tell(mine, run_of(2))["number"] == 2
+    answer = other.post(RUNS, json=run_of(3))
+    assert answer.status_code == 403 and "is of ivan2" in answer.json()["detail"]
+    assert mine.get("/api/v1/rigs").json()["rigs"][0]["user"] == "ivan2"
+    with site.write() as tx:
+        tx.connection.execute(update(rig).values(person=""))
+    answer = mine.post(RUNS, json=run_of(3))
+    assert answer.status_code == 403 and "is of nobody: only admins" in answer.json()["detail"]
