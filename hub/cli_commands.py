@@ -19,7 +19,7 @@ from hub.core.model import Command, CommandState, Device, DeviceState, HubError,
 from hub.database import Database
 from hub.opening import current_state, doing, open_store
 from hub.output import FAILED, OK, ago, parse_duration, print_error, print_json, print_table
-from hub.store.sqlite import SqliteTx
+from hub.store.sql import SqlTx
 
 app = typer.Typer(help="What devices were told to do.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -202,7 +202,7 @@ def _give(names: list[str], verb: str, args: dict[str, Any], *, expires: str, wa
     raise typer.Exit(OK if all(made.state is CommandState.DONE for _, _, made in shown) else FAILED)
 
 
-def _devices(tx: SqliteTx, names: Iterable[str]) -> list[Device]:
+def _devices(tx: SqlTx, names: Iterable[str]) -> list[Device]:
     found: dict[str, Device] = {}
     for name in names:
         if is_tag(name):
@@ -218,7 +218,7 @@ def _devices(tx: SqliteTx, names: Iterable[str]) -> list[Device]:
     return list(found.values())
 
 
-def _active(tx: SqliteTx) -> Iterator[Device]:
+def _active(tx: SqlTx) -> Iterator[Device]:
     after = ""
     while page := tx.devices(after=after, limit=500, state=DeviceState.ACTIVE):
         yield from (device for device in page if device.kind is Kind.DEVICE)
@@ -228,7 +228,7 @@ def _active(tx: SqliteTx) -> Iterator[Device]:
 # Waiting
 
 
-def _now(tx: SqliteTx, given: list[tuple[Device, Command]]) -> list[tuple[Device, Command]]:
+def _now(tx: SqlTx, given: list[tuple[Device, Command]]) -> list[tuple[Device, Command]]:
     return [(device, tx.command(made.id) or made) for device, made in given]
 
 

@@ -19,7 +19,7 @@ from hub.core.model import Device, DeviceState, HubError, Kind
 from hub.core.people import check_login
 from hub.opening import doing, open_store, wait_for_broker
 from hub.output import ago, parse_duration, print_error, print_json, print_pairs, print_table
-from hub.store.sqlite import SqliteTx
+from hub.store.sql import SqlTx
 
 app = typer.Typer(help="Devices: list, approve, rename, expire, remove.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -231,7 +231,7 @@ def remove(device: Name, yes: Annotated[bool, typer.Option("--yes", "-y", help="
     print_error(f"{found.name or found.id} is removed. It comes back only with a new token")
 
 
-def _all(tx: SqliteTx, state: DeviceState | None) -> Iterator[Device]:
+def _all(tx: SqlTx, state: DeviceState | None) -> Iterator[Device]:
     after = ""
     while page := tx.devices(after=after, limit=500, state=state):
         yield from page

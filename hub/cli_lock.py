@@ -18,7 +18,7 @@ from hub.lockfiles import confirm, read_key, signer_of, write_lines
 from hub.opening import doing, open_store
 from hub.operations import Doing
 from hub.output import ago, parse_duration, print_error, print_json, print_pairs, print_table
-from hub.store.sqlite import SqliteTx
+from hub.store.sql import SqlTx
 
 ENDING_S = 30 * 86_400
 
@@ -271,7 +271,7 @@ def _say(do: Doing, draft: lock.Draft, signer: Signer | None, request: str, *, a
 
 
 def requests_for(
-    view: lock.LockView, tx: SqliteTx, names: list[str], *, everyone: bool, by: bytes | None, valid: str
+    view: lock.LockView, tx: SqlTx, names: list[str], *, everyone: bool, by: bytes | None, valid: str
 ) -> list[DeviceRequest]:
     """`by`: with --all, those that this key has not signed; None: those that no key has."""
     lock.require(view, tx)
@@ -285,6 +285,6 @@ def requests_for(
     return locking.requests(view, tx, int(time.time()), found, by=by, end=end)
 
 
-def _name(tx: SqliteTx, device_id: str) -> str:
+def _name(tx: SqlTx, device_id: str) -> str:
     device = tx.device(device_id)
     return f"{device.name} ({device_id})" if device is not None and device.name else device_id

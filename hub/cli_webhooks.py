@@ -14,7 +14,7 @@ from hub.core.web import URL_MAX
 from hub.opening import doing, open_store
 from hub.output import ago, print_error, print_json, print_table
 from hub.store import hooks
-from hub.store.sqlite import SqliteTx
+from hub.store.sql import SqlTx
 
 app = typer.Typer(
     help="Web hooks: servers that are told by HTTPS what happens here.", no_args_is_help=True, rich_markup_mode=None
@@ -105,7 +105,7 @@ def remove(hook_id: HookId) -> None:
     print_error(f"web hook {hook_id} removed")
 
 
-def _find(tx: SqliteTx, hook_id: str) -> Webhook:
+def _find(tx: SqlTx, hook_id: str) -> Webhook:
     hook = hooks.by_id(tx.connection, hook_id)
     if hook is None:
         raise HubError(f"web hook {hook_id}: there is none of this id. `edgehub webhooks list` shows them")

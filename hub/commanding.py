@@ -12,7 +12,7 @@ from edgeagent.proto.commands import VERBS, WATCH_S_MAX
 from hub.core import commands
 from hub.core.model import Command, Device, HubError
 from hub.operations import Doing
-from hub.store.sqlite import SqliteTx
+from hub.store.sql import SqlTx
 
 # verb → {word for people: (name on the wire, what it is when nobody says; None: left out, ...: it must be said)}
 ARGUMENTS: Mapping[str, Mapping[str, tuple[str, Any]]] = {
@@ -78,7 +78,7 @@ def unwatch(do: Doing, device: Device) -> None:
     commands.unwatch(do.scribe, do.tx, device, do.wall_s, actor=do.actor)
 
 
-def describe(tx: SqliteTx, command: Command, *, with_output: bool = False) -> dict[str, Any]:
+def describe(tx: SqlTx, command: Command, *, with_output: bool = False) -> dict[str, Any]:
     """As JSON could say it, arguments in whole words."""
     found = commands.describe(tx, command, with_output=with_output)
     words = {name: word for word, (name, _) in ARGUMENTS.get(command.verb, {}).items()}

@@ -20,7 +20,7 @@ from hub.core.coordinator import Coordinator
 from hub.core.model import HubDrop
 from hub.core.scribe import Scribe
 from hub.io.mqtt import IN_FLIGHT_MAX
-from hub.store.sqlite import SqliteTx
+from hub.store.sql import SqlTx
 
 BATCH_MAX = 128  # messages a transaction
 JOBS_MAX = 64  # a transaction, and
@@ -38,7 +38,7 @@ class Message(Protocol):
     def payload(self) -> bytes: ...
 
 
-def hear(coordinator: Coordinator, tx: SqliteTx, now: float, wall_s: int, messages: Sequence[Message]) -> None:
+def hear(coordinator: Coordinator, tx: SqlTx, now: float, wall_s: int, messages: Sequence[Message]) -> None:
     """All of them, in their order. Raises what the database as a whole suffers from: nothing of them is kept then."""
     for message in messages:
         try:
@@ -52,7 +52,7 @@ def hear(coordinator: Coordinator, tx: SqliteTx, now: float, wall_s: int, messag
             _drop(coordinator, message, error)
 
 
-def work(scribe: Scribe, tx: SqliteTx, wall_s: int, clock: Callable[[], float]) -> bool:
+def work(scribe: Scribe, tx: SqlTx, wall_s: int, clock: Callable[[], float]) -> bool:
     """Jobs become rows, but no more than can be sent soon. True: there may be more to do at once."""
     end = clock() + WORK_S
     for _ in range(JOBS_MAX // _STEP):

@@ -21,7 +21,8 @@ from hub.store.meta import load_network, save_network
 from hub.store.migrate import create_file, migrate, migrate_server
 from hub.store.postgres import PostgresStore
 from hub.store.schema import outgoing, session
-from hub.store.sqlite import SqliteStore, SqliteTx
+from hub.store.sql import SqlTx
+from hub.store.sqlite import SqliteStore
 
 
 def bring_up_to_date(state: State) -> None:
@@ -34,7 +35,7 @@ def bring_up_to_date(state: State) -> None:
 
 
 @contextlib.contextmanager
-def new_database(state: State, url: str = "") -> Iterator[SqliteTx]:
+def new_database(state: State, url: str = "") -> Iterator[SqlTx]:
     """A transaction in an empty database with all tables; it becomes the hub's when the block ends. `url`: on a server.
 
     Raises HubError when a hub is here, or a network there.
@@ -85,7 +86,7 @@ def take_over(state: State, source: BinaryIO, url: str = "") -> tuple[int, int]:
         return rows, begin_again(tx, 0, "import")
 
 
-def begin_again(tx: SqliteTx, epoch_before: int, how: str) -> int:
+def begin_again(tx: SqlTx, epoch_before: int, how: str) -> int:
     """Of a hub that is somewhere else, or somewhen else, than it was: devices take its word over all before it.
 
     `how` is the audit row's verb. Returns the new epoch. Wall time counts, too: the same state brought back twice must

@@ -15,7 +15,7 @@ from hub.io import live, poke
 from hub.operations import Doing
 from hub.output import print_error
 from hub.state import DEFAULT, State
-from hub.store.sqlite import SqliteTx
+from hub.store.sql import SqlTx
 
 BROKER_TIMEOUT_S = 3.0
 
@@ -56,7 +56,7 @@ def doing() -> Iterator[Doing]:
 
 
 @contextmanager
-def change() -> Iterator[tuple[SqliteTx, Scribe, int]]:
+def change() -> Iterator[tuple[SqlTx, Scribe, int]]:
     """One write transaction (with a scribe and the wall time); afterwards the running hub is told."""
     with open_store() as store:
         with store.write() as tx:

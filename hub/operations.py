@@ -17,14 +17,14 @@ from hub.core.people import check_login
 from hub.core.policy.compile import Policy
 from hub.core.scribe import Scribe
 from hub.store import oidcsettings
-from hub.store.sqlite import SqliteTx
+from hub.store.sql import SqlTx
 
 
 @dataclass(slots=True, frozen=True)
 class Doing:
     """One write transaction, and who acts in it."""
 
-    tx: SqliteTx
+    tx: SqlTx
     scribe: Scribe
     wall_s: int
     actor: str

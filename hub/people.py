@@ -30,7 +30,7 @@ from hub.core.people import (
 )
 from hub.core.roles import Access, Principal
 from hub.store import people
-from hub.store.sqlite import SqliteTx
+from hub.store.sql import SqlTx
 
 # OWASP's smallest set for Argon2id: the process that shows pages has a memory to keep.
 _HASHER = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
@@ -56,7 +56,7 @@ def password_fits(person: Person | None, password: str) -> bool:
 
 
 def add_person(
-    tx: SqliteTx, wall_s: int, actor: str, *, login: str, role: Access, name: str = "", password: str = ""
+    tx: SqlTx, wall_s: int, actor: str, *, login: str, role: Access, name: str = "", password: str = ""
 ) -> Person:
     """`password` empty: signs in by OIDC or passkey only, or when one is set."""
     check_login(login)
@@ -77,7 +77,7 @@ def _role_from(actor: str) -> str:
     return actor if actor == "oidc" else ""
 
 
-def find_person(tx: SqliteTx, text: str) -> Person:
+def find_person(tx: SqlTx, text: str) -> Person:
     """By login or id."""
     found = people.person_by_login(tx.connection, text) or people.person_by_id(tx.connection, text)
     if found is None:
@@ -85,7 +85,7 @@ def find_person(tx: SqliteTx, text: str) -> Person:
     return found
 
 
-def set_role(tx: SqliteTx, wall_s: int, actor: str, target: Person, role: Access) -> None:
+def set_role(tx: SqlTx, wall_s: int, actor: str, target: Person, role: Access) -> None:
     """Ends the sessions: what a page offers, and what the cookie stands for, is another now."""
     _keep_an_owner(tx, target, still=role is Access.OWNER)
     before, target.role, target.role_from = target.role, role, _role_from(actor)
@@ -96,7 +96,7 @@ def set_role(tx: SqliteTx, wall_s: int, actor: str, target: Person, role: Access
     tx.note("users")
 
 
-def take_away(tx: SqliteTx, wall_s: int, actor: str, target: Person) -> None:
+def take_away(tx: SqlTx, wall_s: int, actor: str, target: Person) -> None:
     """Whoever gave the role gives it no more: sessions end, and API tokens are revoked."""
     people.end_sessions(tx.connection, wall_s, person_id=target.id)
     people.revoke_api_tokens(tx.connection, wall_s, person_id=target.id)
@@ -104,7 +104,7 @@ def take_away(tx: SqliteTx, wall_s: int, actor: str, target: Person) -> None:
     tx.note("users")
 
 
-def set_disabled(tx: SqliteTx, wall_s: int, actor: str, target: Person, disabled: bool) -> None:
+def set_disabled(tx: SqlTx, wall_s: int, actor: str, target: Person, disabled: bool) -> None:
     """Disabled: sessions end, API tokens are revoked, and nobody signs in as them."""
     if disabled:
         _keep_an_owner(tx, target, still=False)
@@ -116,7 +116,7 @@ def set_disabled(tx: SqliteTx, wall_s: int, actor: str, target: Person, disabled
     tx.note("users")
 
 
-def set_password(tx: SqliteTx, wall_s: int, actor: str, target: Person, password: str) -> None:
+def set_password(tx: SqlTx, wall_s: int, actor: str, target: Person, password: str) -> None:
     """All their sessions end."""
     target.password = hash_password(check_password(password, target.login))
     people.save_person(tx.connection, target)
@@ -124,7 +124,7 @@ def set_password(tx: SqliteTx, wall_s: int, actor: str, target: Person, password
     audit.record(tx, wall_s, actor, "user.password", f"user:{target.login}")
 
 
-def open_session(tx: SqliteTx, wall_s: int, target: Person, *, how: str, address: str, browser: str) -> str:
+def open_session(tx: SqlTx, wall_s: int, target: Person, *, how: str, address: str, browser: str) -> str:
     """A new session's token, for the cookie. Whatever session the browser had before is for the caller to end."""
     open_ = people.sessions_of(tx.connection, target.id)
     for old in open_[SESSIONS_MAX - 1 :]:
@@ -138,14 +138,14 @@ def open_session(tx: SqliteTx, wall_s: int, target: Person, *, how: str, address
     return token
 
 
-def close_session(tx: SqliteTx, wall_s: int, who: Principal, hash_: bytes, login: str) -> None:
+def close_session(tx: SqlTx, wall_s: int, who: Principal, hash_: bytes, login: str) -> None:
     """Of `login`, who may be another."""
     people.end_sessions(tx.connection, wall_s, hash_=hash_)
     audit.record(tx, wall_s, who.actor, "signout", f"user:{login}", {"session": hash_.hex()[:12]})
 
 
 def make_token(
-    tx: SqliteTx, wall_s: int, who: Principal, *, name: str, scopes: tuple[str, ...], life_s: int, actor: str = ""
+    tx: SqlTx, wall_s: int, who: Principal, *, name: str, scopes: tuple[str, ...], life_s: int, actor: str = ""
 ) -> tuple[ApiToken, str]:
     """A new API token of `who`, and its text, which is shown once. `actor`: who makes it, if not `who`."""
     if not 0 < life_s <= API_TOKEN_LIFE_MAX_S:
@@ -162,13 +162,13 @@ def make_token(
     return new, text
 
 
-def revoke_token(tx: SqliteTx, wall_s: int, actor: str, target: ApiToken) -> None:
+def revoke_token(tx: SqlTx, wall_s: int, actor: str, target: ApiToken) -> None:
     people.revoke_api_tokens(tx.connection, wall_s, token_id=target.id)
     audit.record(tx, wall_s, actor, "apitoken.revoke", f"apitoken:{target.id}")
     tx.note("apitokens")
 
 
-def _keep_an_owner(tx: SqliteTx, target: Person, *, still: bool) -> None:
+def _keep_an_owner(tx: SqlTx, target: Person, *, still: bool) -> None:
     last = target.role is Access.OWNER and not target.disabled_s and people.owner_count(tx.connection) == 1
     if last and not still:
         raise HubError(f"user {target.login}: the last owner. Make somebody else owner first")

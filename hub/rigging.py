@@ -30,7 +30,7 @@ from hub.core.roles import Principal
 from hub.operations import Doing
 from hub.store import rigs
 from hub.store.rigs import Figures
-from hub.store.sqlite import SqliteTx
+from hub.store.sql import SqlTx
 
 GZIP = 16 + zlib.MAX_WBITS  # for zlib: RFC 1952
 
@@ -145,14 +145,14 @@ def unpack(packed: bytes) -> bytes:
 # What is shown
 
 
-def find(tx: SqliteTx, name: str) -> Rig:
+def find(tx: SqlTx, name: str) -> Rig:
     found = rigs.find(tx.connection, name)
     if found is None:
         raise HubError(f"rig {name[:64]!r}: there is none. A rig is there once a run of it was told")
     return found
 
 
-def find_run(tx: SqliteTx, name: str, number: int) -> Run:
+def find_run(tx: SqlTx, name: str, number: int) -> Run:
     find(tx, name)
     found = rigs.run(tx.connection, name, number)
     if found is None:
@@ -212,7 +212,7 @@ def describe_run(run: Run) -> dict[str, Any]:
     }
 
 
-def describe_whole(tx: SqliteTx, run: Run) -> dict[str, Any]:
+def describe_whole(tx: SqlTx, run: Run) -> dict[str, Any]:
     detail, figures = rigs.detail(tx.connection, run.rig, run.number)
     return {
         "run": describe_run(run),

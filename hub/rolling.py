@@ -17,7 +17,7 @@ from hub.core.rollout import Counts, Plan, Progress, Rollout, RolloutDevice, Rol
 from hub.operations import Doing
 from hub.published import Published
 from hub.store import devices
-from hub.store.sqlite import SqliteTx
+from hub.store.sql import SqlTx
 
 DEVICES_MAX = 200_000
 _ACTIVE = Term("state", "=", (DeviceState.ACTIVE.value,))
@@ -40,7 +40,7 @@ class GroupView:
         return self.done + self.failed + self.under_way
 
 
-def fits(tx: SqliteTx, selector: str, wall_s: int, *, version: str = "") -> list[str]:
+def fits(tx: SqlTx, selector: str, wall_s: int, *, version: str = "") -> list[str]:
     """Ids of the active devices that a selector means, without those that run `version`. Raises HubError."""
     terms = (*parse(selector), _ACTIVE)
     if version:
@@ -112,7 +112,7 @@ def _noted(do: Doing, rollout: Rollout, verb: str, **detail: str | int) -> Rollo
 # What is shown
 
 
-def find(tx: SqliteTx, number: int) -> Rollout:
+def find(tx: SqlTx, number: int) -> Rollout:
     found = tx.rollouts.get(number)
     if found is None:
         raise HubError(f"rollout {number}: there is none. `edgehub rollout list` shows which there are")
@@ -131,7 +131,7 @@ def actions_of(rollout: Rollout) -> list[str]:
     return [event.value for event in engine.BY_PEOPLE if (rollout.state, event) in engine.STATES]
 
 
-def groups_of(tx: SqliteTx, rollout: Rollout) -> list[GroupView]:
+def groups_of(tx: SqlTx, rollout: Rollout) -> list[GroupView]:
     numbers: dict[tuple[int, str], int] = {}
     for group, state, _, _, count in tx.rollouts.counts(rollout.id):
         name = "done" if state is Progress.DONE else "failed" if state.is_executed else "under_way"
@@ -162,11 +162,11 @@ def _state_of(rollout: Rollout, number: int) -> str:
     }.get(rollout.state, "under way")
 
 
-def counts(tx: SqliteTx, rollout: Rollout) -> Counts:
+def counts(tx: SqlTx, rollout: Rollout) -> Counts:
     return rollouts.counts(tx, rollout)
 
 
-def describe(tx: SqliteTx, rollout: Rollout, *, with_groups: bool = True) -> dict[str, Any]:
+def describe(tx: SqlTx, rollout: Rollout, *, with_groups: bool = True) -> dict[str, Any]:
     """As JSON has it; times in seconds since 1970, None for never."""
     plan, found = rollout.plan, rollouts.counts(tx, rollout)
     described: dict[str, Any] = {
@@ -239,7 +239,7 @@ def describe_device(row: RolloutDevice, name: str | None) -> dict[str, Any]:
     }
 
 
-def named(tx: SqliteTx, rows: list[RolloutDevice]) -> list[tuple[RolloutDevice, str | None]]:
+def named(tx: SqlTx, rows: list[RolloutDevice]) -> list[tuple[RolloutDevice, str | None]]:
     """With the devices' host names."""
     names: dict[str, str | None] = {}
     ids = [row.device for row in rows]

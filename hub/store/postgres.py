@@ -12,7 +12,7 @@ from sqlalchemy.pool import NullPool
 
 from hub.core.model import HubError
 from hub.store import database, lead
-from hub.store.sqlite import SqliteTx
+from hub.store.sql import SqlTx
 
 LOCK_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 10
@@ -97,7 +97,7 @@ class PostgresStore:
             return lead.members(self._connection)
 
     @contextmanager
-    def write(self) -> Iterator[SqliteTx]:
+    def write(self) -> Iterator[SqlTx]:
         self._demand_lead()
         with self._connection.begin():
             try:
@@ -109,14 +109,14 @@ class PostgresStore:
                     f"the database is busy ({first_line(error)}): another hub holds it for more than "
                     f"{LOCK_TIMEOUT_S:.0f} s. Try again"
                 ) from error
-            yield SqliteTx(self._connection)
+            yield SqlTx(self._connection)
 
     @contextmanager
-    def read(self) -> Iterator[SqliteTx]:
+    def read(self) -> Iterator[SqlTx]:
         self._demand_lead()
         with self._connection.begin():
             self._connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-            yield SqliteTx(self._connection)
+            yield SqlTx(self._connection)
 
     def changes(self) -> int:
         """A number that changes when anybody has written."""

@@ -1,4 +1,4 @@
-"""Routes and plain WireGuard clients, as rows. Functions over a connection, called by `hub.store.sqlite`."""
+"""Routes and plain WireGuard clients, as rows. Functions over a connection, called by `hub.store.sql_parts`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `hub.store.sqlite` asks of the database most often, compiled once, and rows as the objects that they are."""
+"""What `hub.store.sql` asks of the database most often, compiled once, and rows as the objects that they are."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from hub.io import live, poke
 from hub.operations import Doing
 from hub.state import State
 from hub.store import websettings
-from hub.store.sqlite import SqliteTx
+from hub.store.sql import SqlTx
 
 CONNECTIONS_MAX = 8  # to the database; as many requests are worked on at a time
 REFUSALS_BURST = 60  # audit rows about those who have not signed in: a flood must not fill the disk
@@ -45,12 +45,12 @@ class Backend:
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def read(self) -> Iterator[SqliteTx]:
+    def read(self) -> Iterator[SqlTx]:
         with self._store() as store, store.read() as tx:
             yield tx
 
     @contextlib.contextmanager
-    def write(self) -> Iterator[tuple[SqliteTx, Scribe, int]]:
+    def write(self) -> Iterator[tuple[SqlTx, Scribe, int]]:
         """One write transaction (with a scribe and the wall time); then the running hub and all viewers are told."""
         with self._store() as store:
             with store.write() as tx:

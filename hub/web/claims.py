@@ -23,7 +23,7 @@ from hub.core.claims import LIFE_S, POLL_S, WAITING_MAX, Claim, ClaimState, clea
 from hub.core.people import digest, make_secret
 from hub.core.roles import Principal
 from hub.store import claims
-from hub.store.sqlite import SqliteTx
+from hub.store.sql import SqlTx
 from hub.web import cookies
 from hub.web.auth import CurrentBackend, allowed
 from hub.web.errors import Problem, client_address
@@ -167,7 +167,7 @@ def to_out(claim: Claim) -> ClaimOut:
     )
 
 
-def _waiting(tx: SqliteTx, text: str) -> Claim:
+def _waiting(tx: SqlTx, text: str) -> Claim:
     """Raises Problem 404."""
     found = claims.by_code(tx.connection, tidy_code(text))
     if found is None or found.is_over(int(time.time())) or found.state is not ClaimState.WAITING:

@@ -26,7 +26,7 @@ from hub.core.roles import Access
 from hub.io.fetch import Answer, FetchError, fetch
 from hub.people import add_person, set_role, take_away
 from hub.store import oidcsettings, people
-from hub.store.sqlite import SqliteTx
+from hub.store.sql import SqlTx
 from hub.web import cookies
 from hub.web.auth import CurrentBackend
 from hub.web.backend import Backend
@@ -163,7 +163,7 @@ def _settings(backend: Backend) -> Oidc:
     return settings
 
 
-def _person(tx: SqliteTx, wall_s: int, vouched: Vouched, address: str) -> Person | None:
+def _person(tx: SqlTx, wall_s: int, vouched: Vouched, address: str) -> Person | None:
     """Who it is, made or brought up to date; None: the role went with the groups. Raises Untrusted."""
     person = people.person_by_subject(tx.connection, vouched.issuer, vouched.subject)
     if person is None:
@@ -181,7 +181,7 @@ def _person(tx: SqliteTx, wall_s: int, vouched: Vouched, address: str) -> Person
     return person
 
 
-def _newcomer(tx: SqliteTx, wall_s: int, vouched: Vouched) -> Person:
+def _newcomer(tx: SqlTx, wall_s: int, vouched: Vouched) -> Person:
     """A new user, or one that was made for this address and has no other way to sign in."""
     person = people.person_by_login(tx.connection, vouched.login)
     if person is not None and (person.issuer is not None or person.password):

@@ -22,7 +22,7 @@ from hub.io.mqtt import IN_FLIGHT_MAX, Confirmed, Received
 from hub.serve import Server
 from hub.setup import initialise
 from hub.state import State
-from hub.store.sqlite import SqliteTx
+from hub.store.sql import SqlTx
 from tests.hub.kit import Dev, Hub, admitted, load_crypto, make_network, open_store, row, seeded
 
 SECRET = "what the message held"
@@ -39,7 +39,7 @@ def hub(place: Path | str) -> Iterator[Hub]:
 
 def turn(hub: Hub, *messages: tuple[str, bytes]) -> None:
     with hub.store.write() as tx:
-        assert isinstance(tx, SqliteTx)
+        assert isinstance(tx, SqlTx)
         hear(hub.coordinator, tx, hub.now, hub.wall_s, [Received(*message, 1, 1) for message in messages])
 
 
@@ -98,7 +98,7 @@ def test_what_the_database_suffers_from_is_no_fault_of_a_message(hub: Hub, monke
 def test_an_error_of_the_driver_is_what_sqlalchemy_makes_of_it(hub: Hub) -> None:
     (device,) = admitted(hub, 1)
     with hub.store.write() as tx:
-        assert isinstance(tx, SqliteTx)
+        assert isinstance(tx, SqlTx)
         found = row(tx, device)
         with pytest.raises(IntegrityError), tx.savepoint():
             tx.add_device(found)
@@ -117,7 +117,7 @@ def test_what_a_job_leaves_is_done_at_once(hub: Hub) -> None:
             set_policy(tx, hub.wall_s, ALL, "a test")
         while True:
             with hub.store.write() as tx:
-                assert isinstance(tx, SqliteTx)
+                assert isinstance(tx, SqlTx)
                 more = work(hub.scribe, tx, hub.wall_s, lambda: 0.0)
                 sent = tx.outgoing(limit=IN_FLIGHT_MAX)
                 tx.drop_outgoing([item.id for item in sent])
@@ -130,7 +130,7 @@ def test_what_a_job_leaves_is_done_at_once(hub: Hub) -> None:
 def test_work_stops_where_messages_would_wait(hub: Hub) -> None:
     admitted(hub, 12)
     with hub.store.write() as tx:
-        assert isinstance(tx, SqliteTx)
+        assert isinstance(tx, SqlTx)
         set_policy(tx, hub.wall_s, ALL, "a test")
         clock = iter(range(1_000))
         assert work(hub.scribe, tx, hub.wall_s, lambda: next(clock) * WORK_S)

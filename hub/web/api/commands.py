@@ -12,7 +12,7 @@ from hub import commanding
 from hub.core import actions, commands
 from hub.core.model import Device, HubError
 from hub.core.roles import Principal
-from hub.store.sqlite import SqliteTx
+from hub.store.sql import SqlTx
 from hub.web.api.common import PAGE_MAX
 from hub.web.auth import CurrentBackend, allowed
 from hub.web.errors import Problem
@@ -123,7 +123,7 @@ def unwatch(backend: CurrentBackend, who: Runner, device_id: str) -> Response:
     return Response(status_code=204)
 
 
-def _find(tx: SqliteTx, device_id: str) -> Device:
+def _find(tx: SqlTx, device_id: str) -> Device:
     try:
         return actions.find_device(tx, device_id)
     except HubError as error:

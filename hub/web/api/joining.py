@@ -14,7 +14,7 @@ from hub import operations
 from hub.core import actions, relays
 from hub.core.model import Device, DeviceState, HubError, Token
 from hub.core.roles import Principal
-from hub.store.sqlite import SqliteTx
+from hub.store.sql import SqlTx
 from hub.web.api.common import After, Limit
 from hub.web.auth import CurrentBackend, allowed
 from hub.web.errors import Problem
@@ -171,7 +171,7 @@ def remove_relay(backend: CurrentBackend, who: Annotated[Principal, allowed("rel
         operations.remove(do, _find_relay(do.tx, relay_id))
 
 
-def _find_relay(tx: SqliteTx, text: str) -> Device:
+def _find_relay(tx: SqlTx, text: str) -> Device:
     try:
         found: Device | None = actions.find_relay(tx, text)
     except HubError:

@@ -15,7 +15,7 @@ from hub.core.lock_signer import key_text, parse_key
 from hub.core.model import Device, HubError
 from hub.core.roles import Principal
 from hub.io.locklines import LINE_CHARACTERS_MAX, read_answers, request_line
-from hub.store.sqlite import SqliteTx
+from hub.store.sql import SqlTx
 from hub.web.api.common import Seconds
 from hub.web.auth import CurrentBackend, allowed
 from hub.web.errors import Problem
@@ -131,11 +131,11 @@ def take(backend: CurrentBackend, who: Annotated[Principal, allowed("lock:write"
     return Taken(statements=statements, devices=devices)
 
 
-def _view(tx: SqliteTx) -> lock.LockView:
+def _view(tx: SqlTx) -> lock.LockView:
     return lock.LockView(providers.load(), tx.network().id)
 
 
-def _find(tx: SqliteTx, text: str) -> Device:
+def _find(tx: SqlTx, text: str) -> Device:
     try:
         return actions.find_device(tx, text)
     except HubError as error:

@@ -13,7 +13,7 @@ from hub import operations
 from hub.core import actions, clients, naming, routes
 from hub.core.model import Client, Device, HubError
 from hub.core.roles import Principal
-from hub.store.sqlite import SqliteTx
+from hub.store.sql import SqlTx
 from hub.web.api.common import check_if_match, etag, not_modified
 from hub.web.auth import CurrentBackend, allowed
 from hub.web.errors import Problem
@@ -282,7 +282,7 @@ def remove_record(
         return _names(do.tx, response)
 
 
-def _names(tx: SqliteTx, response: Response) -> NamesOut:
+def _names(tx: SqlTx, response: Response) -> NamesOut:
     found = naming.as_json(tx)
     response.headers["ETag"] = etag(found)
     return NamesOut(**found)
@@ -299,7 +299,7 @@ def _client_fields(client: Client, gateway: Device | None) -> dict[str, Any]:
     }
 
 
-def _find(tx: SqliteTx, text: str) -> Device:
+def _find(tx: SqlTx, text: str) -> Device:
     try:
         return actions.find_device(tx, text)
     except HubError as error:

@@ -12,7 +12,7 @@ from hub import people as doing
 from hub.core.people import API_TOKEN_LIFE_MAX_S, NAME_MAX, PASSWORD_MAX, ApiToken, Person, check_role
 from hub.core.roles import OWN, PERMISSIONS, Access, Principal
 from hub.store import people
-from hub.store.sqlite import SqliteTx
+from hub.store.sql import SqlTx
 from hub.web.api.common import After, Limit
 from hub.web.auth import CurrentBackend, CurrentUser, allowed, demand
 from hub.web.errors import Forbidden, Problem, client_address
@@ -271,7 +271,7 @@ def demand_rank(who: Principal, role: Access) -> None:
         raise Forbidden("owners-only", "Only an owner can do this to an owner, or make one.", who.actor)
 
 
-def _seen(tx: SqliteTx, who: Principal, text: str, action: str) -> Person:
+def _seen(tx: SqlTx, who: Principal, text: str, action: str) -> Person:
     found = people.person_by_login(tx.connection, text) or people.person_by_id(tx.connection, text)
     demand(who, action, found.login if found is not None and action in OWN else None)
     if found is None:
@@ -279,7 +279,7 @@ def _seen(tx: SqliteTx, who: Principal, text: str, action: str) -> Person:
     return found
 
 
-def _login(tx: SqliteTx, person_id: str) -> str:
+def _login(tx: SqlTx, person_id: str) -> str:
     person = people.person_by_id(tx.connection, person_id)
     return person.login if person is not None else ""
 

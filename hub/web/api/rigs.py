@@ -17,7 +17,7 @@ from hub.core.rigs import PAGE_BYTES_MAX, TREND_RUNS, Rig, Run, Verdict
 from hub.core.roles import Principal
 from hub.rigging import Told
 from hub.store import rigs
-from hub.store.sqlite import SqliteTx
+from hub.store.sql import SqlTx
 from hub.web.api.common import PAGE_MAX
 from hub.web.auth import CurrentBackend, allowed
 from hub.web.backend import Backend
@@ -279,7 +279,7 @@ def page_of(request: Request, backend: Backend, rig: str, number: int) -> Respon
     return Response(packed, media_type="text/html; charset=utf-8", headers=headers)
 
 
-def check_owner(tx: SqliteTx, who: Principal, name: str) -> None:
+def check_owner(tx: SqlTx, who: Principal, name: str) -> None:
     """Raises Forbidden where the rig is another's."""
     rig = rigs.find(tx.connection, name)
     if rig is not None and rig.person != who.user and not who.may("rigs:manage"):
@@ -287,14 +287,14 @@ def check_owner(tx: SqliteTx, who: Principal, name: str) -> None:
         raise Forbidden("not-yours", f"The rig {name} is {whose} admins tell of it.", who.actor)
 
 
-def find(tx: SqliteTx, name: str) -> Rig:
+def find(tx: SqlTx, name: str) -> Rig:
     try:
         return rigging.find(tx, name)
     except HubError as error:
         raise Problem(404, "no-rig", str(error)) from error
 
 
-def find_run(tx: SqliteTx, name: str, number: int) -> Run:
+def find_run(tx: SqlTx, name: str, number: int) -> Run:
     find(tx, name)
     try:
         return rigging.find_run(tx, name, number)

@@ -15,7 +15,7 @@ from hub.core.roles import Principal
 from hub.core.rollout import Plan, Progress, Rollout, read_groups
 from hub.core.windows import read as read_windows
 from hub.operations import Doing
-from hub.store.sqlite import SqliteTx
+from hub.store.sql import SqlTx
 from hub.web.api.common import PAGE_MAX
 from hub.web.auth import CurrentBackend, allowed
 from hub.web.backend import Backend
@@ -234,7 +234,7 @@ def abort_rollout(backend: CurrentBackend, who: Writer, rollout_id: int, body: R
     return _decide(backend, who, rollout_id, lambda do: rolling.abort(do, rollout_id, why))
 
 
-def find(tx: SqliteTx, rollout_id: int) -> Rollout:
+def find(tx: SqlTx, rollout_id: int) -> Rollout:
     try:
         return rolling.find(tx, rollout_id)
     except HubError as error:

@@ -18,7 +18,7 @@ from hub.core.roles import Principal
 from hub.operations import Doing
 from hub.output import parse_duration
 from hub.store import audits, devices, fleet
-from hub.store.sqlite import SqliteTx
+from hub.store.sql import SqlTx
 from hub.web.auth import CurrentBackend, allowed
 from hub.web.backend import Backend
 from hub.web.errors import Problem
@@ -190,7 +190,7 @@ def _change(
     return back(f"/devices/{device.id}", said)
 
 
-def _find(tx: SqliteTx, device_id: str) -> Device:
+def _find(tx: SqlTx, device_id: str) -> Device:
     try:
         return actions.find_device(tx, device_id)
     except HubError as error:

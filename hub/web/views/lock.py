@@ -20,7 +20,7 @@ from hub.core.roles import Principal
 from hub.io.locklines import read_answers, request_line
 from hub.output import parse_duration
 from hub.store import lock as rows
-from hub.store.sqlite import SqliteTx
+from hub.store.sql import SqlTx
 from hub.web.auth import CurrentBackend, allowed
 from hub.web.backend import Backend
 from hub.web.guard import BODY_MAX
@@ -100,7 +100,7 @@ def _take(backend: Backend, who: Principal, data: bytes) -> int:
     return len(answers)
 
 
-def _draft(tx: SqliteTx, what: str, key: str) -> lock.Draft:
+def _draft(tx: SqlTx, what: str, key: str) -> lock.Draft:
     view, now_s = _view(tx), int(time.time())
     if what == "init":
         return lock.first_draft(view, tx, [parse_key(each) for each in dict.fromkeys(key.split())])
@@ -113,7 +113,7 @@ def _draft(tx: SqliteTx, what: str, key: str) -> lock.Draft:
     raise HubError(f"{what[:20]!r} is no change of a lock")
 
 
-def _view(tx: SqliteTx) -> lock.LockView:
+def _view(tx: SqlTx) -> lock.LockView:
     return lock.LockView(providers.load(), tx.network().id)
 
 

@@ -15,7 +15,7 @@ from hub.core.model import HubError
 from hub.core.roles import Principal
 from hub.operations import Doing
 from hub.store import devices
-from hub.store.sqlite import SqliteTx
+from hub.store.sql import SqlTx
 from hub.web.auth import CurrentBackend, allowed
 from hub.web.backend import Backend
 from hub.web.views.common import Trouble, back, is_part, page, trouble
@@ -144,7 +144,7 @@ def _context(backend: Backend) -> dict[str, Any]:
     }
 
 
-def _examples(tx: SqliteTx) -> list[tuple[str, str]]:
+def _examples(tx: SqlTx) -> list[tuple[str, str]]:
     """(host name, address) of some devices of this network."""
     found = devices.find(tx.connection, _NAMED, 0, limit=EXAMPLES_SHOWN).rows
     found = found or devices.find(tx.connection, _ANY, 0, limit=EXAMPLES_SHOWN).rows

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Form, Request, Response
 from hub.core import actions, audit, commands
 from hub.core.model import Command, Device, HubError
 from hub.core.roles import Principal
-from hub.store.sqlite import SqliteTx
+from hub.store.sql import SqlTx
 from hub.web.auth import CurrentBackend, allowed
 from hub.web.errors import Problem
 from hub.web.views.common import back, page
@@ -31,7 +31,7 @@ Runner = Annotated[Principal, allowed("commands:run")]
 Text = Annotated[str, Form(max_length=1_000)]
 
 
-def panels(tx: SqliteTx, device: Device, who: Principal) -> dict[str, Any]:
+def panels(tx: SqlTx, device: Device, who: Principal) -> dict[str, Any]:
     """What the device's page shows besides what lasts."""
     sample = commands.telemetry(tx, device.id)
     found: dict[str, Any] = {"device": device, "sample": sample, "point": "", "commands": []}
@@ -129,7 +129,7 @@ def give(
     return back(f"/devices/{device.id}", "asked")
 
 
-def _find(tx: SqliteTx, device_id: str) -> Device:
+def _find(tx: SqlTx, device_id: str) -> Device:
     try:
         return actions.find_device(tx, device_id)
     except HubError as error:

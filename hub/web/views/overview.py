@@ -19,7 +19,7 @@ from hub.core.roles import Principal
 from hub.core.rollout import RolloutState
 from hub.store import audits, claims, commands, devices, fleet, rigs, routes
 from hub.store import lock as lock_rows
-from hub.store.sqlite import SqliteTx
+from hub.store.sql import SqlTx
 from hub.web.auth import CurrentBackend, allowed
 from hub.web.views.common import is_part, page
 
@@ -98,7 +98,7 @@ class Paths:
         return self.latencies_ms[len(self.latencies_ms) // 2] if self.latencies_ms else None
 
 
-def find_paths(tx: SqliteTx, now_s: int) -> Paths:
+def find_paths(tx: SqlTx, now_s: int) -> Paths:
     direct = relayed = count = 0
     latencies: list[float] = []
     tight: list[str] = []
@@ -121,7 +121,7 @@ def find_paths(tx: SqliteTx, now_s: int) -> Paths:
     return Paths(count, direct, relayed, tuple(sorted(latencies)), tuple(tight))
 
 
-def network_alerts(tx: SqliteTx, who: Principal, now_s: int) -> list[Alert]:
+def network_alerts(tx: SqlTx, who: Principal, now_s: int) -> list[Alert]:
     """Of routes and of the lock."""
     found = []
     if who.may("routes:read") and (count := routes.waiting(tx.connection)):
@@ -140,7 +140,7 @@ def network_alerts(tx: SqliteTx, who: Principal, now_s: int) -> list[Alert]:
     return found
 
 
-def rig_alerts(tx: SqliteTx) -> list[Alert]:
+def rig_alerts(tx: SqlTx) -> list[Alert]:
     """Rigs whose last run failed."""
     last = [runs[-1] for runs in rigs.newest(tx.connection).values()]
     return [
@@ -150,7 +150,7 @@ def rig_alerts(tx: SqliteTx) -> list[Alert]:
     ]
 
 
-def rollout_alerts(tx: SqliteTx) -> list[Alert]:
+def rollout_alerts(tx: SqlTx) -> list[Alert]:
     """Those that go on only when somebody decides."""
     found = []
     for rollout in tx.rollouts.under_way():
@@ -184,7 +184,7 @@ def signal_alerts(weak: int) -> list[Alert]:
     return [Alert("info", "broadcast", text, what, _to(f'fact~"{fleet.WEAK_SIGNAL}" state:active'))]
 
 
-def find_alerts(tx: SqliteTx, health: fleet.Health, relays_away: int) -> list[Alert]:
+def find_alerts(tx: SqlTx, health: fleet.Health, relays_away: int) -> list[Alert]:
     found = []
     if health.cloned:
         text = f"{_devices(health.cloned)} seen twice: two boards run under one identity"
@@ -213,7 +213,7 @@ def find_alerts(tx: SqliteTx, health: fleet.Health, relays_away: int) -> list[Al
     return found
 
 
-def _complaints(request: Request, tx: SqliteTx, now_s: int) -> tuple[int, int]:
+def _complaints(request: Request, tx: SqlTx, now_s: int) -> tuple[int, int]:
     known: tuple[int, tuple[int, int]] = getattr(request.app.state, "complaints", (0, (0, 0)))
     if not 0 <= now_s - known[0] < COMPLAINTS_EVERY_S:
         known = request.app.state.complaints = (now_s, fleet.complaints(tx.connection))

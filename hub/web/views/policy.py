@@ -19,7 +19,7 @@ from hub.core.policy.problems import PolicyError, Problem
 from hub.core.policy.reading import read
 from hub.core.roles import Principal
 from hub.store import fleet
-from hub.store.sqlite import SqliteTx
+from hub.store.sql import SqlTx
 from hub.web.auth import CurrentBackend, allowed
 from hub.web.views.common import back, page
 
@@ -145,12 +145,12 @@ def _lines(text: str) -> str:
     return text.replace("\r\n", "\n")
 
 
-def _frame(tx: SqliteTx) -> dict[str, Any]:
+def _frame(tx: SqlTx) -> dict[str, Any]:
     newest = tx.policy_version()
     return {"newest": newest, "base": newest, "history": tx.policies()[:HISTORY_SHOWN]}
 
 
-def _look(tx: SqliteTx, text: str) -> dict[str, Any]:
+def _look(tx: SqlTx, text: str) -> dict[str, Any]:
     try:
         policy = check_policy(tx, text)
     except PolicyError as error:
@@ -174,11 +174,11 @@ def _look(tx: SqliteTx, text: str) -> dict[str, Any]:
     }
 
 
-def _refused(tx: SqliteTx, text: str, error: PolicyError) -> dict[str, Any]:
+def _refused(tx: SqlTx, text: str, error: PolicyError) -> dict[str, Any]:
     return {"good": False, "problems": error.problems[:PROBLEMS_MAX], "warnings": (), **_diff(tx, text)}
 
 
-def _kinds(tx: SqliteTx) -> list[tuple[tuple[str, ...], str, int]]:
+def _kinds(tx: SqlTx) -> list[tuple[tuple[str, ...], str, int]]:
     return fleet.identities(tx.connection, MATRIX_MAX)
 
 
@@ -190,7 +190,7 @@ def _cell(text: str) -> Cell:
     return Cell("yes" if text == "any *" else "some" if text else "", text)
 
 
-def _diff(tx: SqliteTx, text: str) -> dict[str, Any]:
+def _diff(tx: SqlTx, text: str) -> dict[str, Any]:
     """Against the policy that holds; `diff` is empty when nothing would change."""
     newest = tx.policy_version()
     if not newest:

@@ -17,7 +17,7 @@ from hub.core.model import Client, Device, DeviceState, HubError
 from hub.core.roles import Principal
 from hub.core.routes import Row
 from hub.store import devices
-from hub.store.sqlite import SqliteTx
+from hub.store.sql import SqlTx
 from hub.web.auth import CurrentBackend, allowed
 from hub.web.backend import Backend
 from hub.web.views.common import Trouble, back, is_part, page, trouble
@@ -152,7 +152,7 @@ def remove_client(who: ClientWriter, backend: CurrentBackend, name: Text) -> Res
     return back("/routes", "client-removed")
 
 
-def own_routes(tx: SqliteTx, device: Device) -> tuple[list[Group], Group]:
+def own_routes(tx: SqlTx, device: Device) -> tuple[list[Group], Group]:
     """What one device offers, for its page: prefixes, and whether it is an exit node."""
     rows = routes.of_device(tx, device)
     return groups_of([row for row in rows if not row.is_exit]), exits_of([row for row in rows if row.is_exit])
@@ -183,7 +183,7 @@ def _context(backend: Backend, **known: Any) -> dict[str, Any]:
     }
 
 
-def _gateways(tx: SqliteTx, rows: list[Row], found: list[Client]) -> list[str]:
+def _gateways(tx: SqlTx, rows: list[Row], found: list[Client]) -> list[str]:
     """Names to choose from: those that are gateways already, that route something, and some that are online."""
     known = devices.by_ids(tx.connection, list({client.gateway for client in found})[: devices.PAGE_MAX])
     names = [row.name for row in known.values() if row.name]

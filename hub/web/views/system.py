@@ -14,7 +14,7 @@ from hub.core import audit
 from hub.core.events import EVENTS
 from hub.core.roles import Principal
 from hub.store import audits, hooks, oidcsettings, websettings
-from hub.store.sqlite import SqliteTx
+from hub.store.sql import SqlTx
 from hub.web.api import system as api
 from hub.web.api.common import etag
 from hub.web.auth import CurrentBackend, allowed
@@ -71,7 +71,7 @@ def chain(request: Request, who: Annotated[Principal, allowed("audit:read")], ba
     return page(request, "audit_chain.html", context)
 
 
-def follow(tx: SqliteTx) -> dict[str, Any]:
+def follow(tx: SqlTx) -> dict[str, Any]:
     """`broken`: the first row that does not fit, or None; `rows`: how many do; `whole`: whether that was all."""
     before, expected, broken = audit.START, 1, None
     while broken is None and expected <= CHAIN_MAX:

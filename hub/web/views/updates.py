@@ -18,7 +18,7 @@ from hub.core.rollout import Counts, Plan, Progress, Rollout, RolloutDevice, Rol
 from hub.operations import Doing
 from hub.output import parse_duration
 from hub.store import devices
-from hub.store.sqlite import SqliteTx
+from hub.store.sql import SqlTx
 from hub.web.api.rollouts import NewRollout, find, make
 from hub.web.auth import CurrentBackend, allowed, demand
 from hub.web.backend import Backend
@@ -102,7 +102,7 @@ class VersionView:
     running: int
 
 
-def view_of(tx: SqliteTx, rollout: Rollout, who: Principal) -> View:
+def view_of(tx: SqlTx, rollout: Rollout, who: Principal) -> View:
     can = [verb for verb in rolling.actions_of(rollout) if who.may(ACTIONS[verb][0])]
     return View(rollout, rolling.what(rollout), rolling.groups_of(tx, rollout), rolling.counts(tx, rollout), can)
 
@@ -121,7 +121,7 @@ def split_bar(group: rolling.GroupView) -> Markup:
     ).format(parts)
 
 
-def device_panel(tx: SqliteTx, device: Device) -> list[tuple[RolloutDevice, Rollout, str, tuple[str, str]]]:
+def device_panel(tx: SqlTx, device: Device) -> list[tuple[RolloutDevice, Rollout, str, tuple[str, str]]]:
     """What became of the last rollouts at one device, for its page."""
     rows = [(row, tx.rollouts.get(row.rollout)) for row in tx.rollouts.of_device(device.id, limit=5)]
     return [
@@ -236,7 +236,7 @@ def decide(who: Reader, backend: CurrentBackend, rollout_id: int, verb: str, to:
     return back("/updates" if to == "list" else f"/updates/{rollout_id}", said)
 
 
-def _numbers(tx: SqliteTx, rollout: Rollout) -> dict[Progress, int]:
+def _numbers(tx: SqlTx, rollout: Rollout) -> dict[Progress, int]:
     numbers: dict[Progress, int] = {}
     for _, state, _, _, count in tx.rollouts.counts(rollout.id):
         numbers[state] = numbers.get(state, 0) + count

@@ -11,7 +11,7 @@ from hub.core.people import Person
 from hub.core.relays import region_tag
 from hub.core.roles import Access
 from hub.people import add_person
-from hub.store.sqlite import SqliteTx
+from hub.store.sql import SqlTx
 
 SITES = {
     "graz": (47.07, 15.44),
@@ -33,7 +33,7 @@ BOARDS = (
 VERSIONS = ("0.1.0", "0.1.0", "0.1.0", "0.1.1", "0.1.1", "0.0.9")
 
 
-def add_fleet(tx: SqliteTx, wall_s: int, count: int = 48, seed: int = 5) -> list[str]:
+def add_fleet(tx: SqlTx, wall_s: int, count: int = 48, seed: int = 5) -> list[str]:
     """Ids of what was added: `count` devices and two relays."""
     random, ids = Random(seed), []
     places = list(SITES.items())
@@ -152,7 +152,7 @@ POLICY = """{
 """
 
 
-def add_people(tx: SqliteTx, wall_s: int) -> list[Person]:
+def add_people(tx: SqlTx, wall_s: int) -> list[Person]:
     people = (
         ("ada@example.org", Access.OWNER, "Ada Okafor"),
         ("ben@example.org", Access.OPERATOR, "Ben Lindqvist"),
@@ -165,7 +165,7 @@ def add_people(tx: SqliteTx, wall_s: int) -> list[Person]:
     ]
 
 
-def add_live(tx: SqliteTx, wall_s: int, device_id: str, peers: list[str]) -> None:
+def add_live(tx: SqlTx, wall_s: int, device_id: str, peers: list[str]) -> None:
     """What a device that is watched says, and what it was told to do of late."""
     causes = {
         "control": (48_200, 91_300),
@@ -252,6 +252,6 @@ def add_live(tx: SqliteTx, wall_s: int, device_id: str, peers: list[str]) -> Non
     tx.save_output(f"{1:016x}", 0, b'{"udp": true, "nat": "endpoint-independent", "mtu": 1472}')
 
 
-def _name(tx: SqliteTx, device_id: str) -> str:
+def _name(tx: SqlTx, device_id: str) -> str:
     found = tx.device(device_id)
     return found.name or "" if found is not None else ""

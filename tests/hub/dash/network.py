@@ -10,7 +10,7 @@ from hub.core import clients, lock, naming
 from hub.core.lock_signer import Signer
 from hub.core.model import Device, LockSignature, Route
 from hub.core.scribe import Scribe
-from hub.store.sqlite import SqliteTx
+from hub.store.sql import SqlTx
 
 LOCK_SEED = bytes(range(32))
 UNSIGNED = 5
@@ -29,7 +29,7 @@ ROUTES = (
 )
 
 
-def add_routes(tx: SqliteTx, wall_s: int, ids: list[str]) -> None:
+def add_routes(tx: SqlTx, wall_s: int, ids: list[str]) -> None:
     for number, prefix, advertised, approved, snat in ROUTES:
         tx.save_route(Route(ids[number], *prefixes.parse(prefix), advertised=advertised, approved=approved, snat=snat))
     scribe = Scribe(providers.load(), os.urandom, tx.network())
@@ -37,7 +37,7 @@ def add_routes(tx: SqliteTx, wall_s: int, ids: list[str]) -> None:
         clients.add(scribe, tx, wall_s - 86_400 * number, name=name, gateway=_device(tx, ids[number]))
 
 
-def add_names(tx: SqliteTx) -> None:
+def add_names(tx: SqlTx) -> None:
     naming.set_search(tx, ["fleet.example", "plant.example"])
     naming.set_split(tx, "plant.example", ["10.20.0.53", "10.20.1.53"])
     naming.set_split(tx, "20.10.in-addr.arpa", ["10.20.0.53"])
@@ -46,7 +46,7 @@ def add_names(tx: SqliteTx) -> None:
     naming.add_record(tx, "@", "TXT", "run by plant IT, +43 316 555 0199")
 
 
-def add_lock(tx: SqliteTx, wall_s: int, ids: list[str]) -> Signer:
+def add_lock(tx: SqlTx, wall_s: int, ids: list[str]) -> Signer:
     """In preparation: all but UNSIGNED devices are signed, and some of the others have not signed their node key."""
     crypto, network = providers.load(), tx.network().id
     signer, view = Signer(crypto, LOCK_SEED), lock.LockView(crypto, network)
@@ -63,7 +63,7 @@ def add_lock(tx: SqliteTx, wall_s: int, ids: list[str]) -> Signer:
     return signer
 
 
-def _device(tx: SqliteTx, device_id: str) -> Device:
+def _device(tx: SqlTx, device_id: str) -> Device:
     found = tx.device(device_id)
     assert found is not None
     return found

@@ -12,7 +12,7 @@ from hub import rigging
 from hub.core.roles import Access, Principal
 from hub.operations import Doing
 from hub.store import people, rigs
-from hub.store.sqlite import SqliteTx
+from hub.store.sql import SqlTx
 from hub.web.api.rigs import RunIn
 from tests.hil import report_kit
 
@@ -25,7 +25,7 @@ STUCK = (
 )
 
 
-def add_rigs(tx: SqliteTx, wall_s: int) -> None:
+def add_rigs(tx: SqlTx, wall_s: int) -> None:
     """Three: one that is well, one whose last night failed, one with few runs of another suite."""
     for number in range(1, 25):
         memory = 26.0 + number * 0.12
@@ -39,7 +39,7 @@ def add_rigs(tx: SqliteTx, wall_s: int) -> None:
     tell(tx, wall_s - 3 * 3_600, "qemu-ci", report_kit.told(seed=200, suite="rollout"))
 
 
-def tell(tx: SqliteTx, wall_s: int, rig: str, told: dict[str, Any], login: str = "ada@example.org") -> int:
+def tell(tx: SqlTx, wall_s: int, rig: str, told: dict[str, Any], login: str = "ada@example.org") -> int:
     """As the API takes it, with its page; the number of the run."""
     told = {**told, "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(wall_s - 300))}
     do = Doing(tx, cast(Any, None), wall_s, f"token:t-ci of user:{login}")

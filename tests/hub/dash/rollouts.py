@@ -13,7 +13,7 @@ from hub.core import rollouts
 from hub.core.rollout import Event, Plan, Progress, Rollout, RolloutDevice, RolloutKind, read_groups
 from hub.core.windows import read as read_windows
 from hub.state import State
-from hub.store.sqlite import SqliteTx
+from hub.store.sql import SqlTx
 from tests.hub import agentfiles
 
 ROOT = bytes(range(32))
@@ -33,7 +33,7 @@ def publish(state: State, wall_s: int) -> None:
                 repository.publish(agentfile.read(made), wall_s - age * DAY_S)
 
 
-def add_rollouts(tx: SqliteTx, state: State, wall_s: int, ids: list[str]) -> None:
+def add_rollouts(tx: SqlTx, state: State, wall_s: int, ids: list[str]) -> None:
     """One that is over, one that was ended, one that paused after its canaries, one that waits, one under way."""
     publish(state, wall_s)
     active = sorted(
@@ -67,7 +67,7 @@ def add_rollouts(tx: SqliteTx, state: State, wall_s: int, ids: list[str]) -> Non
 
 
 def _make(
-    tx: SqliteTx,
+    tx: SqlTx,
     devices: list[str],
     wall_s: int,
     *,
@@ -89,7 +89,7 @@ def _make(
     return made
 
 
-def _all(tx: SqliteTx, rollout: Rollout, state: Progress, count: int, wall_s: int) -> None:
+def _all(tx: SqlTx, rollout: Rollout, state: Progress, count: int, wall_s: int) -> None:
     total = rollout.total
     for number, row in enumerate(tx.rollouts.devices(rollout.id, limit=count)):
         group = next(at for at, each in enumerate(rollout.plan.groups) if number < each.up_to(total))
@@ -98,7 +98,7 @@ def _all(tx: SqliteTx, rollout: Rollout, state: Progress, count: int, wall_s: in
         tx.rollouts.save_device(row)
 
 
-def _under_way(tx: SqliteTx, rollout: Rollout, wall_s: int) -> None:
+def _under_way(tx: SqlTx, rollout: Rollout, wall_s: int) -> None:
     """In its third group: most of it done, some at each step."""
     half = rollout.plan.groups[2].up_to(rollout.total)
     _all(tx, rollout, Progress.DONE, half - 5, wall_s - 4_000)

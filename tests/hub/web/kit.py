@@ -20,7 +20,7 @@ from hub.core.roles import Access, Principal
 from hub.database import open_database
 from hub.setup import Owner, initialise
 from hub.state import State
-from hub.store.sqlite import SqliteTx
+from hub.store.sql import SqlTx
 from hub.store.websettings import WebSettings
 from hub.web.app import make_app
 from tests.hub.kit import load_crypto
@@ -46,7 +46,7 @@ class Site:
         self.secrets: list[str] = [PASSWORD]
 
     @contextmanager
-    def write(self) -> Iterator[SqliteTx]:
+    def write(self) -> Iterator[SqlTx]:
         with closing(open_database(self.state)) as store, store.write() as tx:
             yield tx
 

@@ -27,7 +27,7 @@ from hub.core.oidc import Oidc, Untrusted, challenge, check_claims, check_settin
 from hub.core.roles import Access
 from hub.people import set_role
 from hub.store import oidcsettings, people
-from hub.store.sqlite import SqliteTx
+from hub.store.sql import SqlTx
 from hub.web.oidc import Provider, open_token
 from tests.hub.web.kit import HERE, Browser, Site
 
@@ -221,7 +221,7 @@ def test_a_user_without_a_password_waits_for_the_provider(sso: Site) -> None:
     assert browser.client.get("/api/v1/me").json()["role"] == "auditor"  # no group says otherwise
 
 
-def add(tx: SqliteTx, login: str, role: Access) -> None:
+def add(tx: SqlTx, login: str, role: Access) -> None:
     from hub.people import add_person
 
     add_person(tx, int(time.time()), "cli:test", login=login, role=role)
