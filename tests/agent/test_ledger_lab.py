@@ -11,7 +11,7 @@ import pytest
 from tests.netlab import Host, Lab, rights, until
 from tests.netlab.mesh import Device, Mesh
 
-WRONG_MAX, JOIN_WRONG_MAX = 0.02, 0.1  # of all bytes: what TCP acknowledges and sends again is estimated
+WRONG_MAX, JOIN_WRONG_MAX = 0.02, 0.15  # of all bytes: what TCP acknowledges and sends again is estimated
 ETHERNET = 14
 NO_UDP = """table ip lab {
     chain out {

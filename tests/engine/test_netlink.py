@@ -276,11 +276,15 @@ def test_lost_events_are_told(host: Host, inside: Inside) -> None:
 
 @given(st.binary(max_size=300))
 def test_any_bytes_are_read(data: bytes) -> None:
-    for _, _, _, body in rt.messages(data):
-        rt.error_number(body)
-    list(read_changes(data))
-    for read in (rt.read_link, rt.read_address, rt.read_route, rt.read_default_routes):
-        read(data)
+    bodies = [body for _, _, _, body in rt.messages(data)]
+    assert sum(16 + len(body) for body in bodies) <= len(data) and all(body in data for body in bodies)
+    assert all(rt.error_number(body) == 0 for body in bodies if len(body) < 4)
+    assert len(list(read_changes(data))) <= len(bodies)
+    assert (rt.read_link(data) is None) == (len(data) < 16)
+    address, route = rt.read_address(data), rt.read_route(data)
+    assert address is None or len(address.address) == {socket.AF_INET: 4, socket.AF_INET6: 16}[data[0]]
+    assert route is None or len(route.destination) == {socket.AF_INET: 4, socket.AF_INET6: 16}[data[0]]
+    assert all(each.cidr == 0 and route is not None for each in rt.read_default_routes(data))
 
 
 @given(st.binary(max_size=80))

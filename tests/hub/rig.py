@@ -40,14 +40,19 @@ DEADLINE_S = 20.0
 def wait_until(
     condition: Callable[[], bool], what: str, turn: Callable[[], object] | None = None, deadline_s: float = DEADLINE_S
 ) -> None:
-    """`turn` is called while the condition does not hold; without it the processor is given away for a moment."""
+    """`turn` is called while the condition does not hold; without it the processor is given away for a moment, or for
+    three times as long as it took to ask."""
     deadline = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {deadline_s} s: {what}"
+    while True:
+        asked = time.monotonic()
+        if condition():
+            return
+        now = time.monotonic()
+        assert now < deadline, f"not within {deadline_s} s: {what}"
         if turn is not None:
             turn()
         else:
-            time.sleep(0.01)
+            time.sleep(min(max(0.01, 3 * (now - asked)), 0.2))
 
 
 def free_port() -> int:

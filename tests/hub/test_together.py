@@ -224,8 +224,18 @@ def asked(together: Together, kill: Any) -> None:
 @needs_mosquitto
 @pytest.mark.parametrize("which", ["leading", pytest.param("waiting", marks=pytest.mark.slow)])
 def test_asks_while_one_is_killed(together: Together, which: str) -> None:
-    asked(together, lambda _: together.kill(getattr(together, which)()))
+    killed: list[int] = []
+
+    def kill(_: Client) -> None:
+        hub: Rig = getattr(together, which)()
+        assert hub.process is not None
+        killed.append(hub.process.pid)
+        together.kill(hub)
+
+    asked(together, kill)
     together.wait_ready()
+    [gone] = killed
+    assert str(gone) not in {member.name.split()[1] for member in together.members()}, "it is another process now"
 
 
 @needs_mosquitto
@@ -253,9 +263,13 @@ def test_a_leader_that_hangs_and_comes_back(together: Together) -> None:
 def test_all_lose_the_database_for_a_moment(together: Together) -> None:
     def cut(_: Client) -> None:
         with psycopg.connect(together.first.state.database_url(), autocommit=True) as other:
-            other.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'edgehub serve %'"
-            )
+            cuts = other.execute(
+                "SELECT application_name, pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE application_name LIKE 'edgehub serve %'"
+            ).fetchall()
+        assert all(done for _, done in cuts)
+        hubs = {name.split()[-1] for name, _ in cuts}
+        assert hubs == {str(hub.process.pid) for hub in together.hubs if hub.process is not None}, "all three were cut"
 
     asked(together, cut)
     together.wait_ready()

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TypeVar
 
 LOG_BYTES_MAX = 1 << 20  # per file, and two files per process: a chatty program cannot fill the disk
-POLL_S, POLL_MAX_S = 0.02, 0.2
+POLL_S, POLL_MAX_S = 0.02, 0.5
+POLL_REST = 3  # times as long as the answer took
 STOP_GRACE_S = 3.0
 TAIL_LINES = 30
 
@@ -32,7 +33,8 @@ class LabTimeout(LabError):
 def until(predicate: Callable[[], T], timeout_s: float, what: str) -> T:
     """The first truthy value of `predicate`; LabTimeout says `what` did not come in `timeout_s`.
 
-    It is asked every 20 ms, or as long after an answer as that has taken: programs that are asked leave time to others.
+    It is asked every 20 ms, or three times as long after an answer as that has taken: those that are asked leave time to
+    those that are waited for.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -43,7 +45,7 @@ def until(predicate: Callable[[], T], timeout_s: float, what: str) -> T:
         now = time.monotonic()
         if now >= deadline:
             raise LabTimeout(f"{what}: not within {timeout_s:g} s")
-        time.sleep(min(max(POLL_S, now - asked), POLL_MAX_S))
+        time.sleep(min(max(POLL_S, POLL_REST * (now - asked)), POLL_MAX_S))
 
 
 def rss_kib(pid: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -49,6 +50,8 @@ def main() -> None:
         os.environ[DASHBOARD] = str(_listen().detach())
     if missing() is not None and os.geteuid() != 0 and _works([*_UNSHARE, "true"]):
         command = [*_UNSHARE, "--", "sh", "-c", _PREPARE, "sh", *command]
+    # A shell has what it starts in the background ignore Ctrl-C, and so would all that the command starts.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.execvp(command[0], command)
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
+from typing import TypeGuard
 
 from edgeagent.version import BUILD_TIME_S, VERSION
 
@@ -135,28 +136,33 @@ def lean(source: str) -> str:
 
 def _docstrings(tree: ast.Module) -> Iterator[tuple[ast.Expr, bool]]:
     """Each docstring, and whether nothing else is in its body."""
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and node.body:
-            first = node.body[0]
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                yield first, len(node.body) == 1 and not isinstance(node, ast.Module)
+    for node in _documented(tree):
+        first = node.body[0] if node.body else None
+        if _is_docstring(first):
+            yield first, len(node.body) == 1 and not isinstance(node, ast.Module)
 
 
 def _bare(tree: ast.Module) -> ast.Module:
     """Without docstrings, and `pass` where nothing else is left."""
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and node.body:
-            first = node.body[0]
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                node.body[:1] = []
-            if not node.body and not isinstance(node, ast.Module):
-                node.body = [ast.Pass()]
+    for node in _documented(tree):
+        if node.body and _is_docstring(node.body[0]):
+            node.body[:1] = []
+        if not node.body and not isinstance(node, ast.Module):
+            node.body = [ast.Pass()]
     return tree
+
+
+def _documented(tree: ast.Module) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+    """What may have a docstring. Only statements are walked: there are a tenth as many of them as of all nodes."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield node
+        for within in ("body", "orelse", "finalbody", "handlers", "cases"):
+            waiting += getattr(node, within, ())
+
+
+def _is_docstring(first: ast.stmt | None) -> TypeGuard[ast.Expr]:
+    """Of the first statement of a body."""
+    return isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)

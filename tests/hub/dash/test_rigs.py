@@ -32,12 +32,14 @@ from tests.hub.dash.test_screens import keep
 from tests.hub.dash.test_updates import browser_of
 from tests.hub.web.kit import HERE, Browser, Site
 
+NOW_S = int(time.time())  # for all tests, so that they have the same pages
+
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
     made = Site(tmp_path / "hub")
     with made.write() as tx:
-        add_rigs(tx, int(time.time()))
+        add_rigs(tx, NOW_S)
     with TestClient(made.app, base_url=HERE):
         yield made
 
