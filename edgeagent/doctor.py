@@ -14,6 +14,7 @@ from edgeagent import probes, zipped
 from edgeagent.engine import choice
 from edgeagent.engine.fast import library
 from edgeagent.status import duration, flash, size, table
+from edgeagent.surroundings import has_capability
 from edgeagent.version import BUILD_TIME_S, VERSION
 
 if TYPE_CHECKING:
@@ -64,18 +65,39 @@ def show(findings: list[Finding]) -> str:
 # What moves packets
 
 
-def check_engine(_settings: Settings) -> Iterator[Finding]:
-    meaning = "What moves the packets of an agent that is started with this environment."
+def check_engine(settings: Settings) -> Iterator[Finding]:
+    meaning = "What moves the packets of an agent with these settings where the kernel's WireGuard is not taken."
     try:
-        engine, why = choice.choose()
+        engine, why = choice.choose(asked=choice.AUTO if settings.engine == "kernel" else settings.engine)
     except choice.EngineUnavailable as error:
-        yield Finding("engine", FAILED, str(error), "An agent started with this environment ends with this error.",
-                      f"Unset {choice.ENGINE_VARIABLE}, or see C library.")  # fmt: skip
+        yield Finding("engine", FAILED, str(error), "An agent with these settings ends with this error.",
+                      "Leave the setting `engine` at auto, or see C library.")  # fmt: skip
     else:
         yield Finding("engine", OK, f"{engine}: {why}", meaning)
-    missing = choice.why_no_kernel()
-    meaning = f"Not taken unless {choice.ENGINE_VARIABLE}=kernel asks for it; then it carries the packets."
-    yield Finding("kernel WireGuard", OK, missing or "this kernel has it, or may have it", meaning)
+    yield _kernel_engine(settings)
+
+
+def _kernel_engine(settings: Settings) -> Finding:
+    """Each condition that does not hold, as far as can be seen without an agent; what the hub's map says is its."""
+    from edgeagent import enginerule
+
+    name = "kernel WireGuard"
+    missing = [f"{condition}: {why}" for condition, _, check in enginerule.OF_SYSTEM if (why := check())]
+    facts = enginerule.Facts(
+        profile=settings.memory_profile,
+        uplinks=probes.default_route_interfaces(),
+        modem=enginerule.has_modem(settings.modem),
+    )
+    missing += [f"{condition}: {why}" for condition, _, check in enginerule.OF_DEVICE if (why := check(facts))]
+    if not missing and (why := enginerule.why_no_family()):
+        missing.append(f"WireGuard: {why}")
+    meaning = "Where one of its conditions does not hold another engine is taken: edgeagent status says which runs."
+    if settings.engine == "kernel" and missing:
+        return Finding(name, WARNING, f"asked for by name; {'; '.join(missing)}", meaning,
+                       "Leave the setting `engine` at auto, or mend what is named.")  # fmt: skip
+    return Finding(
+        name, OK, f"not taken: {'; '.join(missing)}" if missing else "all that can be seen here holds", meaning
+    )
 
 
 def check_library(_settings: Settings) -> Iterator[Finding]:
@@ -135,7 +157,7 @@ def check_tun(_settings: Settings) -> Iterator[Finding]:
         "--cap-add NET_ADMIN)."
     )
     offload_meaning = "The kernel hands over up to 64 KiB at once instead of one packet."
-    allowed = probes.has_capability(probes.CAP_NET_ADMIN)
+    allowed = has_capability(probes.CAP_NET_ADMIN)
     yield _rights(allowed)
     if not os.path.exists(probes.TUN_DEVICE):
         yield Finding("TUN", FAILED, f"no {probes.TUN_DEVICE}", meaning, load)
@@ -351,7 +373,8 @@ def check_agent(settings: Settings) -> Iterator[Finding]:
             yield Finding("agent", OK, "not running", meaning)
             return
         version = client.ask({"do": "version"})["version"]
-        agent = client.ask({"do": "status"})["agent"] if version == VERSION else None
+        told = client.ask({"do": "status"}) if version == VERSION else {}
+        agent, engine = told.get("agent"), told.get("engine")
     except PermissionError:
         yield Finding("agent", NOT_CHECKED, f"{settings.socket}: not permitted", meaning, _AS_ROOT)
     except (OSError, LocalError, KeyError, TypeError) as error:
@@ -366,6 +389,8 @@ def check_agent(settings: Settings) -> Iterator[Finding]:
             yield Finding("agent", WARNING, f"running, version {version}; installed is {VERSION}",
                           "The running agent is of another release than what is installed.",
                           "Start it anew: edgeagent down, then edgeagent up.")  # fmt: skip
+        if engine is not None:
+            yield Finding("engine in use", OK, f"{engine['name']}: {engine['why']}", meaning)
         if agent is not None:
             yield _wear(settings, agent)
 

@@ -19,7 +19,7 @@ from hil.report import Report
 from hil.rig import Device, Rig
 from hil.smoke import raise_fleet
 
-ENGINES = ("fast", "pure")
+ENGINES = ("kernel", "fast", "pure")
 LENGTH_S = 6
 PORT = 5201
 READY_TIMEOUT_S = 300.0
