@@ -6,6 +6,7 @@ import errno
 import logging
 from typing import TYPE_CHECKING
 
+from edgeagent.context import jitter
 from edgeagent.engine import choice
 from edgeagent.engine.kernel.engine import KernelDrop, KernelEngine
 from edgeagent.engine.kernel.ports import FilterError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("edgeagent")
 CHANGE_AFTER_S = 3.0  # of a condition that does not hold any more: approvals, and addresses of a cable, come in bursts
+SPREAD_S = 30.0  # over which a fleet does, that is told of a new route at once
 REFUSED_LOOK_S, REFUSED_S = 10.0, 30.0  # a refusal is tried again after 5 s, and may be a moment's
 
 
@@ -36,7 +38,7 @@ def make(context: Context, node: Node, tun: Tun) -> tuple[Udp, KernelEngine]:
 
 
 def watch(engine: KernelEngine, tun: str, *, auto: bool) -> KernelWatch:
-    return KernelWatch(engine, interface_name(tun), auto=auto)
+    return KernelWatch(engine, interface_name(tun), auto=auto, spread_s=SPREAD_S * jitter())
 
 
 def tidy(tun: str) -> None:
@@ -79,13 +81,15 @@ class KernelWatch:
     Drive it: `look` when something has changed, `interface_gone`, `on_timeout` at `poll_timeout()`.
     """
 
-    def __init__(self, engine: KernelEngine, interface: str, *, auto: bool) -> None:
-        """`auto`: the conditions of the rule hold for it, too; else only that it works."""
+    def __init__(self, engine: KernelEngine, interface: str, *, auto: bool, spread_s: float) -> None:
+        """`auto`: the conditions of the rule hold for it, too; else only that it works. `spread_s` is how much later
+        this device changes for what all of a fleet may be told at once."""
         self.interface = interface
         self._engine = engine
         self._auto = auto
+        self._spread_s = spread_s
         self._why = ""
-        self._since = float("-inf")
+        self._since = self._after_s = 0.0
         self._refused = 0
         self._refused_since: float | None = None
         self._checked_at = float("-inf")
@@ -99,18 +103,19 @@ class KernelWatch:
         if why and not self._why:
             self._since = now
         self._why = why
+        self._after_s = CHANGE_AFTER_S + (0.0 if facts.router else self._spread_s)
 
     def interface_gone(self) -> None:
         self.given_up = self.given_up or f"somebody removed {self.interface}"
 
     def poll_timeout(self) -> float | None:
-        return self._since + CHANGE_AFTER_S if self._why and not self.given_up else None
+        return self._since + self._after_s if self._why and not self.given_up else None
 
     def on_timeout(self, now: float) -> None:
         """Also at any other time: what the kernel refuses is looked at whenever the agent is awake."""
         if self.given_up:
             return
-        if self._why and now - self._since >= CHANGE_AFTER_S:
+        if self._why and now - self._since >= self._after_s:
             self.given_up = self._why
         elif now - self._checked_at >= REFUSED_LOOK_S:
             self._checked_at = now

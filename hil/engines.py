@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from hil.engine_choice import DROP_IN, by_itself
 from hil.errors import CommandFailed, NotReached
 from hil.interop.ends import SERVE, TALK, TALK_PORT
 from hil.machines import Machine
@@ -16,9 +17,8 @@ from hil.report import Report
 from hil.rig import Device, Rig
 from hil.smoke import raise_fleet
 
-ENGINES = ("pure", "fast", "kernel")
+ENGINES = ("pure", "fast", "kernel", "auto")
 INTERFACE = "edge0"
-DROP_IN = "/run/systemd/system/edgeagent.service.d/engine.conf"
 STREAM_BYTES = 4 << 20
 RESTART_TIMEOUT_S = 600.0  # what a busy machine takes; an idle one a tenth of it
 REACH_TIMEOUT_S = 600.0
@@ -35,7 +35,8 @@ def engines(
     which: Sequence[str] = ENGINES,
     kinds: Sequence[str] = ("port", "full"),
 ) -> Report:
-    """Each of `which` on both guests. The report is in `out` however it ends."""
+    """Each of `which` on both guests, `auto` being what they take by themselves. The report is in `out` however it
+    ends."""
     report = Report("engines", say)
     try:
         with Rig(out) as rig:
@@ -45,7 +46,10 @@ def engines(
                     _type(device, TALK.read_bytes(), "/root/talk.py")
                 b.guest.console.shell(SERVE, 120.0)
             for engine in which:
-                _one(report, engine, a, b)
+                if engine == "auto":
+                    by_itself(report, rig, a, b, _address(b), _reach)
+                else:
+                    _one(report, engine, a, b)
     finally:
         report.write(out)
     return report

@@ -36,6 +36,9 @@ def throughput(machines: Sequence[Machine], store: Path, out: Path, say: Callabl
             devices = raise_fleet(report, rig, machines, store, out, desk=True)
             assert rig.desk is not None
             for device in devices:
+                with report.step(f"{device.name}, by itself") as step:
+                    told = device.ask("status")["engine"]
+                    step["said"] = f"{told['name']}: {told['why']}"
                 for engine in ENGINES:
                     with report.step(f"{device.name}, engine {engine}") as step:
                         choose(device, engine, rig.desk)
@@ -60,9 +63,9 @@ def choose(device: Device, engine: str, desk: Desk) -> None:
         return True
 
     until(answers, READY_TIMEOUT_S, lambda: NotReached(f"{device.name}: no answer with engine {engine}"), POLL_S)
-    pump = device.ask("status", "--memory")["pump"]
-    if (pump is None) is (engine == "fast"):
-        raise CommandFailed(f"{device.name}: asked for engine {engine}, it runs another")
+    told = device.ask("status")["engine"]
+    if told["name"] != engine:
+        raise CommandFailed(f"{device.name}: asked for engine {engine}, it runs {told['name']}: {told['why']}")
 
 
 def _measure(report: Report, device: Device, engine: str, desk: Desk) -> list[str]:
@@ -84,6 +87,8 @@ def _measure(report: Report, device: Device, engine: str, desk: Desk) -> list[st
         received = told["end"]["sum_received"]
         rate, mib = received["bits_per_second"] / 1e6, received["bytes"] / (1 << 20)
         report.figure(f"tunnel {way}, {engine}", rate, "Mbit/s", device.name)
+        sent = told["end"]["sum_sent"]
+        report.figure(f"the same, segments sent again, {engine}", sent.get("retransmits", 0), "", device.name)
         report.figure(
             f"the same, processor time of QEMU for a MiB, {engine}", spent_s / max(mib, 0.001), "s", device.name
         )
