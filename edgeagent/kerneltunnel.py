@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("edgeagent")
 CHANGE_AFTER_S = 3.0  # of a condition that does not hold any more: approvals, and addresses of a cable, come in bursts
 SPREAD_S = 30.0  # over which a fleet does, that is told of a new route at once
-REFUSED_LOOK_S, REFUSED_S = 10.0, 30.0  # a refusal is tried again after 5 s, and may be a moment's
+REFUSED_LOOK_S = 1.0
+REFUSED_MAX, REFUSED_FOR_S, REFUSED_WITHIN_S = 6, 20.0, 60.0  # so many refusals, over so long, in no more than that
 
 
 def make(context: Context, node: Node, tun: Tun) -> tuple[Udp, KernelEngine]:
@@ -90,8 +91,8 @@ class KernelWatch:
         self._spread_s = spread_s
         self._why = ""
         self._since = self._after_s = 0.0
-        self._refused = 0
-        self._refused_since: float | None = None
+        self._refused = self._refused_before = 0
+        self._first_at = float("-inf")
         self._checked_at = float("-inf")
         self.given_up = ""
 
@@ -119,14 +120,18 @@ class KernelWatch:
             self.given_up = self._why
         elif now - self._checked_at >= REFUSED_LOOK_S:
             self._checked_at = now
-            refused = self._engine.drops[KernelDrop.REFUSED]
-            if refused == self._refused:
-                self._refused_since = None
-            elif self._refused_since is None:
-                self._refused_since = now
-            elif now - self._refused_since >= REFUSED_S:
-                self.given_up = f"the kernel refuses what it is told, for {REFUSED_S:.0f} s"
-            self._refused = refused
+            self._count_refusals(now)
+
+    def _count_refusals(self, now: float) -> None:
+        """Many at once may be one moment's, and one peer's now and then be that peer's."""
+        refused = self._engine.drops[KernelDrop.REFUSED]
+        if refused == self._refused:
+            return
+        if now - self._first_at > REFUSED_WITHIN_S:
+            self._first_at, self._refused_before = now, self._refused
+        elif now - self._first_at >= REFUSED_FOR_S and refused - self._refused_before >= REFUSED_MAX:
+            self.given_up = f"the kernel has refused {refused - self._refused_before} times what it was told"
+        self._refused = refused
 
 
 def _why(name: str, error: OSError) -> str:

@@ -14,7 +14,7 @@ from edgeagent.config import load
 from edgeagent.engine import choice
 from edgeagent.engine.kernel.engine import KernelDrop
 from edgeagent.enginerule import Facts, facts_of, has_modem
-from edgeagent.kerneltunnel import CHANGE_AFTER_S, REFUSED_LOOK_S, REFUSED_S, KernelWatch
+from edgeagent.kerneltunnel import CHANGE_AFTER_S, REFUSED_FOR_S, KernelWatch
 from edgeagent.proto.routewish import RouteWish
 
 LAN = (bytes((192, 168, 7, 0)), 24)
@@ -164,26 +164,29 @@ def test_one_that_the_hub_named_is_given_up_only_where_it_does_not_work() -> Non
     assert kernel.given_up == "somebody removed edge0-wg"
 
 
-def test_a_kernel_that_goes_on_refusing_is_given_up() -> None:
+def refusals(*times: float) -> tuple[str, float]:
+    """What a kernel that refuses something at these times comes to, and when."""
     kernel, engine = watch()
-    now = 100.0
-    while now < 100.0 + REFUSED_LOOK_S + REFUSED_S:
-        assert kernel.given_up == ""
-        engine.refused += 2
+    for tenth in range(3000):
+        now = 100.0 + tenth / 10
+        engine.refused += sum(1 for each in times if now - 0.1 < 100.0 + each <= now)
         kernel.on_timeout(now)
-        now += REFUSED_LOOK_S
-    kernel.on_timeout(now)
-    engine.refused += 2
-    kernel.on_timeout(now + REFUSED_LOOK_S)
-    assert "refuses" in kernel.given_up
+        if kernel.given_up:
+            return kernel.given_up, now - 100.0
+    return "", 300.0
 
 
-def test_a_refusal_now_and_then_is_none() -> None:
-    kernel, engine = watch()
-    for turn in range(20):
-        engine.refused += turn % 2
-        kernel.on_timeout(100.0 + turn * REFUSED_LOOK_S)
-    assert kernel.given_up == ""
+def test_a_kernel_that_goes_on_refusing_is_given_up() -> None:
+    """A filter is tried each 5 s, a peer after ever longer times."""
+    why, after_s = refusals(*(5.0 * turn for turn in range(20)))
+    assert "has refused 6 times" in why and REFUSED_FOR_S <= after_s <= 30.0
+    why, after_s = refusals(0, 1, 3, 7, 15, 31, 63)
+    assert why and after_s <= 35.0
+
+
+def test_a_moment_or_a_peer_now_and_then_are_no_reason() -> None:
+    assert refusals(*([5.0] * 50))[0] == ""
+    assert refusals(*(30.0 * turn for turn in range(10)))[0] == ""
 
 
 def test_the_note_of_why_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
