@@ -89,8 +89,8 @@ def _kernel_engine(settings: Settings) -> Finding:
         modem=enginerule.has_modem(settings.modem),
     )
     missing += [f"{condition}: {why}" for condition, _, check in enginerule.OF_DEVICE if (why := check(facts))]
-    if not missing and (why := enginerule.why_no_family()):
-        missing.append(f"WireGuard: {why}")
+    if not any(each.startswith("WireGuard") for each in missing):
+        missing += [f"{condition}: {why}" for condition, _, check in enginerule.LAST if (why := check())]
     meaning = "Where one of its conditions does not hold another engine is taken: edgeagent status says which runs."
     if settings.engine == "kernel" and missing:
         return Finding(name, WARNING, f"asked for by name; {'; '.join(missing)}", meaning,

@@ -147,10 +147,10 @@ def why_no_rights() -> str:
 
 
 # name, what has to be so, why it is not
+_KERNEL = "the kernel has it, as a module or built in"
 OF_SYSTEM: tuple[tuple[str, str, Callable[[], str]], ...] = (
-    ("WireGuard", "the kernel has it, as a module or built in", lambda: choice.why_no_kernel() or ""),
+    ("WireGuard", _KERNEL, lambda: choice.why_no_kernel() or ""),
     ("rights", "CAP_NET_ADMIN and CAP_NET_RAW", why_no_rights),
-    ("nft", "the program is there", why_no_nft),
 )
 OF_DEVICE: tuple[tuple[str, str, Callable[[Facts], str]], ...] = (
     ("memory", "`memory-profile` is not small", _memory),
@@ -160,15 +160,18 @@ OF_DEVICE: tuple[tuple[str, str, Callable[[Facts], str]], ...] = (
     ("routes", "it uses no exit node and no prefix behind others", _no_user),
 )
 
+# What loads something: a module, and the code that runs nft
+LAST: tuple[tuple[str, str, Callable[[], str]], ...] = (
+    ("WireGuard", _KERNEL, lambda: why_no_family()),
+    ("nft", "the program is there", lambda: why_no_nft()),
+)
+
 
 def why_not(facts: Facts) -> str:
-    """The first condition that does not hold, "" where all do. The kernel itself is asked last: that loads its
-    module."""
-    return why_not_by_system() or why_not_by_device(facts) or why_no_family()
-
-
-def why_not_by_system() -> str:
-    return next((why for _, _, check in OF_SYSTEM if (why := check())), "")
+    """The first condition that does not hold, "" where all do."""
+    of_system = (check() for _, _, check in OF_SYSTEM)
+    last = (check() for _, _, check in LAST)
+    return next(filter(None, of_system), "") or why_not_by_device(facts) or next(filter(None, last), "")
 
 
 def why_not_by_device(facts: Facts) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from edgeagent.context import jitter
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("edgeagent")
 CHANGE_AFTER_S = 3.0  # of a condition that does not hold any more: approvals, and addresses of a cable, come in bursts
 SPREAD_S = 30.0  # over which a fleet does, that is told of a new route at once
+SETTLED_S = 60.0  # after which an agent is no longer one that ends soon after its start
 REFUSED_LOOK_S = 1.0
 REFUSED_MAX, REFUSED_FOR_S, REFUSED_WITHIN_S = 6, 20.0, 60.0  # so many refusals, over so long, in no more than that
 
@@ -38,8 +41,8 @@ def make(context: Context, node: Node, tun: Tun) -> tuple[Udp, KernelEngine]:
         raise
 
 
-def watch(engine: KernelEngine, tun: str, *, auto: bool) -> KernelWatch:
-    return KernelWatch(engine, interface_name(tun), auto=auto, spread_s=SPREAD_S * jitter())
+def watch(engine: KernelEngine, tun: str, starts: str, *, auto: bool) -> KernelWatch:
+    return KernelWatch(engine, interface_name(tun), starts, auto=auto, spread_s=SPREAD_S * jitter())
 
 
 def tidy(tun: str) -> None:
@@ -82,11 +85,14 @@ class KernelWatch:
     Drive it: `look` when something has changed, `interface_gone`, `on_timeout` at `poll_timeout()`.
     """
 
-    def __init__(self, engine: KernelEngine, interface: str, *, auto: bool, spread_s: float) -> None:
-        """`auto`: the conditions of the rule hold for it, too; else only that it works. `spread_s` is how much later
-        this device changes for what all of a fleet may be told at once."""
+    def __init__(self, engine: KernelEngine, interface: str, starts: str, *, auto: bool, spread_s: float) -> None:
+        """`starts` is the file in which those that did not settle are counted. `auto`: the conditions of the rule hold
+        for it, too; else only that it works. `spread_s` is how much later this device changes for what all of a fleet
+        may be told at once."""
         self.interface = interface
         self._engine = engine
+        self._starts = starts
+        self._settles_at: float | None = None
         self._auto = auto
         self._spread_s = spread_s
         self._why = ""
@@ -106,6 +112,11 @@ class KernelWatch:
         self._why = why
         self._after_s = CHANGE_AFTER_S + (0.0 if facts.router else self._spread_s)
 
+    def settle(self) -> None:
+        """This start was a good one."""
+        with suppress(OSError):
+            os.unlink(self._starts)
+
     def interface_gone(self) -> None:
         self.given_up = self.given_up or f"somebody removed {self.interface}"
 
@@ -114,6 +125,11 @@ class KernelWatch:
 
     def on_timeout(self, now: float) -> None:
         """Also at any other time: what the kernel refuses is looked at whenever the agent is awake."""
+        if self._settles_at is None:
+            self._settles_at = now + SETTLED_S
+        elif now >= self._settles_at:
+            self._settles_at = float("inf")
+            self.settle()
         if self.given_up:
             return
         if self._why and now - self._since >= self._after_s:

@@ -318,6 +318,7 @@ class Membership:
         if self._commands is not None:
             self._commands.farewell(now)
         self.node.farewell(now)
+        self.tunnel.farewell()
         self.settle(now)
         self.save_cache(now)
         self._context.save_clock(now)

@@ -95,7 +95,7 @@ def _status(now: float, agent: Agent, client: Client, request: dict[str, Any]) -
         status |= member.node.status(now)
         tunnel = member.tunnel
         status["interface"] = {"name": tunnel.tun.name, "mtu": context.settings.mtu, "port": tunnel.port}
-        status["engine"] = {"name": tunnel.engine_name, "why": tunnel.engine_why}
+        status["engine"] = {"name": tunnel.chosen.name, "why": tunnel.chosen.why}
         status["port_mapping"] = tunnel.describe_ports()
         for drops in (tunnel.engine.drops, tunnel.udp.drops):
             for reason, count in drops.items():

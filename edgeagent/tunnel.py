@@ -12,45 +12,38 @@ from typing import TYPE_CHECKING, Any
 
 from edgeagent.context import jitter
 from edgeagent.engine import choice
-from edgeagent.engine.pure import PureEngine
-from edgeagent.engine.start import start
 from edgeagent.io import rtnetlink as rt
 from edgeagent.io import uapi_socket
 from edgeagent.io.keystore import StateFile
-from edgeagent.io.marks import MARK, mark
+from edgeagent.io.marks import mark
 from edgeagent.io.netlink import AddressChanged, LinkChanged, Netlink, NetlinkMonitor, RouteChanged
 from edgeagent.io.tun import Tun
 from edgeagent.io.uapi_socket import UapiSocket
-from edgeagent.io.udp import Udp
 from edgeagent.ownroutes import OwnRoutes
 from edgeagent.proto.candidates import private_block
 from edgeagent.surroundings import forwards, release_stale_sources
+from edgeagent.tunnelengine import TunnelError, choose
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
-    from types import ModuleType
 
     from edgeagent.aeadjob import AeadJob
     from edgeagent.context import Context
-    from edgeagent.engine.start import Engine
     from edgeagent.enginerule import Facts
     from edgeagent.io.netlink import Change
     from edgeagent.io.portmap import PortMapShell
-    from edgeagent.kerneltunnel import KernelWatch
     from edgeagent.proto.devicemap import DeviceMap
     from edgeagent.proto.node import Node
     from edgeagent.proto.routewish import RouteWish
     from edgeagent.uplinks import UplinkWatch
 
+__all__ = ["Tunnel", "TunnelError"]
+
 log = logging.getLogger("edgeagent")
 SETTLE_S = 0.2  # changes of addresses come in bursts
 LOOK_AGAIN_S = 1.0  # after a look that the kernel did not answer
 ENDPOINTS_MAX = 8  # that a feed can hold
-
-
-class TunnelError(Exception):
-    """The interface or its port cannot be made; the text says why and what to do."""
 
 
 class Tunnel:
@@ -80,15 +73,14 @@ class Tunnel:
         self._aead_job: AeadJob | None = None  # None where it is known, or not to be
         self._netlink = Netlink()
         self._uplinks: list[str] = []  # interfaces with a default route
-        self._kernel: KernelWatch | None = None  # with that engine, unless nothing may take its place
-        self.engine: Engine
-        self.engine_name = ""
         try:
-            self.engine, self.port, self.engine_why = self._start()
+            self.chosen = choose(context, node, self.tun, self._recall_aead, self._first_facts)
         except (choice.EngineUnavailable, TunnelError) as error:
             self._netlink.close()
             self.tun.close()
             raise TunnelError(str(error)) from None
+        self.engine, self.udp, self.port = self.chosen.engine, self.chosen.udp, self.chosen.port
+        self._kernel = self.chosen.watch
         self._monitor = NetlinkMonitor()
         context.selector.register(self._monitor.fd, EVENT_READ, self._changed)
         self._own = OwnRoutes(self._netlink, self.tun.index, self.tun.name)
@@ -193,6 +185,11 @@ class Tunnel:
         if self._watch is not None:
             self._watch.steer(sock, address, self._netlink)
 
+    def farewell(self) -> None:
+        """The agent ends in order."""
+        if self._kernel is not None:
+            self._kernel.settle()
+
     def look(self) -> None:
         """Something has changed around us that nobody else tells of."""
         self._look_at = 0.0
@@ -215,88 +212,14 @@ class Tunnel:
         self.engine.close()
         self.tun.close()
 
-    def _start(self) -> tuple[Engine, int, str]:
-        """(engine, its UDP port, why it is that one). Raises EngineUnavailable, TunnelError."""
-        settings, limits = self._context.settings, self._context.limits
-        asked, by_name = settings.engine, settings.engine != choice.AUTO and "engine" not in settings.by_hub
-        note = choice.take_note()
-        why = ""
-        if asked in (choice.AUTO, "kernel"):
-            if not by_name:
-                why = note or (self._why_no_kernel() if asked == choice.AUTO else "")
-            if not why:
-                from edgeagent import kerneltunnel  # only with that engine
-
-                try:
-                    return self._start_kernel(kerneltunnel, asked, by_name)
-                except (choice.EngineUnavailable, TunnelError) as error:
-                    if by_name:
-                        raise
-                    why = str(error)
-                    log.warning("%s: another engine is taken", why)
-            asked = choice.AUTO
-        if os.path.exists(f"/sys/class/net/{self.tun.name[:12]}-wg"):
-            from edgeagent import kerneltunnel
-
-            kerneltunnel.tidy(self.tun.name)
-        self.udp = Udp()
-        self._mark_port()
-        if not by_name and asked == "fast":
-            asked = choice.AUTO  # which is the same, but no error without the library
-        engine = start(
-            self._node,
-            self.tun,
-            self.udp,
-            self._selector,
-            log,
-            slots=limits.peers,
-            flows=limits.flows,
-            connections=limits.connections,
-            ring_bytes=limits.pump_ring_bytes,
-            new_flows_per_s=limits.new_flows_per_s,
-            aead=self._recall_aead,
-            asked=asked,
-        )
-        try:
-            port = self._bind(engine)
-        except TunnelError:
-            engine.close()
-            raise
-        self.engine_name, said = choice.choose(asked=asked)
-        if isinstance(engine, PureEngine) and self.engine_name != "pure":
-            self.engine_name, said = "pure", "the C library does not work here"
-        return engine, port, f"{said}; not kernel: {why}" if why else said
-
-    def _why_no_kernel(self) -> str:
-        if missing := choice.why_no_kernel():
-            return missing
-        from edgeagent import enginerule  # most kernels have none
-
-        with suppress(OSError):
-            self._uplinks = self._names_of(self._netlink.default_routes())
-        return enginerule.why_not(self._facts())
-
-    def _start_kernel(self, kerneltunnel: ModuleType, asked: str, by_name: bool) -> tuple[Engine, int, str]:
-        self.udp, engine = kerneltunnel.make(self._context, self._node, self.tun)
-        self._mark_port()
-        try:
-            port = self._bind(engine)
-        except TunnelError:
-            engine.close()
-            raise
-        if not by_name:
-            self._kernel = kerneltunnel.watch(engine, self.tun.name, auto=asked == choice.AUTO)
-        self.engine_name = "kernel"
-        why = "the setting `engine` says so" if asked != choice.AUTO else "all its conditions hold"
-        return engine, port, why
-
-    def _mark_port(self) -> None:
-        with suppress(OSError):  # EPERM: then nothing is ever routed by marks
-            self.udp.set_mark(MARK)
-
     def _names_of(self, routes: list[rt.Route]) -> list[str]:
         names = self._context.accounts.names
         return sorted({names.of_index(route.index) for route in routes if route.index != self.tun.index})
+
+    def _first_facts(self) -> Facts:
+        with suppress(OSError):  # then none, for now
+            self._uplinks = self._names_of(self._netlink.default_routes())
+        return self._facts()
 
     def _facts(self) -> Facts:
         from edgeagent.enginerule import facts_of
@@ -381,19 +304,6 @@ class Tunnel:
             self._uapi = UapiSocket(uapi_socket.listen(self.tun.name), _Shown(self), self._selector)
         except OSError as error:
             log.warning("%s: not shown to wg: %s", self.tun.name, error)
-
-    def _bind(self, engine: Engine) -> int:
-        """The port that was asked for; when only the default is taken, any."""
-        port = self._context.settings.port
-        try:
-            return engine.bind(port)
-        except OSError as error:
-            if self._context.settings.port_fixed or error.errno != errno.EADDRINUSE:
-                raise TunnelError(
-                    f"UDP port {port}: {error.strerror}. Give another with --port, or 0 for any"
-                ) from None
-        log.warning("UDP port %d is taken: the kernel chooses another", port)
-        return engine.bind(0)
 
     def _candidates(self, addresses: list[rt.Address]) -> list[bytes]:
         """Where others may reach us: what is up, global, and not of this network itself; the lasting ones first."""

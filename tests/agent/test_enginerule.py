@@ -71,7 +71,7 @@ def test_what_a_device_has_to_be(able: None, found: Facts, said: str) -> None:
     assert said in why if said else why == ""
 
 
-@pytest.mark.parametrize("row", [row[0] for row in enginerule.OF_SYSTEM])
+@pytest.mark.parametrize("row", ["WireGuard", "rights"])
 def test_what_a_system_has_to_have(monkeypatch: pytest.MonkeyPatch, row: str) -> None:
     rows = tuple(
         (name, wants, lambda name=name: "missing" if name == row else "") for name, wants, _ in enginerule.OF_SYSTEM
@@ -83,6 +83,9 @@ def test_what_a_system_has_to_have(monkeypatch: pytest.MonkeyPatch, row: str) ->
 
 def test_the_kernel_has_the_last_word(able: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its module is not loaded for a device that would not use it."""
+    assert enginerule.why_not(PLAIN) == ""
+    monkeypatch.setattr(enginerule, "why_no_nft", lambda: "no program nft")
+    assert enginerule.why_not(PLAIN) == "no program nft"
     monkeypatch.setattr(enginerule, "why_no_family", lambda: "this kernel has no WireGuard")
     assert enginerule.why_not(PLAIN) == "this kernel has no WireGuard"
     assert "metered" in enginerule.why_not(facts(metered=("eth0",)))
@@ -120,7 +123,7 @@ class Engine:
 
 def watch(*, auto: bool = True) -> tuple[KernelWatch, Engine]:
     engine = Engine()
-    return KernelWatch(engine, "edge0-wg", auto=auto, spread_s=0.0), engine  # type: ignore[arg-type]
+    return KernelWatch(engine, "edge0-wg", "/nonesuch/starts", auto=auto, spread_s=0.0), engine  # type: ignore[arg-type]
 
 
 def test_it_is_given_up_once_a_condition_has_not_held_for_a_while() -> None:
@@ -148,7 +151,7 @@ def test_what_passes_at_once_changes_nothing() -> None:
 
 def test_a_whole_fleet_does_not_change_in_one_moment() -> None:
     """All that may use a prefix hear of its approval at once; whoever is to route it has no time to lose."""
-    late = KernelWatch(Engine(), "edge0-wg", auto=True, spread_s=20.0)  # type: ignore[arg-type]
+    late = KernelWatch(Engine(), "edge0-wg", "/nonesuch/starts", auto=True, spread_s=20.0)  # type: ignore[arg-type]
     late.look(10.0, facts(routes=[LAN]))
     assert late.poll_timeout() == 10.0 + CHANGE_AFTER_S + 20.0
     late.look(11.0, facts(approved=[LAN]))
@@ -197,5 +200,5 @@ def test_the_note_of_why_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_table_is_the_one_in_the_documentation() -> None:
     text = (Path(__file__).parents[2] / "docs/agent.md").read_text(encoding="utf-8")
-    for name, wants, _ in (*enginerule.OF_SYSTEM, *enginerule.OF_DEVICE):
+    for name, wants, _ in (*enginerule.OF_SYSTEM, *enginerule.OF_DEVICE, *enginerule.LAST):
         assert f"| {name} | {wants} |" in text, name
