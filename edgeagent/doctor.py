@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeagent import probes, zipped
-from edgeagent.engine import choice
 from edgeagent.engine.fast import library
 from edgeagent.status import duration, flash, size, table
 from edgeagent.surroundings import has_capability
@@ -66,38 +65,9 @@ def show(findings: list[Finding]) -> str:
 
 
 def check_engine(settings: Settings) -> Iterator[Finding]:
-    meaning = "What moves the packets of an agent with these settings where the kernel's WireGuard is not taken."
-    try:
-        engine, why = choice.choose(asked=choice.AUTO if settings.engine == "kernel" else settings.engine)
-    except choice.EngineUnavailable as error:
-        yield Finding("engine", FAILED, str(error), "An agent with these settings ends with this error.",
-                      "Leave the setting `engine` at auto, or see C library.")  # fmt: skip
-    else:
-        yield Finding("engine", OK, f"{engine}: {why}", meaning)
-    yield _kernel_engine(settings)
+    from edgeagent.doctor_engine import engine_rows
 
-
-def _kernel_engine(settings: Settings) -> Finding:
-    """Each condition that does not hold, as far as can be seen without an agent; what the hub's map says is its."""
-    from edgeagent import enginerule
-
-    name = "kernel WireGuard"
-    missing = [f"{condition}: {why}" for condition, _, check in enginerule.OF_SYSTEM if (why := check())]
-    facts = enginerule.Facts(
-        profile=settings.memory_profile,
-        uplinks=probes.default_route_interfaces(),
-        modem=enginerule.has_modem(settings.modem),
-    )
-    missing += [f"{condition}: {why}" for condition, _, check in enginerule.OF_DEVICE if (why := check(facts))]
-    if not any(each.startswith("WireGuard") for each in missing):
-        missing += [f"{condition}: {why}" for condition, _, check in enginerule.LAST if (why := check())]
-    meaning = "Where one of its conditions does not hold another engine is taken: edgeagent status says which runs."
-    if settings.engine == "kernel" and missing:
-        return Finding(name, WARNING, f"asked for by name; {'; '.join(missing)}", meaning,
-                       "Leave the setting `engine` at auto, or mend what is named.")  # fmt: skip
-    return Finding(
-        name, OK, f"not taken: {'; '.join(missing)}" if missing else "all that can be seen here holds", meaning
-    )
+    yield from (Finding(*row) for row in engine_rows(settings))
 
 
 def check_library(_settings: Settings) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from edgeagent import cli, doctor, probes
+from edgeagent import cli, doctor, enginerule, probes
 from edgeagent.engine.fast import build as builder
 from edgeagent.engine.fast import library
 from edgeagent.version import BUILD_TIME_S
@@ -217,3 +217,20 @@ def settings() -> Any:
     from edgeagent.config import load
 
     return load({})
+
+
+def test_the_kernel_s_engine_says_what_is_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(enginerule, "LAST", (("nft", "", lambda: "no program nft"),))
+    monkeypatch.setattr(enginerule, "OF_SYSTEM", (("rights", "", lambda: "without CAP_NET_RAW"),))
+    _, found = rows(capsys)
+    assert "rights: without CAP_NET_RAW" in found["kernel WireGuard"]["found"]
+    assert "nft: no program nft" in found["kernel WireGuard"]["found"]
+    monkeypatch.setenv("EDGEAGENT_ENGINE", "kernel")
+    _, found = rows(capsys)
+    assert found["kernel WireGuard"]["state"] == doctor.WARNING
+    monkeypatch.setenv("EDGEAGENT_ENGINE", "pure")
+    _, found = rows(capsys)
+    assert found["kernel WireGuard"]["found"] == "not taken: the setting `engine` says so"
+    assert found["engine"]["found"] == "pure: the setting `engine` says so"
