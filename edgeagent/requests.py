@@ -279,7 +279,7 @@ _VERBS: dict[str, Callable[[float, Agent, Client, dict[str, Any]], None]] = {
 def _up_to_date(now: float, agent: Agent) -> Membership | None:
     """The membership, with all traffic up to now counted."""
     if agent.membership is not None:
-        agent.membership.tunnel.engine.sync(now)
+        agent.membership.tunnel.sync(now)
     return agent.membership
 
 

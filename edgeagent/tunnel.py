@@ -17,7 +17,7 @@ from edgeagent.io import uapi_socket
 from edgeagent.io.keystore import StateFile
 from edgeagent.io.marks import mark
 from edgeagent.io.netlink import AddressChanged, LinkChanged, Netlink, NetlinkMonitor, RouteChanged
-from edgeagent.io.tun import Tun
+from edgeagent.io.tun import Tun, TunGone
 from edgeagent.io.uapi_socket import UapiSocket
 from edgeagent.ownroutes import OwnRoutes
 from edgeagent.proto.candidates import private_block
@@ -117,7 +117,11 @@ class Tunnel:
 
     def flush(self, now: float) -> None:
         """Hand on what the node has for the interface and for the port."""
-        self.engine.flush(now)
+        self._drive(self.engine.flush, now)
+
+    def sync(self, now: float) -> None:
+        """Let the node know of all traffic up to this moment."""
+        self._drive(self.engine.sync, now)
 
     def poll_timeout(self) -> float | None:
         held_back = self.engine.poll_timeout()
@@ -145,7 +149,7 @@ class Tunnel:
             return None
         self._look_at = None
         self.engine.is_router = forwards(self.tun.name)
-        self.engine.sync(now)  # what was heard before must not be taken for news after it
+        self.sync(now)  # what was heard before must not be taken for news after it
         release_stale_sources(now, self.device, self._netlink, self.udp.mark)
         try:
             routes, addresses = self._netlink.default_routes(), self._netlink.addresses()
@@ -211,6 +215,15 @@ class Tunnel:
         self._netlink.close()
         self.engine.close()
         self.tun.close()
+
+    def _drive(self, engine: Callable[[float], None], now: float) -> None:
+        """The kernel's own interface may be gone without an end of the agent: there are other engines."""
+        try:
+            engine(now)
+        except TunGone as gone:
+            if self._kernel is None or str(gone) != self._kernel.interface:
+                raise
+            self._kernel.interface_gone()
 
     def _names_of(self, routes: list[rt.Route]) -> list[str]:
         names = self._context.accounts.names
@@ -356,7 +369,7 @@ class _Shown:
         return errno.EPERM
 
     def refresh(self, now: float) -> None:
-        self._tunnel.engine.sync(now)
+        self._tunnel.sync(now)
 
     def scope_index(self, name: str) -> int:
         return 0

@@ -16,8 +16,10 @@ from edgeagent.daemon import Agent
 from edgeagent.engine import choice
 from edgeagent.engine.choice import AVOIDED_VARIABLE, EngineUnavailable
 from edgeagent.engine.kernel.engine import KernelDrop
-from edgeagent.kerneltunnel import SETTLED_S
+from edgeagent.io.tun import TunGone
+from edgeagent.kerneltunnel import SETTLED_S, KernelWatch
 from edgeagent.membership import Membership
+from edgeagent.tunnel import Tunnel
 from edgeagent.tunnelengine import UNSETTLED_STARTS, TunnelError, choose
 
 
@@ -196,6 +198,26 @@ def test_the_agent_begins_anew_and_tells_the_next_start_why(
     assert member.turns == 4 and os.environ[AVOIDED_VARIABLE] == "eth0 is metered"
     assert "engine kernel: eth0 is metered. Beginning anew with another one" in capsys.readouterr().err
     assert choice.take_note() == "eth0 is metered"
+
+
+def test_an_interface_that_is_gone_ends_no_agent_that_has_another_engine() -> None:
+    made = object.__new__(Tunnel)
+
+    def gone(now: float) -> None:
+        raise TunGone(name)
+
+    made.engine = SimpleNamespace(flush=gone, sync=gone)  # type: ignore[assignment]
+    name = "edge0-wg"
+    made._kernel = None
+    with pytest.raises(TunGone):
+        made.flush(1.0)
+    made._kernel = KernelWatch(Engine(), name, "/nonesuch", auto=True, spread_s=0.0)  # type: ignore[arg-type]
+    made.flush(1.0)
+    made.sync(1.0)
+    assert made.given_up == "somebody removed edge0-wg"
+    name = "edge0"
+    with pytest.raises(TunGone):
+        made.flush(1.0)
 
 
 @pytest.mark.parametrize("trial", ["settings", "update"])
