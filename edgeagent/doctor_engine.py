@@ -43,7 +43,6 @@ def engine_rows(settings: Settings) -> Iterator[Row]:
 def _missing(settings: Settings) -> list[str]:
     missing = [f"{name}: {why}" for name, _, check in enginerule.OF_SYSTEM if (why := check())]
     facts = enginerule.Facts(
-        profile=settings.memory_profile,
         uplinks=probes.default_route_interfaces(),
         modem=enginerule.has_modem(settings.modem),
     )

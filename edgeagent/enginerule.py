@@ -28,6 +28,7 @@ PROBE_TIMEOUT_S = 5.0  # a module is loaded from slow flash meanwhile
 _MESSAGE, _GENL, _ATTRIBUTE = Struct("=IHHII"), Struct("=BBH"), Struct("=HH")
 _NETLINK_GENERIC, _GENL_ID_CTRL, _CTRL_CMD_GETFAMILY, _FAMILY_NAME, _NLM_F_REQUEST = 16, 16, 3, 2, 1
 UPLINKS_MAX = 1
+AVAILABLE_MIN_KIB = 16 << 10  # nft takes some of it, at the start and for a moment
 
 
 class Facts:
@@ -35,28 +36,22 @@ class Facts:
     `metered` those of them whose bytes cost money. `router` says for whom it routes, `uses` whose routes it uses, ""
     for nobody."""
 
-    __slots__ = ("metered", "modem", "profile", "router", "uplinks", "uses")
+    __slots__ = ("metered", "modem", "router", "uplinks", "uses")
 
     def __init__(
         self,
         *,
-        profile: str,
         uplinks: Sequence[str] = (),
         metered: Sequence[str] = (),
         modem: bool = False,
         router: str = "",
         uses: str = "",
     ) -> None:
-        self.profile = profile
         self.uplinks = uplinks
         self.metered = metered
         self.modem = modem
         self.router = router
         self.uses = uses
-
-
-def _memory(facts: Facts) -> str:
-    return "memory-profile is small, and nft takes memory for a moment" if facts.profile == "small" else ""
 
 
 def _one_uplink(facts: Facts) -> str:
@@ -93,7 +88,6 @@ def facts_of(
     elif device_map.routes and (wish is None or wish.accept):
         uses = f"{len(device_map.routes)} prefixes"
     return Facts(
-        profile=settings.memory_profile,
         uplinks=found,
         metered=[name for name in found if accounts.policies.budget(name).metered],
         modem=has_modem(settings.modem),
@@ -146,14 +140,26 @@ def why_no_rights() -> str:
     return f"without {' and '.join(missing)}" if missing else ""
 
 
+def why_no_memory(path: str = "/proc/meminfo") -> str:
+    """Now; "" also where that cannot be told."""
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            found = next((int(line.split()[1]) for line in file if line.startswith("MemAvailable:")), None)
+    except (OSError, ValueError, IndexError):
+        return ""
+    if found is None or found >= AVAILABLE_MIN_KIB:
+        return ""
+    return f"{found >> 10} MiB of memory are to be had, and nft takes some for a moment"
+
+
 # name, what has to be so, why it is not
 _KERNEL = "the kernel has it, as a module or built in"
 OF_SYSTEM: tuple[tuple[str, str, Callable[[], str]], ...] = (
     ("WireGuard", _KERNEL, lambda: choice.why_no_kernel() or ""),
     ("rights", "CAP_NET_ADMIN and CAP_NET_RAW", why_no_rights),
+    ("memory", f"{AVAILABLE_MIN_KIB >> 10} MiB are to be had when it starts", lambda: why_no_memory()),
 )
 OF_DEVICE: tuple[tuple[str, str, Callable[[Facts], str]], ...] = (
-    ("memory", "`memory-profile` is not small", _memory),
     ("uplinks", "one at most, and no modem", _one_uplink),
     ("metered", "no uplink is", _unmetered),
     ("router", "no prefix is approved here, no plain client has this as its gateway", _no_router),

@@ -18,7 +18,7 @@ from edgeagent.kerneltunnel import CHANGE_AFTER_S, REFUSED_FOR_S, KernelWatch
 from edgeagent.proto.routewish import RouteWish
 
 LAN = (bytes((192, 168, 7, 0)), 24)
-PLAIN = Facts(profile="normal", uplinks=["eth0"])
+PLAIN = Facts(uplinks=["eth0"])
 
 
 @pytest.fixture
@@ -55,7 +55,6 @@ def wish(**what: Any) -> RouteWish:
         (facts(settings={"uplinks": "eth0"}), ""),
         (facts(routes=[LAN], wish=wish(accept=False)), ""),
         (facts(wish=wish(advertise=["192.168.7.0/24"])), ""),  # not approved yet
-        (facts(settings={"memory-profile": "small"}), "memory-profile is small"),
         (facts(names=("eth0", "wlan0")), "several uplinks (eth0, wlan0)"),
         (facts(settings={"uplinks": "eth0,wwan0"}), "several uplinks (eth0, wwan0)"),
         (facts(settings={"modem": "/dev/ttyUSB2"}), "a modem is there"),
@@ -71,7 +70,7 @@ def test_what_a_device_has_to_be(able: None, found: Facts, said: str) -> None:
     assert said in why if said else why == ""
 
 
-@pytest.mark.parametrize("row", ["WireGuard", "rights"])
+@pytest.mark.parametrize("row", ["WireGuard", "rights", "memory"])
 def test_what_a_system_has_to_have(monkeypatch: pytest.MonkeyPatch, row: str) -> None:
     rows = tuple(
         (name, wants, lambda name=name: "missing" if name == row else "") for name, wants, _ in enginerule.OF_SYSTEM
@@ -102,6 +101,15 @@ def test_rights(monkeypatch: pytest.MonkeyPatch) -> None:
     assert enginerule.why_no_rights() == "without CAP_NET_RAW"
     monkeypatch.setattr(enginerule, "has_capability", lambda number: None)
     assert enginerule.why_no_rights() == ""
+
+
+@pytest.mark.parametrize(("kib", "said"), [(16_384, ""), (16_383, "15 MiB of memory"), (None, "")])
+def test_memory(tmp_path: Path, kib: int | None, said: str) -> None:
+    path = tmp_path / "meminfo"
+    path.write_text("MemTotal: 60000 kB\n" + ("" if kib is None else f"MemAvailable:  {kib} kB\n"))
+    why = enginerule.why_no_memory(str(path))
+    assert why.startswith(said) and bool(why) is bool(said)
+    assert enginerule.why_no_memory(str(tmp_path / "none")) == ""
 
 
 def test_a_serial_port_is_no_modem(tmp_path: Path) -> None:
