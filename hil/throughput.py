@@ -24,6 +24,7 @@ LENGTH_S = 6
 PORT = 5201
 READY_TIMEOUT_S = 300.0
 ANSWER_TIMEOUT_S = 180.0
+START_TIMEOUT_S = 600.0  # what the slowest takes on a busy machine; an idle one a tenth of it
 POLL_S = 1.0
 WAYS = (("to this machine", ""), ("from this machine", "-R"))
 
@@ -55,7 +56,7 @@ def choose(device: Device, engine: str, desk: Desk) -> None:
     shell(f"echo EDGEAGENT_ENGINE={engine} >/etc/default/edgeagent; systemctl stop edgeagent", ANSWER_TIMEOUT_S)
     if engine == "fast":
         shell("edgeagent crypto --measure", ANSWER_TIMEOUT_S)
-    shell("systemctl start edgeagent", ANSWER_TIMEOUT_S)
+    shell("systemctl start edgeagent", START_TIMEOUT_S)
 
     def answers() -> bool:
         try:
