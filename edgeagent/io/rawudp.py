@@ -91,9 +91,13 @@ class RawSocket(UdpSocket):
                 continue
             at = (data[0] & 15) * 4 if four and data else 0
             if len(data) < at + UDP_HEADER.size:
+                self._shared.drop(UdpDrop.MALFORMED, [data])
                 continue
             source, port, length, _ = UDP_HEADER.unpack_from(data, at)
-            if port != self._port or not UDP_HEADER.size <= length <= len(data) - at or not source:
+            if port != self._port:
+                continue  # of the port before; the filter let it in before it was this one's
+            if not UDP_HEADER.size <= length <= len(data) - at or not source:
+                self._shared.drop(UdpDrop.MALFORMED, [data])
                 continue
             ecn = data[1] & 3 if four else 0
             local = b""

@@ -45,7 +45,7 @@ _LOOPBACK = socket.inet_aton(LOOPBACK)
 
 
 class KernelDrop(Enum):
-    """Why the engine dropped something; the value is its name in `status`."""
+    """Why the engine `kernel` dropped something; the value is its name in `status`."""
 
     INJECT = "kernel-inject"  # the first packets to a peer, which the kernel would not take
     PROXY = "kernel-proxy"  # what came by a relay, and for which the kernel had no room
