@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edgeagent.proto.endpoint import Endpoint, Transmit
 
 UDP_HEADER = Struct("!HHHH")  # source port, destination port, length, checksum
+READS_MORE = 16  # for each of another socket's, which may hold 64 datagrams
 _ANCILLARY_BYTES = 256
 _EARLY_MAX = 1024
 _SO_ATTACH_FILTER, _IPV6_CHECKSUM, _CHECKSUM_AT = 26, 7, 6
@@ -82,7 +83,7 @@ class RawSocket(UdpSocket):
     def receive(self, reads_max: int) -> list[tuple[bytes, Endpoint, int]]:
         batch: list[tuple[bytes, Endpoint, int]] = []
         four = self.family == socket.AF_INET
-        for _ in range(reads_max):
+        for _ in range(reads_max * READS_MORE):
             try:
                 data, ancillary, _, address = self._socket.recvmsg(DATAGRAM_MAX, _ANCILLARY_BYTES)
             except BlockingIOError:
