@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -15,7 +14,6 @@ from edgeagent.io.marks import MARK
 from edgeagent.io.netlink import Netlink
 from edgeagent.io.nftelements import NftElements
 from edgeagent.io.nftwatch import NftWatch
-from edgeagent.io.tun import TunGone
 from edgeagent.io.wglink import WgLink
 from edgeagent.io.wgnetlink import PeerChange
 
@@ -147,13 +145,7 @@ class KernelPort:
         return self._watch.stands()
 
     def read(self) -> dict[bytes, PeerState]:
-        """Raises TunGone once somebody removed the interface."""
-        try:
-            return self._link.read().peers
-        except OSError as error:
-            if error.errno == errno.ENODEV:
-                raise TunGone(self.name) from None
-            raise
+        return self._link.read().peers
 
     def close(self) -> None:
         for raw in self._raw:

@@ -22,7 +22,6 @@ REASONS_IN = (
     "edgeagent/proto",
     "edgeagent/io",
     "edgeagent/engine",
-    "edgeagent/engine/fast",
     "edgeagent/engine/kernel",
     "hub/core",
     "relay/core",

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 from edgeagent.engine.kernel.guard import Guard
 from edgeagent.engine.kernel.proxies import LOOPBACK, Proxies
-from edgeagent.engine.kernel.troubles import Troubles
+from edgeagent.engine.kernel.told import Told
+from edgeagent.engine.kernel.troubles import OUR_KEY, READING, Troubles
 from edgeagent.engine.pure import PureEngine
 from edgeagent.proto.causes import Direction
 from edgeagent.proto.constants import INITIATION_REPEATED_S
@@ -53,23 +54,6 @@ class KernelDrop(Enum):
     CUT = "kernel-cut"  # a peer taken out of the kernel, for nft would not take from it what it may not any more
 
 
-class _Told:
-    """What the kernel has of a peer."""
-
-    __slots__ = ("address", "at", "begun_at", "begun_to", "peer", "prefixes", "routed")
-
-    def __init__(
-        self, peer: OutsourcedPeer, address: SocketAddress, prefixes: list[Prefix], at: tuple[int, int]
-    ) -> None:
-        self.peer = peer
-        self.address = address
-        self.prefixes = prefixes
-        self.at = at  # state of the device's allowed IPs that `prefixes` are of
-        self.routed = False  # whether packets to it go past Python
-        self.begun_to: SocketAddress | None = None  # where it was asked for keys last
-        self.begun_at: float | None = None
-
-
 class KernelEngine:
     """Drives a machine as PureEngine does, with the same methods; `port` is the kernel's WireGuard, `tun` gets what is
     for peers that it does not have, `udp` is beside its port. `machine` must have no peers yet.
@@ -100,7 +84,7 @@ class KernelEngine:
         self._peers_max = peers_max
         self._pure = PureEngine(machine, tun, udp, selector)
         self._proxies: Proxies | None = None  # while there is a port
-        self._told: dict[bytes, _Told] = {}
+        self._told: dict[bytes, Told] = {}
         self._meter: Meter | None = None
         self._key: bytes | None = None
         self._own: object = None
@@ -215,14 +199,15 @@ class KernelEngine:
 
     def sync(self, now: float) -> None:
         """Let the machine know of all traffic up to this moment."""
-        if self._poll_at is None or self._proxies is None:
+        if self._poll_at is None or self._proxies is None or not self._troubles.may_try(now, READING):
             return
         self._poll_at = now + self._pace_s(now)
         try:
             figures = self._port.read()
         except OSError as error:
-            self._log.warning("the kernel's WireGuard could not be read: %s", error.strerror or error)
+            self._troubles.failed(now, READING, error.strerror or str(error), soon=True)
             return
+        self._troubles.over(READING)
         reports = []
         for peer in [peer for peer in self._asked if peer.waits and not peer.installed]:
             peer.tell(now, 0.0, 0, 0, None)  # they, too, give up in the end
@@ -312,9 +297,9 @@ class KernelEngine:
             self._port.set_private_key(key)
         except OSError as error:
             self._held_until = now + RETRY_S
-            self._troubles.failed(now, b"", error.strerror or str(error))
+            self._troubles.failed(now, OUR_KEY, error.strerror or str(error))
             return False
-        self._troubles.over(b"")
+        self._troubles.over(OUR_KEY)
         self._key = key
         return True
 
@@ -330,7 +315,7 @@ class KernelEngine:
         self._told.pop(public).peer.forgotten()
         return True
 
-    def _begin(self, now: float, public: bytes, told: _Told, anew: bool) -> None:
+    def _begin(self, now: float, public: bytes, told: Told, anew: bool) -> None:
         peer = told.peer
         begun = told.begun_at is not None and now - told.begun_at < INITIATION_REPEATED_S
         if anew and peer.waits and not (begun and told.begun_to == told.address):
@@ -372,7 +357,7 @@ class KernelEngine:
 
     def _install(
         self, peer: OutsourcedPeer, address: SocketAddress, prefixes: list[Prefix], at: tuple[int, int]
-    ) -> _Told:
+    ) -> Told:
         """In the kernel whole or not at all."""
         try:
             self._port.set_peer(peer.public_key, address, prefixes)
@@ -380,7 +365,7 @@ class KernelEngine:
             with suppress(OSError):
                 self._port.remove_peer(peer.public_key)
             raise
-        told = self._told[peer.public_key] = _Told(peer, address, prefixes, at)
+        told = self._told[peer.public_key] = Told(peer, address, prefixes, at)
         peer.installed = True
         return told
 

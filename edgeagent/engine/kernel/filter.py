@@ -62,10 +62,6 @@ class Filter:
     def stands(self) -> bool:
         return self._frame is not None
 
-    def __len__(self) -> int:
-        """Elements that stand."""
-        return len(self._rights)
-
     def broke(self) -> None:
         """It does not stand, or is not known to any more."""
         self._frame = None

@@ -36,11 +36,6 @@ class Guard:
         self._waiting: frozenset[bytes] | None = frozenset()
         self._said = ""
 
-    @property
-    def elements(self) -> int:
-        """Rights of single addresses that the kernel has."""
-        return len(self._filter)
-
     def begin(self, device: Device) -> None:
         """Raises FilterError where there can be none."""
         change = self._filter.look(device)

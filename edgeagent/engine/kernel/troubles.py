@@ -8,12 +8,13 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from logging import Logger
 
-FIRST_S, LONGEST_S = 1.0, 60.0  # each wait is twice the one before
+FIRST_S, LONGEST_S = 5.0, 60.0  # each wait is twice the one before; so one peer alone is refused four times a minute
 SOON_S = 1.0  # between attempts to take something away
+OUR_KEY, READING = b"our key", b"to be read"  # what is no peer's
 
 
 class Troubles:
-    """By public key, b"" for what is no peer's; at most one of each that `keep` is told of, and b""."""
+    """By public key, or OUR_KEY or READING; at most one of each that `keep` is told of."""
 
     __slots__ = ("_by_key", "_log", "count")
 
@@ -35,7 +36,7 @@ class Troubles:
         wait_s = SOON_S if soon else min(LONGEST_S, 2 * last_s or FIRST_S)
         self._by_key[key] = now + wait_s, wait_s, why
         if why != said:
-            what = f"peer {key.hex()[:16]}" if key else "our key"
+            what = key.decode() if key in (OUR_KEY, READING) else f"peer {key.hex()[:16]}"
             self._log.warning("the kernel's WireGuard refuses %s: %s; it is tried again", what, why)
 
     def over(self, key: bytes) -> None:
@@ -43,6 +44,6 @@ class Troubles:
             self._by_key.pop(key, None)
 
     def keep(self, keys: Collection[bytes]) -> None:
-        """Forget all others'."""
-        for key in [key for key in self._by_key if key and key not in keys]:
+        """Forget all others."""
+        for key in [key for key in self._by_key if key not in (OUR_KEY, READING) and key not in keys]:
             del self._by_key[key]

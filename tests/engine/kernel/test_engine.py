@@ -477,12 +477,12 @@ def test_who_is_refused_holds_up_nobody_else(bench: Bench) -> None:
         bench.engine.flush(tenth / 10)
         if bench.port.take():
             tries.append(tenth / 10)
-    assert tries == [2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 124.0, 184.0]
+    assert tries == [6.0, 16.0, 36.0, 76.0, 136.0, 196.0]
     assert bench.engine.drops[KernelDrop.REFUSED] == 1 + len(tries)
     del bench.port.refuses[KEY]
     bench.device.drain_events()
-    bench.machine.handle_packets(243.9, [PACKET])
-    bench.engine.flush(244.0)
+    bench.machine.handle_packets(255.9, [PACKET])
+    bench.engine.flush(256.0)
     assert [did[:2] for did in bench.port.take()] == [("peer", KEY), ("begin", KEY)]
 
 
@@ -505,7 +505,7 @@ def test_a_bad_endpoint_leaves_the_one_before(bench: Bench) -> None:
     bench.engine.flush(2.0)
     assert bench.port.take() == [] and peer.installed
     del bench.port.refuses[KEY]
-    bench.engine.flush(3.0)
+    bench.engine.flush(7.0)
     assert bench.port.take() == [("peer", KEY, (bytes((192, 0, 2, 8)), 1, 0), None)]
 
 
@@ -518,7 +518,7 @@ def test_prefixes_that_cannot_be_changed_are_nobodys(bench: Bench) -> None:
     bench.engine.flush(2.0)
     assert bench.port.take() == [("remove", KEY)] and not peer.installed
     del bench.port.refuses[KEY]
-    bench.engine.flush(3.0)
+    bench.engine.flush(7.0)
     assert bench.port.take() == [("peer", KEY, AT_RAW, [])]
 
 
@@ -548,6 +548,24 @@ def test_a_kernel_that_does_not_answer_is_asked_once(bench: Bench) -> None:
     assert [did[:2] for did in bench.port.take()] == [("remove", KEY)]
     bench.engine.flush(2.0)
     assert bench.port.take() == []
+
+
+def test_what_cannot_be_read_is_asked_for_each_second(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.peer()
+    bench.machine.handle_packets(1.0, [PACKET])
+    bench.engine.flush(1.0)
+    real, bench.port.read = bench.port.read, gone  # type: ignore[method-assign]
+    for twentieth in range(20, 80):
+        bench.engine.flush(1.0 + twentieth / 20)
+    assert bench.engine.drops[KernelDrop.REFUSED] == 3
+    assert len([each for each in caplog.messages if "to be read: No such device" in each]) == 1
+    bench.port.read = real  # type: ignore[method-assign]
+    bench.engine.flush(6.0)
+    assert bench.engine.drops[KernelDrop.REFUSED] == 3
+
+
+def gone() -> dict[bytes, Any]:
+    raise OSError(errno.ENODEV, "No such device")
 
 
 # What the filter is told
