@@ -139,6 +139,8 @@ class KernelEngine:
             self._port.unbind()
             raise
         self._proxies = Proxies(self._selector, self.readable, bound, self._peers_max)
+        for told in self._told.values():
+            told.endpoint = None  # relays' members have other addresses now
         self._poll_at = 0.0
         return bound
 
@@ -217,9 +219,9 @@ class KernelEngine:
                 continue
             endpoint = None if found.endpoint is None else self._endpoint_of(told.peer, found.endpoint)
             report = told.peer.tell(now, found.handshake_s, found.rx_bytes, found.tx_bytes, endpoint)
-            if found.endpoint is not None:
+            if found.endpoint is not None and found.endpoint != told.address:
                 # It goes where it heard its peer; whether it is to stay there the machine decides
-                told.address = found.endpoint
+                told.address, told.endpoint = found.endpoint, None
             if report is not None:
                 reports.append(report)
                 if endpoint is not None and not endpoint.is_relay:
@@ -264,7 +266,10 @@ class KernelEngine:
                 told.routed = False  # routes leave from our address, and went with it
         at = (len(device.allowed_ips), device.allowed_ips.moves)
         for public, peer in wanted.items():
-            if self._troubles.may_try(now, public) and (public in self._told or not self._guard.waits(public)):
+            known = self._told.get(public)
+            if known is not None and known.is_up_to_date(at):
+                continue
+            if self._troubles.may_try(now, public) and (known is not None or not self._guard.waits(public)):
                 self._try(now, public, self._tell_peer, peer, at)
         for peer, anew in self._out.drain_asked().items():
             self._asked[peer] = self._asked.get(peer, False) or anew
@@ -350,6 +355,7 @@ class KernelEngine:
             self._port.set_peer(public, address, None)
             told.address = address
             self._busy_at = now
+        told.endpoint = peer.endpoint
         self._troubles.over(public)
         if peer.is_up and not told.routed:
             self._port.set_routes(public, prefixes)

@@ -23,22 +23,20 @@ LAN = bytes((192, 168, 7, 0)), 24
 ANYWHERE = [0, 0, 65_535]
 
 
-def device(
-    inbound: list[Any], outbound: list[Any], peers: list[FakePeer], own: tuple[bytes, ...] = (ME4, ME6)
-) -> SimpleNamespace:
-    made = SimpleNamespace(own=frozenset(own), peers={}, allowed_ips=AllowedIPs(10_000))
+def device(inbound: list[Any], outbound: list[Any], peers: list[FakePeer], own: tuple[bytes, ...] = (ME4, ME6)) -> Any:
+    made: Any = SimpleNamespace(own=frozenset(own), peers={}, allowed_ips=AllowedIPs(10_000))
     allow(made, inbound, outbound)
     for peer in peers:
         meet(made, peer)
     return made
 
 
-def allow(made: SimpleNamespace, inbound: list[Any], outbound: list[Any]) -> None:
+def allow(made: Any, inbound: list[Any], outbound: list[Any]) -> None:
     policy = Slice({"v": 1, "u": "", "in": inbound, "out": outbound}, [], sorted(made.own), NETWORKS)
     made.firewall = SimpleNamespace(policy=policy)
 
 
-def meet(made: SimpleNamespace, peer: FakePeer, *behind: tuple[bytes, int]) -> None:
+def meet(made: Any, peer: FakePeer, *behind: tuple[bytes, int]) -> None:
     made.peers[peer.public_key] = peer
     for address in peer.record.addresses if peer.record is not None else ():
         made.allowed_ips.insert(address, 8 * len(address), peer)
@@ -196,7 +194,7 @@ def test_services_are_the_verdicts_of_each_port(protocol: int, port: int) -> Non
 # What changes
 
 
-def steps() -> tuple[Filter, SimpleNamespace, FakePeer, FakePeer]:
+def steps() -> tuple[Filter, Any, FakePeer, FakePeer]:
     web, db = FakePeer("a", [PEER4], ["tag:web"]), FakePeer("b", [OTHER4], ["tag:db"])
     made = device([[["tag:web", "tag:db"], ["me"], [[6, 80, 80]]], [["tag:db"], ["me"], [[6, 22, 22]]]], [], [web, db])
     filter_ = Filter("w")
@@ -213,16 +211,16 @@ def test_who_gets_more_waits_and_who_gets_less_loses() -> None:
     retag(web, ["tag:db"])
     change = filter_.look(made)
     assert change is not None and change.script is None and not change.takes
-    assert change.wait == {web.public_key}
+    assert change.wait == frozenset({web.public_key})
     assert change.gone == [("in4", PEER4 + ME4)] and [each for each, _ in change.new] == change.gone
     filter_.done(change)
     retag(db, ["tag:web"])
     change = filter_.look(made)
-    assert change is not None and change.lose == {db.public_key} and change.script is None
+    assert change is not None and change.lose == frozenset({db.public_key}) and change.script is None
     filter_.done(change)
     del made.peers[db.public_key]
     change = filter_.look(made)
-    assert change is not None and change.lose == {db.public_key} and change.new == []
+    assert change is not None and change.lose == frozenset({db.public_key}) and change.new == []
 
 
 def test_an_element_that_only_has_another_owner_stays() -> None:
@@ -233,7 +231,7 @@ def test_an_element_that_only_has_another_owner_stays() -> None:
     assert filter_.look(made) is None
     retag(renewed, [])
     change = filter_.look(made)
-    assert change is not None and change.lose == {renewed.public_key}
+    assert change is not None and change.lose == frozenset({renewed.public_key})
 
 
 @pytest.mark.parametrize("what", ["address", "policy", "prefix", "rule"])

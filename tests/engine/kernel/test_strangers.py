@@ -53,6 +53,11 @@ def flood(machine: Machine, now: float, initiation: bytes, count: int) -> None:
     machine.handle_datagrams(now, [(initiation, source, 0) for source in spoofed])
 
 
+def settle(device: Device, now: float) -> None:
+    while device.poll_timeout() == 0.0:
+        device.handle_timeout(now)
+
+
 def strangers(device: Device) -> list[Endpoint]:
     return [event.endpoint for event in device.drain_events() if isinstance(event, UnknownPeer)]
 
@@ -78,11 +83,9 @@ def test_who_receives_where_it_is_gets_in_while_others_flood(bench: Bench) -> No
             flood(bench.machine, now + tenth / 10, forged, 40)
         if second in (1, 7):  # it repeats its initiation as WireGuard does
             bench.device.drain_transmits()
-            while bench.device.responder.waiting:
-                bench.device.handle_timeout(now)
+            settle(bench.device, now)
             bench.machine.handle_datagrams(now, [(stranger.initiation(now), STRANGER_AT, 0)])
-            while bench.device.responder.waiting:
-                bench.device.handle_timeout(now)
+            settle(bench.device, now)
             replies = [each for each in bench.device.drain_transmits() if each.endpoint is STRANGER_AT]
             for reply in replies:
                 assert reply.datagrams[0][0] == COOKIE_REPLY
@@ -100,6 +103,5 @@ def test_cookies_for_peers_are_the_kernels(bench: Bench) -> None:
     flood(bench.machine, 0.0, forged, 40)
     bench.device.drain_transmits()
     bench.machine.handle_datagrams(0.1, [(forged, AT, 0)])
-    while bench.device.responder.waiting:
-        bench.device.handle_timeout(0.1)
+    settle(bench.device, 0.1)
     assert AT not in [transmit.endpoint for transmit in bench.device.drain_transmits()]
