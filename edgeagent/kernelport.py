@@ -12,18 +12,21 @@ from edgeagent.io import forwarding
 from edgeagent.io import rtnetlink as rt
 from edgeagent.io.marks import MARK
 from edgeagent.io.netlink import Netlink
+from edgeagent.io.nftelements import NftElements
 from edgeagent.io.nftwatch import NftWatch
 from edgeagent.io.wglink import WgLink
 from edgeagent.io.wgnetlink import PeerChange
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from edgeagent.engine.kernel.ports import Prefix, SocketAddress
+    from edgeagent.engine.kernel.rights import Element
     from edgeagent.io.wgnetlink import PeerState
 
 ENDING = "-wg"  # of the interface's name, behind that of the TUN
 NAME_MAX = 15
+IFNAMSIZ = 16
 SEND_BYTES = 1 << 20
 KEEPALIVE_S = 25  # for a moment; see `begin`
 
@@ -63,6 +66,7 @@ class KernelPort:
         self._source = source
         self._watch = NftWatch(ruleset.table_name(name))
         self.filter_fd = self._watch.fd
+        self._elements = NftElements(ruleset.table_name(name))
         self._netlink = Netlink()
         self._routes: dict[Prefix, bytes] = {}  # whose public key each is of
         self._raw: list[socket.socket] = []
@@ -71,6 +75,7 @@ class KernelPort:
         except OSError:
             self._netlink.close()
             self._watch.close()
+            self._elements.close()
             raise
         try:
             self._link.set_device(fwmark=MARK)
@@ -130,6 +135,12 @@ class KernelPort:
         except forwarding.NftError as error:
             raise FilterError(str(error)) from None
 
+    def change_filter(self, gone: Iterable[Element], new: Iterable[tuple[Element, str]]) -> None:
+        self._elements.change(gone, new)
+
+    def renew_filter(self) -> None:
+        self._elements.renew(ruleset.ALIVE, self.name.encode().ljust(IFNAMSIZ, b"\0"), ruleset.ALIVE_S)
+
     def filter_stands(self) -> bool:
         return self._watch.stands()
 
@@ -142,6 +153,7 @@ class KernelPort:
         self._link.close()
         self._netlink.close()
         self._watch.close()
+        self._elements.close()
         with suppress(forwarding.NftError):  # then there was none
             forwarding.nft(ruleset.removal(self.name))
 

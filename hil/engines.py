@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from edgeagent.engine.kernel.ruleset import ALIVE_S
 from hil.engine_choice import DROP_IN, by_itself
 from hil.errors import CommandFailed, NotReached
 from hil.interop.ends import SERVE, TALK, TALK_PORT
@@ -22,6 +23,7 @@ INTERFACE = "edge0"
 STREAM_BYTES = 4 << 20
 RESTART_TIMEOUT_S = 600.0  # what a busy machine takes; an idle one a tenth of it
 REACH_TIMEOUT_S = 600.0
+FILTER_TIMEOUT_S = 60.0
 STREAM_TIMEOUT_S = 600.0
 LINE_BYTES = 1024  # of what is typed at once
 
@@ -89,6 +91,10 @@ def _one(report: Report, engine: str, a: Device, b: Device) -> None:
     if engine == "kernel":
         with report.step("kernel: it is the kernel") as step:
             step["said"] = _by_kernel(a, b)
+        with report.step("kernel: a filter that is flushed comes back") as step:
+            step["said"] = _flushed(a)
+        with report.step("kernel: after kill -9 it ends by itself, and begins again") as step:
+            step["said"] = _killed(a, b)
 
 
 def _restart(device: Device, engine: str) -> None:
@@ -128,6 +134,44 @@ def _by_kernel(a: Device, b: Device) -> str:
     if carried < STREAM_BYTES:
         raise NotReached(f"the kernel's interface has sent {carried} bytes, fewer than the stream had")
     return f"{carried} bytes sent by {INTERFACE}-wg"
+
+
+def _flushed(device: Device) -> str:
+    """Another firewall's reload takes our table with it."""
+    began = time.monotonic()
+    device.guest.console.shell("nft flush ruleset")
+
+    def look() -> str:
+        said = device.guest.console.shell("nft list ruleset")
+        return f"there again within {time.monotonic() - began:.0f} s" if f"edgeagent_kernel_{INTERFACE}" in said else ""
+
+    return until(look, FILTER_TIMEOUT_S, lambda: NotReached(f"{device.name} has no filter"), 1.0)
+
+
+def _killed(a: Device, b: Device) -> str:
+    """Nothing starts the agent of `a` again: its kernel goes on, and by itself lets nobody through after a while."""
+    address = _address(a)
+    shell = a.guest.console.shell
+    shell(
+        f"printf '[Service]\nRestart=no\n' >{DROP_IN.replace('engine', 'restart')}; systemctl daemon-reload; "
+        "systemctl kill -s KILL edgeagent; sleep 1; ! systemctl is-active edgeagent"
+    )
+    began = time.monotonic()
+    ping = f"ping -c 1 -W 2 {address} >/dev/null && echo through || echo nothing"
+    if "through" not in b.guest.console.shell(ping):
+        raise NotReached(f"{a.name}'s kernel did not go on for a moment: there is nothing to end")
+
+    def look() -> str:
+        if "through" in b.guest.console.shell(ping):
+            return ""
+        return f"nothing came through {time.monotonic() - began:.0f} s after it"
+
+    said = until(look, ALIVE_S + FILTER_TIMEOUT_S, lambda: NotReached(f"{a.name} goes on without an agent"), 5.0)
+    shell(
+        f"rm {DROP_IN.replace('engine', 'restart')}; systemctl daemon-reload; systemctl start edgeagent",
+        RESTART_TIMEOUT_S,
+    )
+    return f"{said}; started, {_reach(a, b)}"
 
 
 def _type(device: Device, data: bytes, path: str) -> None:
