@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from edgeagent.engine.kernel.ruleset import ALIVE_S
 from hil.engine_choice import DROP_IN, by_itself
 from hil.errors import CommandFailed, NotReached
 from hil.interop.ends import SERVE, TALK, TALK_PORT
@@ -24,6 +23,7 @@ STREAM_BYTES = 4 << 20
 RESTART_TIMEOUT_S = 600.0  # what a busy machine takes; an idle one a tenth of it
 REACH_TIMEOUT_S = 600.0
 FILTER_TIMEOUT_S = 60.0
+ALIVE_S = 180.0  # the filter lets packets through so long after an agent that was killed (docs/agent.md)
 STREAM_TIMEOUT_S = 600.0
 LINE_BYTES = 1024  # of what is typed at once
 
