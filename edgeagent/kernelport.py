@@ -179,7 +179,6 @@ def _raw_socket(family: int, interface: str) -> socket.socket:
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode() + b"\0")
         made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, ruleset.JUDGED_MARK)
     except OSError:
         made.close()
         raise

@@ -23,7 +23,7 @@ STREAM_BYTES = 4 << 20
 RESTART_TIMEOUT_S = 600.0  # what a busy machine takes; an idle one a tenth of it
 REACH_TIMEOUT_S = 600.0
 FILTER_TIMEOUT_S = 60.0
-ALIVE_S = 180.0  # the filter lets packets through so long after an agent that was killed (docs/agent.md)
+ALIVE_S = 180.0  # that the kernel's filter outlives its agent
 STREAM_TIMEOUT_S = 600.0
 LINE_BYTES = 1024  # of what is typed at once
 
@@ -149,28 +149,30 @@ def _flushed(device: Device) -> str:
 
 
 def _killed(a: Device, b: Device) -> str:
-    """Nothing starts the agent of `a` again: its kernel goes on, and by itself lets nobody through after a while."""
+    """Nothing starts the agent of `a` again. Its address goes with the TUN; where it is put back, the kernel goes on
+    with the sessions that it has, until its filter lets nobody through any more."""
     address = _address(a)
-    shell = a.guest.console.shell
+    shell, restart = a.guest.console.shell, DROP_IN.replace("engine.conf", "restart.conf")
     shell(
-        f"printf '[Service]\nRestart=no\n' >{DROP_IN.replace('engine', 'restart')}; systemctl daemon-reload; "
-        "systemctl kill -s KILL edgeagent; sleep 1; ! systemctl is-active edgeagent"
+        f"printf '[Service]\\nRestart=no\\n' >{restart}; systemctl daemon-reload; systemctl kill -s KILL edgeagent; "
+        "sleep 1; ! systemctl is-active edgeagent"
     )
     began = time.monotonic()
-    ping = f"ping -c 1 -W 2 {address} >/dev/null && echo through || echo nothing"
-    if "through" not in b.guest.console.shell(ping):
-        raise NotReached(f"{a.name}'s kernel did not go on for a moment: there is nothing to end")
+    ping = f"ping -c 3 -W 3 {address} >/dev/null && echo through || echo nothing"
+    if "through" in b.guest.console.shell(ping, 60.0):
+        raise NotReached(f"{a.name} answers without an agent")
+    wg = f"{INTERFACE}-wg"
+    shell(f"ip address add {address}/32 dev {wg}; ip route add {_address(b)}/32 dev {wg} src {address}")
+    if "through" not in b.guest.console.shell(ping, 60.0):
+        raise NotReached(f"{a.name}'s kernel does not go on: there is nothing that could end")
 
     def look() -> str:
-        if "through" in b.guest.console.shell(ping):
+        if "through" in b.guest.console.shell(ping, 60.0):
             return ""
-        return f"nothing came through {time.monotonic() - began:.0f} s after it"
+        return f"no answers at once, and with the address put back none {time.monotonic() - began:.0f} s after it"
 
     said = until(look, ALIVE_S + FILTER_TIMEOUT_S, lambda: NotReached(f"{a.name} goes on without an agent"), 5.0)
-    shell(
-        f"rm {DROP_IN.replace('engine', 'restart')}; systemctl daemon-reload; systemctl start edgeagent",
-        RESTART_TIMEOUT_S,
-    )
+    shell(f"rm {restart}; systemctl daemon-reload; systemctl start edgeagent", RESTART_TIMEOUT_S)
     return f"{said}; started, {_reach(a, b)}"
 
 

@@ -49,6 +49,10 @@ class Outsourced:
         if len(self.to_open) < DATAGRAMS_MAX:
             self.to_open.append((datagram, endpoint))
 
+    def judges(self, peer: Peer) -> bool:
+        """Whether the engine does, for it knows what the peer has begun: its answers are no beginning of ours."""
+        return isinstance(peer, OutsourcedPeer) and peer.installed
+
     def drain_asked(self) -> dict[OutsourcedPeer, bool]:
         asked, self.asked = self.asked, {}
         return asked

@@ -148,8 +148,9 @@ class Filter:
         elif same and not change.gone and not change.new:
             self._rights = rights  # which may be others' than before
             return None
-        elif not frame.restricts:
-            change.lose = frozenset()
+        else:
+            change.lose = change.lose if frame.restricts else frozenset()
+            change.wait = change.wait if same else None  # it may be about prefixes of any
         if missing or not same or len(chains) > len(_used(change)) + CHAINS_SPARE_MAX:
             change.script = self.whole(change)
         return change

@@ -3,7 +3,7 @@
 Who may reach what is judged by the direction that a flow was begun in, at each of its packets, answers too: so what a
 later policy does not allow ends at once, both ways. That a packet's source is its peer's, WireGuard itself sees to.
 Each list of services is a chain, and a map leads from addresses to chains: a packet costs the same whatever the number
-of peers. What bears JUDGED_MARK Python has judged.
+of peers.
 
 Only what nft 0.9 and Linux 4.18 have: concatenations without ranges, and no sets of pairs with them (pipapo).
 """
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from edgeagent.engine.kernel.rights import Element, Frame, Prefix, Rule, Services
 
 _BY_PORT = {6: "tcp", 17: "udp", 132: "sctp"}
-JUDGED_MARK = 0x6D00_0000
 ALIVE, ALIVE_S = "alive", 180  # a set with the interface's name in it, which has to be put there again within that time
 MAPS = ("in4", "in6", "out4", "out6")
 _ADDRESS = {"4": "ipv4_addr", "6": "ipv6_addr"}
@@ -63,7 +62,7 @@ def ruleset(interface: str, frame: Frame, chains: Mapping[Services, int], rights
     if frame.restricts:
         lines += [_ERRORS, *_maps("in", "saddr", "daddr", _ASKED), *_maps("out", "saddr", "", _ANSWERS)]
         lines += [*_behind(frame, "saddr", "from_prefixes"), "drop"]
-        out += [f"meta mark {JUDGED_MARK:#x} accept", _ERRORS]
+        out.append(_ERRORS)
         out += [*_maps("out", "daddr", "", _ASKED), *_maps("in", "daddr", "saddr", _ANSWERS)]
         out += [*_behind(frame, "daddr", "to_prefixes")]
         out += ["meta l4proto tcp reject with tcp reset", "reject with icmpx type admin-prohibited"]

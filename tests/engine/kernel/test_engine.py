@@ -29,7 +29,7 @@ from edgeagent.proto.relay_endpoint import RelayEndpoint
 from edgeagent.proto.tai64n import Tai64nClock
 from edgeagent.wireguard import _Flow
 from tests.engine.twins import SocketTun
-from tests.policy_kit import ME4, PEER4, udp
+from tests.policy_kit import ME4, PEER4, tcp, udp
 
 KEY = b"\7" * 32
 OTHER = b"\x08" * 32
@@ -601,6 +601,23 @@ def test_one_more_peer_is_one_more_element(bench: Bench) -> None:
     bear(bench, other, ())
     bench.engine.flush(1.2)
     assert bench.port.take() == [("filter", [element], [])] and len(bench.port.filters) == 2
+
+
+def test_answers_of_ours_are_the_kernels_to_judge(bench: Bench) -> None:
+    """Which has heard what they answer, and Python has not; what we begin ourselves Python refuses before there is a
+    peer in the kernel."""
+    bench.peer()
+    restrict(bench, 1.0, [WEB])
+    answer = tcp(ME4, PEER4, 80, 5_555, 0x12)
+    bench.machine.handle_packets(1.0, [answer])
+    assert bench.device.drops[DropReason.PROHIBITED] == 1
+    bench.engine.flush(1.0)
+    bench.machine.handle_packets(1.1, [answer])
+    bench.engine.flush(1.1)
+    assert bench.device.drops[DropReason.PROHIBITED] == 1 and bench.port.injected == []
+    bench.shake_hands(1.2)  # begun by the peer
+    bench.engine.flush(1.2)
+    assert bench.port.injected == [answer]
 
 
 def test_calls_of_nft_that_only_allow_more_are_a_second_apart(bench: Bench) -> None:
