@@ -35,6 +35,7 @@ def by_itself(report: Report, rig: Rig, a: Device, b: Device, address: str, reac
     _policy(report, rig, a, b, address)
     _relay(report, rig, a, b, address, reach)
     _removed(report, a, b, reach)
+    _uplink(report, a, b, reach)
     _route(report, rig, a, b, address, reach)
 
 
@@ -96,6 +97,22 @@ def _removed(report: Report, a: Device, b: Device, reach: Reach) -> None:
         unname(b)
         reach(a, b)
         _engine(b, "kernel")
+
+
+def _uplink(report: Report, a: Device, b: Device, reach: Reach) -> None:
+    """a gets a second way out, which the kernel's WireGuard would not choose between."""
+    with report.step("by itself: a second uplink") as step:
+        a.guest.console.shell(
+            "ip link add up1 type dummy && ip addr add 192.0.2.2/24 dev up1 && ip link set up1 up && "
+            "ip route add default via 192.0.2.1 dev up1 metric 5000"
+        )
+        said = _changed(a)
+        reach(a, b)
+        step["said"] = f"{a.name} {said}"
+        a.guest.console.shell("ip link delete up1")
+        unname(a)
+        reach(a, b)
+        _engine(a, "kernel")
 
 
 def _route(report: Report, rig: Rig, a: Device, b: Device, address: str, reach: Reach) -> None:
