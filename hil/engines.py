@@ -23,6 +23,7 @@ STREAM_BYTES = 4 << 20
 RESTART_TIMEOUT_S = 600.0  # what a busy machine takes; an idle one a tenth of it
 REACH_TIMEOUT_S = 600.0
 FILTER_TIMEOUT_S = 60.0
+FILTER = "edgeagent_kernel_edge0_2d_wg"  # the table
 ALIVE_S = 180.0  # that the kernel's filter outlives its agent
 STREAM_TIMEOUT_S = 600.0
 LINE_BYTES = 1024  # of what is typed at once
@@ -139,14 +140,14 @@ def _flushed(device: Device) -> str:
 
     def look() -> str:
         said = device.guest.console.shell("nft list ruleset")
-        return f"there again within {time.monotonic() - began:.0f} s" if f"edgeagent_kernel_{INTERFACE}" in said else ""
+        return f"there again within {time.monotonic() - began:.0f} s" if FILTER in said else ""
 
     return until(look, FILTER_TIMEOUT_S, lambda: NotReached(f"{device.name} has no filter"), 1.0)
 
 
 def _killed(a: Device, b: Device) -> str:
-    """Nothing starts the agent of `a` again. Its address goes with the TUN; where it is put back, the kernel goes on
-    with the sessions that it has, until its filter lets nobody through any more."""
+    """Nothing starts the agent of `a` again. Its address goes with the TUN, and what else its kernel would carry ends
+    with an element of the filter that nobody renews."""
     address = _address(a)
     shell, restart = a.guest.console.shell, DROP_IN.replace("engine.conf", "restart.conf")
     shell(
@@ -154,22 +155,25 @@ def _killed(a: Device, b: Device) -> str:
         "sleep 1; ! systemctl is-active edgeagent"
     )
     began = time.monotonic()
-    ping = f"ping -c 3 -W 3 {address} >/dev/null && echo through || echo nothing"
-    if "through" in b.guest.console.shell(ping, 60.0):
+    if "through" in b.guest.console.shell(f"ping -c 3 -W 3 {address} >/dev/null && echo through || echo nothing", 60.0):
         raise NotReached(f"{a.name} answers without an agent")
-    wg = f"{INTERFACE}-wg"
-    shell(f"ip address add {address}/32 dev {wg}; ip route add {_address(b)}/32 dev {wg} src {address}")
-    if "through" not in b.guest.console.shell(ping, 60.0):
-        raise NotReached(f"{a.name}'s kernel does not go on: there is nothing that could end")
+    if not _is_alive(a):
+        raise NotReached(f"{a.name}'s filter ended before its time")
 
     def look() -> str:
-        if "through" in b.guest.console.shell(ping, 60.0):
-            return ""
-        return f"no answers at once, and with the address put back none {time.monotonic() - began:.0f} s after it"
+        return (
+            "" if _is_alive(a) else f"no answers at once, and the filter shut {time.monotonic() - began:.0f} s after it"
+        )
 
     said = until(look, ALIVE_S + FILTER_TIMEOUT_S, lambda: NotReached(f"{a.name} goes on without an agent"), 5.0)
     shell(f"rm {restart}; systemctl daemon-reload; systemctl start edgeagent", RESTART_TIMEOUT_S)
     return f"{said}; started, {_reach(a, b)}"
+
+
+def _is_alive(device: Device) -> bool:
+    """Whether the filter of a kernel's interface lets anything through."""
+    said = device.guest.console.shell(f"ip -o link show {INTERFACE}-wg; nft list set inet {FILTER} alive")
+    return f'"{INTERFACE}-wg"' in said
 
 
 def _type(device: Device, data: bytes, path: str) -> None:
