@@ -23,6 +23,7 @@ STREAM_BYTES = 4 << 20
 RESTART_TIMEOUT_S = 600.0  # what a busy machine takes; an idle one a tenth of it
 REACH_TIMEOUT_S = 600.0
 FILTER_TIMEOUT_S = 60.0
+BEHIND, PREFIX = "192.168.78.1", "192.168.78.0/24"
 FILTER = "edgeagent_kernel_edge0_2d_wg"  # the table
 ALIVE_S = 180.0  # that the kernel's filter outlives its agent
 STREAM_TIMEOUT_S = 600.0
@@ -49,6 +50,8 @@ def engines(
                 b.guest.console.shell(SERVE, 120.0)
             for engine in which:
                 _one(report, engine, a, b)
+                if engine == "kernel":
+                    _only_kernel(report, rig, a, b)
     finally:
         report.write(out)
     return report
@@ -85,13 +88,17 @@ def _one(report: Report, engine: str, a: Device, b: Device) -> None:
         step["said"] = "; ".join(rates)
     for device in (a, b):
         report.figure(f"{engine}: agent, resident memory", device.rss_kb() / 1024, "MiB", device.name)
-    if engine == "kernel":
-        with report.step("kernel: it is the kernel") as step:
-            step["said"] = _by_kernel(a, b)
-        with report.step("kernel: a filter that is flushed comes back") as step:
-            step["said"] = _flushed(a)
-        with report.step("kernel: after kill -9 it ends by itself, and begins again") as step:
-            step["said"] = _killed(a, b)
+
+
+def _only_kernel(report: Report, rig: Rig, a: Device, b: Device) -> None:
+    with report.step("kernel: it is the kernel") as step:
+        step["said"] = _by_kernel(a, b)
+    with report.step("kernel: a prefix behind the other one") as step:
+        step["said"] = _behind(rig, a, b)
+    with report.step("kernel: a filter that is flushed comes back") as step:
+        step["said"] = _flushed(a)
+    with report.step("kernel: after kill -9 it ends by itself, and begins again") as step:
+        step["said"] = _killed(a, b)
 
 
 def _restart(device: Device, engine: str) -> None:
@@ -131,6 +138,34 @@ def _by_kernel(a: Device, b: Device) -> str:
     if carried < STREAM_BYTES:
         raise NotReached(f"the kernel's interface has sent {carried} bytes, fewer than the stream had")
     return f"{carried} bytes sent by {INTERFACE}-wg"
+
+
+def _behind(rig: Rig, a: Device, b: Device) -> str:
+    """`b` routes, which it does by Python here; what `a` sends there goes past Python."""
+    b.guest.console.shell(f"ip address add {BEHIND}/24 dev lo")
+    _restart(b, "pure")
+    _reach(a, b)
+    b.guest.console.shell(f"edgeagent routes set --advertise-routes {PREFIX}")
+    until(
+        lambda: PREFIX in rig.hub.ask("routes", "list", "--waiting"),
+        FILTER_TIMEOUT_S,
+        lambda: NotReached(f"the hub does not list what {b.name} offers"),
+        2.0,
+    )
+    rig.hub.ask("routes", "approve", b.name, PREFIX)
+
+    def look() -> bool:
+        said = a.guest.console.shell(f"ping -c 1 -W 3 {BEHIND} >/dev/null; echo status=$?; ip route get {BEHIND}", 60.0)
+        return f"dev {INTERFACE}-wg" in said and "status=0" in said
+
+    until(look, REACH_TIMEOUT_S, lambda: NotReached(f"{BEHIND} is not reached by {INTERFACE}-wg"), 2.0)
+    said = a.guest.console.shell(f"python3 /root/talk.py send {BEHIND} {TALK_PORT} {STREAM_BYTES}", STREAM_TIMEOUT_S)
+    told = json.loads(said.strip().splitlines()[-1])
+    if not told["ok"]:
+        raise NotReached(f"{BEHIND}: what came is not what was sent: {told}")
+    b.guest.console.shell("edgeagent routes set --advertise-routes ''")
+    _restart(b, "kernel")
+    return f"answers and a stream from {BEHIND}, {8e-6 * told['bytes'] / told['seconds']:.1f} Mbit/s; {_reach(a, b)}"
 
 
 def _flushed(device: Device) -> str:
