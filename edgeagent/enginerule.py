@@ -33,10 +33,10 @@ AVAILABLE_MIN_KIB = 16 << 10  # nft takes some of it, at the start and for a mom
 
 class Facts:
     """What the rule asks of a device: `uplinks` are interfaces with a default route, or those that the setting names;
-    `metered` those of them whose bytes cost money. `router` says for whom it routes, `uses` whose routes it uses, ""
-    for nobody."""
+    `metered` those of them whose bytes cost money. `router` says for whom it routes, "" for nobody,
+    `exit_node` whose name the device uses, "" for none."""
 
-    __slots__ = ("metered", "modem", "router", "uplinks", "uses")
+    __slots__ = ("exit_node", "metered", "modem", "router", "uplinks")
 
     def __init__(
         self,
@@ -45,13 +45,13 @@ class Facts:
         metered: Sequence[str] = (),
         modem: bool = False,
         router: str = "",
-        uses: str = "",
+        exit_node: str = "",
     ) -> None:
         self.uplinks = uplinks
         self.metered = metered
         self.modem = modem
         self.router = router
-        self.uses = uses
+        self.exit_node = exit_node
 
 
 def _one_uplink(facts: Facts) -> str:
@@ -68,8 +68,8 @@ def _no_router(facts: Facts) -> str:
     return f"it routes for others: {facts.router}" if facts.router else ""
 
 
-def _no_user(facts: Facts) -> str:
-    return f"it uses routes of others: {facts.uses}" if facts.uses else ""
+def _no_exit_node(facts: Facts) -> str:
+    return f"it uses an exit node: {facts.exit_node}" if facts.exit_node else ""
 
 
 def facts_of(
@@ -82,17 +82,12 @@ def facts_of(
     shares = [f"{len(device_map.approved)} prefixes"] if device_map.approved else []
     if device_map.clients:
         shares.append(f"{len(device_map.clients)} plain clients")
-    uses = ""
-    if wish is not None and wish.exit_node:
-        uses = f"exit node {wish.exit_node}"
-    elif device_map.routes and (wish is None or wish.accept):
-        uses = f"{len(device_map.routes)} prefixes"
     return Facts(
         uplinks=found,
         metered=[name for name in found if accounts.policies.budget(name).metered],
         modem=has_modem(settings.modem),
         router=", ".join(shares),
-        uses=uses,
+        exit_node="" if wish is None else wish.exit_node,
     )
 
 
@@ -163,7 +158,7 @@ OF_DEVICE: tuple[tuple[str, str, Callable[[Facts], str]], ...] = (
     ("uplinks", "one at most, and no modem", _one_uplink),
     ("metered", "no uplink is", _unmetered),
     ("router", "no prefix is approved here, no plain client has this as its gateway", _no_router),
-    ("routes", "it uses no exit node and no prefix behind others", _no_user),
+    ("exit node", "it uses no exit node", _no_exit_node),
 )
 
 # What loads something: a module, and the code that runs nft

@@ -8,7 +8,6 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from edgeagent.context import jitter
 from edgeagent.engine import choice
 from edgeagent.engine.kernel.engine import KernelDrop, KernelEngine
 from edgeagent.engine.kernel.ports import FilterError
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("edgeagent")
 CHANGE_AFTER_S = 3.0  # of a condition that does not hold any more: approvals, and addresses of a cable, come in bursts
-SPREAD_S = 30.0  # over which a fleet does, that is told of a new route at once
 SETTLED_S = 60.0  # after which an agent is no longer one that ends soon after its start
 REFUSED_LOOK_S = 1.0
 REFUSED_MAX, REFUSED_FOR_S, REFUSED_WITHIN_S = 6, 20.0, 60.0  # so many refusals, over so long, in no more than that
@@ -42,7 +40,7 @@ def make(context: Context, node: Node, tun: Tun) -> tuple[Udp, KernelEngine]:
 
 
 def watch(engine: KernelEngine, tun: str, starts: str, *, auto: bool) -> KernelWatch:
-    return KernelWatch(engine, interface_name(tun), starts, auto=auto, spread_s=SPREAD_S * jitter())
+    return KernelWatch(engine, interface_name(tun), starts, auto=auto)
 
 
 def tidy(tun: str) -> None:
@@ -85,18 +83,16 @@ class KernelWatch:
     Drive it: `look` when something has changed, `interface_gone`, `on_timeout` at `poll_timeout()`.
     """
 
-    def __init__(self, engine: KernelEngine, interface: str, starts: str, *, auto: bool, spread_s: float) -> None:
+    def __init__(self, engine: KernelEngine, interface: str, starts: str, *, auto: bool) -> None:
         """`starts` is the file in which those that did not settle are counted. `auto`: the conditions of the rule hold
-        for it, too; else only that it works. `spread_s` is how much later this device changes for what all of a fleet
-        may be told at once."""
+        for it, too; else only that it works."""
         self.interface = interface
         self._engine = engine
         self._starts = starts
         self._settles_at: float | None = None
         self._auto = auto
-        self._spread_s = spread_s
         self._why = ""
-        self._since = self._after_s = 0.0
+        self._since = 0.0
         self._refused = self._refused_before = 0
         self._first_at = float("-inf")
         self._checked_at = float("-inf")
@@ -110,7 +106,6 @@ class KernelWatch:
         if why and not self._why:
             self._since = now
         self._why = why
-        self._after_s = CHANGE_AFTER_S + (0.0 if facts.router else self._spread_s)
 
     def settle(self) -> None:
         """This start was a good one."""
@@ -121,7 +116,7 @@ class KernelWatch:
         self.given_up = self.given_up or f"somebody removed {self.interface}"
 
     def poll_timeout(self) -> float | None:
-        return self._since + self._after_s if self._why and not self.given_up else None
+        return self._since + CHANGE_AFTER_S if self._why and not self.given_up else None
 
     def on_timeout(self, now: float) -> None:
         """Also at any other time: what the kernel refuses is looked at whenever the agent is awake."""
@@ -132,7 +127,7 @@ class KernelWatch:
             self.settle()
         if self.given_up:
             return
-        if self._why and now - self._since >= self._after_s:
+        if self._why and now - self._since >= CHANGE_AFTER_S:
             self.given_up = self._why
         elif now - self._checked_at >= REFUSED_LOOK_S:
             self._checked_at = now

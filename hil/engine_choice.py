@@ -125,8 +125,9 @@ def _route(report: Report, rig: Rig, a: Device, b: Device, address: str, reach: 
             lambda: NotReached(f"{b.name}: the hub does not list what it offers"),
         )
         rig.hub.ask("routes", "approve", b.name, ROUTE)
-        said = [f"{device.name} {_changed(device)}" for device in (b, a)]
+        said = [f"{b.name} {_changed(b)}"]
         reach(a, b)
+        said.append(f"{a.name} {_engine(a, 'kernel')}")
         said.append(_stream(a, address))
         step["said"] = "; ".join(said)
 

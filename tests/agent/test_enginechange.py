@@ -211,7 +211,7 @@ def test_an_interface_that_is_gone_ends_no_agent_that_has_another_engine() -> No
     made._kernel = None
     with pytest.raises(TunGone):
         made.flush(1.0)
-    made._kernel = KernelWatch(Engine(), name, "/nonesuch", auto=True, spread_s=0.0)  # type: ignore[arg-type]
+    made._kernel = KernelWatch(Engine(), name, "/nonesuch", auto=True)  # type: ignore[arg-type]
     made.flush(1.0)
     made.sync(1.0)
     assert made.given_up == "somebody removed edge0-wg"

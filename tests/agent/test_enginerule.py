@@ -53,7 +53,7 @@ def wish(**what: Any) -> RouteWish:
         (facts(), ""),
         (facts(names=()), ""),  # not yet connected
         (facts(settings={"uplinks": "eth0"}), ""),
-        (facts(routes=[LAN], wish=wish(accept=False)), ""),
+        (facts(routes=[LAN]), ""),
         (facts(wish=wish(advertise=["192.168.7.0/24"])), ""),  # not approved yet
         (facts(names=("eth0", "wlan0")), "several uplinks (eth0, wlan0)"),
         (facts(settings={"uplinks": "eth0,wwan0"}), "several uplinks (eth0, wwan0)"),
@@ -61,8 +61,7 @@ def wish(**what: Any) -> RouteWish:
         (facts(metered=("eth0",)), "eth0 is metered"),
         (facts(approved=[LAN]), "it routes for others: 1 prefixes"),
         (facts(clients=[(b"k", b"4", b"6")], approved=[LAN]), "for others: 1 prefixes, 1 plain clients"),
-        (facts(routes=[LAN]), "it uses routes of others: 1 prefixes"),
-        (facts(routes=[LAN], wish=wish(exit_node="gw")), "it uses routes of others: exit node gw"),
+        (facts(routes=[LAN], wish=wish(exit_node="gw")), "it uses an exit node: gw"),
     ],
 )
 def test_what_a_device_has_to_be(able: None, found: Facts, said: str) -> None:
@@ -131,7 +130,7 @@ class Engine:
 
 def watch(*, auto: bool = True) -> tuple[KernelWatch, Engine]:
     engine = Engine()
-    return KernelWatch(engine, "edge0-wg", "/nonesuch/starts", auto=auto, spread_s=0.0), engine  # type: ignore[arg-type]
+    return KernelWatch(engine, "edge0-wg", "/nonesuch/starts", auto=auto), engine  # type: ignore[arg-type]
 
 
 def test_it_is_given_up_once_a_condition_has_not_held_for_a_while() -> None:
@@ -155,15 +154,6 @@ def test_what_passes_at_once_changes_nothing() -> None:
     kernel.look(11.0, facts(names=("wlan0",)))
     kernel.on_timeout(60.0)
     assert kernel.given_up == "" and kernel.poll_timeout() is None
-
-
-def test_a_whole_fleet_does_not_change_in_one_moment() -> None:
-    """All that may use a prefix hear of its approval at once; whoever is to route it has no time to lose."""
-    late = KernelWatch(Engine(), "edge0-wg", "/nonesuch/starts", auto=True, spread_s=20.0)  # type: ignore[arg-type]
-    late.look(10.0, facts(routes=[LAN]))
-    assert late.poll_timeout() == 10.0 + CHANGE_AFTER_S + 20.0
-    late.look(11.0, facts(approved=[LAN]))
-    assert late.poll_timeout() == 10.0 + CHANGE_AFTER_S
 
 
 def test_one_that_the_hub_named_is_given_up_only_where_it_does_not_work() -> None:

@@ -113,7 +113,7 @@ class KernelEngine:
     def drops(self) -> dict[EngineDrop | KernelDrop, int]:
         drops: dict[EngineDrop | KernelDrop, int] = {reason: count for reason, count in self._pure.drops.items()}  # noqa: C416
         drops[KernelDrop.INJECT] = self._not_injected
-        drops[KernelDrop.PROXY] = 0 if self._proxies is None else self._proxies.lost
+        drops[KernelDrop.PROXY] = self._out.lost + (0 if self._proxies is None else self._proxies.lost)
         drops[KernelDrop.REFUSED] = self._troubles.count + self._guard.refused
         drops[KernelDrop.CUT] = self._cut
         return drops
@@ -149,6 +149,7 @@ class KernelEngine:
         self._port.unbind()
         self._poll_at = None  # of a shut port nothing is to be read
         if self._proxies is not None:
+            self._out.lost += self._proxies.lost
             self._proxies.close()
             self._proxies = None
 
@@ -191,6 +192,8 @@ class KernelEngine:
         if to_open and self._proxies is not None:
             for datagram, endpoint in to_open:
                 self._proxies.deliver(datagram, endpoint, self._needed)
+        elif to_open:
+            self._out.lost += len(to_open)
         if packets or to_open:
             self._busy_at = now
         if self._poll_at is not None:

@@ -23,7 +23,7 @@ from edgeagent.proto.endpoint import Endpoint, Transmit
 from edgeagent.proto.errors import DropReason, LocalProtocolError
 from edgeagent.proto.events import EndpointRoamed, HandshakeCompleted, HandshakeFailed
 from edgeagent.proto.limits import Limits
-from edgeagent.proto.outsourced import GIVE_UP_S, OutsourcedPeer
+from edgeagent.proto.outsourced import DATAGRAMS_MAX, GIVE_UP_S, OutsourcedPeer
 from edgeagent.proto.policy import Slice
 from edgeagent.proto.relay_endpoint import RelayEndpoint
 from edgeagent.proto.tai64n import Tai64nClock
@@ -340,6 +340,22 @@ def test_proxies_are_bounded(bench: Bench) -> None:
             pass
     bench.engine.flush(1.0)
     assert bench.port.udp.recvfrom(100)[1] == ("127.0.0.1", address[1])  # the peer has kept its own
+
+
+def test_what_there_is_no_room_for_is_counted(bench: Bench) -> None:
+    relayed = RelayEndpoint("r1", OTHER)
+    sealed = b"\4\0\0\0" + bytes(28)
+    bench.machine.handle_datagrams(1.0, [(sealed, relayed, 0)] * (DATAGRAMS_MAX + 3))
+    assert bench.engine.drops[KernelDrop.PROXY] == 3
+    bench.device.handle_datagrams(1.0, [])
+    bench.engine.flush(1.0)
+    before = bench.engine.drops[KernelDrop.PROXY]
+    bench.engine.bind(0)
+    assert bench.engine.drops[KernelDrop.PROXY] == before  # it never goes back
+    bench.engine.unbind()
+    bench.machine.handle_datagrams(1.0, [(sealed, relayed, 0)])
+    bench.engine.flush(1.0)
+    assert bench.engine.drops[KernelDrop.PROXY] == before + 1
 
 
 def test_silence_is_told_and_ends(bench: Bench) -> None:
