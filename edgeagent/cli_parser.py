@@ -112,6 +112,12 @@ def parser() -> argparse.ArgumentParser:
         help="how large tables may become: small, normal, large (normal)",
     )
     group.add_argument(
+        "--engine",
+        metavar="ENGINE",
+        default=argparse.SUPPRESS,
+        help="what moves the packets: kernel, fast, pure, or no agent without it; auto: the best of them here (auto)",
+    )
+    group.add_argument(
         "--limit",
         dest="limits",
         metavar="NAME=VALUE",

@@ -154,6 +154,12 @@ def _ceiling(text: str) -> str:
     raise ValueError(f"auto, off, or a whole number of MiB from {low} to {high}")
 
 
+def _engine(text: str) -> str:
+    if text not in ("auto", "fast", "pure", "kernel"):
+        raise ValueError("auto, fast, pure or kernel")
+    return text
+
+
 def _verbs(text: str) -> str:
     if text in ("all", "none"):
         return text
@@ -241,6 +247,13 @@ SETTINGS: dict[str, tuple[str, str, Callable[[str], str | int], str]] = {
         _memory,
         "how large tables, queues and rings may become: small, normal or large, for devices of 32, 64 and 128 MiB",
     ),
+    "engine": (
+        "EDGEAGENT_ENGINE",
+        "auto",
+        _engine,
+        "what moves the packets: auto: the kernel's WireGuard where its conditions hold (docs/agent.md), else the C "
+        "library where it is there, else Python; kernel, fast or pure: that one, or none",
+    ),
     "limits": (
         "EDGEAGENT_LIMITS",
         "",
@@ -302,13 +315,15 @@ _FLAGS = {"limits": "limit"}  # on the command line one at a time
 
 class Settings:
     """All settings, checked. `port_fixed` is True when the user named the port: then another one will not do. `named`:
-    the names of those that are not left at their defaults."""
+    the names of those that are not left at their defaults; `by_hub`: of those that the hub has put over them."""
 
     __slots__ = (
         "allow_commands",
         "board",
         "budget",
+        "by_hub",
         "dns",
+        "engine",
         "hostname",
         "interface",
         "limits",
@@ -342,6 +357,7 @@ class Settings:
     modem: str
     budget: str
     dns: str
+    engine: str
     memory_profile: str
     limits: str
     memory_ceiling: str
@@ -359,6 +375,7 @@ class Settings:
 
     def __init__(self, named: tuple[str, ...] = (), **values: str | int) -> None:
         self.named = named
+        self.by_hub: tuple[str, ...] = ()
         for name, value in values.items():
             setattr(self, name, value)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeagent import crypto, memory
 from edgeagent.context import Context, limits_of
+from edgeagent.engine.choice import AVOIDED_VARIABLE
 from edgeagent.io import logring
 from edgeagent.io.keystore import Keystore, StateError, StateFile
 from edgeagent.io.localapi import LocalApi, refusal
@@ -300,6 +301,11 @@ class Agent:
             part.settle(now)
         if self.membership is not None and self.membership.restart_wanted and not self._stopping:
             log.info("ending, to begin anew")
+            self.exit_status = RESTART
+            self._stopping = True
+        elif self.membership is not None and not self._stopping and (why := self.membership.engine_given_up):
+            log.warning("engine kernel: %s. Beginning anew with another one", why)
+            os.environ[AVOIDED_VARIABLE] = why  # for the start that follows, and no other
             self.exit_status = RESTART
             self._stopping = True
         self.context.accounts.on_wake(now)

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeagent import probes, zipped
-from edgeagent.engine import choice
 from edgeagent.engine.fast import library
 from edgeagent.status import duration, flash, size, table
+from edgeagent.surroundings import has_capability
 from edgeagent.version import BUILD_TIME_S, VERSION
 
 if TYPE_CHECKING:
@@ -64,18 +64,10 @@ def show(findings: list[Finding]) -> str:
 # What moves packets
 
 
-def check_engine(_settings: Settings) -> Iterator[Finding]:
-    meaning = "What moves the packets of an agent that is started with this environment."
-    try:
-        engine, why = choice.choose()
-    except choice.EngineUnavailable as error:
-        yield Finding("engine", FAILED, str(error), "An agent started with this environment ends with this error.",
-                      f"Unset {choice.ENGINE_VARIABLE}, or see C library.")  # fmt: skip
-    else:
-        yield Finding("engine", OK, f"{engine}: {why}", meaning)
-    missing = choice.why_no_kernel()
-    meaning = f"Not taken unless {choice.ENGINE_VARIABLE}=kernel asks for it; then it carries the packets."
-    yield Finding("kernel WireGuard", OK, missing or "this kernel has it, or may have it", meaning)
+def check_engine(settings: Settings) -> Iterator[Finding]:
+    from edgeagent.doctor_engine import engine_rows
+
+    yield from (Finding(*row) for row in engine_rows(settings))
 
 
 def check_library(_settings: Settings) -> Iterator[Finding]:
@@ -135,7 +127,7 @@ def check_tun(_settings: Settings) -> Iterator[Finding]:
         "--cap-add NET_ADMIN)."
     )
     offload_meaning = "The kernel hands over up to 64 KiB at once instead of one packet."
-    allowed = probes.has_capability(probes.CAP_NET_ADMIN)
+    allowed = has_capability(probes.CAP_NET_ADMIN)
     yield _rights(allowed)
     if not os.path.exists(probes.TUN_DEVICE):
         yield Finding("TUN", FAILED, f"no {probes.TUN_DEVICE}", meaning, load)
@@ -351,7 +343,8 @@ def check_agent(settings: Settings) -> Iterator[Finding]:
             yield Finding("agent", OK, "not running", meaning)
             return
         version = client.ask({"do": "version"})["version"]
-        agent = client.ask({"do": "status"})["agent"] if version == VERSION else None
+        told = client.ask({"do": "status"}) if version == VERSION else {}
+        agent, engine = told.get("agent"), told.get("engine")
     except PermissionError:
         yield Finding("agent", NOT_CHECKED, f"{settings.socket}: not permitted", meaning, _AS_ROOT)
     except (OSError, LocalError, KeyError, TypeError) as error:
@@ -366,6 +359,8 @@ def check_agent(settings: Settings) -> Iterator[Finding]:
             yield Finding("agent", WARNING, f"running, version {version}; installed is {VERSION}",
                           "The running agent is of another release than what is installed.",
                           "Start it anew: edgeagent down, then edgeagent up.")  # fmt: skip
+        if engine is not None:
+            yield Finding("engine in use", OK, f"{engine['name']}: {engine['why']}", meaning)
         if agent is not None:
             yield _wear(settings, agent)
 

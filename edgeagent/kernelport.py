@@ -9,21 +9,24 @@ from typing import TYPE_CHECKING
 from edgeagent.engine.kernel import ruleset
 from edgeagent.engine.kernel.ports import FilterError
 from edgeagent.io import forwarding
-from edgeagent.io import rtnetlink as rt
 from edgeagent.io.marks import MARK
 from edgeagent.io.netlink import Netlink
+from edgeagent.io.nftelements import NftElements
 from edgeagent.io.nftwatch import NftWatch
 from edgeagent.io.wglink import WgLink
 from edgeagent.io.wgnetlink import PeerChange
+from edgeagent.kernelroutes import KernelRoutes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from edgeagent.engine.kernel.ports import Prefix, SocketAddress
+    from edgeagent.engine.kernel.rights import Element
     from edgeagent.io.wgnetlink import PeerState
 
 ENDING = "-wg"  # of the interface's name, behind that of the TUN
 NAME_MAX = 15
+IFNAMSIZ = 16
 SEND_BYTES = 1 << 20
 KEEPALIVE_S = 25  # for a moment; see `begin`
 
@@ -60,18 +63,19 @@ class KernelPort:
 
     def __init__(self, name: str, mtu: int, source: Callable[[int], bytes | None]) -> None:
         self.name = name
-        self._source = source
         self._watch = NftWatch(ruleset.table_name(name))
         self.filter_fd = self._watch.fd
+        self._elements = NftElements(ruleset.table_name(name))
         self._netlink = Netlink()
-        self._routes: dict[Prefix, bytes] = {}  # whose public key each is of
         self._raw: list[socket.socket] = []
         try:
             self._link = WgLink(name, mtu)
         except OSError:
             self._netlink.close()
             self._watch.close()
+            self._elements.close()
             raise
+        self._routes = KernelRoutes(self._netlink, self._link.index, source)
         try:
             self._link.set_device(fwmark=MARK)
             for family in (socket.AF_INET, socket.AF_INET6):
@@ -84,8 +88,7 @@ class KernelPort:
         self._link.set_up(False)
         self._link.set_device(listen_port=port)
         self._link.set_up(True)
-        for prefix in self._routes:
-            self._route(prefix)
+        self._routes.put()
         return self._link.read().listen_port
 
     def unbind(self) -> None:
@@ -99,15 +102,11 @@ class KernelPort:
         self._link.change_peers([PeerChange(public, endpoint=endpoint, prefixes=prefixes)])
 
     def set_routes(self, public: bytes, prefixes: list[Prefix]) -> None:
-        self._unroute(public, prefixes)
-        for prefix in prefixes:
-            if prefix[1] == 8 * len(prefix[0]):  # others' prefixes are routing.py's
-                self._routes[prefix] = public
-                self._route(prefix)
+        self._routes.set(public, prefixes)
 
     def remove_peer(self, public: bytes) -> None:
         self._link.change_peers([PeerChange(public, remove=True)])
-        self._unroute(public, [])
+        self._routes.set(public, [])
 
     def begin(self, public: bytes) -> None:
         # There is no command for it: a keepalive is sent when its interval is set, and the interval goes again
@@ -130,6 +129,12 @@ class KernelPort:
         except forwarding.NftError as error:
             raise FilterError(str(error)) from None
 
+    def change_filter(self, gone: Iterable[Element], new: Iterable[tuple[Element, str]]) -> None:
+        self._elements.change(gone, new)
+
+    def renew_filter(self) -> None:
+        self._elements.renew(ruleset.ALIVE, self.name.encode().ljust(IFNAMSIZ, b"\0"), ruleset.ALIVE_S)
+
     def filter_stands(self) -> bool:
         return self._watch.stands()
 
@@ -142,22 +147,9 @@ class KernelPort:
         self._link.close()
         self._netlink.close()
         self._watch.close()
+        self._elements.close()
         with suppress(forwarding.NftError):  # then there was none
             forwarding.nft(ruleset.removal(self.name))
-
-    def _route(self, prefix: Prefix) -> None:
-        address, cidr = prefix
-        source = self._source(len(address))
-        if source is None:
-            return
-        with suppress(OSError):  # no IPv6, or our own address is not there yet: then its packets come by the TUN
-            self._netlink.replace_route(rt.Route(address, cidr, self._link.index, source=source))
-
-    def _unroute(self, public: bytes, but: list[Prefix]) -> None:
-        for prefix in [prefix for prefix, owner in self._routes.items() if owner == public and prefix not in but]:
-            del self._routes[prefix]
-            with suppress(OSError):
-                self._netlink.delete_route(rt.Route(*prefix, self._link.index))
 
 
 def _raw_socket(family: int, interface: str) -> socket.socket:
@@ -167,7 +159,6 @@ def _raw_socket(family: int, interface: str) -> socket.socket:
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode() + b"\0")
         made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, ruleset.JUDGED_MARK)
     except OSError:
         made.close()
         raise

@@ -139,6 +139,15 @@ class Membership:
         """The hub wants the agent to be begun anew, or another slot is to be started."""
         return any(part is not None and part.restart_wanted for part in (self._commands, self._updates, self._settings))
 
+    @property
+    def engine_given_up(self) -> str:
+        """Why the agent is to be begun anew with another engine; "" where it is not, or while anything is on trial,
+        of which each start counts."""
+        why = self.tunnel.given_up
+        if not why or self.tries_settings or (self._updates is not None and self._updates.on_trial):
+            return ""
+        return why
+
     def commands(self, now: float) -> Commands:
         """Made when there is one, or somebody asks: most devices are never told to do anything."""
         if self._commands is None:
@@ -256,6 +265,7 @@ class Membership:
     def set_routes(self, now: float, wish: RouteWish) -> None:
         """What the device offers to route, and what it uses, from now on; it is kept already."""
         self._follow_routes(now, wish)
+        self.tunnel.reconsider(now, wish)
 
     def _follow_routes(self, now: float, wish: RouteWish | None = None) -> None:
         device_map, keystore = self.node.map, self._context.keystore
@@ -308,6 +318,7 @@ class Membership:
         if self._commands is not None:
             self._commands.farewell(now)
         self.node.farewell(now)
+        self.tunnel.farewell()
         self.settle(now)
         self.save_cache(now)
         self._context.save_clock(now)
@@ -467,6 +478,7 @@ class Membership:
     def _map_changed(self, now: float, event: MapChanged) -> None:
         log.info("the hub's map is new: this is %s", event.map.name)
         self.tunnel.apply(now, event.map)
+        self.tunnel.reconsider(now, None if self.routing is None else self.routing.wish)
         if self.naming is not None:
             self.naming.apply(now, event.map)
         self._follow_routes(now)

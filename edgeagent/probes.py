@@ -31,18 +31,6 @@ class TunTrial:
         self.error = error
 
 
-def has_capability(number: int) -> bool | None:
-    """Whether it is effective; None where that cannot be told."""
-    try:
-        with open("/proc/self/status", "rb") as status:
-            for line in status:
-                if line.startswith(b"CapEff:"):
-                    return bool(int(line.split()[1], 16) >> number & 1)
-    except (OSError, ValueError, IndexError):
-        return None
-    return None
-
-
 def try_tun() -> TunTrial:
     """Make an interface and remove it, in a network namespace of its own where that may be made, so that nobody's
     network manager sees it; that needs no root where user namespaces are allowed."""

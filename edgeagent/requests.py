@@ -95,6 +95,7 @@ def _status(now: float, agent: Agent, client: Client, request: dict[str, Any]) -
         status |= member.node.status(now)
         tunnel = member.tunnel
         status["interface"] = {"name": tunnel.tun.name, "mtu": context.settings.mtu, "port": tunnel.port}
+        status["engine"] = {"name": tunnel.chosen.name, "why": tunnel.chosen.why}
         status["port_mapping"] = tunnel.describe_ports()
         for drops in (tunnel.engine.drops, tunnel.udp.drops):
             for reason, count in drops.items():
@@ -278,7 +279,7 @@ _VERBS: dict[str, Callable[[float, Agent, Client, dict[str, Any]], None]] = {
 def _up_to_date(now: float, agent: Agent) -> Membership | None:
     """The membership, with all traffic up to now counted."""
     if agent.membership is not None:
-        agent.membership.tunnel.engine.sync(now)
+        agent.membership.tunnel.sync(now)
     return agent.membership
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from edgeagent.membership import Membership
 
 log = logging.getLogger("edgeagent")
-NAMES = ("budget", "log-level", "memory-ceiling", "metered", "port-mapping", "trial", "uplinks")
+NAMES = ("budget", "engine", "log-level", "memory-ceiling", "metered", "port-mapping", "trial", "uplinks")
 STARTS_MAX = 3
 ALARM_SLACK_S = 60
 REPORT_TEXT_MAX = 200
@@ -101,6 +101,7 @@ def overlay(settings: Settings, keystore: Keystore) -> None:
     for name, text in values.items():
         if name in NAMES:
             setattr(settings, name.replace("-", "_"), SETTINGS[name][2](text))
+            settings.by_hub += (name,)
 
 
 def check(values: dict[str, str]) -> str:

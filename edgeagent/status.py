@@ -24,6 +24,7 @@ def show_status(status: dict[str, Any]) -> str:
             ("name", f"{me['name']}.{me['domain']}"),
             ("addresses", " ".join(me["addresses"])),
             ("interface", f"{interface['name']}, MTU {interface['mtu']}, UDP port {interface['port']}"),
+            *([("engine", f"{engine['name']}: {engine['why']}")] if (engine := status.get("engine")) else ()),
             ("reachable at", " ".join(me["endpoints"]) or "no address yet"),
             ("NAT", _nat(me)),
             ("relays", _relays(me, status["relays"])),

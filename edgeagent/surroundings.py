@@ -22,6 +22,18 @@ def forwards(interface: str) -> bool:
     return False
 
 
+def has_capability(number: int) -> bool | None:
+    """Whether it is effective (capability.h has the numbers); None where that cannot be told."""
+    try:
+        with open("/proc/self/status", "rb") as status:
+            for line in status:
+                if line.startswith(b"CapEff:"):
+                    return bool(int(line.split()[1], 16) >> number & 1)
+    except (OSError, ValueError, IndexError):
+        return None
+    return None
+
+
 def release_stale_sources(now: float, device: Device, netlink: Netlink, mark: int) -> None:
     """Let go of the source addresses from which a peer would now be reached another way, or not at all."""
     for peer in device.peers.values():

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from edgeagent.context import jitter
 from edgeagent.engine import choice
-from edgeagent.engine.start import start
 from edgeagent.io import rtnetlink as rt
 from edgeagent.io import uapi_socket
-from edgeagent.io.marks import MARK, mark
+from edgeagent.io.keystore import StateFile
+from edgeagent.io.marks import mark
 from edgeagent.io.netlink import AddressChanged, LinkChanged, Netlink, NetlinkMonitor, RouteChanged
-from edgeagent.io.tun import Tun
+from edgeagent.io.tun import Tun, TunGone
 from edgeagent.io.uapi_socket import UapiSocket
-from edgeagent.io.udp import Udp
 from edgeagent.ownroutes import OwnRoutes
 from edgeagent.proto.candidates import private_block
 from edgeagent.surroundings import forwards, release_stale_sources
+from edgeagent.tunnelengine import TunnelError, choose
 
 if TYPE_CHECKING:
     import socket
@@ -30,21 +30,20 @@ if TYPE_CHECKING:
 
     from edgeagent.aeadjob import AeadJob
     from edgeagent.context import Context
-    from edgeagent.engine.kernel.engine import KernelEngine
+    from edgeagent.enginerule import Facts
     from edgeagent.io.netlink import Change
     from edgeagent.io.portmap import PortMapShell
     from edgeagent.proto.devicemap import DeviceMap
     from edgeagent.proto.node import Node
+    from edgeagent.proto.routewish import RouteWish
     from edgeagent.uplinks import UplinkWatch
+
+__all__ = ["Tunnel", "TunnelError"]
 
 log = logging.getLogger("edgeagent")
 SETTLE_S = 0.2  # changes of addresses come in bursts
 LOOK_AGAIN_S = 1.0  # after a look that the kernel did not answer
 ENDPOINTS_MAX = 8  # that a feed can hold
-
-
-class TunnelError(Exception):
-    """The interface or its port cannot be made; the text says why and what to do."""
 
 
 class Tunnel:
@@ -63,67 +62,53 @@ class Tunnel:
         self._watch: UplinkWatch | None = None  # None as long as there was never more than one uplink
         self._bound: list[tuple[str, int]] = []  # uplinks with sockets of their own
         self._context = context
+        self._wish = kept_wish(context)
         self.streams_kept: Callable[[], list[int]] = list  # those to relays that would still leave as they do
         self._ports: PortMapShell | None = None  # None as long as there was no router that could open one
         try:
             self.tun = Tun(settings.interface, settings.mtu)
         except OSError as error:
             raise TunnelError(_why_no_tun(settings.interface, error)) from None
-        make_kernel: Callable[[], KernelEngine] | None = None
-        if choice.by_kernel():
-            from edgeagent import kerneltunnel  # only with that engine
-
-            self.udp, make_kernel = kerneltunnel.prepare(context, node, self.tun)
-        else:
-            self.udp = Udp()
-            if os.path.exists(f"/sys/class/net/{self.tun.name[:12]}-wg"):
-                from edgeagent import kerneltunnel
-
-                kerneltunnel.tidy(self.tun.name)
-        with suppress(OSError):  # EPERM: then nothing is ever routed by marks
-            self.udp.set_mark(MARK)
         self.on_change: Callable[[float, Change], None] | None = None  # hears of each change in the kernel
         self._aead_job: AeadJob | None = None  # None where it is known, or not to be
-        limits = context.limits
+        self._netlink = Netlink()
+        self._uplinks: list[str] = []  # interfaces with a default route
         try:
-            self.engine = start(
-                node,
-                self.tun,
-                self.udp,
-                context.selector,
-                log,
-                slots=limits.peers,
-                flows=limits.flows,
-                connections=limits.connections,
-                ring_bytes=limits.pump_ring_bytes,
-                new_flows_per_s=limits.new_flows_per_s,
-                aead=self._recall_aead,
-                kernel=make_kernel,
-            )
-        except choice.EngineUnavailable as error:
+            self.chosen = choose(context, node, self.tun, self._recall_aead, self._first_facts)
+        except (choice.EngineUnavailable, TunnelError) as error:
+            self._netlink.close()
             self.tun.close()
             raise TunnelError(str(error)) from None
-        self._netlink = Netlink()
+        self.engine, self.udp, self.port = self.chosen.engine, self.chosen.udp, self.chosen.port
+        self._kernel = self.chosen.watch
         self._monitor = NetlinkMonitor()
         context.selector.register(self._monitor.fd, EVENT_READ, self._changed)
         self._own = OwnRoutes(self._netlink, self.tun.index, self.tun.name)
         self._uapi: UapiSocket | None = None
         try:
-            self.port = self._bind(settings.port, settings.port_fixed)
             self._netlink.set_link(self.tun.index, up=True)
             self._own.put(node.map)
             self._show_to_wg()
         except OSError as error:
             self.close()
             raise TunnelError(f"{settings.interface}: {error.strerror}") from None
-        except TunnelError:
-            self.close()
-            raise
+
+    @property
+    def given_up(self) -> str:
+        """Why the kernel's engine is to be another one from now on, for which the agent is to be begun anew; "" while
+        there is nothing to change."""
+        return "" if self._kernel is None else self._kernel.given_up
 
     def apply(self, now: float, device_map: DeviceMap) -> None:
         """Put the map's addresses and routes on the interface, and take off those that it has no more; while it is
         down, as soon as it is up."""
         self._own.take(now, device_map)
+
+    def reconsider(self, now: float, wish: RouteWish | None) -> None:
+        """Whether the engine still fits: the map is another one, or the device's owner wants other routes."""
+        self._wish = wish
+        if self._kernel is not None:
+            self._kernel.look(now, self._facts())
 
     def keep(self, now: float, address: bytes) -> None:
         """Put one more IPv4 address of this host's own on the interface."""
@@ -132,15 +117,20 @@ class Tunnel:
 
     def flush(self, now: float) -> None:
         """Hand on what the node has for the interface and for the port."""
-        self.engine.flush(now)
+        self._drive(self.engine.flush, now)
+
+    def sync(self, now: float) -> None:
+        """Let the node know of all traffic up to this moment."""
+        self._drive(self.engine.sync, now)
 
     def poll_timeout(self) -> float | None:
         held_back = self.engine.poll_timeout()
         ports = None if self._ports is None else self._ports.poll_timeout()
         uapi = None if self._uapi is None else self._uapi.poll_timeout()
         job = None if self._aead_job is None else self._aead_job.poll_timeout()
-        times = [at for at in (self._look_at, self._own.poll_timeout(), held_back, ports, uapi, job) if at is not None]
-        return min(times, default=None)
+        kernel = None if self._kernel is None else self._kernel.poll_timeout()
+        times = (self._look_at, self._own.poll_timeout(), held_back, ports, uapi, job, kernel)
+        return min((at for at in times if at is not None), default=None)
 
     def on_timeout(self, now: float) -> list[bytes] | None:
         """Look around when that is due. Returns all addresses of this host (4 or 16 B) that packets can leave from,
@@ -153,11 +143,13 @@ class Tunnel:
             self._ports.on_timeout(now)
         if self._aead_job is not None:
             self._aead_job.on_timeout(now)
+        if self._kernel is not None:
+            self._kernel.on_timeout(now)
         if self._look_at is None or now < self._look_at:
             return None
         self._look_at = None
         self.engine.is_router = forwards(self.tun.name)
-        self.engine.sync(now)  # what was heard before must not be taken for news after it
+        self.sync(now)  # what was heard before must not be taken for news after it
         release_stale_sources(now, self.device, self._netlink, self.udp.mark)
         try:
             routes, addresses = self._netlink.default_routes(), self._netlink.addresses()
@@ -166,6 +158,9 @@ class Tunnel:
             log.warning("the interfaces could not be looked at: %s", error.strerror or error)
             self._look_at = now + LOOK_AGAIN_S
             return None
+        if self._kernel is not None:
+            self._uplinks = self._names_of(routes)
+            self._kernel.look(now, self._facts())
         addresses = self._look_at_uplinks(now, links, addresses, routes)
         self._look_at_routers(now, addresses, routes)
         endpoints = [(address, self.port) for address in self._candidates(addresses)]
@@ -194,6 +189,11 @@ class Tunnel:
         if self._watch is not None:
             self._watch.steer(sock, address, self._netlink)
 
+    def farewell(self) -> None:
+        """The agent ends in order."""
+        if self._kernel is not None:
+            self._kernel.settle()
+
     def look(self) -> None:
         """Something has changed around us that nobody else tells of."""
         self._look_at = 0.0
@@ -215,6 +215,30 @@ class Tunnel:
         self._netlink.close()
         self.engine.close()
         self.tun.close()
+
+    def _drive(self, engine: Callable[[float], None], now: float) -> None:
+        """The kernel's own interface may be gone without an end of the agent: there are other engines."""
+        try:
+            engine(now)
+        except TunGone as gone:
+            if self._kernel is None or str(gone) != self._kernel.interface:
+                raise
+            self._kernel.interface_gone()
+
+    def _names_of(self, routes: list[rt.Route]) -> list[str]:
+        names = self._context.accounts.names
+        return sorted({names.of_index(route.index) for route in routes if route.index != self.tun.index})
+
+    def _first_facts(self) -> Facts:
+        with suppress(OSError):  # then none, for now
+            self._uplinks = self._names_of(self._netlink.default_routes())
+        return self._facts()
+
+    def _facts(self) -> Facts:
+        from edgeagent.enginerule import facts_of
+
+        context = self._context
+        return facts_of(context.settings, context.accounts, self._node.map, self._wish, self._uplinks)
 
     def _recall_aead(self, library: str) -> tuple[str, str] | None:
         from edgeagent import aeadjob  # only with the C library
@@ -294,18 +318,6 @@ class Tunnel:
         except OSError as error:
             log.warning("%s: not shown to wg: %s", self.tun.name, error)
 
-    def _bind(self, port: int, fixed: bool) -> int:
-        """The port that was asked for; when only the default is taken, any."""
-        try:
-            return self.engine.bind(port)
-        except OSError as error:
-            if fixed or error.errno != errno.EADDRINUSE:
-                raise TunnelError(
-                    f"UDP port {port}: {error.strerror}. Give another with --port, or 0 for any"
-                ) from None
-        log.warning("UDP port %d is taken: the kernel chooses another", port)
-        return self.engine.bind(0)
-
     def _candidates(self, addresses: list[rt.Address]) -> list[bytes]:
         """Where others may reach us: what is up, global, and not of this network itself; the lasting ones first."""
         found = []
@@ -328,6 +340,8 @@ class Tunnel:
                 ours = change.address.index == self.tun.index
             elif isinstance(change, LinkChanged):
                 ours = change.link.index == self.tun.index
+                if self._kernel is not None and change.removed and change.link.name == self._kernel.interface:
+                    self._kernel.interface_gone()
                 if self._watch is not None and self._watch.link_changed(now, change.link, change.removed):
                     self._tell_uplinks(now, self._watch)  # a cable that is pulled is no burst of changes
             else:
@@ -355,10 +369,19 @@ class _Shown:
         return errno.EPERM
 
     def refresh(self, now: float) -> None:
-        self._tunnel.engine.sync(now)
+        self._tunnel.sync(now)
 
     def scope_index(self, name: str) -> int:
         return 0
+
+
+def kept_wish(context: Context) -> RouteWish | None:
+    """What the device's owner wants of routes, None where nothing was ever said."""
+    if not os.path.exists(context.keystore.path(StateFile.ROUTES)):
+        return None
+    from edgeagent.routing import load_wish  # most devices never need it
+
+    return load_wish(context)
 
 
 def _is_translated(address: bytes) -> bool:

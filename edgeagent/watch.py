@@ -44,7 +44,7 @@ class Watch:
         """The device as it is now; `next_at` is set."""
         self.skip(now)
         member, context = self._member, self._context
-        member.tunnel.engine.sync(now)
+        member.tunnel.sync(now)
         used, own = ceiling.process(), context.ceiling
         tables = member_tables(member)
         amounts = [(name, int(t.get("used", t.get("peak", 0))), int(t["ceiling"])) for name, t in tables.items()]

@@ -60,7 +60,7 @@ def add(verbs: Any) -> None:
         if name == "soak":
             verb.add_argument("--minutes", metavar="N", type=float, default=MINUTES, help=f"of events ({MINUTES:g})")
         if name in ("interop", "engines"):
-            text = "of edge-wireguard (fast,pure)" if name == "interop" else "which (pure,fast,kernel)"
+            text = "of edge-wireguard (fast,pure)" if name == "interop" else "which (pure,fast,kernel,auto)"
             verb.add_argument("--engines", metavar="LIST", help=text)
         verb.set_defaults(run=run, suite=name)
 

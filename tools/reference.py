@@ -18,7 +18,14 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "docs" / "reference.md"
-REASONS_IN = ("edgeagent/proto", "hub/core", "relay/core")
+REASONS_IN = (
+    "edgeagent/proto",
+    "edgeagent/io",
+    "edgeagent/engine",
+    "edgeagent/engine/kernel",
+    "hub/core",
+    "relay/core",
+)
 
 Rows = Sequence[tuple[str, str]]
 

@@ -1,4 +1,5 @@
-"""Which engine moves the packets: the C library where it is there, else Python. Decided without loading anything."""
+"""Which engine moves the packets: the kernel's WireGuard where rule.py says so, else the C library where it is there,
+else Python. Decided without loading anything."""
 
 from __future__ import annotations
 
@@ -13,31 +14,37 @@ if TYPE_CHECKING:
 
 ENGINES = ("fast", "pure", "kernel")
 ENGINE_VARIABLE = "EDGEAGENT_ENGINE"
+AUTO = "auto"
+AVOIDED_VARIABLE = "EDGEAGENT_KERNEL_AVOIDED"  # from an agent that gave the kernel's engine up to the one it becomes
+NOTE_MAX = 200
 
 
 class EngineUnavailable(EdgeError):
     """The engine that was asked for is not there; the text says which, why, and what to do."""
 
 
-def choose(environ: Mapping[str, str] = os.environ) -> tuple[str, str]:
+def choose(environ: Mapping[str, str] = os.environ, asked: str | None = None) -> tuple[str, str]:
     """(engine, why): one of ENGINES, and a clause for logs and people.
 
-    What EDGEAGENT_ENGINE names, else `fast` when there is a library for this machine, else `pure`; `kernel` only by
-    name. Raises EngineUnavailable for a name that is none, and when `fast` or `kernel` is asked for by name and there
-    is no library, or no WireGuard in the kernel.
+    `asked` is what a setting says, else it is what EDGEAGENT_ENGINE names; where that is "auto" or nothing, `fast` when
+    there is a library for this machine, else `pure`: whether `kernel` comes before them is rule.py's to say. Raises
+    EngineUnavailable for a name that is none, and when `fast` or `kernel` is asked for by name and there is no library,
+    or no WireGuard in the kernel.
     """
-    asked = environ.get(ENGINE_VARIABLE, "")
-    if asked not in ("", *ENGINES):
+    says = f"{ENGINE_VARIABLE} says so" if asked is None else "the setting `engine` says so"
+    undo = f"Unset {ENGINE_VARIABLE}" if asked is None else "Leave the setting `engine` at auto"
+    asked = environ.get(ENGINE_VARIABLE, "") if asked is None else asked
+    if asked not in ("", AUTO, *ENGINES):
         raise EngineUnavailable(
             f"engine {asked!r}: there is none of that name. Use one of {', '.join(ENGINES)}, "
             f"or leave {ENGINE_VARIABLE} unset"
         )
     if asked == "pure":
-        return "pure", f"{ENGINE_VARIABLE} says so"
+        return "pure", says
     if asked == "kernel":
         if (missing := why_no_kernel()) is not None:
-            raise EngineUnavailable(f"engine kernel: {missing}. Unset {ENGINE_VARIABLE}, or see `edgeagent doctor`")
-        return "kernel", f"{ENGINE_VARIABLE} says so"
+            raise EngineUnavailable(f"engine kernel: {missing}. {undo}, or see `edgeagent doctor`")
+        return "kernel", says
     path = library.path(environ)
     if path is None:
         why = f"no C library: {library.why_missing()}"
@@ -46,15 +53,10 @@ def choose(environ: Mapping[str, str] = os.environ) -> tuple[str, str]:
     elif not _has_ctypes():
         why = "this Python has no ctypes (OpenWrt: opkg install python3-ctypes)"
     else:
-        return "fast", f"{ENGINE_VARIABLE} says so" if asked else f"the C library is there: {path}"
+        return "fast", says if asked == "fast" else f"the C library is there: {path}"
     if asked == "fast":
-        raise EngineUnavailable(f"engine fast: {why}. Unset {ENGINE_VARIABLE}, or see `edgeagent doctor`")
+        raise EngineUnavailable(f"engine fast: {why}. {undo}, or see `edgeagent doctor`")
     return "pure", why
-
-
-def by_kernel(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether `kernel` is asked for."""
-    return environ.get(ENGINE_VARIABLE) == "kernel"
 
 
 def why_no_kernel(root: str = "/") -> str | None:
@@ -74,6 +76,12 @@ def why_no_kernel(root: str = "/") -> str | None:
         except OSError:
             continue
     return None if not listed else f"this kernel ({release}) has no WireGuard: no module wireguard in {folder}"
+
+
+def take_note() -> str:
+    """Why the agent that this process was before gave the kernel's engine up, "" where it did not. It counts for one
+    start, and is no business of programs that the agent runs."""
+    return os.environ.pop(AVOIDED_VARIABLE, "")[:NOTE_MAX]
 
 
 def _has_ctypes() -> bool:

@@ -42,22 +42,20 @@ def start(
     ring_bytes: int = RING_BYTES,
     new_flows_per_s: int = NEW_FLOWS_PER_S,
     aead: Callable[[str], tuple[str, str] | None] = lambda library: None,
-    kernel: Callable[[], KernelEngine] | None = None,
-) -> Engine:
+    asked: str | None = None,
+) -> PureEngine | FastEngine:
     """`slots`, `flows`, `connections`, `ring_bytes` and `new_flows_per_s` bound `fast`; `aead` names, for
     the library at a path, its providers for small and for large messages where that is known. What EDGEAGENT_AEAD
-    names comes first. `kernel` makes the engine of that name, for whoever can have one.
+    names comes first. `asked` is as choice.choose() has it.
 
     Raises EngineUnavailable when an engine or an AEAD is asked for by name that cannot be had.
     """
-    engine, why = choice.choose()
+    engine, why = choice.choose(os.environ, asked)
     if engine == "kernel":
-        if kernel is None:
-            raise choice.EngineUnavailable(
-                "engine kernel: only `edgeagent` has it. An interface of the kernel's own is made by "
-                "`ip link add NAME type wireguard`"
-            )
-        return kernel()
+        raise choice.EngineUnavailable(
+            "engine kernel: only `edgeagent` has it. An interface of the kernel's own is made by "
+            "`ip link add NAME type wireguard`"
+        )
     if engine == "fast":
         # Not before it is known that it is there: ctypes costs 0.6 MiB
         from edgeagent.engine import bakeoff
@@ -100,7 +98,7 @@ def start(
                 return make(OWN_AEAD)
         except (LibraryUnusable, OSError) as error:
             why = str(error)
-            if os.environ.get(choice.ENGINE_VARIABLE) == "fast":
+            if (os.environ.get(choice.ENGINE_VARIABLE) if asked is None else asked) == "fast":
                 raise choice.EngineUnavailable(f"engine fast: {why}. See `edgeagent doctor`") from None
     log.info("packets are moved by Python: %s", why)
     return PureEngine(machine, tun, udp, selector)

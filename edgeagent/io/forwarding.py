@@ -193,11 +193,7 @@ def nft(script: str, *, find: Callable[[], str | None] = find_nft) -> None:
         os.close(script_end)
         os.close(said_in)
     try:
-        with os.fdopen(script_in, "wb") as pipe:
-            pipe.write(script.encode())  # a pipe holds 64 KiB; 64 prefixes take 4
-        text, ended = _read(said, monotonic() + NFT_TIMEOUT_S)
-    except BrokenPipeError:
-        text, ended = "it did not read its input", True
+        text, ended = _talk(script_in, script.encode(), said, monotonic() + NFT_TIMEOUT_S)
     finally:
         os.close(said)
     if not ended:
@@ -208,14 +204,33 @@ def nft(script: str, *, find: Callable[[], str | None] = find_nft) -> None:
         raise NftError(f"nft: {line or f'no answer in {NFT_TIMEOUT_S:.0f} s'}")
 
 
-def _read(fd: int, deadline: float) -> tuple[str, bool]:
-    """What is said there, and whether that came to an end."""
-    data, poll = b"", select.poll()
-    poll.register(fd, select.POLLIN)
-    while (left_s := deadline - monotonic()) > 0:
-        if poll.poll(1_000 * left_s):
-            more = os.read(fd, _SAID_BYTES)
-            if not more:
-                return data.decode("utf-8", "replace"), True
-            data = (data + more)[:_SAID_BYTES]
-    return data.decode("utf-8", "replace"), False
+def _talk(to: int, script: bytes, said: int, deadline: float) -> tuple[str, bool]:
+    """Hand over a script by `to`, which is closed. Returns what is said meanwhile, and whether that came to an end."""
+    data, left, poll = b"", memoryview(script), select.poll()
+    os.set_blocking(to, False)
+    poll.register(said, select.POLLIN)
+    poll.register(to, select.POLLOUT)
+    open_to = True
+    try:
+        while (left_s := deadline - monotonic()) > 0:
+            for fd, _ in poll.poll(1_000 * left_s):
+                if fd == said:
+                    more = os.read(said, _SAID_BYTES)
+                    if not more:
+                        return data.decode("utf-8", "replace"), True
+                    data = (data + more)[:_SAID_BYTES]
+                    continue
+                try:
+                    left = left[os.write(to, left) :]
+                except BlockingIOError:
+                    continue
+                except BrokenPipeError:  # it says why, or its status does
+                    left = left[:0]
+                if not left:
+                    poll.unregister(to)
+                    os.close(to)
+                    open_to = False
+        return data.decode("utf-8", "replace"), False
+    finally:
+        if open_to:
+            os.close(to)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 _ECHO = struct.Struct(">BBHHH")  # type, code, checksum, identifier, sequence
 _PAYLOAD_SIZE = 48
+_IP_PKTINFO, _IPV6_RECVPKTINFO, _IPV6_PKTINFO = 8, 49, 50
+_INDEX = struct.Struct("=I")  # of the interface: first of in_pktinfo, last of in6_pktinfo
+_ANCILLARY_BYTES = 256
 _REQUEST, _REPLY = (8, 128), (0, 129)  # ICMP, ICMPv6
 
 
@@ -86,7 +89,11 @@ def _is_address(text: str) -> bool:
 
 
 class _Echo:
-    """A socket bound to the tunnel: an answer by any other way does not count."""
+    """A socket bound to the tunnel: an answer by any other way does not count.
+
+    With the kernel's WireGuard the tunnel is two interfaces, and the host's routes say which one a packet leaves by:
+    then answers are looked at for where they came in.
+    """
 
     def __init__(self, address: str, interface: str) -> None:
         self._v6 = ":" in address
@@ -99,9 +106,15 @@ class _Echo:
         except PermissionError:
             self._raw = False  # the kernel's ping socket, where net.ipv4.ping_group_range allows
             self._sock = socket.socket(family, socket.SOCK_DGRAM, protocol)
+        self._inside: tuple[int, ...] = ()  # indices of interfaces; none: the socket is bound
         try:
-            # With the kernel's WireGuard they go by one interface or the other, and come by its own
-            if not os.path.exists(f"/sys/class/net/{interface[:12]}-wg"):
+            if beside := _index(f"{interface[:12]}-wg"):
+                self._inside = _index(interface), beside
+                if self._v6:
+                    self._sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
+                else:
+                    self._sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+            else:
                 self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
             self._sock.connect((address, 0))
         except OSError:
@@ -123,15 +136,24 @@ class _Echo:
             self._sock.send(self._request(sequence, nonce))
             while (left := sent_at + timeout_s - time.monotonic()) > 0:
                 self._sock.settimeout(left)
-                packet = self._sock.recv(2048)
+                packet, told, _, _ = self._sock.recvmsg(2048, _ANCILLARY_BYTES)
                 took = (time.monotonic() - sent_at) * 1000
-                if self._is_reply(packet, sequence, nonce):
+                if self._came_inside(told) and self._is_reply(packet, sequence, nonce):
                     return took
         except TimeoutError:
             pass
         except OSError as error:
             return error.strerror or str(error)
         return f"no answer within {timeout_s:g} s"
+
+    def _came_inside(self, told: list[tuple[int, int, bytes]]) -> bool:
+        if not self._inside:
+            return True
+        for _, kind, value in told:
+            if kind == (_IPV6_PKTINFO if self._v6 else _IP_PKTINFO) and len(value) >= (20 if self._v6 else 4):
+                (index,) = _INDEX.unpack_from(value, 16 if self._v6 else 0)
+                return index in self._inside
+        return False
 
     def _request(self, sequence: int, nonce: bytes) -> bytes:
         kind = _REQUEST[self._v6]
@@ -151,6 +173,14 @@ class _Echo:
             and (identifier == self._id or not self._raw)
             and packet[_ECHO.size :] == nonce
         )
+
+
+def _index(interface: str) -> int:
+    """0 where there is none."""
+    try:
+        return socket.if_nametoindex(interface)
+    except OSError:
+        return 0
 
 
 def checksum(data: bytes) -> int:

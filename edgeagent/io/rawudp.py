@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edgeagent.proto.endpoint import Endpoint, Transmit
 
 UDP_HEADER = Struct("!HHHH")  # source port, destination port, length, checksum
+READS_MORE = 16  # for each of another socket's, which may hold 64 datagrams
 _ANCILLARY_BYTES = 256
 _EARLY_MAX = 1024
 _SO_ATTACH_FILTER, _IPV6_CHECKSUM, _CHECKSUM_AT = 26, 7, 6
@@ -82,7 +83,7 @@ class RawSocket(UdpSocket):
     def receive(self, reads_max: int) -> list[tuple[bytes, Endpoint, int]]:
         batch: list[tuple[bytes, Endpoint, int]] = []
         four = self.family == socket.AF_INET
-        for _ in range(reads_max):
+        for _ in range(reads_max * READS_MORE):
             try:
                 data, ancillary, _, address = self._socket.recvmsg(DATAGRAM_MAX, _ANCILLARY_BYTES)
             except BlockingIOError:
@@ -91,9 +92,13 @@ class RawSocket(UdpSocket):
                 continue
             at = (data[0] & 15) * 4 if four and data else 0
             if len(data) < at + UDP_HEADER.size:
+                self._shared.drop(UdpDrop.MALFORMED, [data])
                 continue
             source, port, length, _ = UDP_HEADER.unpack_from(data, at)
-            if port != self._port or not UDP_HEADER.size <= length <= len(data) - at or not source:
+            if port != self._port:
+                continue  # of the port before; the filter let it in before it was this one's
+            if not UDP_HEADER.size <= length <= len(data) - at or not source:
+                self._shared.drop(UdpDrop.MALFORMED, [data])
                 continue
             ecn = data[1] & 3 if four else 0
             local = b""

@@ -43,13 +43,14 @@ SOURCE_GONE = (errno.EINVAL, errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.ENODE
 
 
 class UdpDrop(Enum):
-    """Why a datagram was not sent; the value is its name in `status`."""
+    """Why a datagram was neither sent nor taken; the value is its name in `status`."""
 
     NO_SOCKET = "no-socket"  # the port is closed, or the system lacks that IP version
     BACKLOG_FULL = "backlog-full"  # the uplink is slower than the traffic
     TOO_LONG = "datagram-too-long"  # longer than the path takes, and not to be fragmented
     NO_ROUTE = "no-route"  # the kernel has no way to the endpoint
     REFUSED = "send-refused"  # by a firewall or for want of memory
+    MALFORMED = "udp-malformed"  # what came beside the kernel's WireGuard, and its UDP header contradicts its length
 
 
 class UdpShared:

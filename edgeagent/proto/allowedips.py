@@ -66,6 +66,9 @@ class AllowedIPs(Generic[P]):
         self._cache.clear()
         self.moves += 1
 
+    def holes(self) -> list[tuple[bytes, int]]:
+        return [((prefix << (size * 8 - cidr)).to_bytes(size, "big"), cidr) for size, cidr, prefix in self._holes]
+
     def remove(self, address: bytes, cidr: int, peer: P) -> bool:
         """Take `address`/`cidr` from `peer`; False when it is not the owner."""
         size, prefix = self._prefix(address, cidr)

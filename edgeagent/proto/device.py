@@ -241,7 +241,7 @@ class Device:
 
     def handle_packets(self, now: float, packets: list[bytes]) -> list[Unsent]:
         """IP packets from the TUN. Returns those that have nowhere to go; they are the caller's again."""
-        lookup, firewall = self.allowed_ips.lookup, self.firewall
+        lookup, firewall, outsourced = self.allowed_ips.lookup, self.firewall, self._shared.outsourced
         unsent: list[Unsent] = []
         by_peer: dict[Peer, list[bytes]] = {}
         for packet in packets:
@@ -255,7 +255,11 @@ class Device:
                 continue
             if peer is None:
                 unsent.append(Unsent(packet, DropReason.NO_PEER))
-            elif firewall is not None and not firewall.outbound(now, peer, packet):
+            elif (
+                firewall is not None
+                and not firewall.outbound(now, peer, packet)
+                and not (outsourced is not None and outsourced.judges(peer))
+            ):
                 self._prohibit(now, firewall, packet)
             elif peer.endpoint is None:
                 unsent.append(Unsent(packet, DropReason.NO_ENDPOINT, peer))

@@ -33,12 +33,13 @@ GIVE_UP_S = HANDSHAKE_ATTEMPTS_MAX * REKEY_TIMEOUT_S  # 90 s, as WireGuard itsel
 class Outsourced:
     """The device writes, the engine drains after any input: `asked`, then `packets`, then `to_open`."""
 
-    __slots__ = ("asked", "packets", "stirred", "to_open")
+    __slots__ = ("asked", "lost", "packets", "stirred", "to_open")
 
     def __init__(self) -> None:
         self.asked: dict[OutsourcedPeer, bool] = {}  # who is to be shaken hands with; True: though there is a session
         self.packets: list[bytes] = []  # for peers that the engine has
         self.to_open: list[tuple[bytes, Endpoint]] = []  # WireGuard messages that came by a relay
+        self.lost = 0  # messages that came by a relay, of which the engine drained too few
         self.stirred = False  # somebody has begun a handshake: there may be something to `tell` soon
 
     def peer(self, shared: Shared, public_key: bytes) -> OutsourcedPeer:
@@ -48,6 +49,12 @@ class Outsourced:
         """A message of WireGuard's that came by another way than the engine's own port."""
         if len(self.to_open) < DATAGRAMS_MAX:
             self.to_open.append((datagram, endpoint))
+        else:
+            self.lost += 1
+
+    def judges(self, peer: Peer) -> bool:
+        """Whether the engine does, for it knows what the peer has begun: its answers are no beginning of ours."""
+        return isinstance(peer, OutsourcedPeer) and peer.installed
 
     def drain_asked(self) -> dict[OutsourcedPeer, bool]:
         asked, self.asked = self.asked, {}

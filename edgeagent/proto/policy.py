@@ -75,6 +75,11 @@ class Prefixes:
             shift = 8 * len(address) - length
             self._by_size[len(address)].setdefault(shift, set()).add(int.from_bytes(address, "big") >> shift)
 
+    def __iter__(self) -> Iterator[_Prefix]:
+        for size, by_shift in self._by_size.items():
+            for shift, known in by_shift.items():
+                yield from (((prefix << shift).to_bytes(size, "big"), 8 * size - shift) for prefix in known)
+
     def hold(self, address: bytes) -> bool:
         value = int.from_bytes(address, "big")
         return any(value >> shift in known for shift, known in self._by_size[len(address)].items())
@@ -212,6 +217,20 @@ class Slice:
         """The same of what we may reach at a peer's own address."""
         rules = self._out.matching(self._names(identity), target)
         return sorted({each for rule in rules for each in self._out_services[rule].ranges()})
+
+    def rules_in(self) -> Iterator[tuple[list[Any], list[Any], Iterator[tuple[int, int, int]]]]:
+        """(sources, targets, services as `services_in` has them, in no order) of each rule, for whoever judges in our
+        place."""
+        for (sources, targets, _), services in zip(self.body["in"], self._in_services, strict=True):
+            yield sources, targets, services.ranges()
+
+    def rules_out(self) -> Iterator[tuple[list[Any], Iterator[tuple[int, int, int]]]]:
+        for (targets, _), services in zip(self.body["out"], self._out_services, strict=True):
+            yield targets, services.ranges()
+
+    def not_internet(self) -> list[_Prefix]:
+        """What "internet" leaves out."""
+        return list(self._not_internet)
 
     def passes_on(self, source: bytes, target: bytes) -> bool:
         """Whether what a plain client sends is for another device, which judges it by the client's address."""

@@ -61,6 +61,13 @@ class Responder:
             self._drop(DropReason.NO_PRIVATE_KEY)
             return
         limits = self._shared.limits
+        # What no owner of our key made is to take no room, and is not to be load: only who makes the sessions hands out
+        # cookies to everybody
+        if self._shared.outsourced is not None and (
+            self._checker.check(now, datagram, endpoint.source_bytes()) is MacState.INVALID
+        ):
+            self._drop(DropReason.MAC1_INVALID)
+            return
         if (
             len(self.queue) >= limits.handshake_queue
         ):  # the oldest gives way: who sent it has waited longest for nothing
@@ -99,8 +106,10 @@ class Responder:
             return True
         if state is MacState.MAC1:
             self._drop(DropReason.COOKIE_DEMANDED)
-            if self._shared.outsourced is not None:
-                return False  # whoever makes the sessions has cookies of its own
+            if self._shared.outsourced is not None and any(
+                peer.endpoint is not None and peer.endpoint.addr == endpoint.addr for peer in self.peers.values()
+            ):
+                return False  # whoever makes the sessions knows it, and has cookies of its own for it
             reply = self._checker.create_reply(now, self._shared.entropy, datagram, source, sender_index(datagram))
             self._shared.transmits.append(Transmit(endpoint, [reply.encode()]))
             return False

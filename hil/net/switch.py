@@ -71,6 +71,10 @@ class Switch:
         """Change a cable, at once; `host` is the hub's."""
         self.do(lambda world: world.set_fault(port, fault))
 
+    def set_kind(self, port: str, kind: str) -> str:
+        """Another router for that port's home; returns the kind of the old one."""
+        return self.do(lambda world: world.set_kind(port, kind))
+
     def counts(self) -> dict[str, dict[str, int]]:
         """Frames by port."""
         return self.do(lambda world: {name: world.counts(name) for name in self._ports})

@@ -33,6 +33,7 @@ class Home:
 
     def __init__(self, number: int, kind: str, chance: random.Random) -> None:
         self.number = number
+        self.kind = kind
         self.network = IPv4Network(f"192.168.{number}.0/24")
         self.router = (self.network.network_address + 1).packed
         self.outside = bytes((203, 0, 113, number))
@@ -80,6 +81,14 @@ class World:
     def renumber(self, port: str) -> None:
         """The router of that port's home gives out other addresses from now on."""
         self._home_of[port].dhcp.renumber()
+
+    def set_kind(self, port: str, kind: str) -> str:
+        """The router of that port's home is replaced by one of another kind; returns the kind that it had."""
+        home = self._home_of[port]
+        before, home.kind = home.kind, kind
+        home.nat.rebind()
+        home.nat.kind = KINDS[kind]
+        return before
 
     def set_fault(self, port: str, fault: Fault) -> None:
         """From now on, in both directions of the port's cable."""

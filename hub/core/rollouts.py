@@ -33,7 +33,7 @@ TAKE_BACK_MAX = 500
 OPEN_MAX = 32
 KEPT_MAX = 200  # that are over
 # What devices let the hub change (edgeagent/settingstrial.py); a test compares the two.
-SETTINGS = ("budget", "log-level", "memory-ceiling", "metered", "port-mapping", "trial", "uplinks")
+SETTINGS = ("budget", "engine", "log-level", "memory-ceiling", "metered", "port-mapping", "trial", "uplinks")
 
 
 def create(

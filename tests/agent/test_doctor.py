@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from edgeagent import cli, doctor, probes
+from edgeagent import cli, doctor, enginerule, probes
 from edgeagent.engine.fast import build as builder
 from edgeagent.engine.fast import library
 from edgeagent.version import BUILD_TIME_S
@@ -101,9 +101,8 @@ def test_a_library_that_does_not_load_fails_by_name(
 
 def test_an_engine_that_is_no_engine_fails(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEAGENT_ENGINE", "quick")
-    status, found = rows(capsys)
-    assert status == 1
-    assert "'quick': there is none of that name" in found["engine"]["found"]
+    assert cli.main(["doctor", "--json"]) == 2
+    assert "EDGEAGENT_ENGINE: 'quick': want auto, fast, pure or kernel" in capsys.readouterr().err
 
 
 def test_no_tun_device_fails(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +114,7 @@ def test_no_tun_device_fails(capsys: pytest.CaptureFixture[str], monkeypatch: py
 
 
 def test_without_rights_it_says_what_it_could_not_look_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probes, "has_capability", lambda _number: False)
+    monkeypatch.setattr(doctor, "has_capability", lambda _number: False)
     monkeypatch.setattr(probes, "try_tun", lambda: probes.TunTrial(False, False, False, "Operation not permitted"))
     monkeypatch.setattr(probes, "TUN_DEVICE", "/dev/null")
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
@@ -218,3 +217,20 @@ def settings() -> Any:
     from edgeagent.config import load
 
     return load({})
+
+
+def test_the_kernel_s_engine_says_what_is_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(enginerule, "LAST", (("nft", "", lambda: "no program nft"),))
+    monkeypatch.setattr(enginerule, "OF_SYSTEM", (("rights", "", lambda: "without CAP_NET_RAW"),))
+    _, found = rows(capsys)
+    assert "rights: without CAP_NET_RAW" in found["kernel WireGuard"]["found"]
+    assert "nft: no program nft" in found["kernel WireGuard"]["found"]
+    monkeypatch.setenv("EDGEAGENT_ENGINE", "kernel")
+    _, found = rows(capsys)
+    assert found["kernel WireGuard"]["state"] == doctor.WARNING
+    monkeypatch.setenv("EDGEAGENT_ENGINE", "pure")
+    _, found = rows(capsys)
+    assert found["kernel WireGuard"]["found"] == "not taken: the setting `engine` says so"
+    assert found["engine"]["found"] == "pure: the setting `engine` says so"

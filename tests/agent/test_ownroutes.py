@@ -159,7 +159,7 @@ def test_a_look_at_the_interfaces_that_fails_is_had_a_second_later() -> None:
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
     tunnel = object.__new__(Tunnel)
-    tunnel._watch = tunnel._ports = tunnel._uapi = tunnel._aead_job = None
+    tunnel._watch = tunnel._ports = tunnel._uapi = tunnel._aead_job = tunnel._kernel = None
     tunnel._look_at = 5.0
     tunnel._own = SimpleNamespace(on_timeout=lambda now: None)  # type: ignore[assignment]
     tunnel.tun = SimpleNamespace(name="edge0", index=INDEX)  # type: ignore[assignment]

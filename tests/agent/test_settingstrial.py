@@ -122,7 +122,7 @@ def test_starts_are_counted_over_crashes_and_power_cuts(device: Device) -> None:
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"state_dir": "/tmp"}, "state-dir: not a setting that the hub may change; those are budget, log-level"),
+        ({"state_dir": "/tmp"}, "state-dir: not a setting that the hub may change; those are budget, engine, "),
         ({"lock": ""}, "lock: not a setting"),
         ({"log_level": "loud"}, "log-level: debug, info, warning or error expected"),
         ({"log_level": "debug", "budget": "much"}, "budget: interface=amount"),

@@ -67,6 +67,5 @@ def test_who_is_to_route_for_others_starts_all_the_same(
         node: Any = SimpleNamespace(map=SimpleNamespace(clients=[], approved=approved, addresses=[]))
         tun: Any = SimpleNamespace(name="edge0")
         caplog.clear()
-        _, make = kerneltunnel.prepare(context, node, tun)
-        assert make() is made
+        assert kerneltunnel.make(context, node, tun)[1] is made
         assert ("nothing is forwarded" in caplog.text) is said

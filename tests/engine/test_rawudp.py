@@ -112,6 +112,17 @@ def test_both_hear_and_one_is_spared(beside: tuple[socket.socket, Udp], host: st
         assert (len(data), address[1]) == (1_200, owner.getsockname()[1])
 
 
+def test_what_contradicts_itself_is_counted(beside: tuple[socket.socket, Udp]) -> None:
+    """As only a raw socket can send it: a length beyond the packet, one shorter than the header, no source port."""
+    owner, udp = beside
+    port = owner.getsockname()[1]
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP) as raw:
+        for source, length in ((9, 60), (9, 7), (0, 16), (9, 16)):
+            raw.sendto(struct.pack(">HHHH", source, port, length, 0) + b"disco...", ("127.0.0.1", 0))
+        assert [data for data, _, _ in heard(udp, 1)] == [b"disco..."]
+    assert udp.drops[UdpDrop.MALFORMED] == 3
+
+
 def test_what_is_too_long_is_told(beside: tuple[socket.socket, Udp]) -> None:
     _, udp = beside
     there = Endpoint(("127.0.0.1", 9))

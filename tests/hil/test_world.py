@@ -157,6 +157,23 @@ def test_a_binding_ends_and_a_router_that_starts_anew_has_forgotten_it() -> None
     assert node.got(now=41.0) == [] and home.nat.refused == 2
 
 
+def test_a_router_is_replaced_by_one_of_another_kind() -> None:
+    world = World()
+    node = Node(world, "a", 1, world.home("full"))
+    greet_host(world)
+    stranger = Ether(src=HOST_MAC, dst=ROUTER_MAC) / IP(src="198.51.100.9", dst="203.0.113.1")
+
+    def lets_strangers_in() -> bool:
+        node.udp((HOST_ADDRESS, 53))
+        [out] = came(world, HOST)
+        send(world, HOST, stranger / UDP(sport=7, dport=out[UDP].sport))
+        return bool(node.got())
+
+    assert lets_strangers_in()
+    assert world.set_kind("a", "symmetric") == "full" and not lets_strangers_in()
+    assert world.set_kind("a", "full") == "symmetric" and lets_strangers_in()
+
+
 def test_a_cable_delays_drops_doubles_narrows_and_is_pulled() -> None:
     world = World()
     node = Node(world, "a", 1, world.home())

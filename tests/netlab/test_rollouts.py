@@ -115,6 +115,7 @@ def test_a_good_version_comes_to_all_and_a_broken_one_stops_at_the_canary(site: 
 def test_settings_are_confirmed_or_taken_back_by_the_device_itself(site: Site) -> None:
     number = site.roll_out("--set", "log-level=debug", "--groups", "1,100%")
     assert site.wait_for(number, "done", 200)["counts"]["done"] == 2
+    _an_engine_that_the_hub_names_is_taken_where_it_can_be(site)
     hub, logs = site.run("status", "--json")["process"]["pid"], [device.host.processes[-1] for device in site.devices]
     tried = [log.text().count("tried from now on") for log in logs]
     number = site.roll_out("--set", "log-level=warning", "--groups", "1,100%", "--confirm", "30s")
@@ -127,3 +128,18 @@ def test_settings_are_confirmed_or_taken_back_by_the_device_itself(site: Site) -
     paused = site.wait_for(number, "paused", 120)
     assert paused["counts"] == {"pending": 1, "under_way": 0, "done": 0, "failed": 1, "to_retry": 1, "skipped": 0}
     assert site.run("status", "--json")["process"]["drops"] == {}
+
+
+def _an_engine_that_the_hub_names_is_taken_where_it_can_be(site: Site) -> None:
+    """And where it cannot the device stays: the kernel that this runs on may have no WireGuard."""
+    number = site.roll_out("--set", "engine=kernel", "--groups", "100%")
+    assert site.wait_for(number, "done", 200)["counts"]["done"] == 2
+    a, b = site.devices
+    for device in (a, b):
+        told = device.ask("status")["engine"]
+        log = device.host.processes[-1].text()
+        if told["name"] == "kernel":
+            assert told["why"] == "the hub's setting `engine` says so"
+        else:
+            assert "not kernel: engine kernel: " in told["why"] and log.count("another engine is taken") == 1
+    until(lambda: a.host.ping(b.address), 20, "a reaches b")

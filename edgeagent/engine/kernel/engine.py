@@ -13,13 +13,15 @@ What the kernel has done, its counters tell: they are read each POLL_S while the
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from enum import Enum
 from selectors import EVENT_READ
 from typing import TYPE_CHECKING
 
-from edgeagent.engine.kernel.ports import FilterError
+from edgeagent.engine.kernel.guard import Guard
 from edgeagent.engine.kernel.proxies import LOOPBACK, Proxies
-from edgeagent.engine.kernel.ruleset import ruleset
+from edgeagent.engine.kernel.told import Told
+from edgeagent.engine.kernel.troubles import OUR_KEY, READING, Troubles
 from edgeagent.engine.pure import PureEngine
 from edgeagent.proto.causes import Direction
 from edgeagent.proto.constants import INITIATION_REPEATED_S
@@ -27,6 +29,7 @@ from edgeagent.proto.endpoint import Endpoint
 from edgeagent.proto.outsourced import OutsourcedPeer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from logging import Logger
     from selectors import BaseSelector
 
@@ -37,31 +40,18 @@ if TYPE_CHECKING:
 POLL_S, POLL_IDLE_S = 1.0, 5.0
 POLL_WAITING_S, WAITING_S = 0.05, 10.0  # while keys are awaited, and how long that is worth it
 BUSY_S = 30.0  # so long after the last sign of anything POLL_S holds
-RETRY_S = 5.0  # after the kernel refused something
+RETRY_S = 5.0  # after the kernel would not take our own key, or did not answer
 DATAGRAM_MORE_BYTES = 32  # of transport data than of the packet in it
 _LOOPBACK = socket.inet_aton(LOOPBACK)
 
 
 class KernelDrop(Enum):
-    """Why the engine dropped something; the value is its name in `status`."""
+    """Why the engine `kernel` dropped something; the value is its name in `status`."""
 
     INJECT = "kernel-inject"  # the first packets to a peer, which the kernel would not take
     PROXY = "kernel-proxy"  # what came by a relay, and for which the kernel had no room
-    REFUSED = "kernel-refused"  # a peer, a key or a filter that the kernel did not take
-
-
-class _Told:
-    """What the kernel has of a peer."""
-
-    __slots__ = ("address", "begun_at", "begun_to", "peer", "prefixes", "routed")
-
-    def __init__(self, peer: OutsourcedPeer, address: SocketAddress, prefixes: list[Prefix]) -> None:
-        self.peer = peer
-        self.address = address
-        self.prefixes = prefixes
-        self.routed = False  # whether packets to it go past Python
-        self.begun_to: SocketAddress | None = None  # where it was asked for keys last
-        self.begun_at: float | None = None
+    REFUSED = "kernel-refused"  # a peer, a key or a filter that the kernel did not take; it is tried again
+    CUT = "kernel-cut"  # a peer taken out of the kernel, for nft would not take from it what it may not any more
 
 
 class KernelEngine:
@@ -94,19 +84,19 @@ class KernelEngine:
         self._peers_max = peers_max
         self._pure = PureEngine(machine, tun, udp, selector)
         self._proxies: Proxies | None = None  # while there is a port
-        self._told: dict[bytes, _Told] = {}
-        self._prefixes_at: tuple[int, int] | None = None
+        self._told: dict[bytes, Told] = {}
         self._meter: Meter | None = None
         self._key: bytes | None = None
-        self._allowed: object = None  # what the filter was made from
         self._own: object = None
+        self._asked: dict[OutsourcedPeer, bool] = {}  # whose keys are to be asked for, once the kernel has them
         self._poll_at: float | None = None
         self._busy_at = float("-inf")
         self._held_until = float("-inf")
-        self._said = ""
-        self._refused = self._not_injected = 0
+        self._not_injected = self._cut = 0
         self._asked_at = float("-inf")  # when keys were last wanted
-        self._allow()
+        self._troubles = Troubles(log)
+        self._guard = Guard(interface, port, log)
+        self._guard.begin(self._device)
         selector.register(port.filter_fd, EVENT_READ, self.readable)
 
     # As PureEngine
@@ -123,8 +113,9 @@ class KernelEngine:
     def drops(self) -> dict[EngineDrop | KernelDrop, int]:
         drops: dict[EngineDrop | KernelDrop, int] = {reason: count for reason, count in self._pure.drops.items()}  # noqa: C416
         drops[KernelDrop.INJECT] = self._not_injected
-        drops[KernelDrop.PROXY] = 0 if self._proxies is None else self._proxies.lost
-        drops[KernelDrop.REFUSED] = self._refused
+        drops[KernelDrop.PROXY] = self._out.lost + (0 if self._proxies is None else self._proxies.lost)
+        drops[KernelDrop.REFUSED] = self._troubles.count + self._guard.refused
+        drops[KernelDrop.CUT] = self._cut
         return drops
 
     def count_with(self, meter: Meter) -> None:
@@ -148,6 +139,8 @@ class KernelEngine:
             self._port.unbind()
             raise
         self._proxies = Proxies(self._selector, self.readable, bound, self._peers_max)
+        for told in self._told.values():
+            told.endpoint = None  # relays' members have other addresses now
         self._poll_at = 0.0
         return bound
 
@@ -156,6 +149,7 @@ class KernelEngine:
         self._port.unbind()
         self._poll_at = None  # of a shut port nothing is to be read
         if self._proxies is not None:
+            self._out.lost += self._proxies.lost
             self._proxies.close()
             self._proxies = None
 
@@ -170,7 +164,7 @@ class KernelEngine:
         self._port.close()
 
     def poll_timeout(self) -> float | None:
-        times = [at for at in (self._pure.poll_timeout(), self._poll_at) if at is not None]
+        times = [at for at in (self._pure.poll_timeout(), self._poll_at, self._guard.poll_timeout()) if at is not None]
         return min(times, default=None)
 
     def readable(self, now: float, fd: int) -> None:
@@ -181,7 +175,7 @@ class KernelEngine:
         elif fd == self._port.filter_fd:
             if not self._port.filter_stands():
                 self._log.warning("somebody removed the filter of %s: it is put back", self._interface)
-                self._allowed, self._held_until = None, float("-inf")
+                self._guard.broke()
         else:
             self._pure.readable(now, fd)
 
@@ -189,15 +183,7 @@ class KernelEngine:
         """Tell the kernel what the machine has decided, and hand on what it has for the TUN and for the UDP port."""
         if self._poll_at is not None and (now >= self._poll_at or any(self._out.asked.values())):
             self.sync(now)  # before anything is begun anew, which may have come about by now
-        if now >= self._held_until:
-            try:
-                self._tell(now)
-            except (OSError, FilterError) as error:
-                self._refused += 1
-                self._held_until = now + RETRY_S
-                if str(error) != self._said:
-                    self._said = str(error)
-                    self._log.warning("the kernel's WireGuard: %s; tried again", error)
+        self._tell(now)
         packets = self._out.drain_packets()
         for packet in packets:
             if not self._port.inject(packet):
@@ -206,6 +192,8 @@ class KernelEngine:
         if to_open and self._proxies is not None:
             for datagram, endpoint in to_open:
                 self._proxies.deliver(datagram, endpoint, self._needed)
+        elif to_open:
+            self._out.lost += len(to_open)
         if packets or to_open:
             self._busy_at = now
         if self._poll_at is not None:
@@ -216,24 +204,27 @@ class KernelEngine:
 
     def sync(self, now: float) -> None:
         """Let the machine know of all traffic up to this moment."""
-        if self._poll_at is None or self._proxies is None:
+        if self._poll_at is None or self._proxies is None or not self._troubles.may_try(now, READING):
             return
         self._poll_at = now + self._pace_s(now)
         try:
             figures = self._port.read()
         except OSError as error:
-            self._log.warning("the kernel's WireGuard could not be read: %s", error.strerror or error)
+            self._troubles.failed(now, READING, error.strerror or str(error), soon=True)
             return
+        self._troubles.over(READING)
         reports = []
+        for peer in [peer for peer in self._asked if peer.waits and not peer.installed]:
+            peer.tell(now, 0.0, 0, 0, None)  # they, too, give up in the end
         for public, told in list(self._told.items()):
             found = figures.get(public)
             if found is None:
                 continue
             endpoint = None if found.endpoint is None else self._endpoint_of(told.peer, found.endpoint)
             report = told.peer.tell(now, found.handshake_s, found.rx_bytes, found.tx_bytes, endpoint)
-            if found.endpoint is not None:
+            if found.endpoint is not None and found.endpoint != told.address:
                 # It goes where it heard its peer; whether it is to stay there the machine decides
-                told.address = found.endpoint
+                told.address, told.endpoint = found.endpoint, None
             if report is not None:
                 reports.append(report)
                 if endpoint is not None and not endpoint.is_relay:
@@ -257,83 +248,135 @@ class KernelEngine:
     # To the kernel
 
     def _tell(self, now: float) -> None:
+        """A peer that the kernel refuses holds up no other one."""
         device = self._device
-        if device.private_key != self._key and device.private_key is not None:
-            self._port.set_private_key(device.private_key)
-            self._key = device.private_key
         wanted = {
             key: peer
             for key, peer in device.peers.items()
             if peer.endpoint is not None and isinstance(peer, OutsourcedPeer)
         }
+        self._troubles.keep(wanted.keys() | self._told.keys())
         for public in [public for public, told in self._told.items() if wanted.get(public) is not told.peer]:
-            self._port.remove_peer(public)
-            self._told.pop(public).peer.forgotten()
-        self._allow()
-        at = (len(device.allowed_ips), device.allowed_ips.moves)
-        for public, peer in wanted.items():
-            self._tell_peer(now, public, peer, at != self._prefixes_at)
-        self._prefixes_at = at
-        for peer, anew in self._out.drain_asked().items():
-            told = self._told.get(peer.public_key)
-            if told is None or told.peer is not peer:
-                continue
-            begun = told.begun_at is not None and now - told.begun_at < INITIATION_REPEATED_S
-            if anew and peer.waits and not (begun and told.begun_to == told.address):
-                # Only a peer that is new has no session, and is asked at once
-                self._port.remove_peer(peer.public_key)
-                peer.forgotten()
-                self._install(peer, told.address, told.prefixes)
-            told = self._told[peer.public_key]
-            told.begun_to, told.begun_at = told.address, now
-            self._port.begin(peer.public_key)
-            self._busy_at = self._asked_at = now
-
-    def _tell_peer(self, now: float, public: bytes, peer: OutsourcedPeer, moved: bool) -> None:
-        told = self._told.get(public)
-        address = self._address_of(peer)
-        if address is None:
+            self._remove(now, public)
+        barred = self._guard.look(now, device)
+        for public in [public for public in self._told if barred is None or public in barred]:
+            self._cut += self._remove(now, public)
+        if now < self._held_until or not self._take_key(now):
             return
-        prefixes = told.prefixes if told is not None and not moved else list(self._device.allowed_ips.of_peer(peer))
-        if told is None:
-            self._install(peer, address, prefixes)
-            self._busy_at = now
-            return
-        if told.address != address:
-            self._port.set_peer(public, address, None)
-            told.address = address
-            self._busy_at = now
-        if told.prefixes != prefixes:
-            self._port.set_peer(public, None, prefixes)
-            told.prefixes, told.routed = prefixes, False
-        if peer.is_up and not told.routed:
-            self._port.set_routes(public, prefixes)
-            told.routed = True
-
-    def _install(self, peer: OutsourcedPeer, address: SocketAddress, prefixes: list[Prefix]) -> None:
-        self._port.set_peer(peer.public_key, address, prefixes)
-        self._told[peer.public_key] = _Told(peer, address, prefixes)
-        peer.installed = True
-
-    def _allow(self) -> None:
-        """The filter comes before any peer."""
-        device = self._device
-        policy = None if device.firewall is None else device.firewall.policy
-        who = None if policy is None else [(peer, peer.record) for peer in device.peers.values()]
-        if (device.own, policy, who) != self._allowed:
-            try:
-                self._port.let_in(ruleset(self._interface, device))
-            except FilterError:
-                if self._allowed is None:  # and none is there: then nobody is to be
-                    for public in list(self._told):
-                        self._port.remove_peer(public)
-                        self._told.pop(public).peer.forgotten()
-                raise
-            self._allowed = device.own, policy, who
         if device.own != self._own:
             self._own = device.own
             for told in self._told.values():
                 told.routed = False  # routes leave from our address, and went with it
+        at = (len(device.allowed_ips), device.allowed_ips.moves)
+        for public, peer in wanted.items():
+            known = self._told.get(public)
+            if known is not None and known.is_up_to_date(at):
+                continue
+            if self._troubles.may_try(now, public) and (known is not None or not self._guard.waits(public)):
+                self._try(now, public, self._tell_peer, peer, at)
+        for peer, anew in self._out.drain_asked().items():
+            self._asked[peer] = self._asked.get(peer, False) or anew
+        for peer, anew in list(self._asked.items()):
+            public = peer.public_key
+            known = self._told.get(public)
+            is_theirs = known is not None and known.peer is peer and self._troubles.may_try(now, public)
+            if wanted.get(public) is not peer or (is_theirs and self._try(now, public, self._begin, known, anew)):
+                del self._asked[peer]
+
+    def _try(self, now: float, public: bytes, what: Callable[..., None], *arguments: object) -> bool:
+        if now < self._held_until:
+            return False
+        try:
+            what(now, public, *arguments)
+        except TimeoutError:
+            self._held_until = now + RETRY_S  # the next one would wait as long
+            self._troubles.failed(now, public, "no answer")
+        except OSError as error:
+            self._troubles.failed(now, public, error.strerror or str(error))
+        else:
+            return True
+        return False
+
+    def _take_key(self, now: float) -> bool:
+        key = self._device.private_key
+        if key is None or key == self._key:
+            return True
+        try:
+            self._port.set_private_key(key)
+        except OSError as error:
+            self._held_until = now + RETRY_S
+            self._troubles.failed(now, OUR_KEY, error.strerror or str(error))
+            return False
+        self._troubles.over(OUR_KEY)
+        self._key = key
+        return True
+
+    def _remove(self, now: float, public: bytes) -> bool:
+        """False where the kernel still has it; that is tried again."""
+        if not self._troubles.may_try(now, public):
+            return False
+        try:
+            self._port.remove_peer(public)
+        except OSError as error:
+            self._troubles.failed(now, public, error.strerror or str(error) or "no answer", soon=True)
+            return False
+        self._told.pop(public).peer.forgotten()
+        return True
+
+    def _begin(self, now: float, public: bytes, told: Told, anew: bool) -> None:
+        peer = told.peer
+        begun = told.begun_at is not None and now - told.begun_at < INITIATION_REPEATED_S
+        if anew and peer.waits and not (begun and told.begun_to == told.address):
+            # Only a peer that is new has no session, and is asked at once
+            self._port.remove_peer(public)
+            self._told.pop(public).peer.forgotten()
+            told = self._install(peer, told.address, told.prefixes, told.at)
+        told.begun_to, told.begun_at = told.address, now
+        self._port.begin(public)
+        self._busy_at = self._asked_at = now
+
+    def _tell_peer(self, now: float, public: bytes, peer: OutsourcedPeer, at: tuple[int, int]) -> None:
+        told = self._told.get(public)
+        address = self._address_of(peer)
+        if address is None:
+            return
+        prefixes = told.prefixes if told is not None and told.at == at else list(self._device.allowed_ips.of_peer(peer))
+        if told is None:
+            self._install(peer, address, prefixes, at)
+            self._busy_at = now
+            self._troubles.over(public)
+            return
+        if told.prefixes != prefixes:
+            try:
+                self._port.set_peer(public, None, prefixes)
+            except OSError:
+                self._remove(now, public)  # it is not to go on with what it had
+                raise
+            told.prefixes, told.routed = prefixes, False
+        told.at = at
+        if told.address != address:
+            self._port.set_peer(public, address, None)
+            told.address = address
+            self._busy_at = now
+        told.endpoint = peer.endpoint
+        self._troubles.over(public)
+        if peer.is_up and not told.routed:
+            self._port.set_routes(public, prefixes)
+            told.routed = True
+
+    def _install(
+        self, peer: OutsourcedPeer, address: SocketAddress, prefixes: list[Prefix], at: tuple[int, int]
+    ) -> Told:
+        """In the kernel whole or not at all."""
+        try:
+            self._port.set_peer(peer.public_key, address, prefixes)
+        except OSError:
+            with suppress(OSError):
+                self._port.remove_peer(peer.public_key)
+            raise
+        told = self._told[peer.public_key] = Told(peer, address, prefixes, at)
+        peer.installed = True
+        return told
 
     def _needed(self) -> set[Endpoint]:
         return {told.peer.endpoint for told in self._told.values() if told.peer.endpoint is not None}

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
+
+    from edgeagent.engine.kernel.rights import Element
 
     Prefix = tuple[bytes, int]
     SocketAddress = tuple[bytes, int, int]  # address of 4 or 16 B, port, scope id
@@ -56,6 +58,12 @@ class KernelPort(Protocol):
 
     def let_in(self, ruleset: str) -> None:
         """Take the place of the filter that is there. Raises FilterError, and the one that was there stays."""
+
+    def change_filter(self, gone: Iterable[Element], new: Iterable[tuple[Element, str]]) -> None:
+        """Elements of its maps, and the chains that new ones lead to, all or nothing; those that change are in both."""
+
+    def renew_filter(self) -> None:
+        """For another ruleset.ALIVE_S it lets through what it lets through. Raises ENOENT where it does not stand."""
 
     def filter_stands(self) -> bool:
         """False where somebody else has removed it."""

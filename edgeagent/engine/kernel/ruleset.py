@@ -2,7 +2,10 @@
 
 Who may reach what is judged by the direction that a flow was begun in, at each of its packets, answers too: so what a
 later policy does not allow ends at once, both ways. That a packet's source is its peer's, WireGuard itself sees to.
-What bears JUDGED_MARK Python has judged: to prefixes behind a peer, of which the rules here know nothing.
+Each list of services is a chain, and a map leads from addresses to chains: a packet costs the same whatever the number
+of peers.
+
+Only what nft 0.9 and Linux 4.18 have: concatenations without ranges, and no sets of pairs with them (pipapo).
 """
 
 from __future__ import annotations
@@ -11,24 +14,29 @@ import re
 from typing import TYPE_CHECKING
 
 from edgeagent.proto.ip import ip_to_text
-from edgeagent.proto.policy import Identity
+from edgeagent.proto.prefixes import to_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from edgeagent.proto.device import Device
-    from edgeagent.proto.peer import Peer
-    from edgeagent.proto.policy import Slice
+    from edgeagent.engine.kernel.rights import Element, Frame, Prefix, Rule, Services
 
-_PORT_MAX = 65_535
 _BY_PORT = {6: "tcp", 17: "udp", 132: "sctp"}
-JUDGED_MARK = 0x6D00_0000
+ALIVE, ALIVE_S = "alive", 180  # a set with the interface's name in it, which has to be put there again within that time
+MAPS = ("in4", "in6", "out4", "out6")
+_ADDRESS = {"4": "ipv4_addr", "6": "ipv6_addr"}
+_IP = {4: "ip", 16: "ip6"}
+_FAMILY = {4: "ipv4", 16: "ipv6"}
 _ERRORS = "ct state related meta l4proto { 1, 58 } accept"  # ICMP about a flow that is there
-_ANSWERS = "ct direction reply ct state established"
+_ASKED, _ANSWERS = "ct direction original", "ct direction reply"
 
 
 def table_name(interface: str) -> str:
     return "edgeagent_kernel_" + re.sub(r"[^A-Za-z0-9]", lambda match: f"_{ord(match[0]):x}_", interface)
+
+
+def chain_name(number: int) -> str:
+    return f"c{number}"
 
 
 def removal(interface: str) -> str:
@@ -37,91 +45,122 @@ def removal(interface: str) -> str:
     return f"table inet {name}\ndelete table inet {name}\n"
 
 
-def ruleset(interface: str, device: Device) -> str:
-    """For `nft -f -`: takes the place of the table that is there, all or nothing."""
-    own = sorted(device.own or ())
+def ruleset(interface: str, frame: Frame, chains: Mapping[Services, int], rights: Mapping[Element, Services]) -> str:
+    """For `nft -f -`: takes the place of the table that is there, all or nothing. `chains` has a number for each list
+    of services in `frame` and `rights`."""
     lines = [
         f'iifname != "{interface}" accept',
-        *(f"{ip} daddr != {{ {', '.join(mine)} }} drop" if mine else f"meta nfproto {family} drop"
-          for ip, family, mine in _by_family(own)),
-    ]  # fmt: skip
-    out = [f'oifname != "{interface}" accept']
-    answers: dict[str, list[str]] = {}
-    if device.firewall is not None:
-        policy, peers = device.firewall.policy, list(device.peers.values())
-        lines += [_ERRORS, f"{_ANSWERS} jump answers_to_us", *_allowed(policy, peers, own), "drop"]
-        out += [f"meta mark {JUDGED_MARK:#x} accept", _ERRORS, f"{_ANSWERS} jump answers_of_us"]
-        out += _reachable(policy, peers)
+        f"iifname != @{ALIVE} drop",
+        *(
+            f"{_IP[size]} daddr != {_any_of(map(ip_to_text, its))} drop"
+            if its
+            else f"meta nfproto {_FAMILY[size]} drop"
+            for size, its in _by_size(frame.own)
+        ),
+    ]
+    out = [f'oifname != "{interface}" accept', f"oifname != @{ALIVE} drop"]
+    if frame.restricts:
+        lines += [_ERRORS, *_maps("in", "saddr", "daddr", _ASKED), *_maps("out", "saddr", "", _ANSWERS)]
+        lines += [*_behind(frame, "saddr", "from_prefixes"), "drop"]
+        out.append(_ERRORS)
+        out += [*_maps("out", "daddr", "", _ASKED), *_maps("in", "daddr", "saddr", _ANSWERS)]
+        out += [*_behind(frame, "daddr", "to_prefixes")]
         out += ["meta l4proto tcp reject with tcp reset", "reject with icmpx type admin-prohibited"]
-        answers["answers_to_us"] = [*_reachable(policy, peers, answers=True), *_of_prefixes(peers)]
-        answers["answers_of_us"] = [*_allowed(policy, peers, own, answers=True)]
-    chains = {
-        "input": [*lines, "accept"] if device.firewall is None else lines,
-        "forward": [f'iifname "{interface}" drop', f'oifname "{interface}" drop'],
-        "output": out,
-    }
+    else:
+        lines.append("accept")
     text = [removal(interface) + f"table inet {table_name(interface)} {{"]
-    for name, rules in answers.items():
-        text += [f"  chain {name} {{", *(f"    {rule}" for rule in rules), "  }"]
-    for hook, rules in chains.items():
-        text += [f"  chain {hook} {{", f"    type filter hook {hook} priority 0; policy accept;"]
-        text += [*(f"    {rule}" for rule in rules), "  }"]
-    return "\n".join([*text, "}", ""])
+    text.append(f'  set {ALIVE} {{ type ifname; flags timeout; elements = {{ "{interface}" timeout {ALIVE_S}s }}; }}')
+    for services, number in chains.items():
+        text += _chain(chain_name(number), _services(services))
+    for name in MAPS if frame.restricts else ():
+        address = _ADDRESS[name[-1]]
+        key = f"{address} . {address}" if name[:-1] == "in" else address
+        text.append(f"  map {name} {{ type {key} : verdict; }}")
+    if frame.behind or frame.exits:
+        rules = sorted(
+            frame.rules, key=lambda rule: (rule.inbound, rule.remote, rule.local or b"", chains[rule.services])
+        )
+        text += _chain("from_prefixes", (_rule(rule, chains[rule.services], "saddr", rule.inbound) for rule in rules))
+        text += _chain("to_prefixes", (_rule(rule, chains[rule.services], "daddr", not rule.inbound) for rule in rules))
+    hooks = (
+        ("input", lines),
+        ("forward", [f'iifname "{interface}" drop', f'oifname "{interface}" drop']),
+        ("output", out),
+    )
+    for hook, rules_of in hooks:
+        text += _chain(hook, [f"type filter hook {hook} priority 0; policy accept;", *rules_of])
+    text.append("}")
+    for name in MAPS:
+        of_it = sorted((key, chains[services]) for (its, key), services in rights.items() if its == name)
+        if of_it:
+            said = ", ".join(f"{_key(name, key)} : jump {chain_name(number)}" for key, number in of_it)
+            text.append(f"add element inet {table_name(interface)} {name} {{ {said} }}")
+    return "\n".join([*text, ""])
 
 
-def _by_family(addresses: list[bytes]) -> Iterator[tuple[str, str, list[str]]]:
-    for ip, family, size in (("ip", "ipv4", 4), ("ip6", "ipv6", 16)):
-        yield ip, family, [ip_to_text(each) for each in addresses if len(each) == size]
+def _chain(name: str, rules: Iterable[str]) -> list[str]:
+    return [f"  chain {name} {{", *(f"    {rule}" for rule in rules), "  }"]
 
 
-def _allowed(policy: Slice, peers: Iterable[Peer], own: list[bytes], *, answers: bool = False) -> Iterator[str]:
-    for peer, identity in _known(peers):
-        for source in peer.record.addresses if peer.record is not None else ():
-            for target in own:
-                if len(source) == len(target):
-                    first, second = (target, source) if answers else (source, target)
-                    ends = f"{_ip(source)} saddr {ip_to_text(first)} {_ip(target)} daddr {ip_to_text(second)}"
-                    yield from _services(ends, policy.services_in(identity, source, target), answers=answers)
+def _services(services: Services) -> Iterator[str]:
+    for protocol, ranges in services:
+        if not ranges or protocol not in _BY_PORT:
+            yield f"meta l4proto {protocol} accept"
+            continue
+        said = _any_of(str(low) if low == high else f"{low}-{high}" for low, high in ranges)
+        yield f"{_ASKED} {_BY_PORT[protocol]} dport {said} accept"
+        yield f"{_ANSWERS} {_BY_PORT[protocol]} sport {said} accept"
 
 
-def _reachable(policy: Slice, peers: Iterable[Peer], *, answers: bool = False) -> Iterator[str]:
-    end = "saddr" if answers else "daddr"
-    for peer, identity in _known(peers):
-        for target in peer.record.addresses if peer.record is not None else ():
-            ends = f"{_ip(target)} {end} {ip_to_text(target)}"
-            yield from _services(ends, policy.services_out(identity, target), answers=answers)
+def _maps(way: str, remote: str, local: str, direction: str) -> Iterator[str]:
+    for ip, version in (("ip", 4), ("ip6", 6)):
+        key = f"{ip} {remote} . {ip} {local}" if local else f"{ip} {remote}"
+        yield f"{direction} {key} vmap @{way}{version}"
 
 
-def _of_prefixes(peers: Iterable[Peer]) -> Iterator[str]:
-    """Answers from prefixes behind peers: what went there, Python has judged."""
-    known = sorted({each for peer in peers if peer.record is not None for each in peer.record.addresses})
-    for ip, family, theirs in _by_family(known):
-        yield f"{ip} saddr != {{ {', '.join(theirs)} }} accept" if theirs else f"meta nfproto {family} accept"
+def _behind(frame: Frame, end: str, chain: str) -> Iterator[str]:
+    """The longest prefix decides, so those of exit nodes, and what is nobody's there, come last."""
+    for size, prefixes in _by_version(frame.behind):
+        yield f"{_IP[size]} {end} {_any_of(map(to_text, prefixes))} jump {chain}"
+    for size, prefixes in _by_version(frame.holes):
+        yield f"{_IP[size]} {end} {_any_of(map(to_text, prefixes))} drop"
+    for address, _ in frame.exits:
+        yield f"meta nfproto {_FAMILY[len(address)]} jump {chain}"
 
 
-def _known(peers: Iterable[Peer]) -> Iterator[tuple[Peer, Identity]]:
-    """Who is nobody to the policy reaches nothing here."""
-    for peer in peers:
-        if (record := peer.record) is not None:
-            yield peer, Identity(record.tags, record.user, record.groups)
+def _rule(rule: Rule, number: int, end: str, asked: bool) -> str:
+    """`end` is where the remote address stands."""
+    size = len(rule.remote[0][0])
+    words = [_ASKED if asked else _ANSWERS]
+    if rule.remote[0][1]:
+        words.append(f"{_IP[size]} {end} {_any_of(map(to_text, rule.remote))}")
+    else:
+        words.append(f"meta nfproto {_FAMILY[size]}")
+    if rule.but:
+        words.append(f"{_IP[size]} {end} != {_any_of(map(to_text, rule.but))}")
+    if rule.local is not None:
+        words.append(f"{_IP[size]} {'daddr' if end == 'saddr' else 'saddr'} {ip_to_text(rule.local)}")
+    return " ".join([*words, "jump", chain_name(number)])
 
 
-def _services(ends: str, services: list[tuple[int, int, int]], *, answers: bool) -> Iterator[str]:
-    """`services` are in order, and those of several rules may overlap."""
-    ports: dict[int, list[tuple[int, int]]] = {}
-    for protocol, low, high in services:
-        ranges = ports.setdefault(protocol, [])
-        if ranges and low <= ranges[-1][1] + 1:
-            ranges[-1] = ranges[-1][0], max(ranges[-1][1], high)
-        else:
-            ranges.append((low, high))
-    for protocol, ranges in ports.items():
-        if ranges == [(0, _PORT_MAX)] or protocol not in _BY_PORT:
-            yield f"{ends} meta l4proto {protocol} accept"
-        else:
-            said = ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges)
-            yield f"{ends} {_BY_PORT[protocol]} {'sport' if answers else 'dport'} {{ {said} }} accept"
+def _key(name: str, key: bytes) -> str:
+    if name[:-1] == "out":
+        return ip_to_text(key)
+    half = len(key) // 2
+    return f"{ip_to_text(key[:half])} . {ip_to_text(key[half:])}"
 
 
-def _ip(address: bytes) -> str:
-    return "ip" if len(address) == 4 else "ip6"
+def _any_of(words: Iterable[str]) -> str:
+    return f"{{ {', '.join(words)} }}"
+
+
+def _by_size(addresses: Iterable[bytes]) -> Iterator[tuple[int, list[bytes]]]:
+    for size in (4, 16):
+        yield size, sorted(each for each in addresses if len(each) == size)
+
+
+def _by_version(prefixes: Iterable[Prefix]) -> Iterator[tuple[int, list[Prefix]]]:
+    known = list(prefixes)
+    for size in (4, 16):
+        if its := [each for each in known if len(each[0]) == size]:
+            yield size, its

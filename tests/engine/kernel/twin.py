@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import selectors
 import socket
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from edgeagent.engine.kernel.engine import KernelEngine
 from edgeagent.proto.device import Device
 from edgeagent.proto.disco import Kind, classify
 from edgeagent.proto.endpoint import Endpoint, Transmit
+from edgeagent.proto.ip import ip_to_bytes
 from edgeagent.proto.limits import Limits
 from edgeagent.proto.messages import INITIATION
 from edgeagent.proto.paths import from_endpoint
@@ -37,6 +39,7 @@ class TwinPort:
         )  # fmt: skip
         self.routes: dict[bytes, bytes] = {}  # public key by address
         self.filter = ""
+        self.elements: dict[tuple[str, bytes], str] = {}  # of its maps, and the chain each leads to
         self._never, self._filter_end = socket.socketpair()
         self.filter_fd = self._filter_end.fileno()
         self.refused: list[bytes] = []  # initiations of strangers
@@ -82,6 +85,7 @@ class TwinPort:
 
     def let_in(self, ruleset: str) -> None:
         self.filter = ruleset
+        self.elements = read_elements(ruleset)
 
     def read(self) -> dict[bytes, Any]:
         found = {}
@@ -95,12 +99,30 @@ class TwinPort:
             )
         return found
 
+    def change_filter(self, gone: Any, new: Any) -> None:
+        for element in gone:
+            del self.elements[element]
+        self.elements.update(new)
+
+    def renew_filter(self) -> None: ...
+
     def filter_stands(self) -> bool:
         return True
 
     def close(self) -> None:
         self._never.close()
         self._filter_end.close()
+
+
+def read_elements(ruleset: str) -> dict[tuple[str, bytes], str]:
+    found = {}
+    for line in ruleset.splitlines():
+        if line.startswith("add element"):
+            name, said = re.fullmatch(r"add element inet \S+ (\w+) { (.*) }", line).groups()  # type: ignore[union-attr]
+            for each in said.split(", "):
+                key, _, chain = each.rpartition(" : jump ")
+                found[name, b"".join(ip_to_bytes(word) for word in key.split(" . "))] = chain
+    return found
 
 
 class Driven:
