@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 RETRY_S = 5.0  # after nft refused something
 PACE_S = 1.0  # between two calls of nft that only allow more; what takes something away is put in place at once
+NAMED_MAX = 8  # public keys in one line of the log
 RENEW_S = ALIVE_S / 3  # so the filter lets nobody through any more, at most ALIVE_S after the agent was killed
 
 
@@ -105,7 +106,7 @@ class Guard:
             return
         self._said = why
         if change.takes:
-            who = "all peers" if change.lose is None else f"{len(change.lose)} peers"
+            who = "All peers" if change.lose is None else _named(change.lose)
             self._log.error(
                 "the filter of %s: %s. %s may do less than it lets through, and are taken out of the kernel until it "
                 "is in place",
@@ -128,3 +129,8 @@ class Guard:
 
     def _wait(self, until: float) -> None:
         self._again_at = until if self._again_at is None else min(until, self._again_at)
+
+
+def _named(keys: frozenset[bytes]) -> str:
+    named = ", ".join(key.hex()[:16] for key in sorted(keys)[:NAMED_MAX])
+    return f"Peers {named}" if len(keys) <= NAMED_MAX else f"{len(keys)} peers ({named}, …)"

@@ -654,7 +654,7 @@ def test_calls_of_nft_that_only_allow_more_are_a_second_apart(bench: Bench) -> N
     assert len(bench.port.filters) == 4
 
 
-def test_who_loses_what_nft_does_not_take_away_is_cut(bench: Bench) -> None:
+def test_who_loses_what_nft_does_not_take_away_is_cut(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     bench.peer()
     other = bench.peer(key=OTHER, address=OTHER4)
     restrict(bench, 1.0, [WEB])
@@ -665,6 +665,7 @@ def test_who_loses_what_nft_does_not_take_away_is_cut(bench: Bench) -> None:
     bench.engine.flush(2.0)
     assert bench.port.take() == [("remove", OTHER)]  # and not the other one
     assert (bench.engine.drops[KernelDrop.CUT], bench.engine.drops[KernelDrop.REFUSED]) == (1, 1)
+    assert "nft: no. Peers 0808080808080808 may do less" in caplog.text
     bench.engine.flush(3.0)
     assert bench.port.take() == [] and bench.engine.drops[KernelDrop.REFUSED] == 1
     bench.port.fails = None
