@@ -79,9 +79,14 @@ def facts_of(
     owner wants of routes, None where nothing was said."""
     named = settings.uplinks.split(",") if settings.uplinks else []
     found = sorted({*uplinks, *(named if len(named) > UPLINKS_MAX else ())})
-    shares = [f"{len(device_map.approved)} prefixes"] if device_map.approved else []
-    if device_map.clients:
-        shares.append(f"{len(device_map.clients)} plain clients")
+    shares = [
+        f"{len(each)} {one}" if len(each) == 1 else f"{len(each)} {many}"
+        for each, one, many in (
+            (device_map.approved, "prefix", "prefixes"),
+            (device_map.clients, "plain client", "plain clients"),
+        )
+        if each
+    ]
     return Facts(
         uplinks=found,
         metered=[name for name in found if accounts.policies.budget(name).metered],

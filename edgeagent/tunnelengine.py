@@ -76,6 +76,8 @@ def choose(context: Context, node: Node, tun: Tun, aead: Aead, facts: Callable[[
             except Exception as error:  # noqa: BLE001  a bug here would be the end of a device that nobody can visit
                 why = str(error) or type(error).__name__
                 log.warning("%s: another engine is taken", why)
+                with suppress(OSError):
+                    os.unlink(_starts_path(context))  # the agent has not ended with it
         asked = choice.AUTO
     if os.path.exists(f"/sys/class/net/{tun.name[:12]}-wg"):
         from edgeagent import kerneltunnel

@@ -102,14 +102,15 @@ def _removed(report: Report, a: Device, b: Device, reach: Reach) -> None:
 def _uplink(report: Report, a: Device, b: Device, reach: Reach) -> None:
     """a gets a second way out, which the kernel's WireGuard would not choose between."""
     with report.step("by itself: a second uplink") as step:
+        # Of a name that the guest's networkd leaves alone
         a.guest.console.shell(
-            "ip link add up1 type dummy && ip addr add 192.0.2.2/24 dev up1 && ip link set up1 up && "
-            "ip route add default via 192.0.2.1 dev up1 metric 5000"
+            "ip link add edgeup type dummy && ip addr add 192.0.2.2/24 dev edgeup && ip link set edgeup up && "
+            "ip route add default via 192.0.2.1 dev edgeup metric 5000"
         )
         said = _changed(a)
         reach(a, b)
         step["said"] = f"{a.name} {said}"
-        a.guest.console.shell("ip link delete up1")
+        a.guest.console.shell("ip link delete edgeup")
         unname(a)
         reach(a, b)
         _engine(a, "kernel")

@@ -20,7 +20,7 @@ from edgeagent.io.tun import TunGone
 from edgeagent.kerneltunnel import SETTLED_S, KernelWatch
 from edgeagent.membership import Membership
 from edgeagent.tunnel import Tunnel
-from edgeagent.tunnelengine import UNSETTLED_STARTS, TunnelError, choose
+from edgeagent.tunnelengine import STARTS_FILE, UNSETTLED_STARTS, TunnelError, choose
 
 
 def nobody_asks() -> Any:
@@ -108,6 +108,7 @@ def test_one_that_cannot_start_gives_way(
         (said,) = caplog.messages
         assert os.strerror(error) in said and "another engine is taken" in said
         assert os.strerror(error) in made.why
+        assert not (tmp_path / "run" / STARTS_FILE).exists()  # the agent did not end with it
 
 
 def test_who_names_it_gets_it_or_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -135,9 +136,9 @@ def test_what_the_hub_names_is_a_wish(monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_the_start_after_it_was_given_up_takes_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """And only that one."""
     begun = Start(monkeypatch, tmp_path)
-    monkeypatch.setenv(AVOIDED_VARIABLE, "it routes for others: 1 prefixes")
+    monkeypatch.setenv(AVOIDED_VARIABLE, "it routes for others: 1 prefix")
     made = begun.begin()
-    assert made.engine is begun.plain and made.why.endswith("not kernel: it routes for others: 1 prefixes")
+    assert made.engine is begun.plain and made.why.endswith("not kernel: it routes for others: 1 prefix")
     assert begun.begin().engine is begun.kernel
 
 

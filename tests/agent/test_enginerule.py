@@ -59,8 +59,8 @@ def wish(**what: Any) -> RouteWish:
         (facts(settings={"uplinks": "eth0,wwan0"}), "several uplinks (eth0, wwan0)"),
         (facts(settings={"modem": "/dev/ttyUSB2"}), "a modem is there"),
         (facts(metered=("eth0",)), "eth0 is metered"),
-        (facts(approved=[LAN]), "it routes for others: 1 prefixes"),
-        (facts(clients=[(b"k", b"4", b"6")], approved=[LAN]), "for others: 1 prefixes, 1 plain clients"),
+        (facts(approved=[LAN]), "it routes for others: 1 prefix"),
+        (facts(clients=[(b"k", b"4", b"6")], approved=[LAN]), "for others: 1 prefix, 1 plain client"),
         (facts(routes=[LAN], wish=wish(exit_node="gw")), "it uses an exit node: gw"),
     ],
 )
