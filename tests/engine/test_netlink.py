@@ -24,6 +24,7 @@ from tests.engine.conftest import Inside
 from tests.netlab import Host, Lab, until
 
 SETTLE_S = 5.0
+SIZES: dict[int, int] = {socket.AF_INET: 4, socket.AF_INET6: 16}  # of addresses, in bytes
 
 
 @pytest.fixture
@@ -282,8 +283,8 @@ def test_any_bytes_are_read(data: bytes) -> None:
     assert len(list(read_changes(data))) <= len(bodies)
     assert (rt.read_link(data) is None) == (len(data) < 16)
     address, route = rt.read_address(data), rt.read_route(data)
-    assert address is None or len(address.address) == {socket.AF_INET: 4, socket.AF_INET6: 16}[data[0]]
-    assert route is None or len(route.destination) == {socket.AF_INET: 4, socket.AF_INET6: 16}[data[0]]
+    assert address is None or len(address.address) == SIZES[data[0]]
+    assert route is None or len(route.destination) == SIZES[data[0]]
     assert all(each.cidr == 0 and route is not None for each in rt.read_default_routes(data))
 
 

@@ -33,8 +33,8 @@ class LabTimeout(LabError):
 def until(predicate: Callable[[], T], timeout_s: float, what: str) -> T:
     """The first truthy value of `predicate`; LabTimeout says `what` did not come in `timeout_s`.
 
-    It is asked every 20 ms, or three times as long after an answer as that has taken: those that are asked leave time to
-    those that are waited for.
+    It is asked every 20 ms, or three times as long after an answer as that has taken: those that are asked leave time
+    to those that are waited for.
     """
     deadline = time.monotonic() + timeout_s
     while True:
