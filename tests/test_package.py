@@ -254,6 +254,10 @@ def test_a_slice_goes_to_its_own_processor_only(made: Path, capsys: pytest.Captu
     assert "rpi-4b: runs aarch64-glibc, and amd64 is x86-64-glibc" in capsys.readouterr().err
 
 
+def test_every_mips_is_built_for_its_size() -> None:
+    assert set(targets.SMALL) == {"mips", "mipshf", "mipsel", "mipselhf"}
+
+
 @pytest.mark.parametrize("abi", targets.abis())
 def test_what_has_been_built_fits_the_budget(abi: str, bare: bytes) -> None:
     built = OUT.parent / "package" / abi / "libedgefast.so"
