@@ -169,7 +169,8 @@ def test_usage_is_counted_by_session() -> None:
     child = subprocess.Popen(["sleep", "30"], start_new_session=True)
     try:
         found = report_load.usages()
-        assert found[child.pid].rss_mib > 0 and os.getsid(0) in found
+        # What a process has just begun to use, the kernel may not have counted yet.
+        assert found[os.getsid(0)].rss_mib > found[child.pid].rss_mib >= 0
     finally:
         child.kill()
         child.wait()

@@ -31,7 +31,8 @@ class PostgresServer:
 
     def __init__(self) -> None:
         self._bin = binaries()
-        self.directory = Path(tempfile.mkdtemp(prefix="edgemesh-pg-"))
+        # Of a run that has the rest in memory, a gigabyte in the end: a database a test.
+        self.directory = Path(tempfile.mkdtemp(prefix="edgemesh-pg-", dir=os.environ.get("EDGEMESH_TEST_DISK")))
         if os.geteuid() == 0:
             shutil.chown(self.directory, SERVER_USER)
         self._run("initdb", "-D", str(self._data), "-A", "trust", "-U", ADMIN, "-E", "UTF8", "--no-sync", "--no-locale")
