@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from edgeagent import crypto, memory
 from edgeagent.context import Context, limits_of
 from edgeagent.engine.choice import AVOIDED_VARIABLE
+from edgeagent.engine.fast import library
 from edgeagent.io import logring
 from edgeagent.io.keystore import Keystore, StateError, StateFile
 from edgeagent.io.localapi import LocalApi, refusal
@@ -72,8 +73,9 @@ def run(settings: Settings, token: str | None, control_fd: int | None, *, in_bac
 
             overlay(settings, keystore)
             log.setLevel(getattr(logging, settings.log_level.upper()))
+        provider = crypto.load(beside_ctypes=library.path() is not None)
         context = Context(
-            monotonic(), settings=settings, crypto=crypto.load(), keystore=keystore, selector=selector, ring=ring
+            monotonic(), settings=settings, crypto=provider, keystore=keystore, selector=selector, ring=ring
         )
         agent = Agent(context)
         try:

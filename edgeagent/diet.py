@@ -22,8 +22,17 @@ class _Lazy(ModuleType):
         return getattr(__import__(self.__name__), name)
 
 
+class _Math(_Lazy):
+    """What `selectors` wants of it, at each wait."""
+
+    @staticmethod
+    def ceil(number: float) -> int:
+        return -int(-number // 1)
+
+
 def begin() -> None:
     """Harmless where a module is loaded already, or is not as expected."""
+    sys.modules.setdefault("math", _Math("math"))  # its shared object brings the C library's libm
     # logging wants it for exceptions only; it brings linecache, tokenize and textwrap.
     sys.modules.setdefault("traceback", _Lazy("traceback"))
     import _ssl  # not ssl: its own imports come later, into the room that this makes

@@ -42,6 +42,14 @@ PROTOTYPES = {
 }
 
 
+def test_beside_ctypes_the_systems_libsodium_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EDGEAGENT_CRYPTO", raising=False)
+    assert load(beside_ctypes=True).name == "sodium"
+    assert load("pynacl", beside_ctypes=True).name == "pynacl"
+    monkeypatch.setattr(sodium, "NAMES", ("libsodium.so.none",))
+    assert load(beside_ctypes=True).name == "pynacl"
+
+
 def test_pynacl_is_a_known_version() -> None:
     assert ".".join(nacl.__version__.split(".")[:2]) in PYNACL_KNOWN
 

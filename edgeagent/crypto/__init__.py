@@ -24,17 +24,18 @@ class CryptoUnavailable(EdgeError):
     """No provider that may carry traffic; the text says which, why, and what to do."""
 
 
-def load(name: str | None = None) -> Crypto:
+def load(name: str | None = None, *, beside_ctypes: bool = False) -> Crypto:
     """A new provider that has just passed its known-answer test (0.5 ms for pynacl, some 10 ms for pure, on a PC).
 
-    `name`, else the environment variable EDGEAGENT_CRYPTO, else `pynacl` and, where it is not installed, `sodium`.
+    `name`, else the environment variable EDGEAGENT_CRYPTO, else `pynacl` and, where it is not installed, `sodium`; the
+    other way round for a process that has ctypes anyhow, which saves it the 0.5 MiB of PyNaCl.
     Raises CryptoUnavailable. A provider reuses its buffers: threads that seal or open at the same time each load their
     own.
     """
     chosen = name or os.environ.get(PROVIDER_VARIABLE) or ""
     crypto: Crypto
     if chosen in ("", "pynacl", "sodium"):
-        crypto = _libsodium(chosen)
+        crypto = _libsodium(chosen, beside_ctypes=beside_ctypes)
         chosen = crypto.name
     elif chosen == "pure":
         from edgeagent.crypto.pure.provider import Pure
@@ -55,23 +56,20 @@ def load(name: str | None = None) -> Crypto:
     return crypto
 
 
-def _libsodium(chosen: str) -> Crypto:
+def _libsodium(chosen: str, *, beside_ctypes: bool) -> Crypto:
     """The provider of that name, the first that is there for ""."""
     faults = []
-    if chosen != "sodium":
+    for name in (chosen,) if chosen else ("sodium", "pynacl") if beside_ctypes else ("pynacl", "sodium"):
         try:
-            from edgeagent.crypto.pynacl import PyNaCl
+            if name == "pynacl":
+                from edgeagent.crypto.pynacl import PyNaCl
 
-            return PyNaCl()
-        except (ImportError, AttributeError, OSError) as why:
-            faults.append(f"pynacl: {why}")
-    if chosen != "pynacl":
-        try:
+                return PyNaCl()
             from edgeagent.crypto.sodium import Sodium
 
             return Sodium()
         except (ImportError, AttributeError, OSError) as why:
-            faults.append(f"sodium: {why}")
+            faults.append(f"{name}: {why}")
     raise CryptoUnavailable(
         f"crypto provider {'; '.join(faults)}. Install PyNaCl 1.5 or newer (Debian: python3-nacl; elsewhere: pip "
         f"install PyNaCl), or libsodium (Debian: libsodium23; OpenWrt: libsodium and python3-ctypes). "

@@ -19,7 +19,6 @@ The silence is doubled until it is too long, then halved in; the longest that wa
 from __future__ import annotations
 
 from enum import Enum
-from math import sqrt
 from typing import TYPE_CHECKING
 
 from edgeagent.proto.backoff import Backoff
@@ -221,7 +220,7 @@ class BindingSearch:
             return min(2 * low, SILENCE_MAX_S)
         if high is None or high <= PRECISION * low:
             return None if self._confirmed else low
-        return sqrt(low * high)
+        return float((low * high) ** 0.5)
 
     def _finish(self) -> None:
         self.phase = Phase.DONE

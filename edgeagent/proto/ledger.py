@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from array import array
 from enum import IntEnum
-from math import inf
 from typing import Any
 
 from edgeagent.proto.errors import LocalProtocolError
@@ -119,7 +118,7 @@ class Ledger:
         self._books: dict[str, _Book] = {}
         self._anchor_s: float | None = None  # wall time at now = 0
         self._day: int | None = None
-        self._roll_at = inf  # the next midnight
+        self._roll_at = float("inf")  # the next midnight
         self.save_at: float | None = None
 
     @property
