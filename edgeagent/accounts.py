@@ -145,7 +145,7 @@ class Accounts:
         return self.policies.of(self.names.of_host(host))
 
     def save(self, now: float) -> None:
-        self._look_at_connections(now)
+        self.look_at_connections(now)
         self._context.save(StateFile.LEDGER, encode(self.ledger.export(now)))
         self._saved_at = now
         self._note_saved(now)
@@ -191,7 +191,7 @@ class Accounts:
 
     def describe_metered(self, now: float) -> list[dict[str, Any]]:
         """For `edgeagent status`."""
-        self._look_at_connections(now)
+        self.look_at_connections(now)
         metered = [uplink for uplink in self.ledger.uplinks if self.policies.budget(uplink).metered]
         return [self.describe_uplink(now, uplink) for uplink in metered]
 
@@ -199,11 +199,11 @@ class Accounts:
 
     def _sample(self, now: float) -> None:
         self._set_wall(now)
-        self._look_at_connections(now)
+        self.look_at_connections(now)
         self._again("sample", self._sample, now, SAMPLE_S)
 
     def _assess(self, now: float) -> None:
-        self._look_at_connections(now)
+        self.look_at_connections(now)
         self.policies.assess(now)
         self._follow_levels()
         if now - self._saved_at >= SAVE_SOONEST_S and self._much_is_unsaved(now):
@@ -220,7 +220,8 @@ class Accounts:
         self._begins = self._jobs.first_begin() or 0.0
         self._deadline = self._jobs.poll_timeout()
 
-    def _look_at_connections(self, now: float) -> None:
+    def look_at_connections(self, now: float) -> None:
+        """Book what TCP connections have carried up to this moment."""
         for streams, cause, carried_of in self._watched:
             for sock in streams.sockets():
                 self.meter.tcp(now, sock, cause, carried_of(sock))

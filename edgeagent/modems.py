@@ -197,6 +197,8 @@ class Modems:
             wall.hint(now, reading.network_s)
 
     def _count(self, now: float, modem: Modem) -> None:
+        # Before the interface is asked: what is booked later than it was counted would look like more than there was
+        self._context.accounts.look_at_connections(now)
         counted = counters(modem.uplink)
         if counted is None:
             return

@@ -96,7 +96,7 @@ class Process:
     def tail(self, lines: int = TAIL_LINES) -> str:
         return "\n".join(self.text().splitlines()[-lines:])
 
-    def expect(self, pattern: str, timeout_s: float = 10.0) -> re.Match[str]:
+    def expect(self, pattern: str, timeout_s: float = 30.0) -> re.Match[str]:
         """The first match of `pattern` in the log behind the match before. Fails at once when the program ends."""
         deadline = time.monotonic() + timeout_s
         while True:
@@ -112,7 +112,7 @@ class Process:
             with self._written:
                 self._written.wait(min(left, 0.1))
 
-    def wait(self, timeout_s: float = 10.0) -> int:
+    def wait(self, timeout_s: float = 30.0) -> int:
         """The exit code (negative: the signal that ended it)."""
         try:
             return self._popen.wait(timeout_s)
