@@ -23,7 +23,7 @@ os.set_inheritable(3, True)
 os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
 os.execvp(sys.argv[2], sys.argv[2:])
 """
-HUB_READY_TIMEOUT_S = 30.0
+HUB_READY_TIMEOUT_S = 90
 JOIN_TIMEOUT_S = 30.0
 
 
