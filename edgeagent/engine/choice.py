@@ -1,4 +1,4 @@
-"""Which engine moves the packets: the kernel's WireGuard where rule.py says so, else the C library where it is there,
+"""Which engine moves the packets: the kernel's WireGuard where enginerule.py says so, else the C library where it is there,
 else Python. Decided without loading anything."""
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def choose(environ: Mapping[str, str] = os.environ, asked: str | None = None) ->
     """(engine, why): one of ENGINES, and a clause for logs and people.
 
     `asked` is what a setting says, else it is what EDGEAGENT_ENGINE names; where that is "auto" or nothing, `fast` when
-    there is a library for this machine, else `pure`: whether `kernel` comes before them is rule.py's to say. Raises
+    there is a library for this machine, else `pure`: whether `kernel` comes before them is enginerule.py's to say. Raises
     EngineUnavailable for a name that is none, and when `fast` or `kernel` is asked for by name and there is no library,
     or no WireGuard in the kernel.
     """
