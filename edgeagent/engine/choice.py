@@ -1,5 +1,5 @@
-"""Which engine moves the packets: the kernel's WireGuard where enginerule.py says so, else the C library where it is there,
-else Python. Decided without loading anything."""
+"""Which engine moves the packets: the kernel's WireGuard where enginerule.py says so, else the C library where it is
+there, else Python. Decided without loading anything."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ def choose(environ: Mapping[str, str] = os.environ, asked: str | None = None) ->
     """(engine, why): one of ENGINES, and a clause for logs and people.
 
     `asked` is what a setting says, else it is what EDGEAGENT_ENGINE names; where that is "auto" or nothing, `fast` when
-    there is a library for this machine, else `pure`: whether `kernel` comes before them is enginerule.py's to say. Raises
-    EngineUnavailable for a name that is none, and when `fast` or `kernel` is asked for by name and there is no library,
-    or no WireGuard in the kernel.
+    there is a library for this machine, else `pure`: whether `kernel` comes before them is enginerule.py's to say.
+
+    Raises EngineUnavailable for a name that is none, and when `fast` or `kernel` is asked for by name and there is no
+    library, or no WireGuard in the kernel.
     """
     says = f"{ENGINE_VARIABLE} says so" if asked is None else "the setting `engine` says so"
     undo = f"Unset {ENGINE_VARIABLE}" if asked is None else "Leave the setting `engine` at auto"
