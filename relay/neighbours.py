@@ -113,7 +113,7 @@ class Neighbours:
         try:
             resolver = Resolver(name, 0)
             try:
-                if resolver.done and resolver.error:  # there was no thread for it
+                if not resolver.asked:
                     raise OSError(errno.EAGAIN, resolver.error)
                 self._selector.register(resolver.wake, EVENT_READ, self._resolved)
             except OSError:

@@ -88,6 +88,7 @@ class Resolver:
         self.addresses: list[Any] = []
         self.error = ""
         self.done = False
+        self.asked = True  # no: there was no thread for it, and no name server was asked
         self.asked_at = 0.0  # by the clock of whoever asked
         self._lock = threading.Lock()
         self.wake, self._signal = socket.socketpair()
@@ -95,6 +96,7 @@ class Resolver:
         threads[:] = [thread for thread in threads if thread.is_alive()]
         if len(threads) >= RESOLVERS_MAX:
             self.error = f"{host}: the name servers do not answer"
+            self.asked = False
             self._finish()
             return
         thread = threading.Thread(target=self._run, args=(host, port), daemon=True)
@@ -102,6 +104,7 @@ class Resolver:
             thread.start()
         except RuntimeError as error:  # no memory for its stack, or too many tasks
             self.error = f"{host}: {error}"
+            self.asked = False
             self._finish()
         else:
             threads.append(thread)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from edgeagent.io import pinnedtls
 from edgeagent.proto.relaymap import RelayInfo
 from relay.connection import Place
 from relay.neighbours import RESOLVE_AGAIN_S, RETRY_S, Neighbourhood, Neighbours
@@ -126,3 +127,24 @@ def test_names_are_looked_up_one_by_one_and_again(found: Found) -> None:
     assert found.neighbours.poll_timeout() == RESOLVE_AGAIN_S
     found.neighbours.on_timeout(RESOLVE_AGAIN_S)
     assert found.neighbours.poll_timeout() == 2 * RESOLVE_AGAIN_S
+
+
+def test_a_name_that_fails_before_anyone_looks_does_not_hold_up_the_next(
+    found: Found, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def answer(host: bytes, *_: object, **__: object) -> list[object]:
+        asked.append(host)
+        if host == b"gone.invalid":
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.7", 0))]
+
+    monkeypatch.setattr(pinnedtls, "look_up", answer)
+    monkeypatch.setattr(threading.Thread, "start", threading.Thread.run)
+    found.neighbours.set(0.0, A, [info(HIGH, "gone.invalid:443", "here.invalid:8443")])
+    assert found.neighbours.poll_timeout() == RESOLVE_AGAIN_S
+    found.turn()
+    found.turn()
+    assert asked == [b"gone.invalid", b"here.invalid"]
+    assert [(call.place.host, call.place.port) for call in taken(found).calls] == [("192.0.2.7", 8443)]
