@@ -48,10 +48,13 @@ def add(verbs: Any) -> None:
     )
     sim.add_argument("folder", metavar="FOLDER", type=Path, help="gets rig.yaml, cards and what the boards hold")
     sim.add_argument("--boards", metavar="LIST", default="pump,camera", help="their names, with commas (pump,camera)")
-    sim.add_argument("--image", metavar="PATH", type=Path, required=True, help="root file system: a folder or an image")
-    sim.add_argument("--agent", metavar="FILE", type=Path, required=True, help="the agent as a zipapp")
+    sim.add_argument("--run", metavar="SUITE", dest="wanted", help="run this suite on them, and end as it does")
     sim.add_argument(
-        "--board", metavar="ID", default="qemu-x86-64", help="what they are, in `edgeflash boards list` (qemu-x86-64)"
+        "--image", metavar="PATH", type=Path, help="root file system: a folder or an image (a small one is made)"
+    )
+    sim.add_argument("--agent", metavar="FILE", type=Path, help="the agent as a zipapp (made of this checkout)")
+    sim.add_argument(
+        "--board", metavar="ID", help="what they are, in `edgeflash boards list` (QEMU with this machine's processor)"
     )
 
 
@@ -98,7 +101,7 @@ def run_suite(options: argparse.Namespace) -> int:
         return 130
     if not report.exists():
         return FAILED
-    print(report)
+    print(report.with_suffix(".html"))
     passed = status == pytest.ExitCode.OK and json.loads(report.read_text(encoding="utf-8"))["passed"]
     return OK if passed else FAILED
 
@@ -242,13 +245,29 @@ def _release(options: argparse.Namespace) -> int:
 
 
 def _sim(options: argparse.Namespace) -> int:
+    from hil.sim import rootfs
     from hil.sim.lab import Lab
 
     for each in (options.image, options.agent):
-        if not each.exists():
+        if each is not None and not each.exists():
             raise HilError(f"{each}: is not there")
-    lab = Lab(options.folder, options.boards.split(","), board=options.board, image=options.image, agent=options.agent)
+    if options.wanted and options.json:
+        raise HilError(f"--json is for boards that stay; a suite's data are in {options.folder}/report/report.json")
+    if options.wanted:
+        _suite(options.wanted)  # what is wrong with it is said before anything is made
+    folder: Path = options.folder
+    image, agent, board = options.image, options.agent, options.board
+    if None in (image, agent, board):
+        kind = rootfs.this_machine()
+        board = board or rootfs.machine(kind).board
+        image = image or rootfs.write(folder / "rootfs", kind)
+        if agent is None:
+            print("the agent of this checkout is made …", file=sys.stderr, flush=True)
+            agent = rootfs.agent(folder / "made-agent", kind)
+    lab = Lab(folder, options.boards.split(","), board=board, image=image, agent=agent)
     try:
+        if options.wanted:
+            return _run_on(lab.rig, options)
         boards = {name: board.port for name, board in lab.boards.items()}
         told = {"rig": str(lab.rig), "boards": boards, "pdu": lab.pdu.url}
         print(
@@ -261,3 +280,15 @@ def _sim(options: argparse.Namespace) -> int:
             signal.pause()
     finally:
         lab.close()
+
+
+def _run_on(rig: Path, options: argparse.Namespace) -> int:
+    """By another process: the boards here are served by threads, and pytest is greedy."""
+    words = [sys.executable, "-m", "hil", "--store", str(options.store), "run", options.wanted, "--rig", str(rig)]
+    done = subprocess.Popen([*words, "--out", str(rig.parent / "report")])
+    try:
+        return done.wait()
+    except BaseException:
+        done.terminate()
+        done.wait()
+        raise

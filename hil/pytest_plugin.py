@@ -78,6 +78,15 @@ def pytest_runtest_makereport(
     return made
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_report_teststatus(
+    report: pytest.CollectReport | pytest.TestReport, config: pytest.Config
+) -> tuple[str, str, str] | None:
+    """No dot after a step that passed: the step has a line of its own."""
+    quiet = report.when == "call" and report.passed and config.getoption("--rig")
+    return ("passed", "", "") if quiet else None
+
+
 @pytest.fixture(scope="session")
 def report(pytestconfig: pytest.Config) -> Report:
     """What the run measures goes here: report.figure(what, value, unit, device.name)."""

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.flash import kit
+from hil.sim import rootfs
 from tools.package import contents
 
-ELF_X86_64 = 62
-TREE: kit.Files = {
-    **{path: kit.elf(ELF_X86_64) if isinstance(data, bytes) else data for path, data in kit.DEBIAN.items()},
-    "usr/lib/x86_64-linux-gnu/libsodium.so.23": kit.elf(ELF_X86_64),
-    "etc/passwd": "root:x:0:0:root:/root:/bin/sh\n",
-}
-BOARD, AGENT = "qemu-x86-64", "edgeagent.pyz"
+KIND = rootfs.KINDS["x86_64"]
+BOARD, AGENT = rootfs.machine(KIND).board, "edgeagent.pyz"
 
 
 def tree(folder: Path) -> Path:
     """A root file system, as far as edgeflash looks: the programs in it are heads of programs."""
-    return kit.tree(folder / "rootfs", TREE)
+    return rootfs.write(folder / "rootfs", KIND)
 
 
 def agent(folder: Path) -> Path:

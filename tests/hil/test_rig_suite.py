@@ -90,6 +90,23 @@ def test_a_suite_of_ones_own_runs_on_a_rig_and_is_reported(bench: Lab, tmp_path:
     console.stdout.close()
 
 
+def test_boards_are_made_for_one_suite_and_end_with_it(tmp_path: Path) -> None:
+    suite, folder = tmp_path / "mine.py", tmp_path / "sim"
+    suite.write_text(
+        "def test_boot_loader(device, told):\n"
+        "    device.to('bootloader')\n"
+        "    told(device.loader('printenv serial#').strip())\n"
+        "def test_modem(device):\n"
+        "    assert 'modem' in device.loader('printenv')\n"
+    )
+    agent = rig_kit.agent(tmp_path)
+    done = edgehil("sim", folder, "--boards", "solo", "--agent", agent, "--run", suite)
+    steps = json.loads((folder / "report/report.json").read_text())["steps"]
+    assert [(step["name"], step["outcome"]) for step in steps] == [("boot loader", "passed"), ("modem", "failed")]
+    assert done.returncode == 1 and str(folder / "report/report.html") in done.stdout, done.stdout + done.stderr
+    assert not (folder / "rig.yaml").exists()
+
+
 def test_mistakes_are_one_line(bench: Lab, tmp_path: Path) -> None:
     empty = tmp_path / "empty.py"
     empty.write_text("x = 1\n")
@@ -101,6 +118,8 @@ def test_mistakes_are_one_line(bench: Lab, tmp_path: Path) -> None:
         (("run", "none.py", "--rig", bench.rig), "edgehil: rig: none.py: there is no such suite"),
         (("run", "smoke", "--rig", bench.rig, "--out", ROOT / "docs"), "docs: holds something that is no report"),
         (("run", "smoek"), "edgehil: rig: 'smoek': no such suite for guests; known are smoke, rollout"),
+        (("sim", tmp_path / "new", "--run", "smoek"), "edgehil: rig: 'smoek': no such suite for rigs; known are smoke"),
+        (("sim", tmp_path / "new", "--run", "smoke", "--json"), "edgehil: rig: --json is for boards that stay"),
         (("power", "on", "--rig", bench.rig), "has 2 devices; say which: --target pump or camera"),
         (("console", "--rig", "guests", "--target", "pump"), "a guest lives as long as the command that runs it"),
     ):
