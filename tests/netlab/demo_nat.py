@@ -79,7 +79,7 @@ class Demo:
         self.console = console
         self.pairs: list[Pair] = []
         self.dashboard = dashboard()
-        self._broke: tuple[str, float] | None = None  # what was broken last, and when
+        self._broke: dict[str, tuple[str, float]] = {}  # what was done to a "relay" or an "uplink" last, and when
         self._flows = ExitStack()
 
     # The world
@@ -156,7 +156,7 @@ class Demo:
         """While a transfer and 50 packets a second go through it."""
         pair = next(pair for pair in self.pairs if {pair.a.name, pair.b.name} == {"pump", "truck"})
         relay = self._relay_of(pair)
-        gap_s, standstill_s = self._break(pair, f"{relay.name} was killed", relay.kill)
+        gap_s, standstill_s = self._break(pair, "relay", f"{relay.name} was killed", relay.kill)
         found = self._relay_of(pair)
         if found is relay:
             raise LabError(f"{name_of(pair)} is still at {relay.name}, which is dead")
@@ -167,14 +167,14 @@ class Demo:
         )
         relay.start()
         self.homes.until_online(relay)
-        self._broke = (f"{relay.name} came back", time.monotonic())
+        self._broke["relay"] = (f"{relay.name} came back", time.monotonic())
 
     def pull_a_cable(self) -> None:
         """Of the first of two uplinks, while a transfer and 50 packets a second go by it."""
         pair = next(pair for pair in self.pairs if {pair.a.name, pair.b.name} == {"pump", "camera"})
         first = pair.a.host.ports[0]
         until(lambda: uplink_of(pair) == first.ifname, DIRECT_AT_WORST_S, f"{name_of(pair)} by {first.ifname}")
-        gap_s, standstill_s = self._break(pair, f"{pair.a.name}'s cable was pulled", first.pull)
+        gap_s, standstill_s = self._break(pair, "uplink", f"{pair.a.name}'s cable was pulled", first.pull)
         second = uplink_of(pair)
         if second in (first.ifname, None):
             raise LabError(f"{name_of(pair)}: {pair.there}, though the cable of {first.ifname} is pulled")
@@ -184,16 +184,16 @@ class Demo:
             f"now by {second}",
         )
         first.plug_in()
-        self._broke = ("it was plugged in again", time.monotonic())
+        self._broke["uplink"] = ("it was plugged in again", time.monotonic())
 
-    def _break(self, pair: Pair, what: str, action: Callable[[], None]) -> tuple[float, float]:
+    def _break(self, pair: Pair, part: str, what: str, action: Callable[[], None]) -> tuple[float, float]:
         """Do it while a transfer runs; the longest time without an answer to a packet, and without a byte of TCP."""
         with Flow(pair.a.host, pair.b.address, FLOW_EVERY_S) as flow:
             self.view.transfer = transfer = Transfer(pair.a, pair.b, TRANSFER_S, MBIT)
             self.view.now = f"{transfer.name}: 50 packets a second, and TCP at {MBIT} Mbit/s"
             time.sleep(BREAK_AFTER_S)
             began = time.time()
-            self._broke = (what, time.monotonic())
+            self._broke[part] = (what, time.monotonic())
             action()
             self._event(Text(what, "bold red"))
             self.view.now = what
@@ -253,7 +253,8 @@ class Demo:
             change = after if before is None else f"{before} → {after}"
             if old is not None and there is not None and old.endpoint == there.endpoint and there.uplink:
                 change = f"{there.path} by {old.uplink} → by {there.uplink}"
-            broke, at = self._broke or ("", pair.began)
+            moved = "relay" if old is not None and old.relay and there is not None and there.relay else "uplink"
+            broke, at = self._broke.get(moved, ("", pair.began))
             since = f" {now - at:.2f} s after {broke}" if broke else f" after {now - at:.2f} s"
             if broke and now - at > CONSEQUENCE_S:
                 since = ""
