@@ -499,7 +499,7 @@ def _scans(path: Path) -> list[str]:
         "SELECT state, count(*) FROM device WHERE kind = 'relay' GROUP BY state",
         "SELECT count(*) FROM device WHERE online AND kind = 'relay'",
         "SELECT * FROM device WHERE state = 'active' AND pass_renew_s > 0 AND pass_renew_s <= ? LIMIT 64",
-        "SELECT id FROM device WHERE removed_s > 0 AND state IN ('expired', 'removed') AND id > '' AND removed_s > ?"
+        "SELECT id FROM device WHERE removed_s > 0 AND kind = 'device' AND id > '' AND removed_s > ?"
         " ORDER BY id LIMIT 32",
         "SELECT id, barred_s FROM device WHERE barred_s > 0 ORDER BY barred_s DESC, id LIMIT 80001",
         "SELECT id FROM job WHERE kind = ? AND reader = ? AND subject > '' LIMIT 1",
