@@ -10,7 +10,7 @@ down_revision = "0014"
 branch_labels = None
 depends_on = None
 
-_CUT_OFF = "removed_s > 0 AND kind = 'device'"
+_CUT_OFF = "removed_s > 0 AND kind <> 'relay'"
 
 
 def upgrade() -> None:
