@@ -164,7 +164,7 @@ def expire_device(scribe: Scribe, tx: Tx, device: Device, not_after: int, wall_s
     device.not_after = not_after
     device.state = DeviceState.ACTIVE if not not_after or not_after > wall_s else DeviceState.EXPIRED
     if device.state is DeviceState.EXPIRED:
-        device.removed_s = wall_s
+        device.removed_s = relays.void(device, wall_s)
         relays.tell_cut_off(tx, device)
     scribe.push(tx, device)
 
@@ -200,7 +200,7 @@ def remove_device(scribe: Scribe, tx: Tx, device: Device, wall_s: int) -> None:
             record_renew_s=0,
             online=False,
             facts={},
-            removed_s=max(wall_s, device.removed_s + 1, device.created_s),  # not before anything it was given
+            removed_s=relays.void(device, wall_s),
             removed_seq=tx.next_seq(),
             barred_s=bar(device, wall_s),
             relay=b"",

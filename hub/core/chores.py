@@ -47,7 +47,7 @@ def _look_at_devices(scribe: Scribe, tx: Tx, wall_s: int, limit: int) -> int:
     done = 0
     for device in tx.devices_to_expire(wall_s, limit):
         device.state = DeviceState.EXPIRED
-        device.removed_s = wall_s
+        device.removed_s = relays.void(device, wall_s)
         tx.save_device(device)
         relays.tell_cut_off(tx, device)  # the end may have been set when passes beyond it were out
         done += 1
@@ -87,7 +87,8 @@ def _do(scribe: Scribe, tx: Tx, job: Job, wall_s: int) -> None:
     if job.kind is JobKind.GONE:
         reader = _told(tx, job.reader)
         if reader is not None and reader.kind is Kind.RELAY:
-            if subject is not None and subject.state in (DeviceState.EXPIRED, DeviceState.REMOVED):
+            # Whether it is back or not. Of relays none hears so: the one that came back would take it for its own end
+            if subject is not None and subject.kind is Kind.DEVICE and subject.removed_s:
                 scribe.gone(tx, reader, job.subject, wall_s, since_s=subject.removed_s)
         elif reader is not None and (subject is None or subject.state not in _TOLD):
             scribe.gone(tx, reader, job.subject, wall_s)

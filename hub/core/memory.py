@@ -175,8 +175,10 @@ class MemoryTx:
         return self._some("device", lambda d: d.state is DeviceState.ACTIVE and 0 < d.pass_renew_s <= wall_s, limit)
 
     def cut_off(self, since_s: int, *, after: str = "", limit: int = 100) -> list[str]:
-        ended = (DeviceState.EXPIRED, DeviceState.REMOVED)
-        found = self._some("device", lambda d: d.id > after and d.removed_s > since_s and d.state in ended, limit)
+        def is_told(d: Device) -> bool:
+            return d.id > after and d.removed_s > since_s and d.kind is Kind.DEVICE
+
+        found = self._some("device", is_told, limit)
         return [device.id for device in found]
 
     def device_counts(self) -> dict[DeviceState, int]:

@@ -13,6 +13,7 @@ from edgeagent.proto.codec import decode, encode
 from edgeagent.proto.control import RELAY_FIELDS, RELAYS_MAX
 from hub.core.model import (
     PASS_LIFE_S,
+    PASS_RENEW_S,
     RELAY_CHANGE_MAX_S,
     RELAY_CHANGE_S,
     RELAY_GRACE_S,
@@ -130,8 +131,14 @@ def choose(relays: list[Device], listed: dict[str, dict[str, Any]], wall_s: int)
     return sorted(chosen, key=lambda fields: (fields["rg"], fields["id"]))
 
 
+def void(device: Device, wall_s: int) -> int:
+    """Its `removed_s` when it is cut off now: no pass that it was given is later, though the clock was set back."""
+    newest = device.pass_renew_s - PASS_RENEW_S if device.pass_renew_s else 0
+    return max(wall_s, device.removed_s + 1, device.created_s, newest)
+
+
 def tell_cut_off(tx: Tx, device: Device) -> None:
-    """Have every relay told that passes of a device which is no member any more are void."""
+    """Have every relay told that the passes which a device had when it was cut off are void."""
     if device.kind is Kind.DEVICE:
         for relay in tx.relays():
             tx.add_job(JobKind.GONE, relay.id, device.id)
@@ -154,7 +161,10 @@ def step_maps(tx: Tx, after: str) -> None:
 
 
 def step_cut_off(tx: Tx, relay: str, after: str, wall_s: int) -> None:
-    """One step of a round through all that were cut off while passes of theirs may be about: a GONE job for each."""
+    """One step of a round through all that were cut off while passes from before may be about: a GONE job for each.
+
+    Also those that came back: to a relay that did not hear of it, what they had would be as good as what they have.
+    """
     if round_waits(tx, JobKind.CUT_OFF, relay, after):
         return
     gone = tx.cut_off(wall_s - PASS_LIFE_S, after=after, limit=ROUND_STEP)

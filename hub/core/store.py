@@ -108,7 +108,7 @@ class Tx(Protocol):
         """Active ones whose passes are old."""
 
     def cut_off(self, since_s: int, *, after: str = "", limit: int = 100) -> list[str]:
-        """Ids of those that were cut off after `since_s` and still are, in order."""
+        """Ids of devices that were cut off after `since_s`, and may be back, in order; no relays."""
 
     def device_counts(self) -> dict[DeviceState, int]:
         """Without relays."""

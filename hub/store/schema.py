@@ -37,7 +37,7 @@ ABOUT_ACCOUNTS = text("op <> 'publish'")
 IS_RELAY = text("kind = 'relay'")
 PASS_TO_RENEW = text("state = 'active' AND pass_renew_s > 0")
 BARRED = text("barred_s > 0")
-CUT_OFF = text("removed_s > 0 AND state IN ('expired', 'removed')")
+CUT_OFF = text("removed_s > 0 AND kind <> 'relay'")  # with `=` SQLite would rather walk all of that kind
 
 # The network's identity and the settings of this hub: secrets are here only. "relays" and "names" are parts of maps.
 meta = Table(

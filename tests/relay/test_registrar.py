@@ -127,9 +127,21 @@ def test_a_removed_device_is_put_out_and_stays_out(rig: Rig, tmp_path: Path) -> 
             with closing(a.driver(info, UDP)) as member:
                 member.start()
                 pump([member], lambda: member.client.alive or any(isinstance(e, PassRefused) for e in member.events))
-                return not member.client.alive
+                return Refusal.REVOKED in [e.refusal for e in member.events if isinstance(e, PassRefused)]
 
         wait_until(refused_again, "the removal, said again")
+        # It comes back with the same keys: what it had before stays void at a relay that has forgotten all of it
+        with device(rig, 1, "a") as back:
+            assert back.identity.node_key == a.identity.node_key and back.identity.device_id == a.identity.device_id
+            back.wait_relays("fra-1")
+            relay.kill()
+            cache.unlink()
+            relay.start()
+            relay.wait_state(rig.network.id, "registered")
+            info.udp_port = relay.ports["udp"]
+            wait_until(refused_again, "the removal of a device that is back")
+            with driving(back.driver(info, UDP)) as (member,):
+                assert member.client.alive
 
 
 def test_a_removed_relay_lets_its_members_go_and_comes_back_with_a_new_token(rig: Rig, tmp_path: Path) -> None:
