@@ -36,7 +36,8 @@ STRICT = ("-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Werror")
 LINK = ("-pthread", "-Wl,--as-needed", "-Wl,--build-id=none", "-Wl,-z,noexecstack", "-Wl,-z,relro", "-Wl,-z,now")
 LIBRARIES = ("-ldl",)  # a part of libc in glibc 2.34 and in musl, and a library of its own before
 SANITIZERS = {"address": "address,undefined", "thread": "thread"}
-SANITIZED = ("-g", "-O1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all")
+# Lines are what a report names; all that a debugger knows doubles the time, which is most of a first test run's C.
+SANITIZED = ("-g1", "-O1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all")
 
 
 class BuildError(Exception):

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from starlette.testclient import TestClient
 
 from edgeagent import crypto as providers
 from edgeagent.proto import prefixes, telemetry
@@ -26,13 +25,13 @@ from hub.store import lock as lock_rows
 from hub.web.views.routes import exits_of, groups_of
 from tests.hub.dash.fleet import add_fleet, add_live
 from tests.hub.dash.network import add_lock
-from tests.hub.web.kit import HERE, PASSWORD, Browser, Site
+from tests.hub.web.kit import PASSWORD, Browser, Site
 
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
     made = Site(tmp_path / "hub")
-    with TestClient(made.app, base_url=HERE):
+    with made.running():
         yield made
 
 

@@ -22,7 +22,7 @@ HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
     made = Site(tmp_path / "hub")
-    with TestClient(made.app, base_url=HERE):
+    with made.running():
         yield made
 
 

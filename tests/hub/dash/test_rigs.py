@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from starlette.testclient import TestClient
 
 from hil import cli, report_html
 from hil.report_upload import run_of
@@ -30,7 +29,7 @@ from tests.hub.dash.served import make_site
 from tests.hub.dash.test_network import post, text
 from tests.hub.dash.test_screens import keep
 from tests.hub.dash.test_updates import browser_of
-from tests.hub.web.kit import HERE, Browser, Site
+from tests.hub.web.kit import Browser, Site
 
 NOW_S = int(time.time())  # for all tests, so that they have the same pages
 
@@ -40,7 +39,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
     made = Site(tmp_path / "hub")
     with made.write() as tx:
         add_rigs(tx, NOW_S)
-    with TestClient(made.app, base_url=HERE):
+    with made.running():
         yield made
 
 

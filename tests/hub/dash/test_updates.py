@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from starlette.testclient import TestClient
 
 from hub.core.roles import Access
 from hub.core.rollout import Group, RolloutState
@@ -18,7 +17,7 @@ from hub.web.views.updates import GROUP_MARKS, MARKS, split_bar
 from tests.hub.dash.fleet import add_fleet
 from tests.hub.dash.rollouts import add_rollouts
 from tests.hub.dash.test_network import fault_at, post, text
-from tests.hub.web.kit import HERE, Browser, Site
+from tests.hub.web.kit import Browser, Site
 
 FORM = {"version": "0.3.0", "selector": "", "groups": "1,100%", "soak": "1h", "max_failed_percent": "10"}
 
@@ -29,7 +28,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
     with made.write() as tx:
         wall_s = int(time.time())
         add_rollouts(tx, made.state, wall_s, add_fleet(tx, wall_s, 48))
-    with TestClient(made.app, base_url=HERE):
+    with made.running():
         yield made
 
 

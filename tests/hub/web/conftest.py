@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from starlette.testclient import TestClient
 
-from tests.hub.web.kit import HERE, Browser, Site
+from tests.hub.web.kit import Browser, Site
 
 # What is refused, said, signed in or delivered asks no SQL that these and the suite of the stores do not.
 ON_BOTH = ("test_api", "test_audit", "test_claims")
@@ -30,7 +29,7 @@ def database_url(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def site(tmp_path: Path, database_url: str) -> Iterator[Site]:
     site = Site(tmp_path / "hub", database_url=database_url)
-    with TestClient(site.app, base_url=HERE):  # its lifespan
+    with site.running():
         yield site
 
 

@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from anyio.from_thread import BlockingPortal
 from starlette.testclient import TestClient
 
 from edgeagent.proto import names
@@ -43,7 +44,24 @@ class Site:
             database_url=database_url,
         )
         self.app = make_app(self.state, settings)
+        self.portal: BlockingPortal | None = None
         self.secrets: list[str] = [PASSWORD]
+
+    @contextmanager
+    def running(self) -> Iterator[Site]:
+        """While its lifespan goes on. All requests come to that one event loop, as they do in a hub; without it each
+        would start a thread with a loop of its own."""
+        with TestClient(self.app, base_url=HERE) as client:
+            self.portal = client.portal
+            try:
+                yield self
+            finally:
+                self.portal = None
+
+    def client(self, base: str = HERE, **options: Any) -> TestClient:
+        client = TestClient(self.app, base_url=base, **options)
+        client.portal = self.portal
+        return client
 
     @contextmanager
     def write(self) -> Iterator[SqlTx]:
@@ -87,7 +105,7 @@ class Site:
 
     def program(self, token: str) -> TestClient:
         """Sends an API token, and no cookie."""
-        return TestClient(self.app, base_url=HERE, headers={"Authorization": f"Bearer {token}"})
+        return self.client(headers={"Authorization": f"Bearer {token}"})
 
 
 def device_id(number: int) -> str:
@@ -99,7 +117,8 @@ class Browser:
 
     def __init__(self, site: Site, base: str = HERE) -> None:
         self.site = site
-        self.client = TestClient(site.app, base_url=base, headers={"Origin": base}, follow_redirects=False)
+        self.client = site.client(base, headers={"Origin": base}, follow_redirects=False)
+        self._csrf = ("", "")  # of which session, and what its pages carry
 
     def sign_in(self, login: str = "olga", password: str = PASSWORD) -> Any:
         answer = self.client.post("/login", data={"login": login, "password": password})
@@ -108,10 +127,14 @@ class Browser:
 
     @property
     def csrf(self) -> str:
-        found = re.search(r'name="csrf-token" content="([^"]*)"', self.client.get("/").text)
-        assert found is not None
-        self.site.secrets.append(found[1])
-        return found[1]
+        """As scripts have it: from a page of this session that was loaded once."""
+        session = repr(sorted(self.client.cookies.items()))
+        if self._csrf[0] != session:
+            found = re.search(r'name="csrf-token" content="([^"]*)"', self.client.get("/").text)
+            assert found is not None
+            self.site.secrets.append(found[1])
+            self._csrf = (session, found[1])
+        return self._csrf[1]
 
     def send(self, method: str, path: str, **json: Any) -> Any:
         """To the API, as scripts of our pages do."""

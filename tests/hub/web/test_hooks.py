@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from starlette.testclient import TestClient
 
 from hub import operations
 from hub.core import events
@@ -25,7 +24,7 @@ from hub.store import hooks
 from hub.store.websettings import WebSettings
 from hub.web.deliveries import Courier, post, sign
 from tests.hub.kit import Dev, Hub, load_crypto
-from tests.hub.web.kit import HERE, Site
+from tests.hub.web.kit import Site
 
 
 class Receiver:
@@ -117,7 +116,7 @@ def test_what_happens_is_told_and_signed(near: Site, receiver: Receiver) -> None
 
 def test_the_running_application_tells_it_soon(tmp_path: Path, receiver: Receiver) -> None:
     site = Site(tmp_path / "hub", WebSettings(private_hooks=True))
-    with TestClient(site.app, base_url=HERE):
+    with site.running():
         made = add_hook(site, receiver.url, "device.joined")
         program = site.program(site.token("olga", "webhooks:write"))
         assert program.post(f"/api/v1/webhooks/{made['id']}/test").status_code == 202
