@@ -24,7 +24,7 @@ class TunnelRules:
     def __init__(self, device: Device, client: ControlClient) -> None:
         self._device = device
         self._client = client
-        self._clients: set[bytes] = set()  # WireGuard keys of plain clients that are peers
+        self._clients: dict[bytes, tuple[bytes, bytes]] = {}  # plain clients that are peers: key, and its addresses
         self._taken_for: object = None  # what the device's targets were made from
         self._policy_said: object = None  # what the device's policy was made from
 
@@ -36,20 +36,27 @@ class TunnelRules:
         """Plain WireGuard clients are peers for as long as the map names them."""
         device = self._device
         wanted = {key: (v4, v6) for key, v4, v6 in self._client.map.clients}
-        for key in [key for key in self._clients if key not in wanted]:
-            self._clients.remove(key)
-            device.remove_peer(now, key)
+        for key, before in list(self._clients.items()):
+            if key not in wanted:
+                del self._clients[key]
+                device.remove_peer(now, key)
+            elif wanted[key] != before and (peer := device.peers.get(key)) is not None:
+                for address in before:  # it was removed and made anew, and no map in between has come
+                    device.allowed_ips.remove(address, 8 * len(address), peer)
         for key, addresses in wanted.items():
-            if key in self._clients or key in device.peers or key == device.public_key:
+            is_ours = key in self._clients
+            if self._clients.get(key) == addresses or (not is_ours and key in device.peers) or key == device.public_key:
                 continue
             try:
                 peer = device.add_peer(now, key)
                 for address in addresses:
                     device.allowed_ips.insert(address, 8 * len(address), peer)
             except LimitReached:
+                self._clients.pop(key, None)
+                device.remove_peer(now, key)  # one that has only some of its addresses would never get the others
                 self._client.count(ControlDrop.TABLE_FULL)
                 return
-            self._clients.add(key)
+            self._clients[key] = addresses
 
     def _take_for(self) -> None:
         """Whom packets of peers may be for. A map that says the same as before ends no engine's flows."""
