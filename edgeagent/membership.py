@@ -230,7 +230,7 @@ class Membership:
             self._agree_on_keepalive()
             if node.mqtt_keepalive_s > before_s and self._link.is_up:
                 self._link.close()
-                node.handle_disconnected(now)
+                self._disconnected(now)
         if self._link.is_idle and node.next_connect_at is not None and node.next_connect_at <= now:
             self._connect(now)
 
