@@ -373,7 +373,7 @@ class Membership:
         if self._updates is not None:
             self._updates.connection_changed(now, False)
         if self._settings is not None:
-            self._settings.connection_lost(unsure=bool(self._link.unacknowledged))
+            self._settings.connection_lost(unsure=bool(self._link.unheard))
 
     def _set_figures(self, now: float) -> None:
         """How full it is here goes with the facts that the hub keeps of a device."""

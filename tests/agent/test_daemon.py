@@ -165,7 +165,7 @@ def test_who_connects_anew_for_a_longer_keepalive_says_again_what_the_hub_may_no
         on_timeout=lambda now: None, connection_lost=lambda unsure: told.append(f"settings {unsure}")
     )
     member._context = SimpleNamespace(accounts=SimpleNamespace(reconnect_wanted=True, level_changes=0))
-    member._link = SimpleNamespace(is_up=True, is_idle=False, unacknowledged=1, close=lambda: told.append("closed"))
+    member._link = SimpleNamespace(is_up=True, is_idle=False, unheard=1, close=lambda: told.append("closed"))
     member.node = SimpleNamespace(
         mqtt_keepalive_s=300, poll_timeout=lambda: None, handle_disconnected=lambda now: told.append("node")
     )
