@@ -230,7 +230,7 @@ class Membership:
             self._agree_on_keepalive()
             if node.mqtt_keepalive_s > before_s and self._link.is_up:
                 self._link.close()
-                node.handle_disconnected(now)
+                self._disconnected(now)
         if self._link.is_idle and node.next_connect_at is not None and node.next_connect_at <= now:
             self._connect(now)
 
@@ -373,7 +373,7 @@ class Membership:
         if self._updates is not None:
             self._updates.connection_changed(now, False)
         if self._settings is not None:
-            self._settings.connection_lost(unsure=bool(self._link.unacknowledged))
+            self._settings.connection_lost(unsure=bool(self._link.unheard))
 
     def _set_figures(self, now: float) -> None:
         """How full it is here goes with the facts that the hub keeps of a device."""

@@ -100,7 +100,7 @@ class Updates:
         self.machine.handle_part(now, body)
 
     def connection_changed(self, now: float, connected: bool) -> None:
-        if not connected and self._link.unacknowledged:
+        if not connected and self._link.unheard:
             self._told = None  # the hub may not have heard of it
         self.machine.connection_changed(now, connected)
 

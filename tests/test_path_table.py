@@ -14,8 +14,9 @@ from edgeagent.proto.disco import PING_BYTES, CallMe, DiscoDrop, DiscoKeys, Mess
 from edgeagent.proto.endpoint import Endpoint, UplinkEndpoint
 from edgeagent.proto.path import Path, PathKey, State, key_of
 from edgeagent.proto.paths import to_endpoint
-from edgeagent.proto.pathtable import RECHECK_S, SEEK_AGAIN_S, SEEKS_QUICK, STANDBY_S, PeerPaths
+from edgeagent.proto.pathtable import SEEK_AGAIN_S, SEEKS_QUICK, PeerPaths
 from edgeagent.proto.prober import ROW_S, DiscoShared
+from edgeagent.proto.rechecks import RECHECK_S, STANDBY_S
 from edgeagent.proto.relay_endpoint import RelayEndpoint
 from edgeagent.proto.ways import WayOut, Ways
 from tests.control_kit import CRYPTO, entropy_of
@@ -218,7 +219,7 @@ def test_a_doubtful_path_beside_a_proven_one_is_tried(alone: Alone, uplinks: tup
     assert any(path.state is State.DOUBTFUL for path in doubtful)
     alone.hear(current.endpoint)  # the peer speaks first: the current path is not in doubt
     assert current.state is State.PROVEN
-    alone.paths._rechecks = 0  # with several uplinks the next look at all is not the first
+    alone.paths._rechecks.looks = 0  # with several uplinks the next look at all is not the first
     alone.run((STANDBY_S if uplinks else RECHECK_S) + 1.0, send_every_s=5.0)
     assert alone.paths.current is current
     assert {path.state for path in doubtful} == {State.PROVEN}
@@ -396,7 +397,7 @@ def check(alone: Alone, *, traffic: bool = False) -> None:
     if traffic:
         rows = any(path.next_probe_at is not None for path in paths.prober.direct.values())
         assert paths.is_direct or rows or paths.next_seek_at is not None
-        assert paths._recheck_at is not None
+        assert paths._rechecks.next_at is not None
 
 
 @settings(max_examples=60, deadline=None)

@@ -12,8 +12,8 @@ from edgeagent.proto import disco
 from edgeagent.proto.endpoint import Endpoint, UplinkEndpoint
 from edgeagent.proto.messages import TRANSPORT
 from edgeagent.proto.path import TABLE, Input, Path, PathKind, State, key_of
-from edgeagent.proto.pathtable import STANDBY_S
 from edgeagent.proto.prober import PATHS_MAX
+from edgeagent.proto.rechecks import STANDBY_S
 from edgeagent.proto.records import UdpAddress
 from edgeagent.proto.ways import WayOut, Ways
 from tests.node_kit import Board, World, send

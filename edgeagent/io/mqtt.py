@@ -113,6 +113,7 @@ class MqttLink:
         self._registered: tuple[int, int] | None = None  # (descriptor, mask)
         self.events: deque[Event] = deque()
         self.unacknowledged = 0  # published on this connection and not yet known to be with the broker
+        self.unheard = 0  # of the last one that was up: what it was when that ended
         self.on_closing: Callable[[socket.socket], None] | None = None
         self.steer: Steer | None = None
         self.told: Carried | None = None  # what is published for other causes than control, where there is any
@@ -526,6 +527,8 @@ class MqttLink:
     def _drop_socket(self) -> None:
         self._unwatch()
         self._backlog = False
+        if self._stage is _Stage.UP:
+            self.unheard = self.unacknowledged
         self.unacknowledged = 0
         client, self._client = self._client, None
         if client is not None:

@@ -21,6 +21,7 @@ from edgeagent.proto.signed import open_signed, peek_payload
 
 if TYPE_CHECKING:
     from edgeagent.proto.crypto import Crypto
+    from edgeagent.proto.identity import Identity
     from edgeagent.proto.records import Record
 
 LOCK_FILE_BYTES_MAX = 8_192
@@ -81,6 +82,20 @@ def device_input(network: str, device: str, device_key: bytes, not_after: int, s
 def node_input(network: str, device: str, node_key: bytes, not_after: int) -> bytes:
     """What a device key signs of its own node key, good until `not_after` (wall seconds)."""
     return b"".join((b"em1 lock node\0", network.encode(), device.encode(), node_key, not_after.to_bytes(8, "big")))
+
+
+def sign_node_keys(crypto: Crypto, identity: Identity, network: str, wall_s: float) -> list[list[Any]]:
+    """Rows [node key, not after, signature] of the keys that the device has, by its device key, as of `wall_s`."""
+    end = int(wall_s) + NODE_SIGNATURE_LIFE_S
+    return [
+        [
+            key,
+            end,
+            crypto.ed25519_sign(identity.device_seed, node_input(network, identity.device_id, key, end)),
+        ]
+        for key in (identity.node_key, identity.next_key)
+        if key is not None
+    ]
 
 
 class Lock:

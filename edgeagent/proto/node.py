@@ -34,7 +34,6 @@ from edgeagent.proto.device import Device
 from edgeagent.proto.devicemap import DeviceMap
 from edgeagent.proto.endpoint import Endpoint, Transmit
 from edgeagent.proto.epochs import Epochs
-from edgeagent.proto.errors import LimitReached
 from edgeagent.proto.events import EndpointRoamed, Event, HandshakeCompleted, HandshakeFailed, UnknownPeer
 from edgeagent.proto.identity import Admission, Identity
 from edgeagent.proto.keyrenewal import KeyRenewal, Step
@@ -68,6 +67,7 @@ from edgeagent.proto.relay_endpoint import RelayEndpoint
 from edgeagent.proto.relay_sessions import StreamWish
 from edgeagent.proto.resolver import Resolver
 from edgeagent.proto.tai64n import Tai64nClock
+from edgeagent.proto.tunnelrules import TunnelRules
 from edgeagent.proto.walltime import WallFloor
 from edgeagent.proto.whereabouts import Whereabouts
 
@@ -119,14 +119,11 @@ class Node:
         self._dirty = False
         self.events: BoundedQueue[NodeEvent] = BoundedQueue(limits.events)
         self._sweep_at: float | None = None
-        self._taken_for: object = None  # what the device's targets were made from
-        self._policy_said: object = None  # what the device's policy was made from
         self.limits = limits
         self.identity = identity
         self.admission = admission
         self.wall = wall
         self.removed = False
-        self._clients: set[bytes] = set()  # WireGuard keys of plain clients that are peers
         fields, bad_cache = self._read_cache(saved)
         self._epochs = Epochs(fields["e"] if fields is not None else 0)
         self._outbox = Outbox(
@@ -159,6 +156,7 @@ class Node:
         self.device.set_private_key(now, identity.node_private)
         self.device.keep(NAME_SERVER)
         self.device.avoid(lambda endpoint: self.map.holds(endpoint.ip_bytes()))
+        self._rules = TunnelRules(self.device, self.client)
         self.finder = Pathfinder(
             now, crypto=crypto, entropy=entropy, device_map=self.map, node_key=identity.node_key, mtu=mtu
         )
@@ -183,9 +181,8 @@ class Node:
         self._set_wall(now)
         self._renew_key(now)
         self.reach.use_map(now, self.map)
-        self._take_for()
-        self._use_policy(now)
-        self._meet_clients(now)
+        self._rules.follow(now)
+        self._rules.meet_clients(now)
         if self.map.routes or any(entry.record.routes for entry in self.client.records):
             self._need_routers()
         self._settle(now)
@@ -599,11 +596,10 @@ class Node:
         elif isinstance(news, MapCame):
             if self.routers is not None or self.map.routes:
                 self._need_routers().map_came()
-            self._meet_clients(now)
+            self._rules.meet_clients(now)
             self.whereabouts.handle_map(now)
             self.reach.use_map(now, self.map)
-            self._take_for()
-            self._use_policy(now)
+            self._rules.follow(now)
             self.events.append(AdmissionChanged())
             self.events.append(MapChanged(self.map))
         elif isinstance(news, LockChanged):
@@ -637,60 +633,12 @@ class Node:
         elif isinstance(event, UnknownPeer) and not self.removed:
             self.resolver.stranger(now, event)
 
-    def _take_for(self) -> None:
-        """Whom packets of peers may be for. A map that says the same as before ends no engine's flows."""
-        about = self.map
-        said = (about.addresses, about.approved, about.clients, about.routes if about.clients else None)
-        if said != self._taken_for:
-            self._taken_for = said
-            behind = None
-            if about.approved or about.clients:
-                from edgeagent.proto.targets import Targets  # most devices route nothing
-
-                behind = Targets(about).hold
-            self.device.take_for(frozenset(about.addresses), behind)
-
-    def _use_policy(self, now: float) -> None:
-        """What the map says of who may reach whom. A map that says the same as before judges nothing again."""
-        about = self.map
-        clients = [address for _, v4, v6 in about.clients for address in (v4, v6)]
-        elsewhere = about.elsewhere() if clients else []
-        who = (about.tags, about.addresses, (about.v4, about.v6), clients, elsewhere)
-        said = (about.policy, *who) if about.policy is not None else None
-        if said == self._policy_said:
-            return
-        self._policy_said = said
-        if about.policy is None:
-            self.device.set_policy(now, None)
-            return
-        from edgeagent.proto.policy import Slice  # only who has a policy pays for it
-
-        self.device.set_policy(now, Slice(about.policy, *who))
-
     def _need_routers(self) -> Routers:
         if self.peering.routers is None:
             from edgeagent.proto.routers import Routers  # most networks have none: 0.1 MiB
 
             self.peering.routers = Routers(self.client, self.peering, self.device, self.finder)
         return self.peering.routers
-
-    def _meet_clients(self, now: float) -> None:
-        """Plain WireGuard clients are peers for as long as the map names them."""
-        wanted = {key: (v4, v6) for key, v4, v6 in self.map.clients}
-        for key in [key for key in self._clients if key not in wanted]:
-            self._clients.remove(key)
-            self.device.remove_peer(now, key)
-        for key, addresses in wanted.items():
-            if key in self._clients or key in self.device.peers or key == self.device.public_key:
-                continue
-            try:
-                peer = self.device.add_peer(now, key)
-                for address in addresses:
-                    self.device.allowed_ips.insert(address, 8 * len(address), peer)
-            except LimitReached:
-                self.client.count(ControlDrop.TABLE_FULL)
-                return
-            self._clients.add(key)
 
     def _cut_off(self, now: float) -> None:
         self.removed = True
@@ -723,21 +671,7 @@ class Node:
             return {}
         from edgeagent.proto import lock
 
-        network, identity = self.admission.network, self.identity
-        end = int(self.wall.at(now)) + lock.NODE_SIGNATURE_LIFE_S
-        return {
-            "ls": [
-                [
-                    key,
-                    end,
-                    self._crypto.ed25519_sign(
-                        identity.device_seed, lock.node_input(network, identity.device_id, key, end)
-                    ),
-                ]
-                for key in (identity.node_key, identity.next_key)
-                if key is not None
-            ]
-        }
+        return {"ls": lock.sign_node_keys(self._crypto, self.identity, self.admission.network, self.wall.at(now))}
 
     def _switch_key(self, now: float) -> None:
         self.identity.switch()

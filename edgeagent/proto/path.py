@@ -48,6 +48,12 @@ class Input(Enum):
     GONE = "gone"  # the uplink that it goes by is down
 
 
+LIVE = (State.PROVEN, State.ANSWERED, State.DOUBTFUL)
+# Nothing but a row of probes leads out of these, and they may be without one: where nobody wanted it yet, or the uplink
+# was down. DEAD and UNTRIED wait for a search; the others are in doubt, and are asked as soon as there is a reason
+IN_DOUBT = (State.DOUBTFUL, State.ONE_WAY)
+UNPROVEN = (State.UNTRIED, State.DEAD, *IN_DOUBT)
+
 _S, _I = State, Input
 
 TABLE: dict[tuple[State, Input], State] = {

@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING
 from edgeagent.proto.candidates import sort_candidates
 from edgeagent.proto.disco import PING_BYTES, CallMe, Correspondent, DiscoDrop, Ping, Pong, write_call_me, write_pong
 from edgeagent.proto.endpoint import Transmit
-from edgeagent.proto.path import MTU_MIN, Input, Path, PathKind, State
+from edgeagent.proto.path import IN_DOUBT, LIVE, MTU_MIN, UNPROVEN, Input, Path, PathKind, State
+from edgeagent.proto.pathchoice import best_path, other_ways
 from edgeagent.proto.paths import from_endpoint
 from edgeagent.proto.prober import DiscoShared, Prober
 from edgeagent.proto.punch import EDM, SPRAY_PORTS, SPRAYS_PER_PEER_MAX, Budget, Spray
+from edgeagent.proto.rechecks import Rechecks
 from edgeagent.proto.relay_endpoint import RelayEndpoint
 from edgeagent.proto.ways import migrate
 
@@ -42,22 +44,11 @@ TRUST_S = 20.0  # a path not heard from for longer is in doubt when traffic begi
 SPARE_SILENCE_S = 0.4  # the same where another proven path could take over: a wrong guess costs nothing there,
 SPARE_SPACING_S = 0.5
 FOLLOW_SPACING_S = 0.5  # between two looks at a proven path because the peer uses another way
-RECHECK_S = 60.0  # between two looks at all live paths, while there is traffic
-STANDBY_S = 15.0  # the same by the uplinks that stand by, with small probes: before the peer stops to trust them
-RECHECKS = 4  # of those, every which one is a look at all
-ROAM_TRUST_S = 3.0  # how long WireGuard's word counts for a path that is not proven
-COPIES_MAX = 2
 ROUNDING_S = 0.005  # of times that engines tell
 TAIL_AFTER_S = 0.004  # what is not answered for so long is no part of a stream that runs
 TAILS_MAX = 32
 PROVED_MAX = 4  # dead paths that get a ping when somebody has to know whether the peer is there
 SMALL_BYTES = MTU_MIN - 57  # a frame so short passes everywhere
-
-_LIVE = (State.PROVEN, State.ANSWERED, State.DOUBTFUL)
-# Nothing but a row of probes leads out of these, and they may be without one: where nobody wanted it yet, or the uplink
-# was down. DEAD and UNTRIED wait for a search; the others are in doubt, and are asked as soon as there is a reason
-_IN_DOUBT = (State.DOUBTFUL, State.ONE_WAY)
-_UNPROVEN = (State.UNTRIED, State.DEAD, *_IN_DOUBT)
 
 
 class PeerPaths:
@@ -69,7 +60,7 @@ class PeerPaths:
 
     __slots__ = (
         "_absences", "_absent_until", "_answers", "_calls_in", "_calls_out", "_followed", "_followed_at", "_has_spare",
-        "_heard_key", "_is_watched", "_recheck_at", "_rechecks", "_seeks", "_shared", "_silent_since", "_spray",
+        "_heard_key", "_is_watched", "_rechecks", "_seeks", "_shared", "_silent_since", "_spray",
         "_sprays", "_suspected", "_tail", "_used_at", "copies", "current", "device", "introduced_at", "nat",
         "next_seek_at", "node_keys", "prober", "rx_bytes", "them", "told_bytes", "wakes",
     )  # fmt: skip
@@ -86,8 +77,6 @@ class PeerPaths:
         self._absent_until = now  # and will not be again before that
         self._spray: Spray | None = None
         self._sprays = 0
-        self._recheck_at: float | None = None
-        self._rechecks = 0
         self._has_spare = False  # another direct path than the current one is proven
         self._heard_key: PathKey | None = None  # the proven path that the peer's traffic came by last
         self._followed: Path | None = None  # gets copies, until the current path has answered
@@ -102,6 +91,7 @@ class PeerPaths:
         self.nat: str | None = None  # as its feed says
         self.node_keys: list[bytes] = []
         self.prober = Prober(shared, them)
+        self._rechecks = Rechecks(shared, self.prober)
         self.current: Path | None = None
         self.copies: list[Endpoint] = []
         self.next_seek_at: float | None = None
@@ -174,7 +164,7 @@ class PeerPaths:
         for path in self.prober:
             if path.next_probe_at is not None:
                 continue
-            if path.is_relay or path.state in _LIVE:
+            if path.is_relay or path.state in LIVE:
                 self.prober.begin(now, path)
             elif path.state is State.DEAD and self._shared.ways.is_open(path.endpoint):
                 dead.append(path)
@@ -207,7 +197,7 @@ class PeerPaths:
             path.take(Input.HEARD)
             self.prober.hurry(now, path)
             return
-        if path.state in _IN_DOUBT and path.next_probe_at is None:
+        if path.state in IN_DOUBT and path.next_probe_at is None:
             self.prober.begin(now, path)
         if path is not self.current:
             path.heard_at = now  # the other end keeps it up
@@ -276,7 +266,7 @@ class PeerPaths:
             if path.state is State.DOUBTFUL:
                 self.prober.begin(now, path)
                 self._call(now)
-                self._choose_copies()
+                self.copies = other_ways(self.prober, self.current, self._suspected, self._followed)
         if path.is_sure:
             self._size_sent(now, path, largest, count)
         return self.copies
@@ -343,7 +333,7 @@ class PeerPaths:
         if current is not None and current.state is State.PROVEN and current.next_probe_at is None:
             self._followed, self._followed_at = path, now
             self.prober.begin(now, current, hasty=True)
-            self._choose_copies()
+            self.copies = other_ways(self.prober, self.current, self._suspected, self._followed)
             self._repeat()
 
     def _wonder(self, now: float) -> None:
@@ -403,7 +393,7 @@ class PeerPaths:
             # is there on demand only is not opened for that: what the peer sends will do it
             self.prober.ping(now, relay.endpoint, PING_BYTES)
         self.prober.handle_timeout(now)
-        self._choose_copies()
+        self.copies = other_ways(self.prober, self.current, self._suspected, self._followed)
         self._repeat()
 
     def keep(self, now: float, datagrams: list[bytes], ecn: int) -> None:
@@ -455,8 +445,8 @@ class PeerPaths:
             prober.search(now, current)
         if _is_due(self.next_seek_at, now):
             self._seek(now)
-        if _is_due(self._recheck_at, now):
-            self._recheck(now)
+        if _is_due(self._rechecks.next_at, now):
+            self._rechecks.handle_timeout(now, self.current, wanted=self.is_wanted(now))
         spray = self._spray
         if spray is not None and _is_due(spray.next_at, now):
             for endpoint in spray.take_due(now):
@@ -464,7 +454,7 @@ class PeerPaths:
                     prober.ping(now, way, 0)
 
     def deadline(self) -> float | None:
-        times = [self.prober.deadline(), self._verify_at(), self.next_seek_at, self._recheck_at]
+        times = [self.prober.deadline(), self._verify_at(), self.next_seek_at, self._rechecks.next_at]
         if not self._is_watched:
             times.append(self._doubt_at())
         if self._spray is not None:
@@ -499,8 +489,8 @@ class PeerPaths:
         self._used_at = now
         if not self.is_direct and self.next_seek_at is None:
             self.next_seek_at = now
-        if self._recheck_at is None:
-            self._recheck_at = now + self._recheck_s()
+        if self._rechecks.next_at is None:
+            self._rechecks.begin(now)
 
     def _size_sent(self, now: float, path: Path, size: int, count: int) -> None:
         if size <= SMALL_BYTES:
@@ -518,7 +508,7 @@ class PeerPaths:
         if self.is_direct or not self.is_wanted(now):
             return
         for path in self.prober:
-            if path.state in _UNPROVEN and path.next_probe_at is None:
+            if path.state in UNPROVEN and path.next_probe_at is None:
                 self.prober.begin(now, path, punch=path.state is not State.DOUBTFUL)
         self._call(now)
         self._begin_spray(now)
@@ -557,49 +547,6 @@ class PeerPaths:
             self._sprays += 1
             self._spray = Spray(now, public[0].endpoint.ip_bytes(), shared.entropy)
 
-    def _recheck_s(self) -> float:
-        return self._shared.sparing * (STANDBY_S if self._shared.ways.several else RECHECK_S)
-
-    def _recheck(self, now: float) -> None:
-        self._recheck_at = None
-        if not self.is_wanted(now):
-            return
-        several = self._shared.ways.several
-        self._recheck_at = now + self._recheck_s()
-        self._rechecks += 1
-        of_all = not several or self._rechecks % RECHECKS == 0
-        for path in self.prober:
-            stands_by = path is not self.current
-            if path.next_probe_at is not None:
-                continue
-            if path.state is State.PROVEN and stands_by and path.is_dear:
-                if of_all and (path.heard_at is None or now - path.heard_at > RECHECK_S / 2):  # or the peer asks
-                    self.prober.begin(now, path)
-            elif path.state is State.PROVEN:
-                if of_all or (several and stands_by):
-                    self.prober.begin(now, path, full=of_all and stands_by)  # the path in use has its own search
-            elif of_all and path.state in _IN_DOUBT:
-                self.prober.begin(now, path)
-            elif of_all and path.is_relay and not stands_by:
-                self.prober.begin(now, path, full=True)
-        if several:
-            self._try_standbys(now)
-
-    def _try_standbys(self, now: float) -> None:
-        """By uplinks without a path: the search has ended with the one that was found by another. A row of probes opens
-        NATs; in between, one shows whether what was swallowed passes again."""
-        served = {path.endpoint.uplink for path in self.prober.direct.values() if path.state is State.PROVEN}
-        for path in list(self.prober.direct.values()):
-            if path.endpoint.uplink in served or not self._shared.ways.is_open(path.endpoint):
-                continue
-            is_dead, spacing = path.state is State.DEAD, RECHECKS * RECHECKS if path.is_dear else RECHECKS
-            if path.state in _IN_DOUBT and path.next_probe_at is None:
-                self.prober.begin(now, path)
-            elif path.state is State.UNTRIED or (is_dead and self._rechecks % spacing == 0):
-                self.prober.begin(now, path, punch=True)
-            elif is_dead and not path.is_dear:
-                self.prober.ping(now, path.endpoint, PING_BYTES)
-
     def _path_from(self, source: Endpoint) -> Path | None:
         """The path to where something authentic came from; None by an uplink that is not to be used."""
         if not self._shared.ways.is_open(source):
@@ -617,7 +564,7 @@ class PeerPaths:
 
     def choose(self, now: float) -> bool:
         """Settle where traffic goes; True where that is another way than before."""
-        before, self.current = self.current, self._best(now)
+        before, self.current = self.current, best_path(now, self.prober, self.current)
         if self.current is not before or self._followed is self.current:
             self._followed = None
         if self.current is not before:
@@ -625,53 +572,8 @@ class PeerPaths:
         self._has_spare = any(
             path.state is State.PROVEN and path is not self.current for path in self.prober.direct.values()
         )
-        self._choose_copies()
+        self.copies = other_ways(self.prober, self.current, self._suspected, self._followed)
         return self.current is not before
-
-    def _best(self, now: float) -> Path | None:
-        current, relay = self.current, self.prober.relay
-        if current is not None and current is not relay and self.prober.direct.get(current.key) is not current:
-            current = None
-        direct = list(self.prober.direct.values())
-        proven = [path for path in direct if path.state is State.PROVEN]
-        best = min(proven, key=lambda path: path.score_ms, default=None)
-        if best is not None and current in proven and current is not None and not best.is_better_than(current):
-            best = current
-        roamed = max(
-            (path for path in direct if _roams(path, now)), key=lambda path: path.roamed_at or 0.0, default=None
-        )
-        if roamed is not None and (current is None or not current.is_relay):
-            since = roamed.roamed_at or 0.0
-            if best is None or best.heard_at is None or best.heard_at < since:
-                return roamed
-        if best is not None:
-            return best
-        if current in direct and current is not None and current.state in (State.DOUBTFUL, State.ANSWERED):
-            return current
-        if relay is not None and relay.state is not State.DEAD:
-            return relay
-        live = min((path for path in direct if path.state in _LIVE), key=lambda path: path.score_ms, default=None)
-        return live or relay
-
-    def _choose_copies(self) -> None:
-        current, relay = self.current, self.prober.relay
-        self.copies = []
-        if current is None or (current.state is State.PROVEN and self._suspected is not current):
-            if self._followed is not None:
-                self.copies.append(self._followed.endpoint)
-            return
-        if current.is_relay and current.state not in (State.DOUBTFUL, State.DEAD):
-            return
-        if relay is not None and relay is not current:
-            self.copies.append(relay.endpoint)
-        others = [path for path in self.prober.direct.values() if path is not current and path.state in _LIVE]
-        others.sort(key=lambda path: path.score_ms)
-        self.copies += [path.endpoint for path in others[: COPIES_MAX - len(self.copies)]]
-
-
-def _roams(path: Path, now: float) -> bool:
-    recent = path.roamed_at is not None and now - path.roamed_at < ROAM_TRUST_S
-    return recent and path.state in (State.ONE_WAY, State.ANSWERED)
 
 
 def _is_due(at: float | None, now: float) -> bool:

@@ -151,6 +151,29 @@ def test_the_keepalive_is_that_of_the_uplink_that_the_connection_is_bound_to(bou
     assert factors[0] != factors[1] and client.keepalive_factor == factors[bound]
 
 
+def test_who_connects_anew_for_a_longer_keepalive_says_again_what_the_hub_may_not_have_heard() -> None:
+    told: list[str] = []
+    nothing = SimpleNamespace(on_timeout=lambda now: None, poll_timeout=lambda: None)
+    member: Any = object.__new__(Membership)
+    member.routing = member._bindings = member.naming = member.modems = None
+    member.relays, member.tunnel, member._cache, member._level_changes = nothing, nothing, nothing, 0
+    member._commands = SimpleNamespace(on_timeout=lambda now: None, connection_lost=lambda: told.append("commands"))
+    member._updates = SimpleNamespace(
+        on_timeout=lambda now: None, connection_changed=lambda now, connected: told.append(f"updates {connected}")
+    )
+    member._settings = SimpleNamespace(
+        on_timeout=lambda now: None, connection_lost=lambda unsure: told.append(f"settings {unsure}")
+    )
+    member._context = SimpleNamespace(accounts=SimpleNamespace(reconnect_wanted=True, level_changes=0))
+    member._link = SimpleNamespace(is_up=True, is_idle=False, unheard=1, close=lambda: told.append("closed"))
+    member.node = SimpleNamespace(
+        mqtt_keepalive_s=300, poll_timeout=lambda: None, handle_disconnected=lambda now: told.append("node")
+    )
+    member._agree_on_keepalive = lambda: setattr(member.node, "mqtt_keepalive_s", 1_200)
+    member.on_timeout(1.0)
+    assert told == ["closed", "node", "commands", "updates False", "settings True"]
+
+
 def test_what_a_membership_has_put_off_goes_with_it() -> None:
     dropped: list[str] = []
     member: Any = object.__new__(Membership)

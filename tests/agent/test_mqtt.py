@@ -435,3 +435,18 @@ def test_urllib_request_stays_out() -> None:
         "import urllib.request; urllib.request.Request('http://localhost/')\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_the_broker_may_not_have_had_is_known_when_the_connection_has_ended(
+    links: Links, link: MqttLink, make_broker: Callable[..., Broker], authority: Authority
+) -> None:
+    broker = make_broker(authority)
+    for acknowledged in (True, False):
+        assert isinstance(links.connect(link, [broker.host], pinned(authority, authority.der)), Connected)
+        link.publish("em1/a/dev/u/state", b"x", qos=1, retain=False)
+        if acknowledged:
+            links.drive(lambda: link.unacknowledged == 0)
+        link.close()
+        assert (link.unheard, link.unacknowledged) == (0 if acknowledged else 1, 0)
+    link.close()
+    assert link.unheard == 1

@@ -28,7 +28,7 @@ TRIAL_S = 600
 
 
 class Link:
-    unacknowledged = 0
+    unacknowledged = unheard = 0
     told: Any = None
 
 

@@ -14,7 +14,7 @@ from edgeagent.proto.events import UnknownPeer
 from edgeagent.proto.limits import Limits
 from edgeagent.proto.messages import COOKIE_REPLY, INITIATION
 from edgeagent.proto.tai64n import Tai64nClock
-from tests.engine.kernel.test_engine import AT, KEY, Bench, Machine
+from tests.engine.kernel.bench import AT, KEY, Bench, Machine
 from tests.policy_kit import ME4, PEER4, udp
 
 STRANGER_AT = Endpoint(("198.51.100.7", 7))

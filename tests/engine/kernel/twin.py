@@ -23,7 +23,7 @@ from edgeagent.proto.messages import INITIATION
 from edgeagent.proto.paths import from_endpoint
 from edgeagent.proto.tai64n import Tai64nClock
 from tests.control_kit import CRYPTO, WALL_S, entropy_of
-from tests.engine.kernel.test_engine import Udp
+from tests.engine.kernel.bench import Udp
 from tests.engine.twins import SocketTun
 from tests.node_kit import Board, World
 
