@@ -283,7 +283,7 @@ def _sim(options: argparse.Namespace) -> int:
 
 
 def _run_on(rig: Path, options: argparse.Namespace) -> int:
-    """By another process: the boards here are served by threads, and pytest is greedy."""
+    """By a process of its own: threads of this one serve the boards, whose answers are not to wait for a suite."""
     words = [sys.executable, "-m", "hil", "--store", str(options.store), "run", options.wanted, "--rig", str(rig)]
     done = subprocess.Popen([*words, "--out", str(rig.parent / "report")])
     try:

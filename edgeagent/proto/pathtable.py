@@ -266,7 +266,7 @@ class PeerPaths:
             if path.state is State.DOUBTFUL:
                 self.prober.begin(now, path)
                 self._call(now)
-                self.copies = other_ways(self.prober, self.current, self._suspected, self._followed)
+                self._choose_copies()
         if path.is_sure:
             self._size_sent(now, path, largest, count)
         return self.copies
@@ -333,7 +333,7 @@ class PeerPaths:
         if current is not None and current.state is State.PROVEN and current.next_probe_at is None:
             self._followed, self._followed_at = path, now
             self.prober.begin(now, current, hasty=True)
-            self.copies = other_ways(self.prober, self.current, self._suspected, self._followed)
+            self._choose_copies()
             self._repeat()
 
     def _wonder(self, now: float) -> None:
@@ -393,7 +393,7 @@ class PeerPaths:
             # is there on demand only is not opened for that: what the peer sends will do it
             self.prober.ping(now, relay.endpoint, PING_BYTES)
         self.prober.handle_timeout(now)
-        self.copies = other_ways(self.prober, self.current, self._suspected, self._followed)
+        self._choose_copies()
         self._repeat()
 
     def keep(self, now: float, datagrams: list[bytes], ecn: int) -> None:
@@ -572,8 +572,11 @@ class PeerPaths:
         self._has_spare = any(
             path.state is State.PROVEN and path is not self.current for path in self.prober.direct.values()
         )
-        self.copies = other_ways(self.prober, self.current, self._suspected, self._followed)
+        self._choose_copies()
         return self.current is not before
+
+    def _choose_copies(self) -> None:
+        self.copies = other_ways(self.prober, self.current, self._suspected, self._followed)
 
 
 def _is_due(at: float | None, now: float) -> bool:

@@ -45,7 +45,7 @@ def machine(kind: Kind) -> Machine:
 
 
 def write(folder: Path, kind: Kind) -> Path:
-    """`folder`, with everything in it that was not there yet."""
+    """`folder`, with all that edgeflash looks at; files of before with these names are written anew."""
     program = _head_of_program(kind.elf)
     links = {
         "etc/os-release": "../usr/lib/os-release",
