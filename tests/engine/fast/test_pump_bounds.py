@@ -6,6 +6,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -269,25 +270,25 @@ def test_new_flows_are_asked_about_at_a_rate(bare: Bare) -> None:
     assert bare.dropped(PumpDrop.NEW_FLOWS_RATE) == 400 - up
 
 
-def test_a_scan_by_one_source_leaves_the_others_their_share(bare: Bare) -> None:
-    """A peer is one, whatever addresses it writes; of our own side, each address is."""
-    bare.configure(new_flows_per_s=640)
-    for slot in range(2):
-        bare.keypair(slot, 0, 100 + slot)
-    scan = [Segment(b"x", udp=True).packet(), bytearray(Segment(b"x", udp=True).packet())]
-    for counter in range(1500):
-        scan[1][12:16] = counter.to_bytes(4, "big")  # type: ignore[index]
-        bare.open(100, counter, bytes(scan[counter % 2]))
-    assert bare.dropped(PumpDrop.NEW_FLOWS_RATE) > 100
-    bare.pulled(RING_TUN)
-    up = 0
-    for counter in range(40):
-        bare.open(101, counter, bytes(scan[0]))
-        up += len(bare.pulled(RING_TUN))
-        for more in range(3):
-            bare.open(100, 2000 + 3 * counter + more, bytes(scan[0]))
+def test_a_scan_by_one_peer_leaves_all_others_their_share() -> None:
+    """A peer is one source, whatever addresses it writes; none of the first 64 shares its part with another."""
+    with closing(Bare(slots=64)) as bare:
+        bare.configure(new_flows_per_s=640)
+        for slot in range(64):
+            bare.keypair(slot, 0, 100 + slot)
+        scan = [Segment(b"x", udp=True).packet(), bytearray(Segment(b"x", udp=True).packet())]
+        for counter in range(1500):
+            scan[1][12:16] = counter.to_bytes(4, "big")  # type: ignore[index]
+            bare.open(100, counter, bytes(scan[counter % 2]))
+        assert bare.dropped(PumpDrop.NEW_FLOWS_RATE) > 100
         bare.pulled(RING_TUN)
-    assert up == 40
+        up = []
+        for counter in range(4 * 63):
+            bare.open(101 + counter % 63, counter, bytes(scan[0]))
+            up.append(len(bare.pulled(RING_TUN)))
+            bare.open(100, 2000 + counter, bytes(scan[0]))
+            bare.pulled(RING_TUN)
+        assert up == [1] * len(up)
 
 
 def test_what_must_not_be_lost_finds_room_when_the_ring_is_full_of_packets() -> None:
