@@ -29,7 +29,7 @@ from edgeagent.proto.constants import MTU_DEFAULT, MTU_MAX
 from edgeagent.proto.device import Device
 from edgeagent.proto.limits import Limits
 from edgeagent.proto.tai64n import Tai64nClock
-from edgeagent.surroundings import forwards, release_stale_sources
+from edgeagent.surroundings import NewSources, forwards
 from edgeagent.version import VERSION
 
 if TYPE_CHECKING:
@@ -151,6 +151,7 @@ class Interface:
         self.is_up = False
         self._wants_up = False
         self._bind_failed = False
+        self._sources = NewSources()
         self._sources_stale = False
         self._tick_at = now
         self._stopping = False
@@ -253,9 +254,9 @@ class Interface:
             self._bring_up(now)
         self._engine.is_router = forwards(self._tun.name)
         if self._sources_stale:
-            self._sources_stale = False
             self._engine.sync(now)  # what was heard before must not be taken for news after it
-            release_stale_sources(now, self.device, self._netlink, self.fwmark)
+        self._sources.check(now, self.device, self._netlink, self.fwmark, anew=self._sources_stale)
+        self._sources_stale = False
 
     def _bring_up(self, now: float) -> None:
         try:

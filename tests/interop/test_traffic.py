@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
 from tests.interop.kit import EDGE, GO, READY_S, End, connected, outer, two_ends
 from tests.netlab import Lab, until
+
+SEEN_S = 2.5  # in which ours has looked at the routes, and let go of what no longer leads anywhere
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -145,6 +148,27 @@ def test_a_better_route_is_taken(lab: Lab) -> None:
 
     until(moved, READY_S, "the other link")
     assert edge.reaches(go)
+
+
+@pytest.mark.parametrize("engine", ["pure", "fast"])
+def test_a_better_route_is_taken_by_who_only_answers(lab: Lab, monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
+    """Long after the change datagrams come in where they always did: each pins the address that they came to."""
+    monkeypatch.setenv("EDGEAGENT_ENGINE", engine)
+    edge, go = connected(lab)
+    second = lab.net("198.51.100.0/24")
+    for end in (edge, go):
+        end.host.attach(second)
+    assert go.reaches(edge)
+    edge.host.ip(f"route add {go.host.address}/32 via 198.51.100.2")
+    go.host.ip("route add 198.51.100.0/24 dev eth1 metric 1")
+    time.sleep(SEEN_S)
+
+    def moved() -> bool:
+        go.reaches(edge)
+        return go.endpoint_of(edge) == "198.51.100.1:51820"
+
+    until(moved, READY_S, "the other link")
+    assert go.reaches(edge)
 
 
 def test_the_port_changes_in_use(lab: Lab) -> None:
