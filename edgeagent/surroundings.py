@@ -39,6 +39,7 @@ def has_capability(number: int) -> bool | None:
 
 def release_stale_sources(now: float, device: Device, netlink: Netlink, mark: int) -> None:
     """Let go of the source addresses from which a peer would now be reached another way, or not at all."""
+    device.sources_changed()
     for peer in device.peers.values():
         if peer.endpoint is not None and _is_stale(peer.endpoint, netlink, mark):
             device.transmit_failed(now, peer.endpoint)
@@ -54,6 +55,8 @@ class NewSources:
     def check(self, now: float, device: Device, netlink: Netlink, mark: int, *, anew: bool) -> None:
         """Those that are not known to be fine, or all of them `anew`; at most LOOKS_MAX, and the rest with the next."""
         before, self._fine, looks = {} if anew else self._fine, {}, 0
+        if anew:
+            device.sources_changed()
         for key, peer in device.peers.items():
             endpoint = peer.endpoint
             if endpoint is None or endpoint.local is None:

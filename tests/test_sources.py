@@ -32,6 +32,9 @@ class Peers:
     def pinned(self) -> int:
         return sum(peer.endpoint is not None and peer.endpoint.local is not None for peer in self.peers.values())
 
+    def sources_changed(self) -> None:
+        pass
+
     def transmit_failed(self, _now: float, endpoint: Endpoint) -> None:
         for peer in self.peers.values():
             if peer.endpoint == endpoint:

@@ -317,7 +317,12 @@ class Device:
         """The kernel would not send from `endpoint.local` (EINVAL, ENETUNREACH, EADDRNOTAVAIL, ENODEV): let it go."""
         for peer in self.peers.values():
             if peer.endpoint == endpoint:
-                peer.endpoint = endpoint.unpinned()
+                peer.stale, peer.endpoint = endpoint, endpoint.unpinned()
+
+    def sources_changed(self) -> None:
+        """Routes or addresses are others than before: what had to be let go may do again."""
+        for peer in self.peers.values():
+            peer.stale = None
 
     # Outputs
 

@@ -139,6 +139,7 @@ class Peer:
         "slot",
         "sources",
         "staged",
+        "stale",
         "timers",
         "tx_bytes",
     )
@@ -148,6 +149,7 @@ class Peer:
         self.public_key = public_key
         self.preshared_key = PSK_NONE
         self.endpoint: Endpoint | None = None
+        self.stale: Endpoint | None = None  # whose source address was let go: what comes in there does not pin it again
         self.chosen = False  # whether somebody has proven the way: then what comes by a relay does not change it
         self.relay: Endpoint | None = None  # by which to answer what comes by any relay; None: by that one
         self.path_mtu = MTU_MAX  # of packets inside the tunnel, as far as the way to the peer is known
@@ -326,6 +328,8 @@ class Peer:
         before = self.endpoint
         if self.relay is not None and endpoint.is_relay:
             endpoint = self.relay
+        elif endpoint == self.stale:
+            endpoint = endpoint.unpinned()
         if before is endpoint or before == endpoint:
             return
         if not endpoint.is_relay and (not endpoint.addr[1] or self._shared.is_inside(endpoint)):
