@@ -41,6 +41,7 @@ def _read(row: Any) -> Entry:
     actor, verb, object_, hash_ = (row[name] for name in ("actor", "verb", "object", "hash"))
     if (
         type(number) is not int
+        or number < 1
         or type(wall_s) is not int
         or not all(isinstance(it, str) for it in (actor, verb, object_))
     ):

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from hub.core.audit import START, Entry, record
+from hub.core.audit import START, Entry, first_break, record
 from hub.core.model import HubError
 
 if TYPE_CHECKING:
@@ -69,16 +70,18 @@ class Beginning:
 def beginning(tx: Tx) -> Beginning:
     first = next(iter(tx.audit_rows(limit=1)), None)
     if first is not None and first.id > 1 and (pruned := tx.last_audit_of(PRUNED)) is not None:
-        said = json.loads(pruned.detail)
-        if said.get("last") == first.id - 1:
-            return Beginning(first.id, bytes.fromhex(said["hash"]), pruned)
+        with suppress(ValueError, TypeError, KeyError):  # whatever somebody wrote there is no word of ours
+            said = json.loads(pruned.detail)
+            if said["last"] == first.id - 1:
+                return Beginning(first.id, bytes.fromhex(said["hash"]), pruned)
     return Beginning(1, START, None)
 
 
 def prune(tx: Tx, wall_s: int) -> bool:
     """Take a batch of what is older, or more, than is kept. True: there may be more to take.
 
-    It begins a day late, or with a tenth too many, and not for a few: else every second row would tell of it.
+    It begins a day late, or with a tenth too many, and not for a few: else every second row would tell of it. Nothing
+    goes where the chain is broken: the row that tells of it would vouch for what somebody else left.
     """
     keep = Keep.decode(tx.audit_keep())
     first, last = next(iter(tx.audit_rows(limit=1)), None), tx.last_audit()
@@ -91,7 +94,8 @@ def prune(tx: Tx, wall_s: int) -> bool:
         return False
     batch = tx.audit_rows(limit=min(BATCH, max(0, count - KEPT_MIN)))
     gone = max(_older(batch, wall_s, keep.days), min(len(batch), count - keep.rows) if keep.rows else 0)
-    if gone < LEAST:
+    begin = beginning(tx)
+    if gone < LEAST or first_break(begin.before, begin.id, batch[:gone])[0] is not None:
         return False
     end = batch[gone - 1]
     detail: dict[str, str | int] = {"first": first.id, "last": end.id, "hash": end.hash.hex(), "until": end.wall_s}

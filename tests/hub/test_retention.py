@@ -84,11 +84,34 @@ def test_what_is_taken_out_without_a_word_breaks_the_chain(hub: Hub) -> None:
         tx.drop_audit(first)
         begin = beginning(tx)
         assert first_break(begin.before, begin.id, tx.audit_rows(limit=1_000))[0] == first + 1
-    with hub.store.write() as tx:  # and a word that does not fit is none
-        record(tx, WALL_S, "hub", retention.PRUNED, "", {"last": first, "hash": bytes(32).hex()})
-        begin = beginning(tx)
-        assert begin.id == first + 1
-        assert first_break(begin.before, begin.id, tx.audit_rows(limit=1_000))[0] == first + 1
+    false: tuple[dict[str, str | int], ...] = (
+        {"last": first, "hash": bytes(32).hex()},
+        {"last": first, "hash": "nonsense"},
+        {"last": first, "hash": 7},
+        {"last": first},
+        {},
+    )
+    for detail in false:  # and a word that does not fit is none
+        with hub.store.write() as tx:
+            record(tx, WALL_S, "hub", retention.PRUNED, "", detail)
+            begin = beginning(tx)
+            assert first_break(begin.before, begin.id, tx.audit_rows(limit=1_000))[0] == first + 1
+
+
+def test_a_broken_chain_stays_as_it_is(hub: Hub) -> None:
+    fill(hub.store, [OLD_S] * 50 + [WALL_S] * KEPT_MIN)
+    with hub.store.write() as tx:
+        rows = tx.audit_rows(limit=1_000)
+        tx.drop_audit(rows[-1].id)
+        for row in rows[:20] + rows[21:]:  # somebody took one out
+            tx.add_audit(row)
+    settle(hub.store)
+    with hub.store.write() as tx:
+        assert tx.audit_rows(limit=1_000) == rows[:20] + rows[21:]
+        tx.drop_audit(22)  # and more
+    settle(hub.store)
+    with hub.store.read() as tx:
+        assert tx.audit_rows(limit=1_000) == rows[22:]
 
 
 def test_the_newest_stay_whatever_their_date(hub: Hub) -> None:

@@ -18,9 +18,10 @@
     const host = location.hostname;
     if (/^[0-9.]+$/.test(host) || host.startsWith("[")) {
       if (!host.startsWith("127.") && host !== "[::1]") return ["Passkeys need a name: open this hub by its name, not by an address."];
-      const link = document.createElement("a");
-      link.href = `http://localhost:${location.port}${location.pathname}${location.search}`;
-      link.textContent = `localhost:${location.port}`;
+      const link = document.createElement("a"), here = new URL(location.href);
+      here.hostname = "localhost";
+      link.href = here.href;
+      link.textContent = here.host;
       return ["Passkeys need a name: open ", link, ` instead of ${location.host}.`];
     }
     if (!isSecureContext) return ["Passkeys need https."];

@@ -137,6 +137,7 @@ def test_exports_that_do_not_reach_or_begin_later(desk: Desk, tmp_path: Path, mo
         (5, lambda row: row.update(hash="00" * 32), "broken at row 5"),
         (5, lambda row: row.update(id="5"), "line 5: no row"),
         (5, lambda row: row.update(hash="xyz"), "line 5: no row"),
+        (1, lambda row: row.update(id=0), "line 1: no row"),
         (5, lambda row: row.pop("verb"), "line 5: no row"),
         (5, lambda row: row.update(detail="x" * 70_000), "line 5: no row"),
     ],
