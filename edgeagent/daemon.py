@@ -410,7 +410,7 @@ class Agent:
     def _farewell(self) -> None:
         if self.membership is None:
             return
-        self.membership.farewell(monotonic())
+        self.membership.farewell(monotonic(), returns=self.exit_status == RESTART)
         deadline = monotonic() + FAREWELL_TIMEOUT_S
         while self.link.unacknowledged and monotonic() < deadline:
             self._turn(deadline)

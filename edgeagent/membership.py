@@ -313,11 +313,11 @@ class Membership:
         with suppress(OSError):
             os.unlink(os.path.join(os.path.dirname(self._context.settings.socket), "starts"))
 
-    def farewell(self, now: float) -> None:
-        """Publish that the device goes, and keep what it knows."""
+    def farewell(self, now: float, *, returns: bool = False) -> None:
+        """Publish that the device goes, and keep what it knows; `returns`: the agent begins anew at once."""
         if self._commands is not None:
             self._commands.farewell(now)
-        self.node.farewell(now)
+        self.node.farewell(now, returns=returns)
         self.tunnel.farewell()
         self.settle(now)
         self.save_cache(now)

@@ -202,10 +202,13 @@ class ControlClient:
             body |= {"ro": [list(prefix) for prefix in routes], "sn": snat}
         self._outbox.write(now, "birth", body)
 
-    def farewell(self, now: float) -> None:
-        """The connection is about to be closed on purpose."""
-        if self.connected:
-            self._outbox.write(now, "state", {"up": False}, retain=True)
+    def farewell(self, now: float, *, returns: bool = False) -> None:
+        """The connection is about to be closed on purpose. `returns`: the next one comes at once, so the feed stays."""
+        if not self.connected:
+            return
+        if not returns:
+            self.own_feed.leave_relay(now, self.map, self._outbox)
+        self._outbox.write(now, "state", {"up": False}, retain=True)
 
     # Questions
 

@@ -285,9 +285,10 @@ class Node:
         self._renew_key(now)
         self._settle(now)
 
-    def farewell(self, now: float) -> None:
-        """Before the connection is closed on purpose: publish and transmit what this leaves, then close."""
-        self.client.farewell(now)
+    def farewell(self, now: float, *, returns: bool = False) -> None:
+        """Before the connection is closed on purpose: publish and transmit what this leaves, then close. `returns`: the
+        agent begins anew at once."""
+        self.client.farewell(now, returns=returns)
         self.reach.close(now)
 
     def advertise(self, now: float, routes: list[Prefix], *, snat: bool) -> None:

@@ -83,6 +83,12 @@ class OwnFeed:
         }
         outbox.write_feed(now, device_map.feed_key, body)
 
+    def leave_relay(self, now: float, device_map: DeviceMap, outbox: Outbox) -> None:
+        """The last word of this life: it is at no relay any more. The broker retains it while the device is away."""
+        if self.home_relay is not None:
+            self.home_relay = None
+            self.publish(now, device_map, outbox)
+
     def _content(self, device_map: DeviceMap) -> tuple[Any, ...]:
         ours = self._identity.node_key, self.disco_key, self.home_relay, self.nat, self.inbox
         return *ours, list(self.endpoints), device_map.feed_key, device_map.feed_generation

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from hub.core import clients, commands, relays, rollouts, routes
+from hub.core import clients, commands, relays, retention, rollouts, routes
 from hub.core.model import CLAIM_GRACE_S, Device, DeviceState, Job, JobKind, Kind, Op, Outgoing
 from hub.core.scribe import Scribe
 from hub.core.store import Tx
@@ -22,7 +22,7 @@ def work(scribe: Scribe, tx: Tx, wall_s: int, limit: int = 64) -> int:
 
 
 def look_at_dates(scribe: Scribe, tx: Tx, wall_s: int, limit: int = 64) -> bool:
-    """What has a time that has come: admissions, tokens, keys, records, passes, relays, commands, rollouts.
+    """What has a time that has come: admissions, tokens, keys, records, passes, relays, commands, audit rows, rollouts.
 
     True: may be more.
     """
@@ -40,7 +40,8 @@ def look_at_dates(scribe: Scribe, tx: Tx, wall_s: int, limit: int = 64) -> bool:
         tx.put_out(Outgoing(Op.REVOKE, token.claim))
         done += 1
     done += commands.expire(tx, wall_s, limit)
-    return rollouts.look(scribe, tx, wall_s) or done >= limit
+    more = retention.prune(tx, wall_s)
+    return rollouts.look(scribe, tx, wall_s) or more or done >= limit
 
 
 def _look_at_devices(scribe: Scribe, tx: Tx, wall_s: int, limit: int) -> int:

@@ -449,6 +449,21 @@ class MemoryTx:
     def audit_rows(self, *, after: int = 0, limit: int = 100) -> list[Entry]:
         return _head({number: row for number, row in self._tables["audit"].items() if number > after}, limit)
 
+    def last_audit_of(self, verb: str) -> Entry | None:
+        found = [row for row in self._tables["audit"].values() if row.verb == verb]
+        return max(found, key=lambda row: row.id, default=None)
+
+    def drop_audit(self, up_to: int) -> None:
+        for number in [number for number in self._tables["audit"] if number <= up_to]:
+            self._put("audit", number, _MISSING)
+
+    def audit_keep(self) -> bytes:
+        encoded: bytes = self._tables["meta"].get("audit_keep", b"")
+        return encoded
+
+    def save_audit_keep(self, encoded: bytes) -> None:
+        self._put("meta", "audit_keep", encoded)
+
     def emit(self, event: str, wall_s: int, **fields: str | int) -> None:
         """Nobody is told."""
 

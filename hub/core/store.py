@@ -284,6 +284,16 @@ class Tx(Protocol):
     def audit_rows(self, *, after: int = 0, limit: int = 100) -> list[Entry]:
         """In their order, those after `after`."""
 
+    def last_audit_of(self, verb: str) -> Entry | None: ...
+
+    def drop_audit(self, up_to: int) -> None:
+        """The oldest rows, those up to this id: see hub.core.retention."""
+
+    def audit_keep(self) -> bytes:
+        """Empty when nothing was ever set."""
+
+    def save_audit_keep(self, encoded: bytes) -> None: ...
+
     def emit(self, event: str, wall_s: int, **fields: str | int) -> None:
         """Tell the web hooks that want to hear of it: see hub.core.events."""
 

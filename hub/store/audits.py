@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select
+from sqlalchemy import Connection, Row, delete, insert, select
 
 from hub.core.audit import Entry
 from hub.store.schema import audit
@@ -12,6 +12,11 @@ from hub.store.schema import audit
 
 def last(connection: Connection) -> Entry | None:
     row = connection.execute(select(audit).order_by(audit.c.id.desc()).limit(1)).first()
+    return None if row is None else _to_entry(row)
+
+
+def last_of(connection: Connection, verb: str) -> Entry | None:
+    row = connection.execute(select(audit).where(audit.c.verb == verb).order_by(audit.c.id.desc()).limit(1)).first()
     return None if row is None else _to_entry(row)
 
 
@@ -40,6 +45,11 @@ def newest(
     if object_:
         query = query.where(audit.c.object == object_)
     return [_to_entry(row) for row in connection.execute(query.order_by(audit.c.id.desc()).limit(limit))]
+
+
+def drop(connection: Connection, up_to: int) -> None:
+    """Those up to this id."""
+    connection.execute(delete(audit).where(audit.c.id <= up_to))
 
 
 def _to_entry(row: Row[Any]) -> Entry:

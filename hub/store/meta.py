@@ -93,6 +93,15 @@ def load_names(connection: Connection) -> bytes:
     return _load(connection, "names")
 
 
+def save_audit_keep(connection: Connection, encoded: bytes) -> None:
+    _save(connection, {"audit_keep": encoded})
+
+
+def load_audit_keep(connection: Connection) -> bytes:
+    """Empty when nothing was ever set."""
+    return _load(connection, "audit_keep")
+
+
 def save_update_root(connection: Connection, version: int, digest: bytes) -> None:
     """The first root that devices believe updates by; the SHA-256 of its file."""
     _save(connection, {"update_root": version.to_bytes(4, "big") + digest})

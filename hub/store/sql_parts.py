@@ -8,7 +8,16 @@ from hub.core.audit import Entry
 from hub.core.model import Client, Command, LockSignature, Route, StoredPolicy
 from hub.store import audits, commands, hooks, lock, policies
 from hub.store import routes as route_rows
-from hub.store.meta import load_names, load_relay_list, load_route_list, save_names, save_relay_list, save_route_list
+from hub.store.meta import (
+    load_audit_keep,
+    load_names,
+    load_relay_list,
+    load_route_list,
+    save_audit_keep,
+    save_names,
+    save_relay_list,
+    save_route_list,
+)
 
 
 class Parts:
@@ -179,6 +188,18 @@ class Parts:
 
     def audit_rows(self, *, after: int = 0, limit: int = 100) -> list[Entry]:
         return audits.rows(self.connection, after=after, limit=limit)
+
+    def last_audit_of(self, verb: str) -> Entry | None:
+        return audits.last_of(self.connection, verb)
+
+    def drop_audit(self, up_to: int) -> None:
+        audits.drop(self.connection, up_to)
+
+    def audit_keep(self) -> bytes:
+        return load_audit_keep(self.connection)
+
+    def save_audit_keep(self, encoded: bytes) -> None:
+        save_audit_keep(self.connection, encoded)
 
     def emit(self, event: str, wall_s: int, **fields: str | int) -> None:
         if hooks.emit(self.connection, event, wall_s, fields):

@@ -190,7 +190,9 @@ def link_of(thing: str) -> str:
 def details_of(event: Entry) -> list[tuple[str, str]]:
     """What an audit row says besides, without what is empty; times as dates."""
     found = json.loads(event.detail)
-    return [(name, _date(value) if name == "expires" else str(value)) for name, value in found.items() if value]
+    return [
+        (name, _date(value) if name in ("expires", "until") else str(value)) for name, value in found.items() if value
+    ]
 
 
 def _date(value: object) -> str:

@@ -51,7 +51,8 @@ class Member:
         self._link = link
         self._acknowledged = acknowledged
 
-    def farewell(self, now: float) -> None:
+    def farewell(self, now: float, *, returns: bool) -> None:
+        assert not returns  # it was stopped
         self._link.unacknowledged = int(not self._acknowledged)
 
     def close(self) -> None:

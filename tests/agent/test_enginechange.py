@@ -183,7 +183,9 @@ def test_the_agent_begins_anew_and_tells_the_next_start_why(
     given = {"state-dir": str(tmp_path / "state"), "socket": str(tmp_path / "run/agent.sock")}
     member: Any = SimpleNamespace(restart_wanted=False, engine_given_up="", close=lambda: None, turns=0)
     member.poll_timeout = lambda: 0.0
-    member.farewell = member.settle = lambda now: None
+    member.settle = lambda now: None
+    leaves: list[bool] = []
+    member.farewell = lambda now, *, returns: leaves.append(returns)
 
     def on_timeout(now: float) -> None:
         member.turns += 1
@@ -196,6 +198,7 @@ def test_the_agent_begins_anew_and_tells_the_next_start_why(
 
     monkeypatch.setattr(Agent, "start", start)
     assert daemon.run(load(given, {}), None, None) == daemon.RESTART
+    assert leaves == [True]
     assert member.turns == 4 and os.environ[AVOIDED_VARIABLE] == "eth0 is metered"
     assert "engine kernel: eth0 is metered. Beginning anew with another one" in capsys.readouterr().err
     assert choice.take_note() == "eth0 is metered"

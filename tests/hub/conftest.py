@@ -21,7 +21,17 @@ from tests.hub.postgres import PostgresServer
 
 HERE = Path(__file__).parent
 # PostgreSQL in every run; elsewhere its turn comes with --slow: the store's own suite holds it to what the others do.
-SERVER_ALWAYS = ("commands", "coordinator", "filters", "postgres", "rollouts", "store", "together", "transfer")
+SERVER_ALWAYS = (
+    "commands",
+    "coordinator",
+    "filters",
+    "postgres",
+    "retention",
+    "rollouts",
+    "store",
+    "together",
+    "transfer",
+)
 
 
 @pytest.hookimpl(tryfirst=True)  # before any are left out by their marks

@@ -68,6 +68,7 @@ CHANGES = [
         "settings.oidc",
     ),
     ("oidc off", "", "settings.oidc"),
+    ("audit keep", "--days 90", "audit.keep"),
     ("webhooks add", "https://hooks.test/x --event device.joined", "webhook.add"),
     ("webhooks test", "{hook}", "webhook.test"),
     ("webhooks remove", "{hook}", "webhook.remove"),

@@ -351,3 +351,34 @@ def test_a_new_node_key_is_known_at_the_relay_before_it_is_used() -> None:
     assert a.identity.node_key != before
     assert longest_gap(homes, began) < 1.6
     homes.finish()
+
+
+def told_home(a: SimDevice, b: SimDevice) -> str | None:
+    """At which relay `b` is, as `a` heard last."""
+    assert a.node is not None
+    entry = a.node.client.records.get(b.device_id)
+    assert entry is not None
+    return entry.home_relay
+
+
+def test_who_goes_is_at_no_relay_any_more_and_is_reached_once_it_is_back() -> None:
+    homes, (a, b) = by_relay(relays=1)
+    path = path_of(a, b)
+    assert told_home(a, b) == homes.relay.name and path is not None and path.is_relay
+    b.stop()
+    homes.world.run_for(1.0)
+    assert told_home(a, b) is None and path_of(a, b) is None
+    b.start()
+    homes.world.run_for(3.0)
+    assert told_home(a, b) == homes.relay.name
+    assert homes.first_answer(a, b) < FIRST_ANSWER_WITHIN_S
+
+
+def test_who_begins_anew_at_once_stays_at_its_relay() -> None:
+    """If the broker died meanwhile, the relay would be the only way to it."""
+    homes, (a, b) = by_relay(relays=1)
+    assert b.node is not None
+    b.node.farewell(b.now, returns=True)
+    b._settle()
+    homes.world.run_for(1.0)
+    assert told_home(a, b) == homes.relay.name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -10,8 +9,9 @@ from fastapi import APIRouter, Form, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
 
-from hub.core import audit
+from hub.core import audit, retention
 from hub.core.events import EVENTS
+from hub.core.retention import Keep
 from hub.core.roles import Principal
 from hub.store import audits, hooks, oidcsettings, websettings
 from hub.store.sql import SqlTx
@@ -48,7 +48,7 @@ def audit_log(
             verb=verb.strip(),
             object_=object.strip(),
         )
-        last = tx.last_audit()
+        last, begin, keep = tx.last_audit(), retention.beginning(tx), Keep.decode(tx.audit_keep())
     shown = found[:PAGE_SIZE]
     query = {"actor": actor, "verb": verb, "object": object}
     context: dict[str, Any] = {
@@ -58,6 +58,8 @@ def audit_log(
         "older": shown[-1].id if len(found) > PAGE_SIZE else 0,
         "before": before,
         "last": last,
+        "begin": begin,
+        "keep": keep,
         "here": str(request.url.path) + (f"?{request.url.query}" if request.url.query else ""),
     }
     return page(request, "audit_table.html" if is_part(request) else "audit.html", context)
@@ -65,7 +67,7 @@ def audit_log(
 
 @router.get("/audit/chain")
 def chain(request: Request, who: Annotated[Principal, allowed("audit:read")], backend: CurrentBackend) -> Response:
-    """Whether every row's hash fits, from the first on."""
+    """Whether every row's hash fits, from the first that is kept on."""
     with backend.read() as tx:
         context = follow(tx)
     return page(request, "audit_chain.html", context)
@@ -73,15 +75,17 @@ def chain(request: Request, who: Annotated[Principal, allowed("audit:read")], ba
 
 def follow(tx: SqlTx) -> dict[str, Any]:
     """`broken`: the first row that does not fit, or None; `rows`: how many do; `whole`: whether that was all."""
-    before, expected, broken = audit.START, 1, None
-    while broken is None and expected <= CHAIN_MAX:
+    begin = retention.beginning(tx)
+    before, expected, broken = begin.before, begin.id, None
+    while broken is None and expected < begin.id + CHAIN_MAX:
         rows = tx.audit_rows(after=expected - 1, limit=CHAIN_STEP)
         broken, before, expected = audit.first_break(before, expected, rows)
         if len(rows) < CHAIN_STEP:
             break
     last = tx.last_audit()
     whole = broken is None and (last is None or last.id == expected - 1)
-    return {"broken": broken, "rows": expected - 1, "whole": whole, "hash": before.hex(), "at": int(time.time())}
+    count = expected - begin.id
+    return {"broken": broken, "rows": count, "begin": begin, "whole": whole, "hash": before.hex()}
 
 
 @router.get("/settings")

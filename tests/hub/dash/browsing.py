@@ -57,6 +57,13 @@ class Window:
             self.complaints.append(f"{message.type} at {self.page.url}: {message.text}")
 
 
+def keep(page: Page, name: str, mode: str) -> None:
+    """A picture of the whole page, to be looked at."""
+    SCREENS.mkdir(parents=True, exist_ok=True)
+    # To hide the caret Playwright would add a style of its own, which the page's policy complains of
+    page.screenshot(path=SCREENS / f"{name}-{mode}.png", full_page=True, caret="initial")
+
+
 @contextlib.contextmanager
 def chromium() -> Iterator[Browser]:
     with sync_playwright() as playwright:

@@ -23,11 +23,10 @@ from hub.rigging import Trend
 from hub.store.sqlite import SqliteStore
 from hub.web.views.rigs import MARKS, change, charts, spark
 from tests.hil import report_kit
-from tests.hub.dash.browsing import MODES, chromium, needs_browser, window
+from tests.hub.dash.browsing import MODES, chromium, keep, needs_browser, window
 from tests.hub.dash.rigs import add_rigs
 from tests.hub.dash.served import make_site
 from tests.hub.dash.test_network import post, text
-from tests.hub.dash.test_screens import keep
 from tests.hub.dash.test_updates import browser_of
 from tests.hub.web.kit import Browser, Site
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page
 
-from tests.hub.dash.browsing import MODES, SCREENS, Window, chromium, needs_browser, window
+from tests.hub.dash.browsing import MODES, Window, chromium, keep, needs_browser, window
 from tests.hub.dash.served import Served, make_site
 
 pytestmark = [pytest.mark.long, needs_browser]
@@ -199,11 +198,6 @@ EMPTY = (
     *("/", "/devices", "/updates", "/rigs", "/topology", "/map", "/policy", "/routes", "/names", "/lock"),
     *("/tokens", "/relays", "/api-tokens", "/audit", "/settings"),
 )
-
-
-def keep(page: Page, name: str, mode: str) -> None:
-    SCREENS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=Path(SCREENS, f"{name}-{mode}.png"), full_page=True)
 
 
 def faults_of(browser: Browser, fleet: Served, mode: str, look: Callable[[Window, str], list[str]]) -> list[str]:

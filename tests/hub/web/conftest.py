@@ -10,7 +10,7 @@ import pytest
 from tests.hub.web.kit import Browser, Site
 
 # What is refused, said, signed in or delivered asks no SQL that these and the suite of the stores do not.
-ON_BOTH = ("test_api", "test_audit", "test_claims")
+ON_BOTH = ("test_api", "test_audit", "test_audit_kept", "test_claims")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

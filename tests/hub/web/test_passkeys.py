@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from hub.core.roles import Access
+from hub.web import signin
 from tests.hub.web.kit import Browser, Site
 
 HERE = "http://localhost:8480"  # browsers take no address for a passkey's name
@@ -171,6 +172,17 @@ def test_a_program_adds_none(olga: Browser) -> None:
     program = olga.site.program(olga.site.token("olga", "apitokens:write", "users:write"))
     answer = program.post("/api/v1/me/passkeys/options", headers={"Host": "localhost:8480"})
     assert (answer.status_code, answer.json()["code"]) == (403, "browser-only")
+
+
+def test_what_is_begun_again_takes_no_try_of_a_password(olga: Browser) -> None:
+    browser = Browser(olga.site, HERE)
+    for _ in range(signin.TRIES_BURST + 1):
+        assert browser.client.post("/login/passkey/options").status_code == 200
+    assert browser.sign_in().status_code == 303
+    codes = [browser.client.post("/login/passkey/options").status_code for _ in range(signin.PASSKEYS_BURST)]
+    assert codes[-1] == 429 and codes.count(429) <= signin.TRIES_BURST + 1
+    refusal = olga.site.audit("refused")[-1]
+    assert (refusal.object, json.loads(refusal.detail)["why"]) == ("POST /login/passkey", "too-many-tries")
 
 
 @pytest.mark.parametrize("credential", [{}, {"id": "x"}, {"id": "é", "response": 7}, {"id": "A" * 5_000}])
