@@ -412,6 +412,11 @@ def load_wish(context: Context) -> RouteWish:
 
 def restore(context: Context) -> None:
     """Put back what an agent that was killed had changed. After a reboot nothing of it is left."""
+    folder = os.path.join(context.keystore.directory, "tayga")  # translator.py makes it
+    if os.path.exists(folder):
+        from edgeagent.io import tayga  # few devices need it
+
+        tayga.end_leftovers(folder)
     data = context.load_or_none(StateFile.ROUTING)
     context.keystore.remove(StateFile.ROUTING)
     if data is None:
@@ -423,7 +428,7 @@ def restore(context: Context) -> None:
         return
     if noted["boot"] != _boot_id():
         return
-    from edgeagent.io import forwarding, tayga
+    from edgeagent.io import forwarding
 
     log.info("the agent before this one was killed: what it changed to route is put back")
     netlink = Netlink()
@@ -431,7 +436,6 @@ def restore(context: Context) -> None:
         remove_leftovers(netlink)
     finally:
         netlink.close()
-    tayga.end_leftovers(os.path.join(context.keystore.directory, tayga.FOLDER))
     for interface in noted["nft"]:
         try:
             forwarding.nft(forwarding.removal(interface))

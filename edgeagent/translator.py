@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from edgeagent.io import tayga
@@ -42,7 +43,6 @@ class Translator:
 
     def __init__(self, selector: BaseSelector, netlink: Netlink, tunnel: str, program: str, state_dir: str) -> None:
         self.problem = ""
-        self.restarts = 0
         self.index = 0  # of its interface; 0 while there is none
         self.ends = tayga.Ends(tunnel)
         self._selector = selector
@@ -64,6 +64,8 @@ class Translator:
         self._prefixes = prefixes
         if network != self._network:
             self._end()
+            if self._network is None:
+                tayga.end_leftovers(self._folder)  # else the interface would be theirs
             self._network, self._again_s = network, AGAIN_S
             self._begin(now)
         elif self.index:
@@ -129,9 +131,6 @@ class Translator:
         self._look_at = None
         self.index, self._routes = index, []
         try:
-            self._netlink.set_link(index, up=True)
-            for address in self.ends.source:
-                self._netlink.replace_route(Route(address, 8 * len(address), index))
             self._route()
         except OSError as error:
             self._end()
@@ -141,14 +140,14 @@ class Translator:
         log.info("routes: tayga translates at %s", self.ends.interface)
 
     def _route(self) -> None:
-        """To the approved prefixes and nothing else."""
+        """To its source, to the approved prefixes and nothing else; also where somebody took the interface down."""
+        self._netlink.set_link(self.index, up=True)
         for prefix in [each for each in self._routes if each not in self._prefixes]:
-            self._netlink.delete_route(Route(*prefix, self.index))
-            self._routes.remove(prefix)
-        for prefix in self._prefixes:
-            self._netlink.replace_route(Route(*prefix, self.index))
-            if prefix not in self._routes:
-                self._routes.append(prefix)
+            with suppress(OSError):  # somebody has
+                self._netlink.delete_route(Route(*prefix, self.index))
+        self._routes = list(self._prefixes)
+        for address, length in [*((each, 8 * len(each)) for each in self.ends.source), *self._prefixes]:
+            self._netlink.replace_route(Route(address, length, self.index))
 
     def _ended(self, now: float) -> None:
         child = self._child
@@ -161,7 +160,6 @@ class Translator:
         self._failed(now, f"tayga ended by itself ({how}){': ' + said[-1][:200] if said else ''}")
 
     def _failed(self, now: float, why: str) -> None:
-        self.restarts += 1
         self.problem = f"{why}. Next try {self._again_s:.0f} s after that"
         self._again_at = now + self._again_s
         self._again_s = min(2 * self._again_s, AGAIN_MAX_S)

@@ -154,14 +154,13 @@ class Ruleset:
                 f"    iifname {tun} dnat {ip} prefix to {ip} daddr map {{ {pairs} }}",
                 "  }",
             ]
-        sources = []
+        sources = self._translated_sources(size)  # before the exit node's, which is for all that leaves
         if mapped:
             pairs = ", ".join(f"{inside} : {shown}" for shown, inside in mapped.items())
             sources.append(f"oifname {tun} snat {ip} prefix to {ip} saddr map {{ {pairs} }}")
         if self.snat and (routed or self.exits):
             to = "" if self.exits else f" {ip} daddr {{ {', '.join(routed)} }}"
             sources.append(f"{ip} saddr {network}{to} oifname != {tun} masquerade")
-        sources += self._translated_sources(size)
         if sources:
             lines += [
                 "  chain postrouting {",

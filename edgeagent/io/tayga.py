@@ -101,7 +101,10 @@ def words(program: str, path: str, *, drop: bool) -> list[str]:
 
 
 def end_leftovers(folder: str) -> int:
-    """End translators that an agent which was killed had begun with the configuration in this folder; how many."""
+    """End translators that an agent which was killed had begun with the configuration in this folder; how many. The
+    folder is there before they are, and until they are ended."""
+    if not os.path.exists(folder):
+        return 0
     path = os.path.join(folder, _FILE).encode()
     found = [int(entry) for entry in os.listdir(_PROC) if entry.isdecimal() and _runs(int(entry), path)]
     for pid in found:

@@ -196,6 +196,7 @@ def test_what_is_translated_has_one_way_and_one_source() -> None:
     # Also an exit node, which leads to all that is not private, loses nothing of it to the internet
     through = ruleset(exits=True, prefixes=[], translated=translated)
     assert through.index("c0a8:700/120 } drop") < through.index("{ fc00::/7, fe80::/10 } drop")
+    assert through.index("snat to fd2e:966:3c02::c613:5402") < through.index("ip6 saddr fd12:3456:789a::/48 oifname")
     assert "via" not in ruleset()
 
 
