@@ -195,7 +195,8 @@ def parser() -> argparse.ArgumentParser:
             "--advertise-routes",
             metavar="LIST",
             help="offer to route these prefixes for others, as in 192.168.7.0/24,fd00:7::/64; empty: none. "
-            "10.77.1.0/24=192.168.7.0/24: under another prefix, where several sites have the same",
+            "10.77.1.0/24=192.168.7.0/24: under another prefix, where several sites have the same; 192.168.7.0/24@3: "
+            "under IPv6 addresses, as that of site 3 (1 to 65535; needs tayga)",
         )
         sub.add_argument(
             "--accept-routes",

@@ -30,7 +30,8 @@ def show_routes(found: dict[str, Any], *, only_exit: bool = False) -> str:
     if not only_exit:
         for row in found["advertised"]:
             state = "approved" if row["approved"] else "waits for approval"
-            lines.append(f"offers   {row['prefix']:<24} {state}" + (f", {row['real']} here" if row["real"] else ""))
+            here = f", as {row['prefix']}" if row["via"] else f", {row['real']} here" if row["real"] else ""
+            lines.append(f"offers   {row['via'] or row['prefix']:<24} {state}{here}")
         if found["exit_node_offered"]:
             state = "approved" if found["exit_node_approved"] else "waits for approval"
             lines.append(f"offers   {'exit node':<24} {state}")
@@ -38,7 +39,9 @@ def show_routes(found: dict[str, Any], *, only_exit: bool = False) -> str:
             lines.append("         sources stay as they are (--snat off)")
         for row in found["used"]:
             by = f"by {row['router']}" if row["router"] else "not used yet"
-            lines.append(f"uses     {row['prefix']:<24} {by}{'' if row['in_kernel'] else ', not in the kernel'}")
+            lines.append(
+                f"uses     {row['via'] or row['prefix']:<24} {by}{'' if row['in_kernel'] else ', not in the kernel'}"
+            )
         if not found["accept"]:
             lines.append("uses     nothing of others (--accept-routes no)")
     if found["exit_node"]:

@@ -238,6 +238,32 @@ def check_board(settings: Settings) -> Iterator[Finding]:
         yield Finding("board", OK, found, meaning)
 
 
+def check_translator(settings: Settings) -> Iterator[Finding]:
+    """Of those alone that offer IPv4 prefixes under IPv6; a state folder that is not ours to read is check_state's."""
+    path = os.path.join(settings.state_dir, "routes")
+    if not os.access(path, os.R_OK):
+        return
+    from edgeagent.io.forwarding import find_program
+    from edgeagent.io.keystore import Keystore, StateError, StateFile
+    from edgeagent.proto.refusals import ControlError
+    from edgeagent.proto.routewish import RouteWish
+
+    try:
+        data = Keystore(settings.state_dir).load(StateFile.ROUTES)
+        wish = RouteWish() if data is None else RouteWish.decode(data)
+    except (StateError, ControlError):
+        return
+    if not wish.translated:
+        return
+    program = find_program("tayga")
+    meaning = "Hosts of a site get to IPv6 addresses of the network by a translator (docs/routes.md)."
+    if program is None:
+        yield Finding("4via6", FAILED, "tayga is not installed", f"{meaning} Without it their prefix is not offered.",
+                      "Install the package tayga; its own service is not needed.")  # fmt: skip
+    else:
+        yield Finding("4via6", OK, program, meaning)
+
+
 def check_slots(settings: Settings) -> Iterator[Finding]:
     from edgeagent.doctor_slots import image_rows, slot_rows, watchdog_rows
 
@@ -390,6 +416,7 @@ CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     check_board,
     check_slots,
     check_state,
+    check_translator,
     check_memory,
     check_agent,
 )

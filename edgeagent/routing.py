@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 from edgeagent.io import pinnedtls
@@ -26,9 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edgeagent.context import Context
-    from edgeagent.io.forwarding import Sysctls
+    from edgeagent.io.forwarding import Sysctls, Translated
     from edgeagent.io.netlink import Change
     from edgeagent.proto.node import Node
+    from edgeagent.translator import Translator
     from edgeagent.tunnel import Tunnel
 
 log = logging.getLogger("edgeagent")
@@ -37,6 +39,10 @@ REPAIR_SPACING_S = 5.0
 LOOK_S = 30.0  # between two tries of what did not succeed
 AGAIN_S = 300.0  # between two makings of tables that somebody may have flushed with his own
 _BOOT_ID = "kernel/random/boot_id"
+_NO_TRANSLATOR = (
+    "tayga is not installed, so no IPv4 prefix under IPv6 (4via6) is offered. Install the package tayga; "
+    "its own service is not needed"
+)
 _CHANGED = Fields({"boot": Text(64), "sysctl": List(Row(Text(128), Text(64)), 256), "nft": List(Text(15), 8)})
 
 
@@ -53,6 +59,7 @@ class Routing:
         self._sysctls: Sysctls | None = None  # None as long as this was no router
         self._tables = False  # whether there are nftables tables of ours
         self._applied: Any = None  # what they say
+        self._translator: Translator | None = None  # None as long as this is no router of 4via6
         self._due: float | None = None
         self._put_at = float("-inf")
         self._is_up = True
@@ -74,7 +81,10 @@ class Routing:
         node.use_routes(now, accept=wish.accept, exit_name=wish.exit_node)
         self._try("used", lambda: self._use(wish))
         self._try("router", lambda: self._be_router(wish, anew=anew))
+        self._try("translator", lambda: self._translate(now, wish))
         offered = [] if "router" in self.problems else wish.offered
+        if _NO_TRANSLATOR in self.problems.values():
+            offered = [prefix for prefix in offered if prefix not in wish.translated]
         node.advertise(now, offered, snat=wish.snat)
         for part, why in self.problems.items():
             if problems.get(part) != why:
@@ -105,10 +115,12 @@ class Routing:
             self._plan(now)
 
     def poll_timeout(self) -> float | None:
-        return self._due
+        due = None if self._translator is None else self._translator.poll_timeout()
+        return min((at for at in (self._due, due) if at is not None), default=None)
 
     def on_timeout(self, now: float) -> None:
-        if self._due is not None and now >= self._due:
+        is_other = self._translator is not None and self._translator.on_timeout(now)
+        if is_other or (self._due is not None and now >= self._due):
             self.apply(now, anew=True)
 
     def close(self) -> None:
@@ -160,6 +172,7 @@ class Routing:
     def _be_router(self, wish: RouteWish, *, anew: bool) -> None:
         device_map = self._node.map
         routed = [prefix for prefix in device_map.approved if prefix in wish.offered and prefix not in EXIT]
+        translated = self._translated(wish)
         exits = wish.offers_exit and any(prefix in device_map.approved for prefix in EXIT)
         clients = [address for _, v4, v6 in device_map.clients for address in (v4, v6)]
         if not (wish.offered or clients):
@@ -178,15 +191,18 @@ class Routing:
         ruleset = forwarding.Ruleset(
             self._tunnel.tun.name,
             networks=(device_map.v4, device_map.v6),
-            prefixes=routed,
+            prefixes=[prefix for prefix in routed if prefix not in wish.translated],
             clients=clients,
             exits=exits,
             snat=wish.snat,
             real=wish.real,
+            translated=translated,
         )
         v6 = exits or bool(clients) or any(len(prefix[0]) == 16 for prefix in routed)
         inside = [wish.real.get(prefix, prefix) for prefix in routed]
         wanted = self._wanted_sysctls(inside, exits=exits, v6=v6)
+        if translated is not None and translated.interface in self._names().values():
+            wanted[f"net/ipv4/conf/{translated.interface}/forwarding"] = "1"
         sysctls = self._remember()
         sysctls.restore([name for name in sysctls.before if name not in wanted and name != _rp("all")])
         text = ruleset.text()
@@ -202,6 +218,48 @@ class Routing:
                 self._applied = text
                 self._tunnel.look()
         self._set(wanted)
+
+    def _translated(self, wish: RouteWish) -> Translated | None:
+        """What of the approved prefixes is IPv4 under IPv6; None where nothing is."""
+        found = {shown: inside for shown, inside in wish.translated.items() if shown in self._node.map.approved}
+        if not found:
+            return None
+        from edgeagent.io import forwarding, tayga
+
+        ends = tayga.Ends(self._tunnel.tun.name)
+        return forwarding.Translated(ends.interface, ends.source, found)
+
+    def _translate(self, now: float, wish: RouteWish) -> None:
+        """After the tables, which are there before anything comes through."""
+        program = None
+        if wish.translated:
+            from edgeagent.io import forwarding
+
+            program = forwarding.find_program("tayga")
+            if program is None:
+                self.problems["translator"] = _NO_TRANSLATOR
+        translated = self._translated(wish)
+        if program is None or translated is None or "router" in self.problems:
+            self._end_translator()
+            return
+        if self._translator is None:
+            from edgeagent.translator import Translator
+
+            self._translator = Translator(
+                self._context.selector,
+                self._netlink,
+                self._tunnel.tun.name,
+                program,
+                self._context.keystore.directory,
+            )
+        self._translator.serve(now, list(translated.prefixes))
+        if self._translator.problem:
+            self.problems["translator"] = f"IPv4 prefixes under IPv6 (4via6) are not routed: {self._translator.problem}"
+
+    def _end_translator(self) -> None:
+        if self._translator is not None:
+            self._translator.close()
+            self._translator = None
 
     def _wanted_sysctls(self, routed: list[Prefix], *, exits: bool, v6: bool) -> dict[str, str]:
         """Packets are forwarded by what the interface says that they come in by: ours, and for their answers those that
@@ -231,6 +289,7 @@ class Routing:
         return wanted
 
     def _stop_routing(self) -> None:
+        self._end_translator()
         if self._tables:
             from edgeagent.io import forwarding
 
@@ -305,6 +364,7 @@ def describe(
         used.append(
             {
                 "prefix": prefixes.to_text(prefix),
+                "via": _via(prefix),
                 "router": None if entry is None else entry.record.name,
                 "switches": 0 if group is None else group.switches,
                 "in_kernel": prefix in (in_kernel or ()),
@@ -315,6 +375,7 @@ def describe(
             {
                 "prefix": prefixes.to_text(each),
                 "real": prefixes.to_text(wish.real[each]) if each in wish.real else None,
+                "via": _via(each),
                 "approved": each in approved,
             }
             for each in wish.advertise
@@ -330,6 +391,15 @@ def describe(
     }
 
 
+def _via(prefix: Prefix) -> str | None:
+    """ "192.168.1.0/24 via 7", of an IPv6 prefix that is that."""
+    if len(prefix[0]) == 4:
+        return None
+    from edgeagent.proto import via
+
+    return via.to_text(prefix) or None
+
+
 def load_wish(context: Context) -> RouteWish:
     data = context.load_or_none(StateFile.ROUTES)
     try:
@@ -342,6 +412,11 @@ def load_wish(context: Context) -> RouteWish:
 
 def restore(context: Context) -> None:
     """Put back what an agent that was killed had changed. After a reboot nothing of it is left."""
+    folder = os.path.join(context.keystore.directory, "tayga")  # translator.py makes it
+    if os.path.exists(folder):
+        from edgeagent.io import tayga  # few devices need it
+
+        tayga.end_leftovers(folder)
     data = context.load_or_none(StateFile.ROUTING)
     context.keystore.remove(StateFile.ROUTING)
     if data is None:

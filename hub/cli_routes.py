@@ -47,6 +47,7 @@ def list_(
             [
                 {
                     "prefix": row.prefix,
+                    "via": row.via or None,
                     "exit": row.is_exit,
                     "device": row.device.name,
                     "device_id": row.device.id,
@@ -64,7 +65,7 @@ def list_(
         ("PREFIX", "DEVICE", "STATE", "SNAT", "ONLINE"),
         (
             (
-                f"{row.prefix} (exit)" if row.is_exit else row.prefix,
+                _shown(row),
                 row.device.name or row.device.id,
                 row.state,
                 "yes" if row.snat else "no",
@@ -76,12 +77,18 @@ def list_(
     )
 
 
+def _shown(row: routes.Row) -> str:
+    note = "exit" if row.is_exit else row.via
+    return f"{row.prefix} ({note})" if note else row.prefix
+
+
 @app.command()
 def approve(device: Name, prefix: Wanted = None) -> None:
     """Let the others use what a device offers.
 
     \b
     edgehub routes approve gw-2 192.168.7.0/24 fd00:7::/64
+    edgehub routes approve gw-2 192.168.1.0/24@7
     edgehub routes approve gw-2 exit
     edgehub routes approve gw-2
     """

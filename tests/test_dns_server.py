@@ -137,6 +137,9 @@ SOA = "lab.internal 10 SOA 77"
 V4_SOA = "64.100.in-addr.arpa 10 SOA 77"
 V6 = "9.8.7.6.5.4.3.2.1.0.d.f.ip6.arpa"
 V6_HOST = "2." + "0." * 19 + V6
+VIA = "192-168-1-20-via-7"
+VIA_ZONE = "2.0.c.3.6.6.9.0.e.2.d.f.ip6.arpa"
+VIA_HOST = "4.1.1.0.8.a.0.c.7." + "0." * 11 + VIA_ZONE
 
 
 @pytest.mark.parametrize(
@@ -183,6 +186,15 @@ V6_HOST = "2." + "0." * 19 + V6
         ("g." + V6, "PTR", f"NXDOMAIN aa:  | {V6} 10 SOA 77"),
         (V6_HOST.replace("2.0", "3.0", 1), "PTR", f"NXDOMAIN aa:  | {V6} 10 SOA 77"),
         ("8" + V6[1:], "PTR", "REFUSED: "),
+        (VIA + ".lab.internal", "AAAA", f"NOERROR aa: {VIA}.lab.internal 60 AAAA fd2e:966:3c02::7:c0a8:114"),
+        (VIA + ".lab.internal", "A", f"NOERROR aa:  | {SOA}"),
+        (VIA, "AAAA", f"NOERROR aa: {VIA} 60 AAAA fd2e:966:3c02::7:c0a8:114"),
+        ("x." + VIA + ".lab.internal", "AAAA", f"NXDOMAIN aa:  | {SOA}"),
+        (VIA.replace("20", "256") + ".lab.internal", "AAAA", f"NXDOMAIN aa:  | {SOA}"),
+        (VIA + "0000.lab.internal", "AAAA", f"NXDOMAIN aa:  | {SOA}"),
+        (VIA_HOST, "PTR", f"NOERROR aa: {VIA_HOST} 60 PTR {VIA}.lab.internal."),
+        (VIA_HOST.replace("7.0", "0.0", 1), "PTR", f"NXDOMAIN aa:  | {VIA_ZONE} 10 SOA 77"),  # site 0 is nobody's
+        (VIA_ZONE, "SOA", f"NOERROR aa: {VIA_ZONE} 10 SOA 77"),
         ("example.com", "A", "REFUSED: "),
         ("xlab.internal", "A", "REFUSED: "),  # no dot before it
         ("internal", "SOA", "REFUSED: "),
@@ -347,8 +359,8 @@ def test_a_longest_label_is_good() -> None:
 
 def test_reverse_zones_as_others_route_them() -> None:
     found = Zone(device_map()).reverse_domains()
-    assert found[0] == "64.100.in-addr.arpa" and found[63] == "127.100.in-addr.arpa" and found[64] == V6
-    assert len(found) == 65
+    assert found[0] == "64.100.in-addr.arpa" and found[63] == "127.100.in-addr.arpa" and found[64:] == [V6, VIA_ZONE]
+    assert len(found) == 66
 
 
 # Resolvers
@@ -410,7 +422,7 @@ def test_the_network_s_own_names_never_leave() -> None:
 
 
 HIDDEN = ["100.64.0.2", "100.127.255.255", "100.100.100.100", "fd01:2345:6789::2", "127.0.0.1", "0.0.0.0", "::1", "::",
-          "::ffff:100.64.0.2", "64:ff9b::6440:2", "::ffff:127.0.0.1"]  # fmt: skip
+          "::ffff:100.64.0.2", "64:ff9b::6440:2", "::ffff:127.0.0.1", "fd2e:966:3c02::7:c0a8:114"]  # fmt: skip
 PRIVATE = ["10.1.2.3", "172.16.0.1", "172.31.255.255", "192.168.0.1", "169.254.1.1", "fd99::1", "fc00::1", "fe80::1",
            "::ffff:10.0.0.1", "64:ff9b::a00:1"]  # fmt: skip
 
@@ -554,7 +566,7 @@ def test_resolvers_of_the_hub_come_before_those_found() -> None:
 
 WORDS = st.sampled_from(
     ["b", "me", "nope", "db", "lab", "internal", "corp", "example", "64", "100", "2", "in-addr", "arpa", "ip6", "f",
-     "d", "_x", "localhost"]
+     "d", "_x", "localhost", "192-168-1-20-via-7", "1-2-3-4-via-70000"]
 )  # fmt: skip
 ADDRESSES = st.sampled_from(["192.0.2.1", "10.0.0.1", "100.64.0.2"])
 STEPS = st.lists(

@@ -25,7 +25,7 @@ _DEFAULTS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE)
 class Child:
     """Drive it: `on_timeout` at `poll_timeout()`, until `ended`; then `code` is its exit status (negative: the signal
     that ended it), `output` what it wrote to standard output and error, and `why` is "time-limit" or "too-much-output"
-    where it was stopped for that, else "". Raises OSError when it cannot be begun.
+    where it was stopped for that, else "". Raises OSError when it cannot be begun. Without `limit_s` it may run on.
 
     When its first process ends, all of its group is killed. `close` kills and forgets it at any time.
     """
@@ -37,8 +37,9 @@ class Child:
         words: list[str],
         environ: dict[str, str],
         *,
-        limit_s: float,
+        limit_s: float | None,
         output_max: int,
+        nice: int = NICE,
     ) -> None:
         self.ended = False
         self.code = 0
@@ -46,7 +47,7 @@ class Child:
         self.why = ""
         self._selector = selector
         self._output_max = output_max
-        self._stop_at: float | None = now + limit_s
+        self._stop_at: float | None = None if limit_s is None else now + limit_s
         self._kill_at: float | None = None
         self._look_at: float | None = None
         self._fd, writing = os.pipe()
@@ -64,7 +65,7 @@ class Child:
             raise
         finally:
             os.close(writing)
-        self._set_bounds()
+        self._set_bounds(nice)
         os.set_blocking(self._fd, False)
         selector.register(self._fd, EVENT_READ, self._readable)
         try:
@@ -96,10 +97,10 @@ class Child:
             self._signal(signal.SIGKILL)
             self._finish(os.waitpid(self.pid, 0)[1])
 
-    def _set_bounds(self) -> None:
+    def _set_bounds(self, nice: int) -> None:
         """Before its first line runs, mostly: nothing of this is worth a process that waits to be told."""
         with suppress(OSError):
-            os.setpriority(os.PRIO_PGRP, self.pid, NICE)
+            os.setpriority(os.PRIO_PGRP, self.pid, nice)
         with suppress(OSError), open(f"/proc/{self.pid}/oom_score_adj", "w") as file:
             file.write(str(OOM_SCORE))
         with suppress(OSError):  # the agent's own ceiling is not its

@@ -71,10 +71,22 @@ class Sysctls:
                 continue  # the interface is gone, and its setting with it
 
 
+class Translated:
+    """What goes through a translator behind the tunnel (4via6): by `interface`, to `prefixes` (IPv6 as it is offered →
+    IPv4 as it is at the site), from `source`, its (IPv4, IPv6) address, in place of all who send."""
+
+    __slots__ = ("interface", "prefixes", "source")
+
+    def __init__(self, interface: str, source: tuple[bytes, bytes], prefixes: dict[Prefix, Prefix]) -> None:
+        self.interface = interface
+        self.source = source
+        self.prefixes = prefixes
+
+
 class Ruleset:
     """What the table of one interface is to do."""
 
-    __slots__ = ("clients", "exits", "interface", "networks", "prefixes", "real", "snat")
+    __slots__ = ("clients", "exits", "interface", "networks", "prefixes", "real", "snat", "translated")
 
     def __init__(
         self,
@@ -86,11 +98,13 @@ class Ruleset:
         exits: bool,
         snat: bool,
         real: dict[Prefix, Prefix] | None = None,
+        translated: Translated | None = None,
     ) -> None:
         self.interface = interface
         self.networks = networks  # the mesh's own
         self.prefixes = prefixes
         self.real = real or {}  # of `prefixes` those that are others at the site
+        self.translated = translated  # beside `prefixes`
         self.clients = clients  # addresses of plain WireGuard clients
         self.exits = exits
         self.snat = snat
@@ -108,6 +122,7 @@ class Ruleset:
         clients = [ip_to_text(address) for address in self.clients if len(address) == size]
         forward = [
             f"oifname {tun} tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu",
+            *self._before_translation(size),
             "ct state established,related accept",
             "ct status dnat accept",
             # The site's hosts are to be had by one address each
@@ -119,6 +134,7 @@ class Ruleset:
         forward.append(f"iifname {tun} oifname {tun} drop")
         if routed:
             forward.append(f"iifname {tun} {ip} daddr {{ {', '.join(routed)} }} accept")
+        forward += self._translation(size)
         if self.exits:
             forward.append(f"iifname {tun} {ip} daddr {{ {', '.join(_PRIVATE[size])} }} drop")
         else:
@@ -138,7 +154,7 @@ class Ruleset:
                 f"    iifname {tun} dnat {ip} prefix to {ip} daddr map {{ {pairs} }}",
                 "  }",
             ]
-        sources = []
+        sources = self._translated_sources(size)  # before the exit node's, which is for all that leaves
         if mapped:
             pairs = ", ".join(f"{inside} : {shown}" for shown, inside in mapped.items())
             sources.append(f"oifname {tun} snat {ip} prefix to {ip} saddr map {{ {pairs} }}")
@@ -154,6 +170,44 @@ class Ruleset:
             ]
         return "\n".join([*lines, "}", ""])
 
+    def _before_translation(self, size: int) -> list[str]:
+        """What is refused even of flows that were let through. Devices begin flows, sites never do."""
+        if self.translated is None:
+            return []
+        tun, via = f'"{self.interface}"', f'"{self.translated.interface}"'
+        if size == 16:
+            return [f"iifname {via} oifname != {tun} drop", f"oifname {via} iifname != {tun} drop"]
+        inside = ", ".join(sorted({to_text(each) for each in self.translated.prefixes.values()}))
+        return [
+            f"iifname {via} oifname {{ {tun}, {via} }} drop",
+            f"iifname {via} ip daddr != {{ {inside} }} drop",
+            f"oifname {via} ct state != {{ established, related }} drop",
+        ]
+
+    def _translation(self, size: int) -> list[str]:
+        """Into the translator by what is approved, and from it as its one source; without it the prefix is nowhere."""
+        if self.translated is None:
+            return []
+        tun, via = f'"{self.interface}"', f'"{self.translated.interface}"'
+        if size == 4:
+            return [f"iifname {via} ip saddr {ip_to_text(self.translated.source[0])} accept", f"iifname {via} drop"]
+        shown = ", ".join(map(to_text, self.translated.prefixes))
+        network = to_text(self.networks[1])
+        return [
+            f"iifname {tun} oifname {via} ip6 saddr {network} ip6 daddr {{ {shown} }} accept",
+            f"iifname {tun} ip6 daddr {{ {shown} }} drop",
+            f"iifname {via} drop",
+        ]
+
+    def _translated_sources(self, size: int) -> list[str]:
+        """Always: the translator knows one source, and the site does not know that."""
+        if self.translated is None:
+            return []
+        via, (v4, v6) = f'"{self.translated.interface}"', self.translated.source
+        if size == 16:
+            return [f"oifname {via} snat to {ip_to_text(v6)}"]
+        return [f"ip saddr {ip_to_text(v4)} oifname != {via} masquerade"]
+
 
 def table_name(interface: str) -> str:
     return "edgeagent_" + re.sub(r"[^A-Za-z0-9]", lambda match: f"_{ord(match[0]):x}_", interface)
@@ -166,8 +220,12 @@ def removal(interface: str) -> str:
 
 
 def find_nft() -> str | None:
-    """Its path. (shutil would look for it too, and load three compressors.)"""
-    found = (os.path.join(directory, "nft") for directory in _SEARCH.split(os.pathsep) if directory)
+    return find_program("nft")
+
+
+def find_program(name: str) -> str | None:
+    """Its path, where there is one. (shutil would look for it too, and load three compressors.)"""
+    found = (os.path.join(directory, name) for directory in _SEARCH.split(os.pathsep) if directory)
     return next((path for path in found if os.access(path, os.X_OK)), None)
 
 

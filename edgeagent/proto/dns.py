@@ -15,11 +15,13 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from edgeagent.proto import dnsmessage as dm
+from edgeagent.proto import via
 from edgeagent.proto.constants import NAME_SERVER
 from edgeagent.proto.dns_drops import DnsDrop
 from edgeagent.proto.dnsforward import FORWARDS_MAX, Forwarder
 from edgeagent.proto.dnssettings import ALIASES_MAX
 from edgeagent.proto.dnszone import HOST_TTL_S, PRIVATE_DOMAINS, Zone
+from edgeagent.proto.ip import holds
 from edgeagent.proto.names import is_host_name
 
 TYPE_CHECKING = False  # what the typing module would say, and 5 ms
@@ -216,6 +218,10 @@ class NameServer:
             self._pointer(query, client, apex, zone.domain)
         elif address in zone.map.addresses:
             self._pointer(query, client, apex, (zone.own, *zone.domain))
+        elif (label := via.label_of(address)) is not None:
+            self._pointer(query, client, apex, (label.encode("ascii"), *zone.domain))
+        elif holds(via.NETWORK, address):
+            self._no(query, client, apex)
         else:
             self._ask(now, Waiting(query, client, ("a", address), name, apex), reachable)
 
@@ -241,6 +247,8 @@ class NameServer:
             self._tell(query, client, [*before, *_matching(query, owner, records)], authority)
         elif relative == (zone.own,):
             self._host(query, client, before, owner, zone.map.addresses, authority)
+        elif len(relative) == 1 and (there := via.address_of(relative[0].decode("ascii", "replace"))) is not None:
+            self._host(query, client, before, owner, [there], authority)  # whether anybody is there, nobody is asked
         elif len(relative) == 1 and is_host_name(relative[0].decode("ascii", "replace")):
             waiting = Waiting(query, client, ("h", relative[0].decode("ascii")), owner, authority)
             waiting.before = before

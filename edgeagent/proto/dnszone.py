@@ -6,8 +6,9 @@ Hosts are not listed anywhere on a device: whether one is there is the hub's to 
 from __future__ import annotations
 
 from edgeagent.proto import dnsmessage as dm
+from edgeagent.proto import via
 from edgeagent.proto.constants import NAME_SERVER
-from edgeagent.proto.ip import ip_to_bytes
+from edgeagent.proto.ip import holds, ip_to_bytes
 
 TYPE_CHECKING = False  # what the typing module would say, and 5 ms
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ NEGATIVE_TTL_S = 10  # a device that joins is there soon
 STRING_BYTES_MAX = 255  # of TXT
 _IN_ADDR, _IP6 = (b"in-addr", b"arpa"), (b"ip6", b"arpa")
 _HEX = {b"%x" % value: value for value in range(16)}
+_SITES = [int(digit, 16) for digit in via.NETWORK[0].hex()[: via.NETWORK[1] // 4]]
 
 # Names that never were public, whatever answers for them: RFC 6761, 6762, 8375, what routers give out, and what people
 # took. An answer about one of them may hold a private address.
@@ -82,8 +84,8 @@ class Zone:
         return relative in self._between
 
     def reverse(self, name: Name) -> tuple[Name, bytes | None] | None:
-        """(zone, address) of a name within the network's reverse zones; no address for one that is not whole or has
-        too many labels. None for a name elsewhere."""
+        """(zone, address) of a name within the network's reverse zones, or that of sites (4via6); no address for one
+        that is not whole or has too many labels. None for a name elsewhere."""
         if name[-2:] == _IN_ADDR:
             prefix, length = self.map.v4
             digits = [_octet(label) for label in reversed(name[:-2])]
@@ -93,6 +95,8 @@ class Zone:
         elif name[-2:] == _IP6:
             prefix, length = self.map.v6
             digits = [_HEX.get(label) for label in reversed(name[:-2])]
+            if digits[: len(_SITES)] == _SITES:
+                prefix, length = via.NETWORK
             known = (length + 3) // 4
             nibbles = [digit for digit in digits[:32] if digit is not None]
             value = bytes(high << 4 | low for high, low in zip(nibbles[::2], nibbles[1::2], strict=False))
@@ -104,13 +108,13 @@ class Zone:
         start = value.ljust(len(prefix), b"\0")[: len(prefix)]
         if size == 32 and known % 2:  # the last nibble of the zone has no pair yet
             start = _with_nibble(start, known, digits[known - 1])
-        if not self.map.holds(start):
+        if not holds((prefix, length), start):
             return None
         apex = name[len(name) - 2 - known :]
         return apex, value if len(digits) == size and None not in digits else None
 
     def reverse_domains(self) -> list[str]:
-        """The reverse zones as others are to route them here: those of IPv4 by whole bytes, that of IPv6 by nibbles."""
+        """The reverse zones as others are to route them here: of IPv4 by whole bytes, of IPv6 by nibbles."""
         prefix, length = self.map.v4
         known = (length + 7) // 8
         first = int.from_bytes(prefix[:known], "big")
@@ -118,9 +122,9 @@ class Zone:
         for value in range(first, first + (1 << 8 * known - length)):
             octets = value.to_bytes(known, "big")
             found.append(".".join([*(str(octet) for octet in reversed(octets)), "in-addr.arpa"]))
-        prefix, length = self.map.v6
-        if length % 4 == 0:
-            found.append(".".join([*reversed(prefix.hex()[: length // 4]), "ip6.arpa"]))
+        for prefix, length in (self.map.v6, via.NETWORK):
+            if length % 4 == 0:
+                found.append(".".join([*reversed(prefix.hex()[: length // 4]), "ip6.arpa"]))
         return found
 
     def resolvers(self, name: Name) -> list[Server] | None:
@@ -134,7 +138,7 @@ class Zone:
         """Whether an answer from outside must not hold an address: one of the network or of this host ever, a private
         one where the name is public."""
         address = _inner(address)
-        if self.map.holds(address) or address == NAME_SERVER:
+        if self.map.holds(address) or holds(via.NETWORK, address) or address == NAME_SERVER:
             return True
         if len(address) == 16:
             if address[:-1] == bytes(15):  # unspecified, and loopback

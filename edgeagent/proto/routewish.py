@@ -30,7 +30,8 @@ _FILE = Fields(
 class RouteWish:
     """`accept` is True where nothing was said: an operator approves each prefix, and what a device reaches by itself
     always comes first, so a fleet need not be told device by device. `real` has the prefixes that the network knows
-    under others, because several sites have the same: offered → as it is at the site, both of one length.
+    under others, because several sites have the same: offered → as it is at the site. Either both are of one IP version
+    and length, or the offered one is IPv6 and holds the other, IPv4 (4via6).
     """
 
     __slots__ = ("accept", "advertise", "allow_lan", "exit_node", "offers_exit", "real", "snat")
@@ -48,6 +49,11 @@ class RouteWish:
     def offered(self) -> list[Prefix]:
         """What the hub is told."""
         return [*self.advertise, *(EXIT if self.offers_exit else ())]
+
+    @property
+    def translated(self) -> dict[Prefix, Prefix]:
+        """Of `real` those that are IPv6 outside and IPv4 inside; all have the first 96 bits in common."""
+        return {shown: inside for shown, inside in self.real.items() if len(shown[0]) != len(inside[0])}
 
     def change(self, asked: dict[str, Any]) -> None:
         """What a request of the local API says, the rest stays. Raises ValueError that names the field."""
@@ -97,24 +103,56 @@ class RouteWish:
 
 
 def read_routes(value: Any) -> tuple[list[Prefix], dict[Prefix, Prefix]]:
-    """Of a list of texts, "192.168.7.0/24" or "10.77.1.0/24=192.168.7.0/24": what is offered, and what of it is another
-    prefix at the site. Raises ValueError that names the prefix and what is wrong with it."""
+    """Of a list of texts, "192.168.7.0/24", "10.77.1.0/24=192.168.7.0/24" or "192.168.7.0/24@7" (4via6): what is
+    offered, and what of it is another prefix at the site. Raises ValueError that names the prefix and what is wrong."""
     if not isinstance(value, list) or len(value) > ROUTES_MAX:
         raise ValueError(f"routes: want at most {ROUTES_MAX} prefixes")
     found: list[Prefix] = []
     real: dict[Prefix, Prefix] = {}
     for text in value:
-        shown, equals, inside = text.partition("=") if isinstance(text, str) else ("", "", "")
-        for each in (shown, inside) if equals else (shown,):
-            if why := prefixes.why_not(prefixes.parse(each)):
-                raise ValueError(f"{each}: {why}. Nobody can be a router to it")
-        prefix = prefixes.parse(shown)
-        if equals:
-            mapped = prefixes.parse(inside)
-            if len(mapped[0]) != len(prefix[0]) or mapped[1] != prefix[1]:
-                raise ValueError(f"{text}: want two prefixes of one IP version and one length")
-            if any(prefixes.overlap(mapped, other) for at, other in real.items() if at != prefix):
-                raise ValueError(f"{text}: {inside} is offered under two prefixes")
+        prefix, mapped = _read_route(text if isinstance(text, str) else "")
+        if mapped is not None:
+            translated = len(prefix[0]) != len(mapped[0])
+            for at, other in real.items():
+                if (len(at[0]), len(other[0])) != (len(prefix[0]), len(mapped[0])):
+                    continue
+                if translated and at[0][:12] != prefix[0][:12]:
+                    raise ValueError(f"{text}: a device has one number of a site, for all that it translates")
+                if not translated and at != prefix and prefixes.overlap(mapped, other):
+                    raise ValueError(f"{text}: {prefixes.to_text(mapped)} is offered under two prefixes")
             real[prefix] = mapped
         found.append(prefix)
     return list(dict.fromkeys(found)), real
+
+
+def _read_route(text: str) -> tuple[Prefix, Prefix | None]:
+    """(offered, as it is at the site where that is another). Raises ValueError."""
+    shown, equals, inside = text.partition("=")
+    if not equals and ":" not in shown and not ("@" in shown or "via" in shown):
+        return _allowed(shown, prefixes.parse(shown)), None
+    from edgeagent.proto import via  # few devices have an IPv6 prefix
+
+    prefix = via.read(shown)
+    if why := via.why_not(prefix):
+        raise ValueError(f"{shown}: {why}. Nobody can be a router to it")
+    _allowed(shown, prefix)
+    site = via.split(prefix)
+    if not equals:
+        return prefix, None if site is None else site[1]
+    mapped = _allowed(inside, prefixes.parse(inside))
+    if len(mapped[0]) < len(prefix[0]):
+        if not via.holds(prefix, mapped):
+            raise ValueError(
+                f"{text}: want an IPv6 prefix with {inside} in its last 32 bits, {via.BITS} bits longer than that, its "
+                "bits 64 to 71 zero (RFC 6052). Shorter: " + inside + "@SITE, with a site's number"
+            )
+    elif site is not None or len(mapped[0]) != len(prefix[0]) or mapped[1] != prefix[1]:
+        raise ValueError(f"{text}: want two prefixes of one IP version and one length, or an IPv4 one in an IPv6 one")
+    return prefix, mapped
+
+
+def _allowed(text: str, prefix: Prefix) -> Prefix:
+    """Raises ValueError."""
+    if why := prefixes.why_not(prefix):
+        raise ValueError(f"{text}: {why}. Nobody can be a router to it")
+    return prefix

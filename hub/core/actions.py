@@ -11,7 +11,7 @@ from edgeagent.proto.token import SECRET_SIZE, claim_password
 from edgeagent.proto.token import Token as JoinToken
 from hub.core import admission, clients, naming, relays, routes
 from hub.core.credential import make_credential
-from hub.core.hostnames import RESERVED
+from hub.core.hostnames import RESERVED, is_reserved
 from hub.core.model import TOKENS_MAX, Device, DeviceState, HubError, JobKind, Kind, Op, Outgoing, Role, Token
 from hub.core.nats import bar, hosts_for
 from hub.core.scribe import Scribe
@@ -127,10 +127,10 @@ def approve_device(scribe: Scribe, tx: Tx, device: Device, wall_s: int) -> None:
 def rename_device(scribe: Scribe, tx: Tx, device: Device, name: str) -> None:
     """Those who know it learn the new name with its new record."""
     _refuse_removed(device)
-    if not is_host_name(name) or name in RESERVED:
+    if not is_host_name(name) or is_reserved(name):
         raise HubError(
             f"name {name!r}: a host name has a-z, 0-9 and -, at most 63 characters, and is none of "
-            f"{', '.join(RESERVED)}. Choose another"
+            f"{', '.join(RESERVED)}, nor one as 192-168-1-20-via-7. Choose another"
         )
     owner = tx.device_by_name(name)
     if owner is not None and owner.id != device.id:

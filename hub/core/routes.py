@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from edgeagent.proto import prefixes
+from edgeagent.proto import prefixes, via
 from edgeagent.proto.codec import encode
 from edgeagent.proto.control import MAP_ROUTES_MAX, ROUTERS_MAX
 from edgeagent.proto.prefixes import EXIT, Prefix
@@ -36,6 +36,7 @@ class Row:
     advertised: bool
     approved: bool
     snat: bool
+    via: str  # "192.168.1.0/24 via 7" of an IPv6 prefix that is that (4via6), else ""
 
     @property
     def state(self) -> str:
@@ -109,7 +110,7 @@ def why_refused(network: Network, prefix: Prefix) -> str | None:
     """Why no device of the network may route this; None where one may."""
     if prefix in EXIT:
         return None
-    if why := prefixes.why_not(prefix):
+    if why := prefixes.why_not(prefix) or via.why_not(prefix):
         return why
     own: tuple[Prefix, Prefix] = (
         (ipam.V4_NETWORK.to_bytes(4, "big"), ipam.V4_PREFIX),
@@ -144,14 +145,15 @@ def of_device(tx: Tx, device: Device) -> list[Row]:
 
 
 def read_prefixes(texts: Iterable[str]) -> list[Prefix]:
-    """What an operator wrote: prefixes, or `exit` for both default routes. Raises HubError."""
+    """What an operator wrote: prefixes, IPv4 ones of a site (`192.168.1.0/24@7`), or `exit` for both default routes.
+    Raises HubError."""
     found: list[Prefix] = []
     for text in texts:
         if text == "exit":
             found += EXIT
             continue
         try:
-            found.append(prefixes.parse(text))
+            found.append(via.read(text))
         except ValueError as error:
             raise HubError(f"prefix {error}") from None
     return found
@@ -259,4 +261,5 @@ def _row(route: Route, owner: Device) -> Row:
         advertised=route.advertised,
         approved=route.approved,
         snat=route.snat,
+        via=via.to_text(route.prefix),
     )

@@ -14,6 +14,9 @@ import pytest
 from edgeagent import cli, doctor, enginerule, probes
 from edgeagent.engine.fast import build as builder
 from edgeagent.engine.fast import library
+from edgeagent.io import forwarding
+from edgeagent.io.keystore import Keystore, StateFile
+from edgeagent.proto.routewish import RouteWish
 from edgeagent.version import BUILD_TIME_S
 from tools import OBJECTS
 
@@ -139,6 +142,28 @@ def test_a_state_folder_that_is_open_or_full_or_damaged(
     assert next(doctor.check_state(settings())).state == doctor.FAILED
     monkeypatch.setenv("EDGEAGENT_STATE", str(tmp_path / "not" / "yet"))
     assert rows(capsys)[1]["state folder"]["found"].endswith("not there yet, made by edgeagent up")
+
+
+def test_a_translator_matters_where_something_is_to_be_translated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert list(doctor.check_translator(settings())) == []
+    wish = RouteWish()
+    keystore = Keystore(str(tmp_path / "state"))
+    keystore.open()
+    try:
+        for asked, names in ((["192.168.1.0/24"], []), (["192.168.1.0/24@7"], ["4via6"])):
+            wish.change({"advertise": asked})
+            keystore.save(StateFile.ROUTES, wish.encode())
+            monkeypatch.setattr(forwarding, "find_program", lambda name: f"/usr/sbin/{name}")
+            assert [(row.check, row.state) for row in doctor.check_translator(settings())] == [
+                (name, doctor.OK) for name in names
+            ]
+        monkeypatch.setattr(forwarding, "find_program", lambda name: None)
+        [row] = doctor.check_translator(settings())
+        assert (row.state, row.found) == (doctor.FAILED, "tayga is not installed") and "Install" in row.todo
+    finally:
+        keystore.close()
 
 
 def test_clock_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:

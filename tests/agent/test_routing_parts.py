@@ -14,7 +14,7 @@ from pyroute2.netlink.rtnl.fibmsg import fibmsg
 
 from edgeagent import markedlookup
 from edgeagent.cli_routes import show_routes
-from edgeagent.io import forwarding
+from edgeagent.io import forwarding, tayga
 from edgeagent.io import rtnetlink as rt
 from edgeagent.io.forwarding import NftError, Ruleset, Sysctls
 from edgeagent.io.rules import Rule
@@ -43,8 +43,27 @@ def test_a_wish_is_kept_as_it_was() -> None:
     wish.change({"advertise": ["10.77.1.0/24=192.168.7.0/24", "10.0.0.0/8"]})
     mapped = RouteWish.decode(wish.encode())
     assert mapped.real == {prefixes.parse("10.77.1.0/24"): SITE} and len(mapped.advertise) == 2
+    assert mapped.translated == {}
     with pytest.raises(ControlError):
         RouteWish.decode(wish.encode()[:-1])
+
+
+def test_ipv4_prefixes_under_ipv6_are_kept_with_what_they_are_inside() -> None:
+    wish = RouteWish()
+    own = "fd12:3456:789a:1:0:7:c0a8:700/120"
+    wish.change(
+        {"advertise": ["192.168.7.0/24@7", "10.0.0.0/8 via 7", "10.77.1.0/24=192.168.7.0/24", "192.168.7.0/24"]}
+    )
+    again = RouteWish.decode(wish.encode())
+    assert again.translated == {
+        prefixes.parse("fd2e:966:3c02::7:c0a8:700/120"): SITE,
+        prefixes.parse("fd2e:966:3c02::7:a00:0/104"): prefixes.parse("10.0.0.0/8"),
+    }
+    assert len(again.real) == 3 and len(again.offered) == 4
+    wish.change({"advertise": ["fd2e:966:3c02::7:c0a8:700/120"]})  # the same, as the hub shows it
+    assert wish.translated == {prefixes.parse("fd2e:966:3c02::7:c0a8:700/120"): SITE}
+    wish.change({"advertise": [f"{own}=192.168.7.0/24"]})
+    assert wish.translated == {prefixes.parse(own): SITE}
 
 
 @pytest.mark.parametrize(
@@ -59,6 +78,18 @@ def test_a_wish_is_kept_as_it_was() -> None:
         ({"advertise": ["10.7.0.0/16=192.168.7.0/24"]}, "of one IP version and one length"),
         ({"advertise": ["10.7.7.0/24=127.0.0.0/24"]}, "loopback"),
         ({"advertise": ["10.1.1.0/24=10.9.9.0/24", "10.2.2.0/24=10.9.9.0/24"]}, "offered under two prefixes"),
+        ({"advertise": ["192.168.7.0/24@7", "10.0.0.0/8@8"]}, "one number of a site"),
+        ({"advertise": ["192.168.7.0/24@0"]}, "a site from 1 to 65535"),
+        ({"advertise": ["127.0.0.0/8@7"]}, "127.0.0.0/8@7: loopback"),
+        ({"advertise": ["0.0.0.0/0@7"]}, "a default route"),
+        ({"advertise": ["fd2e:966:3c02::/48"]}, "only IPv4 prefixes of sites"),
+        ({"advertise": ["fd00::7:c0a8:700/120=192.168.8.0/24"]}, "192.168.8.0/24 in its last 32 bits"),
+        ({"advertise": ["fd00::7:c0a8:0/112=192.168.7.0/24"]}, "96 bits longer"),
+        ({"advertise": ["fd00:0:0:0:100:7:c0a8:700/120=192.168.7.0/24"]}, "bits 64 to 71 zero"),
+        ({"advertise": ["64:ff9b::c0a8:700/120=192.168.7.0/24"]}, "RFC 6052"),
+        ({"advertise": ["192.168.7.0/24@7=192.168.8.0/24"]}, "in its last 32 bits"),
+        ({"advertise": ["192.168.7.0/24@7=fd00::/120"]}, "of one IP version and one length"),
+        ({"advertise": ["10.7.0.0/24=fd00::/120"]}, "of one IP version and one length"),
         ({"snat": 1}, "not true or false"),
         ({"x": True}, "no such setting"),
         ({"exit_node": "a.b"}, "want the host name"),
@@ -87,6 +118,9 @@ def test_what_is_shown_of_a_device_that_is_no_member() -> None:
     wish.change({"advertise": ["192.168.7.0/24"], "snat": False, "accept": False})
     shown = show_routes(describe(wish, problems=["nft is not installed"]))
     assert "192.168.7.0/24" in shown and "waits for approval" in shown and "PROBLEM  nft is not" in shown
+    wish.change({"advertise": ["192.168.7.0/24@7"]})
+    assert "offers   192.168.7.0/24 via 7" in (shown := show_routes(describe(wish)))
+    assert ", as fd2e:966:3c02::7:c0a8:700/120" in shown
     assert "edgeagent exit-node set NAME" in show_routes(describe(wish), only_exit=True)
 
 
@@ -137,6 +171,33 @@ def test_a_site_under_another_prefix() -> None:
     assert "ip saddr 100.64.0.0/10 ip daddr { 192.168.7.0/24 }" in text
     refused = 'iifname "edge0" ip daddr 192.168.7.0/24 drop'
     assert text.index("ct status dnat accept") < text.index(refused) < text.index("192.168.7.0/24 } accept")
+
+
+def test_what_is_translated_has_one_way_and_one_source() -> None:
+    shown = prefixes.parse("fd2e:966:3c02::7:c0a8:700/120")
+    ends = tayga.Ends("edge0")
+    translated = forwarding.Translated(ends.interface, ends.source, {shown: SITE})
+    v4, v6 = ruleset(prefixes=[], snat=False, translated=translated).split("table ip6 edgeagent_edge0 {")
+    for rule in (
+        'iifname "edge0-via" oifname { "edge0", "edge0-via" } drop',
+        'iifname "edge0-via" ip daddr != { 192.168.7.0/24 } drop',
+        'oifname "edge0-via" ct state != { established, related } drop',
+    ):
+        assert v4.index(rule) < v4.index("ct state established,related accept")
+    assert 'iifname "edge0-via" ip saddr 198.19.84.2 accept\n    iifname "edge0-via" drop' in v4
+    assert 'ip saddr 198.19.84.2 oifname != "edge0-via" masquerade' in v4  # whatever --snat says
+    for rule in ('iifname "edge0-via" oifname != "edge0" drop', 'oifname "edge0-via" iifname != "edge0" drop'):
+        assert v6.index(rule) < v6.index("ct state established,related accept")
+    only = (
+        'iifname "edge0" oifname "edge0-via" ip6 saddr fd12:3456:789a::/48 ip6 daddr { fd2e:966:3c02::7:c0a8:700/120 } '
+        'accept\n    iifname "edge0" ip6 daddr { fd2e:966:3c02::7:c0a8:700/120 } drop\n    iifname "edge0-via" drop'
+    )
+    assert only in v6 and 'oifname "edge0-via" snat to fd2e:966:3c02::c613:5402' in v6
+    # Also an exit node, which leads to all that is not private, loses nothing of it to the internet
+    through = ruleset(exits=True, prefixes=[], translated=translated)
+    assert through.index("c0a8:700/120 } drop") < through.index("{ fc00::/7, fe80::/10 } drop")
+    assert through.index("snat to fd2e:966:3c02::c613:5402") < through.index("ip6 saddr fd12:3456:789a::/48 oifname")
+    assert "via" not in ruleset()
 
 
 def test_an_exit_node_leads_to_no_neighbour_that_is_not_routed() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from edgeagent.proto import prefixes
 from edgeagent.proto.control import CLIENTS_MAX, MAP_ROUTES_MAX
 from edgeagent.proto.prefixes import EXIT, Prefix
-from hub.core import actions, chores, clients, policing, routes
+from hub.core import actions, chores, clients, hostnames, policing, routes
 from hub.core.model import NODE_KEY_LIFE_S, HubDrop, HubError, Route
 from tests.hub.kit import DAY_S, WALL_S, Dev, Hub, admitted, row
 
@@ -104,6 +104,7 @@ def test_an_agent_that_knows_of_no_routes_offers_none(hub: Hub) -> None:
     [
         *("100.64.0.0/10", "100.64.7.0/24", "100.0.0.0/8", "127.0.0.0/8", "169.254.1.0/24", "224.0.0.0/4", "0.0.0.0/1"),
         *("128.0.0.0/1", "10.0.0.0/7", "::1/128", "fe80::/64", "ff00::/16", "2000::/3", "own"),
+        *("fd2e:966:3c02::/48", "fd2e:966:3c02::7:7f00:0/104", "fd2e:966:3c02::c0a8:100/120", "64:ff9b::/96"),
     ],
 )
 def test_what_nobody_may_route_is_refused_and_counted(hub: Hub, text: str) -> None:
@@ -112,6 +113,30 @@ def test_what_nobody_may_route_is_refused_and_counted(hub: Hub, text: str) -> No
     offer(hub, router, SITE, bad)
     assert list(states(hub)) == [("192.168.7.0/24", "n0")]
     assert hub.coordinator.drops == {HubDrop.ROUTE_REFUSED: 1}
+
+
+def test_an_ipv4_prefix_of_a_site_is_an_ipv6_one_that_is_shown_as_both(hub: Hub) -> None:
+    a, router = admitted(hub, 2)
+    shown = prefixes.parse("fd2e:966:3c02::7:c0a8:100/120")
+    offer(hub, router, shown, SITE_6)
+    assert routes.read_prefixes(["192.168.1.0/24@7", "192.168.1.0/24 via 7"]) == [shown, shown]
+    assert approve(hub, router, *routes.read_prefixes(["192.168.1.0/24@7"])) == [shown]
+    with hub.store.read() as tx:
+        assert [(each.prefix, each.via, each.state) for each in routes.table(tx)] == [
+            ("fd00:7::/64", "", "waits for approval"),
+            ("fd2e:966:3c02::7:c0a8:100/120", "192.168.1.0/24 via 7", "in use"),
+        ]
+    read_all(hub, a)
+    assert said(a)["ro"] == [list(shown)]
+    with pytest.raises(HubError, match="want an IPv4 prefix and a site"):
+        routes.read_prefixes(["192.168.1.0/24@70000"])
+
+
+def test_no_device_has_a_name_that_devices_compute(hub: Hub) -> None:
+    (device,) = admitted(hub, 1)
+    with hub.store.write() as tx, pytest.raises(HubError, match="192-168-1-20-via-7"):
+        actions.rename_device(hub.scribe, tx, row(tx, device), "10-0-0-1-via-3")
+    assert hostnames.choose_name("10-0-0-1-via-3", lambda name: False, lambda wish: 1) == "10-0-0-1-via-3-1"
 
 
 def test_a_restless_router_causes_one_round_at_a_time(hub: Hub) -> None:

@@ -105,6 +105,7 @@ def _recipe(target: Target, form: str, library: Path, room: Path, board: str | N
         put("/usr/share/doc/edgeagent/copyright", copyright_)
         recipe["depends"] = DEBIAN_DEPENDS
         recipe["recommends"] = ["nftables"]
+        recipe["suggests"] = ["tayga"]  # of routers of 4via6 alone
         recipe["scripts"] = _scripts(
             postinstall="debian.postinst", preremove="debian.prerm", postremove="debian.postrm"
         )

@@ -29,6 +29,9 @@ Part = Annotated[str, Query(max_length=TEXT_MAX)]
 
 class RouteOut(BaseModel):
     prefix: str
+    via: str | None = Field(
+        description="Of an IPv6 prefix that is an IPv4 one of a site (4via6): 192.168.1.0/24 via 7."
+    )
     exit: bool = Field(description="A default route: of an exit node.")
     device: str | None
     device_id: str
@@ -124,6 +127,7 @@ def list_routes(
     return [
         RouteOut(
             prefix=row.prefix,
+            via=row.via or None,
             exit=row.is_exit,
             device=row.device.name,
             device_id=row.device.id,

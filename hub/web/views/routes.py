@@ -57,10 +57,11 @@ class Member:
 
 @dataclass(frozen=True)
 class Group:
-    """All routers of one prefix; of exit nodes, `prefix` is "exit"."""
+    """All routers of one prefix; of exit nodes, `prefix` is "exit". `via`: what it is at the site (4via6)."""
 
     prefix: str
     members: list[Member]
+    via: str = ""
 
     @property
     def waits(self) -> bool:
@@ -69,7 +70,10 @@ class Group:
 
 def groups_of(rows: list[Row]) -> list[Group]:
     """By prefix, in the order of `rows`; those that wait for somebody first."""
-    found = [Group(prefix, _members(list(members))) for prefix, members in groupby(rows, key=lambda row: row.prefix)]
+    found = [
+        Group(prefix, _members(list(members)), via)
+        for (prefix, via), members in groupby(rows, key=lambda row: (row.prefix, row.via))
+    ]
     return sorted(found, key=lambda group: not group.waits)
 
 

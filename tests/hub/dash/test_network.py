@@ -84,6 +84,15 @@ def test_routers_of_one_prefix_stand_together_the_primary_first(site: Site, owne
     assert "approved, offline" in rows[1] and "waits for approval" in rows[2]
 
 
+def test_an_ipv4_prefix_of_a_site_stands_beside_the_ipv6_one(site: Site, owner: Browser) -> None:
+    device = site.add_device(1, online=True)
+    offer(site, device, "fd2e:966:3c02::7:c0a8:100/120")
+    for path in ("/routes", f"/devices/{device.id}"):
+        page = text(owner, path)
+        assert '<strong class="mono">fd2e:966:3c02::7:c0a8:100/120</strong>' in page
+        assert '<span class="sub mono">192.168.1.0/24 via 7</span>' in page
+
+
 def test_nobody_is_primary_before_something_is_approved(site: Site) -> None:
     device = site.add_device(1, online=True)
     offer(site, device, "10.1.0.0/16")

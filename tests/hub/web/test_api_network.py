@@ -53,6 +53,16 @@ def test_routes_are_approved_and_no_longer(site: Site, program: TestClient, gate
     assert last.object == f"device:{gateway.id}" and "192.168.7.0/24" in last.detail
 
 
+def test_an_ipv4_prefix_of_a_site_is_named_as_such(site: Site, program: TestClient, gateway: Device) -> None:
+    shown = bytes.fromhex("fd2e09663c02000000000007c0a80100")
+    with site.write() as tx:
+        tx.save_route(Route(gateway.id, shown, 120, advertised=True, approved=False, snat=True))
+    found = {row["prefix"]: row["via"] for row in program.get("/api/v1/routes").json()}
+    assert found == {"192.168.7.0/24": None, "fd2e:966:3c02::7:c0a8:100/120": "192.168.1.0/24 via 7"}
+    answer = program.post("/api/v1/devices/gw-1/routes/approve", json={"prefixes": ["192.168.1.0/24@7"]})
+    assert answer.json() == {"changed": ["fd2e:966:3c02::7:c0a8:100/120"]}
+
+
 @pytest.mark.parametrize(
     ("prefix", "said"),
     [
