@@ -164,7 +164,7 @@ def test_a_look_at_the_interfaces_that_fails_is_had_a_second_later() -> None:
     tunnel._own = SimpleNamespace(on_timeout=lambda now: None)  # type: ignore[assignment]
     tunnel.tun = SimpleNamespace(name="edge0", index=INDEX)  # type: ignore[assignment]
     tunnel.udp = SimpleNamespace(mark=0)  # type: ignore[assignment]
-    tunnel.device = SimpleNamespace(peers={})  # type: ignore[assignment]
+    tunnel.device = SimpleNamespace(peers={}, sources_changed=lambda: None)  # type: ignore[assignment]
     tunnel.engine = SimpleNamespace(sync=lambda now: None)  # type: ignore[assignment]
     tunnel._netlink = SimpleNamespace(default_routes=busy)  # type: ignore[assignment]
     assert tunnel.on_timeout(5.0) is None and tunnel._look_at == 5.0 + LOOK_AGAIN_S
