@@ -132,8 +132,8 @@ def test_we_move_and_let_go_of_the_source_that_vanished(lab: Lab) -> None:
     until(lambda: edge.reaches(go), READY_S, "the peer, when the link is back")
 
 
-def test_a_better_route_is_taken(lab: Lab) -> None:
-    """What came in over one link is not answered over it for ever, once the route leads over another."""
+def with_a_better_route(lab: Lab) -> tuple[End, End]:
+    """Two that have talked over one link, and whose routes lead over another one since."""
     edge, go = connected(lab)
     second = lab.net("198.51.100.0/24")
     for end in (edge, go):
@@ -141,6 +141,12 @@ def test_a_better_route_is_taken(lab: Lab) -> None:
     assert go.reaches(edge)
     edge.host.ip(f"route add {go.host.address}/32 via 198.51.100.2")
     go.host.ip("route add 198.51.100.0/24 dev eth1 metric 1")
+    return edge, go
+
+
+def test_a_better_route_is_taken(lab: Lab) -> None:
+    """What came in over one link is not answered over it for ever, once the route leads over another."""
+    edge, go = with_a_better_route(lab)
 
     def moved() -> bool:
         edge.reaches(go)
@@ -154,13 +160,7 @@ def test_a_better_route_is_taken(lab: Lab) -> None:
 def test_a_better_route_is_taken_by_who_only_answers(lab: Lab, monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
     """Long after the change datagrams come in where they always did: each pins the address that they came to."""
     monkeypatch.setenv("EDGEAGENT_ENGINE", engine)
-    edge, go = connected(lab)
-    second = lab.net("198.51.100.0/24")
-    for end in (edge, go):
-        end.host.attach(second)
-    assert go.reaches(edge)
-    edge.host.ip(f"route add {go.host.address}/32 via 198.51.100.2")
-    go.host.ip("route add 198.51.100.0/24 dev eth1 metric 1")
+    edge, go = with_a_better_route(lab)
     time.sleep(SEEN_S)
 
     def moved() -> bool:
