@@ -35,6 +35,7 @@ class Server:
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
+        self._threads[0].join(TIMEOUT_S)  # who is accepted at the last moment is shut down below, too
         self._listener.close()
         for sock in list(self._sockets):
             with suppress(OSError):
