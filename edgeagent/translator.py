@@ -153,11 +153,12 @@ class Translator:
         child = self._child
         assert child is not None
         said = child.output.decode("utf-8", "replace").strip().splitlines()
-        how = f"signal {-child.code}" if child.code < 0 else f"exit status {child.code}"
+        code = f"signal {-child.code}" if child.code < 0 else f"exit status {child.code}"
+        ended = f"was stopped ({child.why})" if child.why else f"ended by itself ({code})"
         if now - self._began >= STEADY_S:
             self._again_s = AGAIN_S
         self._end()
-        self._failed(now, f"tayga ended by itself ({how}){': ' + said[-1][:200] if said else ''}")
+        self._failed(now, f"tayga {ended}{': ' + said[-1][:200] if said else ''}")
 
     def _failed(self, now: float, why: str) -> None:
         self.problem = f"{why}. Next try {self._again_s:.0f} s after that"

@@ -165,6 +165,13 @@ def test_one_that_dies_is_begun_again_ever_more_rarely(rig: Callable[[str], Rig]
     assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
 
 
+def test_one_that_says_too_much_is_said_to_be_stopped_for_that(rig: Callable[[str], Rig]) -> None:
+    it = rig("exec yes")
+    it.it.serve(it.now, [SITE])
+    until(lambda: it.turn() or it.it._child is None, 10, "its end")
+    assert it.it.problem.startswith("tayga was stopped (too-much-output)")
+
+
 def test_one_that_was_killed_after_a_while_is_back_in_a_second(rig: Callable[[str], Rig]) -> None:
     it = rig("exec sleep 60")
     it.netlink.there = True

@@ -153,21 +153,20 @@ def test_an_export_that_was_changed(
     assert said in desk("audit", "verify", "--export", str(file), code=1)
 
 
-def test_a_chain_that_was_made_anew(desk: Desk, tmp_path: Path) -> None:
-    """By whoever can write the database: the export from before tells."""
-    file = desk.export(tmp_path / "audit.jsonl")
+def make_anew(desk: Desk, changed: int) -> None:
+    """All rows again, one of them by another actor, in a chain that fits."""
     with desk.site.write() as tx:
         rows = tx.audit_rows(limit=1_000)
         tx.drop_audit(rows[-1].id)
         for row in rows:
-            record(
-                tx,
-                row.wall_s,
-                "cli:nobody" if row.id == 40 else row.actor,
-                row.verb,
-                row.object,
-                json.loads(row.detail),
-            )
+            by = "cli:nobody" if row.id == changed else row.actor
+            record(tx, row.wall_s, by, row.verb, row.object, json.loads(row.detail))
+
+
+def test_a_chain_that_was_made_anew(desk: Desk, tmp_path: Path) -> None:
+    """By whoever can write the database: the export from before tells."""
+    file = desk.export(tmp_path / "audit.jsonl")
+    make_anew(desk, 40)
     assert "unbroken" in desk("audit", "verify")
     assert "row 40 of the export is another there" in desk("audit", "verify", "--export", str(file), code=1)
     desk.prune()
@@ -178,13 +177,7 @@ def test_a_chain_that_was_made_anew(desk: Desk, tmp_path: Path) -> None:
 
 def test_a_pruned_part_that_was_made_anew(desk: Desk, tmp_path: Path) -> None:
     file = desk.export(tmp_path / "audit.jsonl")
-    with desk.site.write() as tx:
-        rows = tx.audit_rows(limit=1_000)
-        tx.drop_audit(rows[-1].id)
-        for row in rows:
-            record(
-                tx, row.wall_s, "cli:nobody" if row.id == 4 else row.actor, row.verb, row.object, json.loads(row.detail)
-            )
+    make_anew(desk, 4)
     desk.prune()
     early = tmp_path / "early.jsonl"
     early.write_text("".join(file.read_text().splitlines(keepends=True)[:30]))
