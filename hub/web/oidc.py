@@ -31,7 +31,7 @@ from hub.web import cookies
 from hub.web.auth import CurrentBackend
 from hub.web.backend import Backend
 from hub.web.errors import Problem, client_address
-from hub.web.signin import demand_try, enter, safe_next
+from hub.web.signin import demand_step, enter, safe_next
 
 KEPT_S = 3_600
 KEYS_AGAIN_S = 60  # an unknown key id makes us look at the keys anew, but not more often
@@ -93,7 +93,7 @@ class Provider:
 def begin(request: Request, backend: CurrentBackend, next: str = "/") -> Response:
     """To the provider; what must come back is in a cookie of ours until then."""
     settings = _settings(backend)
-    demand_try(request, backend, client_address(request), "")
+    demand_step(request, backend, client_address(request))
     try:
         metadata = request.app.state.provider.metadata(backend.clock(), settings.issuer)
     except Untrusted as error:
@@ -124,7 +124,7 @@ def come_back(
     """From the provider. Each refusal is audited with its reason."""
     settings = _settings(backend)
     address = client_address(request)
-    demand_try(request, backend, address, "")
+    demand_step(request, backend, address)
     kept = request.app.state.sealer.take(request, None, "oidc")
     try:
         if kept is None or not secrets.compare_digest(kept["state"].encode(), state.encode()):

@@ -21,7 +21,7 @@ from hub.store import people
 from hub.web import cookies
 from hub.web.auth import CurrentBackend, CurrentUser
 from hub.web.errors import Forbidden, Problem, client_address
-from hub.web.signin import demand_passkey_try, enter, safe_next
+from hub.web.signin import demand_step, enter, safe_next
 
 CREDENTIAL_ID_MAX = 1_023  # bytes, WebAuthn Level 2, section 4
 _NEW, _USE = "passkey-new", "passkey"
@@ -114,7 +114,7 @@ def remove_passkey(backend: CurrentBackend, who: CurrentUser, passkey_id: str) -
 @signin_router.post("/login/passkey/options")
 def authentication_options(request: Request, backend: CurrentBackend) -> Response:
     """For navigator.credentials.get(); nobody is named, so nothing is told of who is here."""
-    demand_passkey_try(request, backend, client_address(request))
+    demand_step(request, backend, client_address(request))
     text, challenge = ceremonies().request_options(_rp_id(request))
     response = Response(text, media_type="application/json")
     request.app.state.sealer.put(request, response, _USE, {"challenge": _encode(challenge)})
@@ -125,7 +125,7 @@ def authentication_options(request: Request, backend: CurrentBackend) -> Respons
 def sign_in(request: Request, backend: CurrentBackend, body: SignIn) -> Response:
     """Answers with where to go."""
     address = client_address(request)
-    demand_passkey_try(request, backend, address)
+    demand_step(request, backend, address)
     kept = request.app.state.sealer.take(request, None, _USE)
     if kept is None:
         raise Problem(400, "passkey-late", "This took too long. Begin again.")

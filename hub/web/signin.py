@@ -22,8 +22,9 @@ router = APIRouter(include_in_schema=False)
 # A try costs 19 MiB for 30 ms, and a password of twelve characters stands for years against these.
 ADDRESS_PER_S, ACCOUNT_PER_S = 1 / 10, 1 / 30
 TRIES_BURST = 20
-# A passkey cannot be guessed, signing in by it takes two requests, and one that was cancelled is begun again.
-PASSKEYS_PER_S, PASSKEYS_BURST = 1.0, 120
+# Neither a passkey nor a provider's word can be guessed, signing in by them takes two requests, and what was cancelled
+# is begun again.
+STEPS_PER_S, STEPS_BURST = 1.0, 120
 
 
 def safe_next(target: str) -> str:
@@ -85,22 +86,23 @@ def enter(request: Request, backend: Backend, person: Person, how: str, target: 
 
 
 class Tries:
-    """How often passwords may be tried, by address and by account, and passkeys by address; `app.state.tries`."""
+    """How often passwords may be tried, by address and by account, and passkeys and providers by address;
+    `app.state.tries`."""
 
     def __init__(self) -> None:
         self._addresses = LockedBuckets(ADDRESS_PER_S, TRIES_BURST)
         self._accounts = LockedBuckets(ACCOUNT_PER_S, TRIES_BURST)
-        self._passkeys = LockedBuckets(PASSKEYS_PER_S, PASSKEYS_BURST)
+        self._steps = LockedBuckets(STEPS_PER_S, STEPS_BURST)
 
     def take(self, now: float, address: str, login: str) -> bool:
         """`login` "": no account is named."""
         return self._addresses.allow(now, source(address)) and (not login or self._accounts.allow(now, login))
 
-    def take_passkey(self, now: float, address: str) -> bool:
-        return self._passkeys.allow(now, source(address))
+    def take_step(self, now: float, address: str) -> bool:
+        return self._steps.allow(now, source(address))
 
     def __len__(self) -> int:
-        return len(self._addresses) + len(self._accounts) + len(self._passkeys)
+        return len(self._addresses) + len(self._accounts) + len(self._steps)
 
 
 def demand_try(request: Request, backend: Backend, address: str, login: str) -> None:
@@ -109,10 +111,10 @@ def demand_try(request: Request, backend: Backend, address: str, login: str) -> 
         _refuse(backend, address, "POST /login")
 
 
-def demand_passkey_try(request: Request, backend: Backend, address: str) -> None:
-    """For each of the two requests that a passkey takes. Raises Problem."""
-    if not request.app.state.tries.take_passkey(backend.clock(), address):
-        _refuse(backend, address, "POST /login/passkey")
+def demand_step(request: Request, backend: Backend, address: str) -> None:
+    """For each of the two requests that a passkey takes, or a provider. Raises Problem."""
+    if not request.app.state.tries.take_step(backend.clock(), address):
+        _refuse(backend, address, f"{request.method} {request.url.path}")
 
 
 def _refuse(backend: Backend, address: str, what: str) -> NoReturn:

@@ -28,6 +28,7 @@ from hub.core.roles import Access
 from hub.people import set_role
 from hub.store import oidcsettings, people
 from hub.store.sql import SqlTx
+from hub.web import signin
 from hub.web.oidc import Provider, open_token
 from tests.hub.web.kit import HERE, Browser, Site
 
@@ -330,6 +331,15 @@ def test_metadata_and_keys_are_kept(sso: Site, idp: Idp) -> None:
         sign_in(sso, "sub-ada")
     assert idp.asked.count("/.well-known/openid-configuration") == 1
     assert idp.asked.count("/jwks") == 1
+
+
+def test_what_is_begun_again_takes_no_try_of_a_password(sso: Site) -> None:
+    browser = sso.browser()
+    for _ in range(signin.TRIES_BURST + 1):
+        to_provider(browser)
+    assert browser.sign_in().status_code == 303
+    codes = [browser.client.get("/login/oidc/callback").status_code for _ in range(signin.STEPS_BURST)]
+    assert codes[0] == 403 and codes[-1] == 429 and codes.count(429) <= signin.TRIES_BURST + 1
 
 
 def test_a_provider_that_calls_itself_something_else(sso: Site, idp: Idp) -> None:

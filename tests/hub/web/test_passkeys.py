@@ -179,10 +179,10 @@ def test_what_is_begun_again_takes_no_try_of_a_password(olga: Browser) -> None:
     for _ in range(signin.TRIES_BURST + 1):
         assert browser.client.post("/login/passkey/options").status_code == 200
     assert browser.sign_in().status_code == 303
-    codes = [browser.client.post("/login/passkey/options").status_code for _ in range(signin.PASSKEYS_BURST)]
+    codes = [browser.client.post("/login/passkey/options").status_code for _ in range(signin.STEPS_BURST)]
     assert codes[-1] == 429 and codes.count(429) <= signin.TRIES_BURST + 1
     refusal = olga.site.audit("refused")[-1]
-    assert (refusal.object, json.loads(refusal.detail)["why"]) == ("POST /login/passkey", "too-many-tries")
+    assert (refusal.object, json.loads(refusal.detail)["why"]) == ("POST /login/passkey/options", "too-many-tries")
 
 
 @pytest.mark.parametrize("credential", [{}, {"id": "x"}, {"id": "é", "response": 7}, {"id": "A" * 5_000}])

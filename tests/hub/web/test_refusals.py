@@ -340,7 +340,7 @@ def test_the_tables_of_tries_do_not_grow(site: Site) -> None:
     tries = site.app.state.tries
     for number in range(throttle.KEYS_MAX + 100):
         tries.take(0.0, f"address {number}", f"login {number}")
-        tries.take_passkey(0.0, f"address {number}")
+        tries.take_step(0.0, f"address {number}")
     assert len(tries) <= 3 * throttle.KEYS_MAX
 
 
