@@ -45,13 +45,14 @@ FORBIDDEN = (
     "xml",
 )
 
-# MiB of VmRSS after the import, above the bare interpreter's (8.5 to 10, by how it was built). Of the daemon's, OpenSSL
-# takes 5 and paho-mqtt 3.
+# MiB of VmRSS after the import, above the bare interpreter's (8.5 to 10, by how it was built); of the daemon, above one
+# that has loaded OpenSSL, too (4.6 MiB more with 3.0, 5.4 with 3.5). paho-mqtt takes 3 of it.
 BUDGET_MIB = {
     "edgeagent.cli": 3.0,
     "edgeagent.wireguard": 5.5,
-    "edgeagent.daemon": 14.2,
+    "edgeagent.daemon": 9.7,
 }
+OPENSSL = ("_hashlib", "_ssl")
 
 # What the daemon does without until somebody asks it something, or for good; 1.1 MiB.
 NOT_BY_DAEMON = (
@@ -85,8 +86,9 @@ def test_the_import_stays_within_its_budget(module: str) -> None:
     assert breaches(loaded) == []
     if module == "edgeagent.daemon":
         assert [name for name in NOT_BY_DAEMON if name in loaded] == []
-    taken_mib = rss_mib - footprint()[1]
-    assert taken_mib <= BUDGET_MIB[module], f"{module} takes {taken_mib:.1f} MiB above the bare interpreter"
+    before = OPENSSL if module == "edgeagent.daemon" else ()
+    taken_mib = rss_mib - footprint(*before)[1]
+    assert taken_mib <= BUDGET_MIB[module], f"{module} takes {taken_mib:.1f} MiB above {before or 'the interpreter'}"
 
 
 def test_the_fast_engine_adds_little() -> None:
