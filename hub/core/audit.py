@@ -42,6 +42,7 @@ class Entry:
         """What `detail` says; where somebody wrote there what no `record` writes: {"detail": that text}."""
         try:
             found = json.loads(self.detail)
+            json.dumps(found, ensure_ascii=False).encode()  # no half of a character, which nobody can print
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict) or not all(isinstance(value, str | int) for value in found.values()):

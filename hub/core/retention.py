@@ -95,9 +95,9 @@ def _due(tx: Tx, wall_s: int, keep: Keep) -> _Due | None:
     if first is None or last is None:
         return None
     accepts, count = Accepts(tx), last.id - first.id + 1
-    if is_long := _is_long(keep, count):
+    if keep.rows and count > keep.rows:
         count -= accepts.missing(first.id)
-        is_long = _is_long(keep, count)
+    is_long = bool(keep.rows) and count > keep.rows + keep.rows // 10
     is_old = bool(keep.days) and not wall_s - (keep.days + 1) * DAY_S <= first.wall_s <= wall_s + DAY_S
     if not (is_old or is_long):
         return None
@@ -108,10 +108,6 @@ def _due(tx: Tx, wall_s: int, keep: Keep) -> _Due | None:
     walk = Walk(beginning(tx), accepts)
     walk.go(batch[:gone])
     return _Due(batch[:gone], walk.broken)
-
-
-def _is_long(keep: Keep, count: int) -> bool:
-    return bool(keep.rows) and count > keep.rows + keep.rows // 10
 
 
 def _older(rows: list[Entry], wall_s: int, days: int) -> int:

@@ -360,6 +360,18 @@ def test_what_is_not_there_takes_no_place_among_the_rows_that_are_kept(hub: Hub)
     assert broken_at(hub.store) is None
 
 
+def test_with_rows_that_are_old_no_more_go_than_are_too_many(hub: Hub) -> None:
+    keep(hub.store, days=400, rows=1_000)
+    fill(hub.store, [OLD_S] * 30 + [WALL_S] * 500)
+    tamper(hub.store, lambda rows: [*rows, after(rows[-1], 581, detail="{}")])
+    fill(hub.store, [WALL_S] * 509)
+    accept_next(hub.store)
+    rows = rows_of(hub.store)
+    assert (rows[530].wall_s, len(rows), rows[-1].id) == (WALL_S, 1_041, 1_091)
+    settle(hub.store)
+    assert len(rows_of(hub.store)) == 1_001
+
+
 def test_a_word_of_rows_that_are_missing_does_not_count_where_they_are_there(hub: Hub) -> None:
     keep(hub.store, days=0, rows=1_000)
     fill(hub.store, [WALL_S] * 1_100)

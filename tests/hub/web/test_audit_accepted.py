@@ -258,6 +258,7 @@ BREAKS = [
     pytest.param([altered(7, actor="cli:nobody")], [7], id="changed"),
     pytest.param([altered(7, detail='{"b": 1,  "a": null}')], [7], id="in other words"),
     pytest.param([altered(7, detail="\u2028 no JSON")], [7], id="no JSON"),
+    pytest.param([altered(7, detail='{"half": "\\ud800"}')], [7], id="half a character"),
     pytest.param([altered(7, hash=b"")], [7, 8], id="hash"),
     pytest.param([without(5, 6), altered(9, wall_s=3)], [7, 9], id="missing"),
     pytest.param([without(1, 2, 3)], [4], id="beginning"),
