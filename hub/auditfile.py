@@ -19,9 +19,11 @@ def write_line(entry: Entry) -> str:
         "actor": entry.actor,
         "verb": entry.verb,
         "object": entry.object,
-        "detail": json.loads(entry.detail),
+        "detail": entry.details(),
         "hash": entry.hash.hex(),
     }
+    if _written(row["detail"]) != entry.detail:  # somebody changed it: the hash is over the text
+        row["text"] = entry.detail
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
@@ -46,6 +48,12 @@ def _read(row: Any) -> Entry:
         or not all(isinstance(it, str) for it in (actor, verb, object_))
     ):
         raise TypeError
-    # As hub.core.audit.record writes it: the hash is over the text
-    detail = json.dumps(row["detail"], ensure_ascii=False, sort_keys=True)
+    detail = row["text"] if "text" in row else _written(row["detail"])
+    if not isinstance(detail, str):
+        raise TypeError
     return Entry(number, wall_s, actor, verb, object_, detail, bytes.fromhex(hash_))
+
+
+def _written(detail: Any) -> str:
+    """As hub.core.audit.record writes it."""
+    return json.dumps(detail, ensure_ascii=False, sort_keys=True)

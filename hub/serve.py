@@ -21,7 +21,7 @@ from typing import Any
 from sqlalchemy.exc import DBAPIError
 
 from edgeagent import crypto as providers
-from hub.core import chores
+from hub.core import chores, retention
 from hub.core.coordinator import Coordinator
 from hub.database import Database, demand_one, open_database
 from hub.fetching import Fetching
@@ -41,6 +41,7 @@ from hub.store.postgres import LeadLost, PostgresStore
 
 TICK_S = 1.0
 DATES_S = 30.0
+REMIND_S = 86_400.0  # of an audit log that is not pruned any more
 STATUS_S = 2.0  # at most so often, and only what has changed
 
 log = logging.getLogger("edgehub")
@@ -107,7 +108,7 @@ class Server:
         self._renewal = Renewal(state)
         self._look = True  # there may be rows or jobs that were not looked at
         self._changes = -1
-        self._tick_at = self._dates_at = self._status_at = 0.0
+        self._tick_at = self._dates_at = self._status_at = self._remind_at = 0.0
         self._started_s = int(time.time())
         self._status: dict[str, Any] = {}
         self._stopping = False
@@ -199,10 +200,24 @@ class Server:
             live.announce(self._state.live, tx.changes)
             self._dates_at = now + (TICK_S if more else DATES_S)
             self._look = True
+        if now >= self._remind_at:
+            self._remind_at = now + REMIND_S
+            self._say_what_holds_up()
         self._renewal.tick(now)
         if now >= self._status_at:
             self._status_at = now + STATUS_S
             self._write_status(running=True)
+
+    def _say_what_holds_up(self) -> None:
+        with self._store.read() as tx:
+            broken = retention.held_up_by(tx, int(time.time()))
+        if broken is not None:
+            log.warning(
+                "hub: the audit log is not pruned any more, and grows: it is broken at row %d: %s. "
+                "See `edgehub audit verify`; `edgehub audit accept` when it is known why",
+                broken.row.id,
+                broken.words(),
+            )
 
     def _receive(self, now: float) -> bool:
         """What came is answered, sent after the commit that all of it has, and acknowledged. Whether there was any."""

@@ -1,8 +1,8 @@
 """The audit log: who did what to what, each row bound to the one before by its hash.
 
 A row's hash is BLAKE2s-256 over the hash before it and the row's canonical JSON, so a row that was changed, taken out
-or put in between breaks the chain from there on. Who can write the database can write a new chain: keep exports
-elsewhere to notice that.
+or put in between breaks the chain there (hub.core.chain). Who can write the database can write a new chain: keep
+exports elsewhere to notice that.
 """
 
 from __future__ import annotations
@@ -38,26 +38,40 @@ class Entry:
         fields = [self.id, self.wall_s, self.actor, self.verb, self.object, self.detail]
         return blake2s(before + json.dumps(fields, ensure_ascii=False).encode()).digest()
 
+    def details(self) -> dict[str, str | int]:
+        """What `detail` says; where somebody wrote there what no `record` writes: {"detail": that text}."""
+        try:
+            found = json.loads(self.detail)
+            json.dumps(found, ensure_ascii=False).encode()  # no half of a character, which nobody can print
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict) or not all(isinstance(value, str | int) for value in found.values()):
+            return {"detail": self.detail}
+        return found
+
 
 def record(
     tx: Tx, wall_s: int, actor: str, verb: str, object_: str = "", detail: Mapping[str, str | int] | None = None
 ) -> Entry:
     """Append a row inside the transaction of the change that it tells of. Never put a secret into `detail`."""
     last = tx.last_audit()
-    kept = {name: _cut(value) for name, value in list((detail or {}).items())[:DETAIL_MAX]}
+    kept = {name: cut(value) for name, value in list((detail or {}).items())[:DETAIL_MAX]}
     text = json.dumps(kept, ensure_ascii=False, sort_keys=True)
     number = last.id + 1 if last is not None else 1
-    entry = Entry(number, wall_s, str(_cut(actor)), verb, str(_cut(object_)), text, b"")
+    entry = Entry(number, wall_s, str(cut(actor)), verb, str(cut(object_)), text, b"")
     entry = Entry(*_fields(entry), entry.digest(last.hash if last is not None else START))
     tx.add_audit(entry)
     return entry
 
 
-def first_break(before: bytes, expected_id: int, entries: Iterable[Entry]) -> tuple[int | None, bytes, int]:
-    """Follow the chain: (id of the first row that does not fit or None, the last hash, the id that must come next)."""
+def first_break(before: bytes, expected_id: int, entries: Iterable[Entry]) -> tuple[Entry | None, bytes, int]:
+    """Follow the chain: (the first row that does not fit or None, the last hash, the id that must come next).
+
+    Of an iterator it takes no row behind the one that does not fit.
+    """
     for entry in entries:
         if entry.id != expected_id or entry.hash != entry.digest(before):
-            return entry.id, before, expected_id
+            return entry, before, expected_id
         before, expected_id = entry.hash, entry.id + 1
     return None, before, expected_id
 
@@ -66,7 +80,7 @@ def _fields(entry: Entry) -> tuple[int, int, str, str, str, str]:
     return entry.id, entry.wall_s, entry.actor, entry.verb, entry.object, entry.detail
 
 
-def _cut(value: str | int) -> str | int:
+def cut(value: str | int) -> str | int:
     """Text without line ends and other controls, of bounded length: it is shown in terminals and pages."""
     if isinstance(value, int):
         return value

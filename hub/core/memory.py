@@ -449,9 +449,9 @@ class MemoryTx:
     def audit_rows(self, *, after: int = 0, limit: int = 100) -> list[Entry]:
         return _head({number: row for number, row in self._tables["audit"].items() if number > after}, limit)
 
-    def last_audit_of(self, verb: str) -> Entry | None:
+    def audit_of(self, verb: str, *, limit: int) -> list[Entry]:
         found = [row for row in self._tables["audit"].values() if row.verb == verb]
-        return max(found, key=lambda row: row.id, default=None)
+        return sorted(found, key=lambda row: -row.id)[:limit]
 
     def drop_audit(self, up_to: int) -> None:
         for number in [number for number in self._tables["audit"] if number <= up_to]:

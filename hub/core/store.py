@@ -284,7 +284,8 @@ class Tx(Protocol):
     def audit_rows(self, *, after: int = 0, limit: int = 100) -> list[Entry]:
         """In their order, those after `after`."""
 
-    def last_audit_of(self, verb: str) -> Entry | None: ...
+    def audit_of(self, verb: str, *, limit: int) -> list[Entry]:
+        """The newest first; by an index."""
 
     def drop_audit(self, up_to: int) -> None:
         """The oldest rows, those up to this id: see hub.core.retention."""

@@ -15,9 +15,10 @@ def last(connection: Connection) -> Entry | None:
     return None if row is None else _to_entry(row)
 
 
-def last_of(connection: Connection, verb: str) -> Entry | None:
-    row = connection.execute(select(audit).where(audit.c.verb == verb).order_by(audit.c.id.desc()).limit(1)).first()
-    return None if row is None else _to_entry(row)
+def of(connection: Connection, verb: str, *, limit: int) -> list[Entry]:
+    """The newest first."""
+    query = select(audit).where(audit.c.verb == verb).order_by(audit.c.id.desc()).limit(limit)
+    return [_to_entry(row) for row in connection.execute(query)]
 
 
 def add(connection: Connection, entry: Entry) -> None:
@@ -53,4 +54,6 @@ def drop(connection: Connection, up_to: int) -> None:
 
 
 def _to_entry(row: Row[Any]) -> Entry:
-    return Entry(row.id, row.wall_s, row.actor, row.verb, row.object, row.detail, row.hash)
+    # SQLite keeps text, too, where somebody put it into the column: a hash that fits nothing
+    hash_ = row.hash if isinstance(row.hash, bytes) else str(row.hash).encode()
+    return Entry(row.id, row.wall_s, row.actor, row.verb, row.object, row.detail, hash_)

@@ -15,7 +15,7 @@ from hub.core.model import HubError
 
 APPLICATION_ID = 0x656D3168  # "em1h", at offset 68 of the file: tells a hub's database from any other
 BUSY_TIMEOUT_S = 10.0
-NEWEST = "0015"  # the form of the tables that this program knows: the last of hub/store/migrations/versions
+NEWEST = "0016"  # the form of the tables that this program knows: the last of hub/store/migrations/versions
 
 
 def open_engine(path: Path) -> Engine:

@@ -305,6 +305,7 @@ audit = Table(
     Column("hash", BLOB, nullable=False),
     Index(None, "object", "id"),
     Index(None, "actor", "id"),
+    Index(None, "verb", "id"),
 )
 
 # A device that asks to come in without a token.

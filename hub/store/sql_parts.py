@@ -189,8 +189,8 @@ class Parts:
     def audit_rows(self, *, after: int = 0, limit: int = 100) -> list[Entry]:
         return audits.rows(self.connection, after=after, limit=limit)
 
-    def last_audit_of(self, verb: str) -> Entry | None:
-        return audits.last_of(self.connection, verb)
+    def audit_of(self, verb: str, *, limit: int) -> list[Entry]:
+        return audits.of(self.connection, verb, limit=limit)
 
     def drop_audit(self, up_to: int) -> None:
         audits.drop(self.connection, up_to)

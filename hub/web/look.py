@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -189,10 +188,8 @@ def link_of(thing: str) -> str:
 
 def details_of(event: Entry) -> list[tuple[str, str]]:
     """What an audit row says besides, without what is empty; times as dates."""
-    found = json.loads(event.detail)
-    return [
-        (name, _date(value) if name in ("expires", "until") else str(value)) for name, value in found.items() if value
-    ]
+    found = event.details().items()
+    return [(name, _date(value) if name in ("expires", "until") else str(value)) for name, value in found if value]
 
 
 def _date(value: object) -> str:

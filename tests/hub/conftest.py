@@ -22,6 +22,7 @@ from tests.hub.postgres import PostgresServer
 HERE = Path(__file__).parent
 # PostgreSQL in every run; elsewhere its turn comes with --slow: the store's own suite holds it to what the others do.
 SERVER_ALWAYS = (
+    "audit_accept",
     "commands",
     "coordinator",
     "filters",

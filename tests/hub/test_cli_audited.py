@@ -69,6 +69,7 @@ CHANGES = [
     ),
     ("oidc off", "", "settings.oidc"),
     ("audit keep", "--days 90", "audit.keep"),
+    ("audit accept", "1 --why known --yes", "audit.accept"),
     ("webhooks add", "https://hooks.test/x --event device.joined", "webhook.add"),
     ("webhooks test", "{hook}", "webhook.test"),
     ("webhooks remove", "{hook}", "webhook.remove"),
@@ -146,6 +147,11 @@ class Stage:
         with closing(SqliteStore(self.shell.state.database)) as store, store.read() as tx:
             return tx.audit_rows(limit=10_000)
 
+    def spoil(self) -> None:
+        """The first audit row, as somebody may who can write the database."""
+        with closing(SqliteStore(self.shell.state.database)) as store, store.write() as tx:
+            tx.connection.exec_driver_sql("UPDATE audit SET actor = 'cli:nobody' WHERE id = 1")
+
     def sign_elsewhere(self) -> None:
         requests, signed, key = (self.files[name] for name in ("requests", "signed", "key"))
         self.shell("lock", "export-requests", requests, "gw")
@@ -190,6 +196,8 @@ def test_each_change_leaves_one_row(
             stage.sign_elsewhere()
         if command == "update take":
             stage.sign_root_elsewhere()
+        if command == "audit accept":
+            stage.spoil()
         if command == "webhooks test":
             stage.values["hook"] = json.loads(stage.shell("webhooks", "list", "--json"))[0]["id"]
         words = [word.format(**stage.values) for word in arguments.split()]

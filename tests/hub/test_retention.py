@@ -14,8 +14,9 @@ import pytest
 
 from hub.core import chores, retention
 from hub.core.audit import Entry, first_break, record
+from hub.core.chain import PRUNED, Beginning, beginning
 from hub.core.model import HubError
-from hub.core.retention import BATCH, DAY_S, KEPT_MIN, Beginning, Keep, beginning, prune
+from hub.core.retention import BATCH, DAY_S, KEPT_MIN, Keep, prune
 from hub.core.store import Store
 from tests.hub.kit import WALL_S, Hub, open_store
 
@@ -83,7 +84,8 @@ def test_what_is_taken_out_without_a_word_breaks_the_chain(hub: Hub) -> None:
     with hub.store.write() as tx:
         tx.drop_audit(first)
         begin = beginning(tx)
-        assert first_break(begin.before, begin.id, tx.audit_rows(limit=1_000))[0] == first + 1
+        broken, _, _ = first_break(begin.before, begin.id, tx.audit_rows(limit=1_000))
+        assert broken is not None and broken.id == first + 1
     false: tuple[dict[str, str | int], ...] = (
         {"last": first, "hash": bytes(32).hex()},
         {"last": first, "hash": "nonsense"},
@@ -93,9 +95,10 @@ def test_what_is_taken_out_without_a_word_breaks_the_chain(hub: Hub) -> None:
     )
     for detail in false:  # and a word that does not fit is none
         with hub.store.write() as tx:
-            record(tx, WALL_S, "hub", retention.PRUNED, "", detail)
+            record(tx, WALL_S, "hub", PRUNED, "", detail)
             begin = beginning(tx)
-            assert first_break(begin.before, begin.id, tx.audit_rows(limit=1_000))[0] == first + 1
+            broken, _, _ = first_break(begin.before, begin.id, tx.audit_rows(limit=1_000))
+            assert broken is not None and broken.id == first + 1
 
 
 def test_a_broken_chain_stays_as_it_is(hub: Hub) -> None:
@@ -244,7 +247,7 @@ def test_two_hubs_side_by_side_take_each_row_once(place: Path | str, monkeypatch
         process.close()
     with closing(open_store(place)) as store:
         begin, rows = proven(store)
-    told = [json.loads(row.detail) for row in rows if row.verb == retention.PRUNED]
+    told = [json.loads(row.detail) for row in rows if row.verb == PRUNED]
     assert begin.id == 201 and [(one["first"], one["last"]) for one in told] == [
         (first, first + 4) for first in range(1, 200, 5)
     ]

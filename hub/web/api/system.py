@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, replace
 from functools import lru_cache
 from typing import Annotated, Any
@@ -117,7 +116,7 @@ def to_out(entry: audit.Entry) -> AuditOut:
         actor=entry.actor,
         verb=entry.verb,
         object=entry.object,
-        detail=json.loads(entry.detail),
+        detail=entry.details(),
         hash=entry.hash.hex(),
     )
 

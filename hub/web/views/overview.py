@@ -13,7 +13,7 @@ from edgeagent import crypto as providers
 from edgeagent.proto.refusals import ControlError
 from edgeagent.proto.telemetry import read as read_sample
 from hub import rolling
-from hub.core import lock
+from hub.core import lock, retention
 from hub.core.rigs import Verdict
 from hub.core.roles import Principal
 from hub.core.rollout import RolloutState
@@ -52,7 +52,7 @@ def show(request: Request, who: Annotated[Principal, allowed("devices:read")], b
         recent = fleet.latest(tx.connection, RECENT_SHOWN)
         relays = tx.relays()
         alerts = find_alerts(tx, health, len([relay for relay in relays if not relay.online]))
-        alerts += network_alerts(tx, who, now_s)
+        alerts += network_alerts(tx, who, now_s) + audit_alerts(tx, who, now_s)
         paths = find_paths(tx, now_s)
         short, weak = _complaints(request, tx, now_s)
         alerts += rollout_alerts(tx)
@@ -138,6 +138,14 @@ def network_alerts(tx: SqlTx, who: Principal, now_s: int) -> list[Alert]:
             text = f"Signatures of {_devices(ending)} end within 30 days"
             found.append(Alert("warn", "lock", text, "Sign them again in time", "/lock"))
     return found
+
+
+def audit_alerts(tx: SqlTx, who: Principal, now_s: int) -> list[Alert]:
+    broken = retention.held_up_by(tx, now_s) if who.may("audit:read") else None
+    if broken is None:
+        return []
+    text = f"The audit log breaks at row {broken.row.id}, and is not pruned any more"
+    return [Alert("bad", "list-details", text, "Look into it, then accept the break on the hub’s machine", "/audit")]
 
 
 def rig_alerts(tx: SqlTx) -> list[Alert]:

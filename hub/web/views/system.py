@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -9,7 +10,9 @@ from fastapi import APIRouter, Form, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
 
-from hub.core import audit, retention
+from hub.core import chain as chains
+from hub.core import retention
+from hub.core.chain import Accepts, Walk
 from hub.core.events import EVENTS
 from hub.core.retention import Keep
 from hub.core.roles import Principal
@@ -48,7 +51,8 @@ def audit_log(
             verb=verb.strip(),
             object_=object.strip(),
         )
-        last, begin, keep = tx.last_audit(), retention.beginning(tx), Keep.decode(tx.audit_keep())
+        last, begin, keep = tx.last_audit(), chains.beginning(tx), Keep.decode(tx.audit_keep())
+        held_up = None if is_part(request) else retention.held_up_by(tx, int(time.time()))
     shown = found[:PAGE_SIZE]
     query = {"actor": actor, "verb": verb, "object": object}
     context: dict[str, Any] = {
@@ -60,6 +64,7 @@ def audit_log(
         "last": last,
         "begin": begin,
         "keep": keep,
+        "held_up": held_up,
         "here": str(request.url.path) + (f"?{request.url.query}" if request.url.query else ""),
     }
     return page(request, "audit_table.html" if is_part(request) else "audit.html", context)
@@ -74,18 +79,24 @@ def chain(request: Request, who: Annotated[Principal, allowed("audit:read")], ba
 
 
 def follow(tx: SqlTx) -> dict[str, Any]:
-    """`broken`: the first row that does not fit, or None; `rows`: how many do; `whole`: whether that was all."""
-    begin = retention.beginning(tx)
-    before, expected, broken = begin.before, begin.id, None
-    while broken is None and expected < begin.id + CHAIN_MAX:
-        rows = tx.audit_rows(after=expected - 1, limit=CHAIN_STEP)
-        broken, before, expected = audit.first_break(before, expected, rows)
-        if len(rows) < CHAIN_STEP:
+    """`broken`: the first break that was not accepted, or None; `accepted`: those before it; `rows`: how many rows
+    were read; `whole`: whether that was all."""
+    begin = chains.beginning(tx)
+    walk, count = Walk(begin, Accepts(tx)), 0
+    while count < CHAIN_MAX:
+        rows = tx.audit_rows(after=walk.next_id - 1, limit=CHAIN_STEP)
+        count += len(rows)
+        if not walk.go(rows) or len(rows) < CHAIN_STEP:
             break
     last = tx.last_audit()
-    whole = broken is None and (last is None or last.id == expected - 1)
-    count = expected - begin.id
-    return {"broken": broken, "rows": count, "begin": begin, "whole": whole, "hash": before.hex()}
+    return {
+        "broken": walk.broken,
+        "accepted": walk.accepted,
+        "rows": count,
+        "begin": begin,
+        "whole": walk.broken is None and (last is None or last.id == walk.next_id - 1),
+        "hash": walk.before.hex(),
+    }
 
 
 @router.get("/settings")
