@@ -19,6 +19,7 @@ DIST = Path(__file__).parents[2] / "edgeagent" / "dist"
 UNIT = DIST / "edgeagent.service"
 INIT = DIST / "edgeagent.init"
 ROOT = Path(__file__).parents[2]
+BYTE_CODE = ROOT / "tools" / "package" / "files" / "edgeagent-bytecode.service"
 RELAY, HUB = ROOT / "relay" / "edgerelay.service", ROOT / "hub" / "edgehub.service"
 
 
@@ -66,7 +67,7 @@ def test_a_hub_is_given_a_low_port_by_what_its_comment_says() -> None:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
-@pytest.mark.parametrize("path", [UNIT, RELAY, HUB], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [UNIT, BYTE_CODE, RELAY, HUB], ids=lambda path: path.stem)
 def test_systemd_accepts_the_unit(tmp_path: Path, path: Path) -> None:
     copy = tmp_path / path.name
     copy.write_text(re.sub("ExecStart=.*", "ExecStart=/bin/true", path.read_text()))

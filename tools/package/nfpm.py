@@ -99,7 +99,9 @@ def _recipe(target: Target, form: str, library: Path, room: Path, board: str | N
         form: {"arch": target.arch},
     }
     if form == "deb":
+        put(f"{HOME}/bytecode", FILES / "bytecode.sh", 0o755)
         put("/usr/lib/systemd/system/edgeagent.service", dist / "edgeagent.service")
+        put("/usr/lib/systemd/system/edgeagent-bytecode.service", FILES / "edgeagent-bytecode.service")
         copyright_ = room / "copyright"
         copyright_.write_text(_copyright())
         put("/usr/share/doc/edgeagent/copyright", copyright_)
