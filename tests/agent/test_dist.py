@@ -45,6 +45,12 @@ def test_the_capabilities_are_the_few_it_needs() -> None:
     assert bounding == ["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_NET_BIND_SERVICE"]
 
 
+def test_the_unit_lets_resolv_conf_be_replaced() -> None:
+    """Of two lines about the same path systemd takes the stricter one, so `full` is not undone by ReadWritePaths."""
+    assert unit()["Service"]["ProtectSystem"] == "yes"
+    assert not {"ReadOnlyPaths", "InaccessiblePaths"} & set(unit()["Service"])
+
+
 def test_what_bounds_the_memory_from_outside_leaves_room_for_the_ceilings_inside() -> None:
     service = unit()["Service"]
     high, most = (int(service[name].removesuffix("M")) for name in ("MemoryHigh", "MemoryMax"))
