@@ -210,6 +210,7 @@ def test_a_deb_is_what_dpkg_thinks_it_is(made: Path, capsys: pytest.CaptureFixtu
     assert {"./usr/lib/edgeagent/libedgefast.so", "./usr/lib/systemd/system/edgeagent.service"} <= files.keys()
     assert files["./usr/lib/edgeagent/bytecode"] == ("-rwxr-xr-x", "root/root")
     assert "./usr/lib/systemd/system/edgeagent-bytecode.service" in files
+    assert files["./usr/share/python3/runtime.d/edgeagent.rtupdate"][0] == "-rwxr-xr-x"
     assert run("dpkg-deb", "-I", str(deb), "conffiles") == "/etc/edgeagent.conf\n"
     first = deb.read_bytes()
     assert package_command.main(["deb", "--arch", "arm64", "--out", str(made), "--json"]) == 0
@@ -277,35 +278,30 @@ def test_scripts_are_shell(name: str) -> None:
         assert name.endswith((".conf", "keep.d", ".service"))
 
 
-@pytest.mark.skipif(not os.path.realpath("/usr/bin/python3").startswith("/usr/bin/python3."), reason="not as in Debian")
-def test_byte_code_is_made_where_there_is_none_for_the_systems_python(tmp_path: Path, bare: bytes) -> None:
-    """As after an upgrade of Debian: what is there is the last Python's."""
+def test_byte_code_is_made_for_the_python_that_is_there_now(tmp_path: Path, bare: bytes) -> None:
+    """What postinst, the unit and Debian's hook call. The last Python's stays: an agent may run by it."""
     (tmp_path / "edgeagent.pyz").write_bytes(bare)
-    last, part = tmp_path / "edgeagent.cpython-39.pyz", tmp_path / "edgeagent.pyz.part"
+    last = tmp_path / "edgeagent.cpython-39.pyz"
     last.touch()
-    part.touch()
-    script = shutil.copy(nfpm.FILES / "bytecode.sh", tmp_path / "bytecode")
-    tag = run("/usr/bin/python3", "-I", "-c", "import sys; print(sys.implementation.cache_tag)").strip()
-    kept = tmp_path / f"edgeagent.{tag}.pyz"
-    said = run("sh", str(script))
+    said = run("sh", str(shutil.copy(nfpm.FILES / "bytecode.sh", tmp_path / "bytecode")))
     if "not made" in said:
         pytest.skip(said)
     look = "sys.path.insert(0, sys.argv[1]); from edgeagent.bytecode import path_of; print(path_of(sys.argv[1]))"
-    probe = f"import sys; {look}"
-    asked = ("/usr/bin/python3", "-I", "-c", probe, str(tmp_path / "edgeagent.pyz"))
-    assert run(*asked).strip() == str(kept)
-    assert not last.exists() and part.exists()  # nothing but what is another Python's
-    made = kept.stat()
-    run("sh", str(script))
-    assert kept.stat().st_ino == made.st_ino  # at each later boot there is nothing to do
-    last.touch()
-    run("sh", str(script), "anew")
-    assert kept.stat().st_ino != made.st_ino and last.exists()  # of an agent that runs by it until its restart
+    kept = run("/usr/bin/python3", "-I", "-c", f"import sys; {look}", str(tmp_path / "edgeagent.pyz")).strip()
+    assert kept.startswith(f"{tmp_path}/edgeagent.cpython-3") and kept != str(last)
+    assert last.exists()
 
 
-def test_the_service_of_byte_code_comes_with_the_agent_and_may_write_beside_it_alone() -> None:
+def test_another_python_of_debian_has_byte_code_made() -> None:
+    text = (nfpm.FILES / "python.rtupdate").read_text(encoding="utf-8").replace(f"{nfpm.HOME}/bytecode", "echo made")
+    for when, said in (("pre-rtupdate", ""), ("rtupdate", "made\n"), ("post-rtupdate", "")):
+        assert run("sh", "-c", text, "edgeagent.rtupdate", when, "python3.11", "python3.13") == said
+
+
+def test_the_service_of_byte_code_comes_with_the_agent_where_there_is_none() -> None:
     unit = (nfpm.FILES / "edgeagent-bytecode.service").read_text(encoding="utf-8")
     assert f"\nExecStart=-{nfpm.HOME}/bytecode\n" in unit and "\nAfter=edgeagent.service\n" in unit
+    assert f"\nConditionPathExistsGlob=!{nfpm.HOME}/edgeagent.cpython-*.pyz\n" in unit
     assert f"\nProtectSystem=strict\nReadWritePaths={nfpm.HOME}\n" in unit and "\nCapabilityBoundingSet=\n" in unit
     agent = (ROOT / "edgeagent/dist/edgeagent.service").read_text(encoding="utf-8")
     assert "\nWants=edgeagent-bytecode.service\n" in agent.partition("[Service]")[0]
