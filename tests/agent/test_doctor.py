@@ -247,8 +247,8 @@ def test_a_loopback_that_takes_segments_apart_says_nothing_of_gro(monkeypatch: p
     """As before Linux 5.11, where UDP_GRO is known all the same."""
 
     class Apart(socket.socket):
-        def sendmsg(self, buffers: Any, ancillary: Any, flags: int, address: Any) -> int:
-            (data,) = buffers
+        def sendmsg(self, *said: Any) -> int:
+            (data,), _, _, address = said
             return sum(self.sendto(data[at : at + 100], address) for at in range(0, len(data), 100))
 
     monkeypatch.setattr(socket, "socket", Apart)
