@@ -369,7 +369,8 @@ def check_agent(settings: Settings) -> Iterator[Finding]:
             yield Finding("agent", OK, "not running", meaning)
             return
         version = client.ask({"do": "version"})["version"]
-        told = client.ask({"do": "status"}) if version == VERSION else {}
+        again = connect(settings.socket, 5.0) if version == VERSION else None  # one connection, one question
+        told = {} if again is None else again.ask({"do": "status"})
         agent, engine = told.get("agent"), told.get("engine")
     except PermissionError:
         yield Finding("agent", NOT_CHECKED, f"{settings.socket}: not permitted", meaning, _AS_ROOT)

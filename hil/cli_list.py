@@ -86,6 +86,9 @@ def _list(options: argparse.Namespace) -> int:
         {
             "machine": each.name,
             "board": each.board,
+            "release": each.release,
+            "kernel_release": each.kernel_release or each.release,
+            "debian": each.debian,
             "options": " ".join(each.options),
             "program": shutil.which(each.program),
             "package": each.needs,
@@ -111,6 +114,7 @@ def _list(options: argparse.Namespace) -> int:
                 (
                     each["machine"],
                     each["board"],
+                    each["debian"],
                     each["options"],
                     each["program"] or f"not here: package {each['package']}",
                 )

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from boards import catalogue, schema
 
+BULLSEYE, BOOKWORM, TRIXIE = "bullseye", "bookworm", "trixie"  # Debian 11, 12 and 13
+
 # `tun` is loaded by the initrd, too: then no service of the guest has to make its device node.
 _DISK = ("virtio_blk", "crc32c_generic", "ext4", "virtio_net", "virtio_rng", "tun")
 PCI = ("virtio_pci", *_DISK)
@@ -40,6 +42,9 @@ class Machine(NamedTuple):
     network adapter on USB), `early` the modules by name that the initrd loads: those that root needs, and what guests
     have besides; what is built in is skipped. `tree`: the device tree, of those in the kernel's package; QEMU makes the
     others'. `stand_in`: the machine that its packages are configured on, where that is not this one.
+
+    `release` is Debian's that its packages are from. Where its kernel is another's, `kernel_release` says so; `older`
+    are the packages that are from there, too.
     """
 
     name: str
@@ -52,6 +57,14 @@ class Machine(NamedTuple):
     early: tuple[str, ...]
     tree: str = ""
     stand_in: str = ""
+    release: str = BOOKWORM  # the last one with mipsel
+    kernel_release: str = ""
+    older: tuple[str, ...] = ()
+
+    @property
+    def debian(self) -> str:
+        """Its release, and that of its kernel where it is another, in a word or two."""
+        return self.release + (f", kernel of {self.kernel_release}" if self.kernel_release else "")
 
     @property
     def program(self) -> str:
@@ -98,6 +111,30 @@ MACHINES = (
         PI,
         tree="broadcom/bcm2837-rpi-3-b.dtb",
         stand_in="arm64",
+    ),
+    Machine(
+        "arm64-trixie",
+        "qemu-arm64",
+        "arm64",
+        "qemu-system-arm",
+        "linux-image-cloud-arm64",
+        "ttyAMA0",
+        "pci",
+        PCI,
+        release=TRIXIE,
+    ),
+    # The agent wants Python 3.11, so it is an old kernel, and what speaks to its packet filter, under a newer Debian.
+    Machine(
+        "arm64-5.10",
+        "qemu-arm64",
+        "arm64",
+        "qemu-system-arm",
+        "linux-image-cloud-arm64",
+        "ttyAMA0",
+        "pci",
+        PCI,
+        kernel_release=BULLSEYE,
+        older=("nftables", "libnftables1"),
     ),
 )
 BY_NAME = {machine.name: machine for machine in MACHINES}

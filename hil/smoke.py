@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from hil.desk import Desk
 from hil.errors import CommandFailed, GuestStuck, NotReached
 from hil.guests.build import build
 from hil.machines import Machine
+from hil.programs import until
 from hil.report import Report
 from hil.rig import Device, Rig
 
@@ -24,6 +26,10 @@ NAMES = ("pump", "camera", "truck", "gate")
 KINDS = ("port", "full", "symmetric", "address")
 REACH_TIMEOUT_S = 120.0
 REJOIN_TIMEOUT_S = 900.0
+NAMES_TIMEOUT_S = 120.0
+DOCTOR_TIMEOUT_S = 300.0  # it tries the C library in a process of its own, on mipsel, too
+ASK_TIMEOUT_S = 120.0
+POLL_S = 1.0
 RSS_MIB_MAX = 40  # what an agent keeps itself below, unless told otherwise
 
 
@@ -36,6 +42,12 @@ def smoke(
         with Rig(out, pcap=pcap) as rig:
             devices = raise_fleet(report, rig, machines, store, out, desk=True)
             assert rig.desk is not None
+            with report.step("names") as step:
+                step["said"] = _names(devices, [*devices, rig.desk])
+            with report.step("edgeagent doctor") as step:
+                for device in devices:
+                    _doctor(device)
+                step["said"] = ", ".join(device.name for device in devices)
             _power_cut(report, devices, rig.desk)
             taken = [step["seconds"] for step in report.steps if not step["name"].startswith("guest ")]
             report.figure("whole suite, guests being built", sum(taken), "s")
@@ -116,6 +128,33 @@ def _power_cut(report: Report, devices: Sequence[Device], desk: Desk) -> None:
         step["said"] = pings(report, [*devices, desk], "after the power cut")
     for device in devices:
         report.figure("agent, resident memory, again", device.rss_kb() / 1024, "MiB", device.name, limit=RSS_MIB_MAX)
+
+
+def _names(devices: Sequence[Device], members: Sequence[Device | Desk]) -> str:
+    """Programs of each guest know the others by name, without a domain. Raises NotReached."""
+    for device in devices:
+        others = [other.name for other in members if other is not device]
+        why = f"{device.name}: its resolver does not know all of {', '.join(others)}"
+        until(partial(_knows, device, others), NAMES_TIMEOUT_S, partial(NotReached, why), POLL_S)
+    return f"each knows {', '.join(member.name for member in members)}"
+
+
+def _knows(device: Device, names: Sequence[str]) -> bool:
+    asked = " && ".join(f"getent hosts {name}" for name in names)
+    return "unknown" not in device.guest.console.shell(f"{{ {asked}; }} || echo unknown", ASK_TIMEOUT_S)
+
+
+def _doctor(device: Device) -> None:
+    """It finds no failure. On a busy machine an agent may not answer it in time, so it may try again. CommandFailed."""
+    deadline = time.monotonic() + DOCTOR_TIMEOUT_S
+    while True:
+        try:
+            device.ask("doctor", timeout_s=DOCTOR_TIMEOUT_S)
+        except CommandFailed:
+            if time.monotonic() > deadline:
+                raise
+        else:
+            return
 
 
 def _boards(rig: Rig, devices: Sequence[Device]) -> str:

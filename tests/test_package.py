@@ -208,6 +208,9 @@ def test_a_deb_is_what_dpkg_thinks_it_is(made: Path, capsys: pytest.CaptureFixtu
     assert files["./usr/bin/edgeagent"] == ("-rwxr-xr-x", "root/root")
     assert files["./usr/lib/edgeagent/edgeagent.pyz"] == ("-rwxr-xr-x", "root/root")
     assert {"./usr/lib/edgeagent/libedgefast.so", "./usr/lib/systemd/system/edgeagent.service"} <= files.keys()
+    assert files["./usr/lib/edgeagent/bytecode"] == ("-rwxr-xr-x", "root/root")
+    assert "./usr/lib/systemd/system/edgeagent-bytecode.service" in files
+    assert files["./usr/share/python3/runtime.d/edgeagent.rtupdate"][0] == "-rwxr-xr-x"
     assert run("dpkg-deb", "-I", str(deb), "conffiles") == "/etc/edgeagent.conf\n"
     first = deb.read_bytes()
     assert package_command.main(["deb", "--arch", "arm64", "--out", str(made), "--json"]) == 0
@@ -272,4 +275,33 @@ def test_scripts_are_shell(name: str) -> None:
     if text.startswith("#!/bin/sh"):
         subprocess.run(["sh", "-n", str(nfpm.FILES / name)], check=True, timeout=30)
     else:
-        assert name.endswith((".conf", "keep.d"))
+        assert name.endswith((".conf", "keep.d", ".service"))
+
+
+def test_byte_code_is_made_for_the_python_that_is_there_now(tmp_path: Path, bare: bytes) -> None:
+    """What postinst, the unit and Debian's hook call. The last Python's stays: an agent may run by it."""
+    (tmp_path / "edgeagent.pyz").write_bytes(bare)
+    last = tmp_path / "edgeagent.cpython-39.pyz"
+    last.touch()
+    said = run("sh", str(shutil.copy(nfpm.FILES / "bytecode.sh", tmp_path / "bytecode")))
+    if "not made" in said:
+        pytest.skip(said)
+    look = "sys.path.insert(0, sys.argv[1]); from edgeagent.bytecode import path_of; print(path_of(sys.argv[1]))"
+    kept = run("/usr/bin/python3", "-I", "-c", f"import sys; {look}", str(tmp_path / "edgeagent.pyz")).strip()
+    assert kept.startswith(f"{tmp_path}/edgeagent.cpython-3") and kept != str(last)
+    assert last.exists()
+
+
+def test_another_python_of_debian_has_byte_code_made() -> None:
+    text = (nfpm.FILES / "python.rtupdate").read_text(encoding="utf-8").replace(f"{nfpm.HOME}/bytecode", "echo made")
+    for when, said in (("pre-rtupdate", ""), ("rtupdate", "made\n"), ("post-rtupdate", "")):
+        assert run("sh", "-c", text, "edgeagent.rtupdate", when, "python3.11", "python3.13") == said
+
+
+def test_the_service_of_byte_code_comes_with_the_agent_where_there_is_none() -> None:
+    unit = (nfpm.FILES / "edgeagent-bytecode.service").read_text(encoding="utf-8")
+    assert f"\nExecStart=-{nfpm.HOME}/bytecode\n" in unit and "\nAfter=edgeagent.service\n" in unit
+    assert f"\nConditionPathExistsGlob=!{nfpm.HOME}/edgeagent.cpython-*.pyz\n" in unit
+    assert f"\nProtectSystem=strict\nReadWritePaths={nfpm.HOME}\n" in unit and "\nCapabilityBoundingSet=\n" in unit
+    agent = (ROOT / "edgeagent/dist/edgeagent.service").read_text(encoding="utf-8")
+    assert "\nWants=edgeagent-bytecode.service\n" in agent.partition("[Service]")[0]

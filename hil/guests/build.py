@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from hil.errors import BuildFailed, GuestStuck, MissingProgram
 from hil.guests import initrd, trim
-from hil.guests.packages import MIRROR, SUITE, Archive, run
+from hil.guests.packages import MIRROR, Archive, run
 from hil.machines import BY_NAME, Machine
 from hil.qemu import Boot, Guest
 
@@ -128,7 +128,7 @@ def recipe(machine: Machine) -> str:
 
 def _base_recipe(machine: Machine) -> str:
     """Of its configured packages."""
-    parts = [repr((machine, machine.image_mb, PACKAGES, MODULES, SUITE, MIRROR))]
+    parts = [repr((machine, machine.image_mb, PACKAGES, MODULES, MIRROR))]
     sources = ("unpacked.py", "initrd.py", "configure.sh", "finish.sh")
     return _hash([*parts, *(f"{name}\0{(HERE / name).read_text(encoding='utf-8')}" for name in sources)])
 
@@ -188,11 +188,8 @@ def _base(machine: Machine, store: Path, target: Path, say: Callable[[str], None
         return built
     began = time.monotonic()
     target.mkdir(parents=True, exist_ok=True)
-    archive = Archive(machine.arch, store / f"apt-{machine.arch}")
     say("fetching packages")
-    archive.update()
-    archives = archive.closure(PACKAGES)
-    kernel, busybox = archive.one(machine.kernel), archive.one("busybox-static")
+    archives, kernel, busybox = _fetched(machine, store)
     host = BY_NAME[machine.stand_in] if machine.stand_in else machine
     with tempfile.TemporaryDirectory(prefix="edgehil-") as name:
         work = Path(name)
@@ -239,6 +236,20 @@ def _base(machine: Machine, store: Path, target: Path, say: Callable[[str], None
     return built._replace(seconds=time.monotonic() - began)
 
 
+def _fetched(machine: Machine, store: Path) -> tuple[list[Path], Path, Path]:
+    """The guest's packages, its kernel and its busybox: of `release`, but for what is to be older."""
+    archive = Archive(store, machine.release, machine.arch)
+    archive.update()
+    archives, older = archive.closure(PACKAGES), archive
+    if machine.kernel_release:
+        older = Archive(store, machine.kernel_release, machine.arch)
+        older.update()
+        # Whether they fit the rest, dpkg says in the guest: what a package depends on is looked at there.
+        archives = [path for path in archives if path.name.partition("_")[0] not in machine.older]
+        archives += [older.one(name) for name in machine.older]
+    return archives, older.one(machine.kernel), archive.one("busybox-static")
+
+
 def _kernel(archive: Path, work: Path, out: Path) -> tuple[Path, str]:
     """Copies the kernel to `out`; returns where its modules are, and its release."""
     run(["dpkg-deb", "--extract", str(archive), str(work / "kernel")], UNPACK_TIMEOUT_S)
@@ -247,6 +258,8 @@ def _kernel(archive: Path, work: Path, out: Path) -> tuple[Path, str]:
         raise BuildFailed(f"{archive.name}: {len(images)} kernels are in it")
     shutil.copy(images[0], out)
     release = images[0].name.partition("-")[2]
+    if not (work / "kernel/lib").exists():  # since trixie all is below usr, where this host's depmod does not look
+        (work / "kernel/lib").symlink_to("usr/lib")
     run(["depmod", "-b", str(work / "kernel"), release], UNPACK_TIMEOUT_S)
     return work / "kernel/lib/modules" / release, release
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from hil.errors import BuildFailed
 
-SUITE = "bookworm"  # the last one with mipsel
 MIRROR = os.environ.get("EDGEHIL_MIRROR", "http://deb.debian.org/debian")
 ESSENTIAL = "?and(?essential,?not(?name(^apt$)))"  # apt counts itself in, and nothing is installed in a guest
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
@@ -20,15 +19,14 @@ LISTS_AGE_S = 24 * 3600
 
 
 class Archive:
-    """apt for `arch`, under `folder`."""
+    """apt for `arch` and one release of Debian, with a folder of its own in `store`."""
 
-    def __init__(self, arch: str, folder: Path) -> None:
-        self.arch = arch
-        self.folder = folder = folder.resolve()
+    def __init__(self, store: Path, release: str, arch: str) -> None:
+        self.folder = folder = store.resolve() / f"apt-{release}-{arch}"
         for name in ("lists/partial", "archives/partial", "etc/none", "log"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / "status").touch()
-        source = f"deb [signed-by={KEYRING}] {MIRROR} {SUITE} main\n"
+        source = f"deb [signed-by={KEYRING}] {MIRROR} {release} main\n"
         (folder / "etc/sources.list").write_text(source, encoding="utf-8")
         settings = {
             "Dir::State": folder / "log",

@@ -62,6 +62,7 @@ MASKED = (
     "systemd-sysctl.service",
     "systemd-sysusers.service",
     "systemd-tmpfiles-clean.timer",
+    "systemd-tmpfiles-setup-dev-early.service",
     "systemd-tmpfiles-setup-dev.service",
     "systemd-tmpfiles-setup.service",
     "systemd-update-done.service",
@@ -80,8 +81,10 @@ GENERATORS = (
     "systemd-integritysetup-generator",
     "systemd-rc-local-generator",
     "systemd-run-generator",
+    "systemd-ssh-generator",
     "systemd-system-update-generator",
     "systemd-sysv-generator",
+    "systemd-tpm2-generator",
     "systemd-veritysetup-generator",
 )
 

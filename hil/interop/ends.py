@@ -46,7 +46,7 @@ def preshared(folder: Path) -> Path:
 
 def disk(machine: Machine, built: Built, store: Path, files: dict[str, Path], out: Path) -> Path:
     """A copy of the guest's root with `wg` in it, and with `files` by their paths there."""
-    archive = Archive(machine.arch, store.resolve() / f"apt-{machine.arch}").one("wireguard-tools")
+    archive = Archive(store, machine.release, machine.arch).one("wireguard-tools")
     with tempfile.TemporaryDirectory(prefix="edgehil-") as name:
         run(["dpkg-deb", "--extract", str(archive), name], COPY_TIMEOUT_S)
         run(["cp", "--sparse=always", str(built.root), str(out)], COPY_TIMEOUT_S)

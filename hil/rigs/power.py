@@ -67,6 +67,7 @@ class HTTPPower(_Switched):
                 context = ssl.create_default_context(cafile=str(folder / Path(values["ca_file"]).expanduser()))
             except OSError as error:
                 raise PowerFailed(f"{name}: ca_file {values['ca_file']}: {error}.") from None
+            context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # which Python 3.13 sets: edgeagent/approval.py
         # A proxy of the environment would see the authorization.
         self._opener = urllib.request.build_opener(
             _NoRedirect, urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)

@@ -19,6 +19,7 @@ DIST = Path(__file__).parents[2] / "edgeagent" / "dist"
 UNIT = DIST / "edgeagent.service"
 INIT = DIST / "edgeagent.init"
 ROOT = Path(__file__).parents[2]
+BYTE_CODE = ROOT / "tools" / "package" / "files" / "edgeagent-bytecode.service"
 RELAY, HUB = ROOT / "relay" / "edgerelay.service", ROOT / "hub" / "edgehub.service"
 
 
@@ -44,6 +45,12 @@ def test_the_capabilities_are_the_few_it_needs() -> None:
     assert bounding == ["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_NET_BIND_SERVICE"]
 
 
+def test_the_unit_lets_resolv_conf_be_replaced() -> None:
+    """Of two lines about the same path systemd takes the stricter one, so `full` is not undone by ReadWritePaths."""
+    assert unit()["Service"]["ProtectSystem"] == "yes"
+    assert not {"ReadOnlyPaths", "InaccessiblePaths"} & set(unit()["Service"])
+
+
 def test_what_bounds_the_memory_from_outside_leaves_room_for_the_ceilings_inside() -> None:
     service = unit()["Service"]
     high, most = (int(service[name].removesuffix("M")) for name in ("MemoryHigh", "MemoryMax"))
@@ -66,7 +73,7 @@ def test_a_hub_is_given_a_low_port_by_what_its_comment_says() -> None:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
-@pytest.mark.parametrize("path", [UNIT, RELAY, HUB], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [UNIT, BYTE_CODE, RELAY, HUB], ids=lambda path: path.stem)
 def test_systemd_accepts_the_unit(tmp_path: Path, path: Path) -> None:
     copy = tmp_path / path.name
     copy.write_text(re.sub("ExecStart=.*", "ExecStart=/bin/true", path.read_text()))

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import selectors
 import shutil
+import socket
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +20,9 @@ from edgeagent.engine.fast import build as builder
 from edgeagent.engine.fast import library
 from edgeagent.io import forwarding
 from edgeagent.io.keystore import Keystore, StateFile
+from edgeagent.io.localapi import Client, LocalApi
 from edgeagent.proto.routewish import RouteWish
-from edgeagent.version import BUILD_TIME_S
+from edgeagent.version import BUILD_TIME_S, VERSION
 from tools import OBJECTS
 
 needs_compiler = pytest.mark.skipif(not any(map(shutil.which, builder.COMPILERS)), reason="no C compiler")
@@ -236,6 +241,62 @@ def test_offloads_are_seen_on_real_sockets() -> None:
     segment, gro = probes.try_udp_offloads()
     release = tuple(int("".join(filter(str.isdigit, part))) for part in os.uname().release.split(".")[:2])
     assert (segment, gro) == (release >= (4, 18), release >= (5, 0))
+
+
+def test_a_loopback_that_takes_segments_apart_says_nothing_of_gro(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As before Linux 5.11, where UDP_GRO is known all the same."""
+
+    class Apart(socket.socket):
+        def sendmsg(self, *said: Any) -> int:
+            (data,), _, _, address = said
+            return sum(self.sendto(data[at : at + 100], address) for at in range(0, len(data), 100))
+
+    monkeypatch.setattr(socket, "socket", Apart)
+    assert probes.try_udp_offloads() == (True, True)
+    monkeypatch.setattr(probes, "_UDP_GRO", 251)  # which no kernel has
+    assert probes.try_udp_offloads() == (True, False)
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[list[str]]:
+    """Something that answers as an agent does, a question a connection; the list has what it was asked."""
+    asked: list[str] = []
+    answers = {
+        "version": {"version": VERSION},
+        "status": {
+            "agent": {"flash": {"writes": 1, "bytes": 9, "day": {"writes": 1, "bytes": 9}}},
+            "engine": {"name": "fast", "why": "the C library is there"},
+        },
+    }
+    selector = selectors.DefaultSelector()
+
+    def handle(_now: float, client: Client, verb: str, _request: dict[str, Any]) -> None:
+        asked.append(verb)
+        client.answer(answers[verb])
+
+    api = LocalApi(str(tmp_path / "agent.sock"), handle, selector)
+    api.open()
+    ended = threading.Event()
+
+    def serve() -> None:
+        while not ended.is_set():
+            for key, _ in selector.select(0.02):
+                key.data(time.monotonic(), key.fd)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield asked
+    ended.set()
+    thread.join()
+    api.close()
+    selector.close()
+
+
+def test_a_running_agent_is_asked_what_it_is_and_does(capsys: pytest.CaptureFixture[str], agent: list[str]) -> None:
+    _, found = rows(capsys)
+    assert (found["agent"]["state"], found["agent"]["found"]) == (doctor.OK, f"running, version {VERSION}")
+    assert found["engine in use"]["found"] == "fast: the C library is there"
+    assert found["flash"]["state"] == doctor.OK and agent == ["version", "status"]
 
 
 def settings() -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import lzma
 import shutil
 import subprocess
 import sys
@@ -12,15 +13,19 @@ from pathlib import Path
 
 import pytest
 
+from hil import cli, cli_suites
 from hil.errors import BuildFailed, CommandFailed, GuestDied, HilError, MissingImage, MissingProgram
+from hil.guests import build as building
 from hil.guests import initrd, trim, unpacked
 from hil.guests.build import build, recipe
-from hil.machines import BY_NAME, MACHINES
+from hil.guests.packages import Archive
+from hil.machines import BOOKWORM, BULLSEYE, BY_NAME, MACHINES, TRIXIE
 from hil.qemu import Boot, Guest
 from hil.qmp import Qmp
 from hil.report import Report
 
 OVERLAY = Path(trim.__file__).with_name("overlay")
+DOCS = Path(__file__).parents[2] / "docs/hil.md"
 needs = pytest.mark.skipif(
     any(shutil.which(name) is None for name in ("dpkg-deb", "fakeroot", "mke2fs", "debugfs", "depmod")),
     reason="`./dev hil` installs what guests are made with",
@@ -122,6 +127,32 @@ def test_an_initrd_loads_what_a_module_needs_before_it(tmp_path: Path) -> None:
     assert (tmp_path / "modules/ext4.ko").read_bytes() == b"fs/ext4.ko"
 
 
+def test_an_initrd_has_modules_as_they_are_loaded(tmp_path: Path) -> None:
+    """Of trixie's kernel they are compressed."""
+    folder = tmp_path / "lib/modules/6.12"
+    folder.mkdir(parents=True)
+    (folder / "ext4.ko.xz").write_bytes(lzma.compress(b"ext4, as it is loaded"))
+    (folder / "tun.ko").write_bytes(b"tun")
+    (folder / "modules.dep").write_text("ext4.ko.xz:\ntun.ko:\n")
+    (tmp_path / "busybox").write_bytes(b"a program")
+    initrd.make(tmp_path / "initrd", tmp_path / "busybox", folder, ["ext4", "tun"])
+    data = gzip.decompress((tmp_path / "initrd").read_bytes())
+    assert b"modules/ext4.ko\0" in data and b"ext4, as it is loaded" in data
+    assert b"ext4.ko\ntun.ko" in data and b".xz" not in data
+
+
+@needs
+@pytest.mark.parametrize("folder", ["lib", "usr/lib"])
+def test_a_kernel_is_found_with_its_modules_where_debian_puts_them(tmp_path: Path, folder: str) -> None:
+    """Below /lib up to bookworm, below /usr/lib since trixie."""
+    files = {"boot/vmlinuz-6.12-cloud": "a kernel", f"{folder}/modules/6.12-cloud/kernel/x.ko": "x"}
+    package = archive(tmp_path, "linux-image-cloud", files)
+    (tmp_path / "work").mkdir()
+    found, version = building._kernel(package, tmp_path / "work", tmp_path / "kernel")
+    assert (tmp_path / "kernel").read_text() == "a kernel" and version == "6.12-cloud"
+    assert (found / "kernel/x.ko").read_text() == "x" and (found / "modules.dep").exists()
+
+
 @needs
 def test_what_a_guest_does_without_is_masked_and_settings_are_put_in(tmp_path: Path) -> None:
     root = tmp_path / "root"
@@ -151,6 +182,82 @@ def test_each_machine_is_another_recipe_and_has_a_board() -> None:
     assert BY_NAME["arm64"].program == "qemu-system-aarch64"
     assert BY_NAME["mipsel"].options[:2] == ("-M", "malta")
     assert "-smp" not in BY_NAME["raspi3b"].options  # QEMU refuses another number than its own
+
+
+def test_a_guest_is_of_one_release_of_debian_and_its_hash_says_so() -> None:
+    ours = BY_NAME["arm64"]
+    assert (ours.release, BY_NAME["mipsel"].release, BY_NAME["arm64-trixie"].release) == (BOOKWORM, BOOKWORM, TRIXIE)
+    others = [ours._replace(release=TRIXIE), ours._replace(kernel_release=BULLSEYE), ours._replace(older=("nftables",))]
+    assert len({recipe(machine) for machine in (ours, *others)}) == 4
+    names = [machine.name for machine in MACHINES]
+    assert len(set(names)) == len(names)
+    assert not {"arm64-trixie", "arm64-5.10"} & set(cli_suites.MATRIX.split(","))
+    asked = cli_suites.asked("arm64-trixie,arm64-5.10", 2)
+    assert [machine.name for machine in asked] == ["arm64-trixie", "arm64-5.10"]
+
+
+def test_packages_of_each_release_are_kept_apart(tmp_path: Path) -> None:
+    folders = {release: Archive(tmp_path, release, "arm64").folder for release in (BOOKWORM, TRIXIE)}
+    assert len(set(folders.values())) == 2
+    for release, folder in folders.items():
+        assert f" {release} main\n" in (folder / "etc/sources.list").read_text()
+        assert f'Dir::State::lists "{folder}/lists"' in (folder / "apt.conf").read_text()
+
+
+class FakeArchive(Archive):
+    """Says where each package would be from."""
+
+    def update(self) -> None:
+        (self.folder / "updated").touch()
+
+    def closure(self, names: object) -> list[Path]:
+        known = ("libc6_1_arm64", "libnftables1_2_arm64", "nftables_2_arm64", "nftables-more_2_all")
+        return [self.folder / f"{name}.deb" for name in known]
+
+    def one(self, name: str) -> Path:
+        return self.folder / f"{name}_0_arm64.deb"
+
+
+def test_of_an_older_release_come_the_kernel_and_what_speaks_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(building, "Archive", FakeArchive)
+
+    def told(name: str) -> list[str]:
+        archives, kernel, busybox = building._fetched(BY_NAME[name], tmp_path)
+        return [str(path.relative_to(tmp_path)) for path in (*archives, kernel, busybox)]
+
+    older, ours = "apt-bullseye-arm64", "apt-bookworm-arm64"
+    assert told("arm64-5.10") == [
+        f"{ours}/libc6_1_arm64.deb",
+        f"{ours}/nftables-more_2_all.deb",
+        f"{older}/nftables_0_arm64.deb",
+        f"{older}/libnftables1_0_arm64.deb",
+        f"{older}/linux-image-cloud-arm64_0_arm64.deb",
+        f"{ours}/busybox-static_0_arm64.deb",
+    ]
+    assert (tmp_path / older / "updated").exists()
+    assert {Path(each).parent.name for each in told("arm64-trixie")} == {"apt-trixie-arm64"}
+
+
+def test_the_list_says_which_debian_a_machine_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list", "--rigs", str(tmp_path)]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
+    assert "  bookworm  " in lines["arm64"] and "  trixie  " in lines["arm64-trixie"]
+    assert "  bookworm, kernel of bullseye  " in lines["arm64-5.10"]
+    assert cli.main(["list", "--rigs", str(tmp_path), "--json"]) == 0
+    told = {each["machine"]: each for each in json.loads(capsys.readouterr().out)["machines"]}
+    assert list(told) == [machine.name for machine in MACHINES]
+    assert (told["arm64-5.10"]["release"], told["arm64-5.10"]["kernel_release"]) == (BOOKWORM, BULLSEYE)
+    assert (told["arm64"]["release"], told["arm64"]["kernel_release"]) == (BOOKWORM, BOOKWORM)
+
+
+def test_the_manual_has_a_row_for_each_machine() -> None:
+    rows = [line.split("|") for line in DOCS.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    about = {row[1].strip(" `"): row for row in rows}
+    for machine in MACHINES:
+        assert machine.release in about[machine.name][3] and machine.kernel in about[machine.name][3], machine.name
+        assert machine.kernel_release in about[machine.name][3], machine.name
 
 
 def boot_of(folder: Path) -> Boot:

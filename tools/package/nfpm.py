@@ -99,7 +99,10 @@ def _recipe(target: Target, form: str, library: Path, room: Path, board: str | N
         form: {"arch": target.arch},
     }
     if form == "deb":
+        put(f"{HOME}/bytecode", FILES / "bytecode.sh", 0o755)
         put("/usr/lib/systemd/system/edgeagent.service", dist / "edgeagent.service")
+        put("/usr/lib/systemd/system/edgeagent-bytecode.service", FILES / "edgeagent-bytecode.service")
+        put("/usr/share/python3/runtime.d/edgeagent.rtupdate", FILES / "python.rtupdate", 0o755)
         copyright_ = room / "copyright"
         copyright_.write_text(_copyright())
         put("/usr/share/doc/edgeagent/copyright", copyright_)
