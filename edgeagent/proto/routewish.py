@@ -120,6 +120,9 @@ def read_routes(value: Any) -> tuple[list[Prefix], dict[Prefix, Prefix]]:
                     raise ValueError(f"{text}: a device has one number of a site, for all that it translates")
                 if not translated and at != prefix and prefixes.overlap(mapped, other):
                     raise ValueError(f"{text}: {prefixes.to_text(mapped)} is offered under two prefixes")
+                if not translated and at != prefix and prefixes.overlap(prefix, at):
+                    # nftables take no such map
+                    raise ValueError(f"{text}: {prefixes.to_text(at)} is another prefix at the site, and overlaps")
             real[prefix] = mapped
         found.append(prefix)
     return list(dict.fromkeys(found)), real

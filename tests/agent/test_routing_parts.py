@@ -78,6 +78,10 @@ def test_ipv4_prefixes_under_ipv6_are_kept_with_what_they_are_inside() -> None:
         ({"advertise": ["10.7.0.0/16=192.168.7.0/24"]}, "of one IP version and one length"),
         ({"advertise": ["10.7.7.0/24=127.0.0.0/24"]}, "loopback"),
         ({"advertise": ["10.1.1.0/24=10.9.9.0/24", "10.2.2.0/24=10.9.9.0/24"]}, "offered under two prefixes"),
+        (
+            {"advertise": ["10.1.1.0/24=10.9.9.0/24", "10.1.0.0/16=172.16.0.0/16"]},
+            "10.1.1.0/24 is another prefix at the site",
+        ),
         ({"advertise": ["192.168.7.0/24@7", "10.0.0.0/8@8"]}, "one number of a site"),
         ({"advertise": ["192.168.7.0/24@0"]}, "a site from 1 to 65535"),
         ({"advertise": ["127.0.0.0/8@7"]}, "127.0.0.0/8@7: loopback"),
