@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from tools.bench import peers
 from tools.bench.tunnel import Tunnel, parse_iperf
 
 LIMIT_BYTES = 32 << 20
+OWN_KIB = 20 << 10  # without what is mapped of files, which programs share and the kernel takes back
 SECONDS = 4
 MBIT_S_MIN = 5  # what a machine manages beside other labs is no property of the code; that traffic goes on is
 
@@ -90,7 +92,9 @@ def test_the_agent_lives_in_32_mib_under_full_load(group: Make, lab: Lab, engine
     status = a.ask("status")
     assert status["agent"]["pid"] == pid and pid in box.members()
     usage = a.ask("status", "--memory")
-    assert usage["process"]["rss_peak_kib"] <= usage["process"]["ceiling_kib"] <= 32 << 10
+    assert usage["process"]["rss_peak_kib"] <= usage["process"]["ceiling_kib"]
+    # Where Python's and OpenSSL's files take more, as on Debian 13, the ceiling is raised by that.
+    assert usage["process"]["ceiling_kib"] - _file_kib(pid) <= OWN_KIB
     assert usage["cgroup"]["limit_kib"] == LIMIT_BYTES >> 10
     assert (usage["pump"] is not None) is (engine == "fast")
     assert box.kills == 0 and box.peak_bytes <= LIMIT_BYTES
@@ -98,6 +102,11 @@ def test_the_agent_lives_in_32_mib_under_full_load(group: Make, lab: Lab, engine
     shown = mesh.hub.run("edgehub", "devices", "show", "a").stdout
     assert "MiB, peak" in shown and "gave_way" in shown
     a.host.run("edgeagent", "down")
+
+
+def _file_kib(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssFile:"))
 
 
 def _udp_or_tcp(text: str) -> tuple[float, int]:
