@@ -101,7 +101,7 @@ def test_pauses_that_are_usual_are_no_reason_for_long(pause_s: float) -> None:
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 4))])
-@pytest.mark.parametrize("every_s", [0.02, 0.1])
+@pytest.mark.parametrize("every_s", [pytest.param(0.02, marks=pytest.mark.slow), 0.1])
 def test_loss_moves_nothing(seed: int, every_s: float) -> None:
     homes = Homes(seed)
     a, b = established(homes, nat.PORT, nat.PORT)
