@@ -15,9 +15,9 @@ HYSTERESIS_DB = 3  # by which a threshold must be passed before there are more b
 WEAK_BARS = 1
 STALE_S = 900.0  # what was said so long ago is not shown as now
 ROAMING_ENDS_S = 600.0  # at a border a modem changes its mind: what costs more begins at once, and ends so late
-# An interface that takes trains of segments counts 52 bytes of headers once for a train; and what is booked a moment
-# before it is counted
-LEDGER_SLACK, LEDGER_SLACK_BYTES = 1.05, 4_096
+# An interface that takes trains of segments counts 52 bytes of headers once for a train; and what waited in the buffers
+# of sockets at the first look, when a busy device joins, was counted before it is booked.
+LEDGER_SLACK, LEDGER_SLACK_BYTES = 1.05, 16_384
 GONE_AFTER = 2  # polls without an answer
 TEXT_BYTES_MAX = 48  # of a name that a modem or a network gave
 TIME_SLACK_S = 86_400 * 365 * 15  # a modem without network time says 1980, 2070 or 2080

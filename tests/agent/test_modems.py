@@ -413,7 +413,7 @@ def test_a_ledger_that_has_more_than_the_interface_is_said(agents: Agents, monke
     counted[:] = [9_000, 9_500]
     site.accounts.ledger.book(site.now, "lan9", Cause.PAYLOAD, 9_000, 7_000)
     assert [row["ledger_agrees"] for row in site.modems.rows(site.now)] == [True]
-    site.accounts.ledger.book(site.now, "lan9", Cause.PAYLOAD, 9_000, 0)
+    site.accounts.ledger.book(site.now, "lan9", Cause.PAYLOAD, 18_000, 0)
     for _ in range(2):
         assert [row["ledger_agrees"] for row in site.modems.rows(site.now)] == [False]
     assert len([line for line in agents.ring.lines() if "the ledger has more" in line]) == 1
