@@ -95,8 +95,9 @@ class Machine(NamedTuple):
         return told
 
 
+_ARM64 = Machine("arm64", "qemu-arm64", "arm64", "qemu-system-arm", "linux-image-cloud-arm64", "ttyAMA0", "pci", PCI)
 MACHINES = (
-    Machine("arm64", "qemu-arm64", "arm64", "qemu-system-arm", "linux-image-cloud-arm64", "ttyAMA0", "pci", PCI),
+    _ARM64,
     Machine("mipsel", "qemu-mipsel", "mipsel", "qemu-system-mips", "linux-image-4kc-malta", "ttyS0", "pci", PCI),
     Machine("armhf", "qemu-armhf", "armhf", "qemu-system-arm", "linux-image-armmp", "ttyAMA0", "device", MMIO),
     Machine("x86-64", "qemu-x86-64", "amd64", "qemu-system-x86", "linux-image-cloud-amd64", "ttyS0", "pci", PCI),
@@ -112,29 +113,8 @@ MACHINES = (
         tree="broadcom/bcm2837-rpi-3-b.dtb",
         stand_in="arm64",
     ),
-    Machine(
-        "arm64-trixie",
-        "qemu-arm64",
-        "arm64",
-        "qemu-system-arm",
-        "linux-image-cloud-arm64",
-        "ttyAMA0",
-        "pci",
-        PCI,
-        release=TRIXIE,
-    ),
+    _ARM64._replace(name="arm64-trixie", release=TRIXIE),
     # The agent wants Python 3.11, so it is an old kernel, and what speaks to its packet filter, under a newer Debian.
-    Machine(
-        "arm64-5.10",
-        "qemu-arm64",
-        "arm64",
-        "qemu-system-arm",
-        "linux-image-cloud-arm64",
-        "ttyAMA0",
-        "pci",
-        PCI,
-        kernel_release=BULLSEYE,
-        older=("nftables", "libnftables1"),
-    ),
+    _ARM64._replace(name="arm64-5.10", kernel_release=BULLSEYE, older=("nftables", "libnftables1")),
 )
 BY_NAME = {machine.name: machine for machine in MACHINES}
